@@ -1,0 +1,31 @@
+"""Schema, request-major batches, embedding tables, tokenizers and the rules of histories."""
+
+from .batch import (
+    Batch,
+    CandidateInputs,
+    CandidateSide,
+    Events,
+    History,
+    Inputs,
+    Output,
+    UserInputs,
+    UserSide,
+)
+from .schema import Field, Schema, Sequence, Task, reference_schema
+
+__all__ = [
+    "Batch",
+    "CandidateInputs",
+    "CandidateSide",
+    "Events",
+    "Field",
+    "History",
+    "Inputs",
+    "Output",
+    "Schema",
+    "Sequence",
+    "Task",
+    "UserInputs",
+    "UserSide",
+    "reference_schema",
+]

@@ -1,0 +1,131 @@
+"""Request-major batches: user-side arrays `[R, ...]`, candidate-side arrays `[R, C, ...]`.
+
+Ordinary pointwise training is C = 1. `Batch` holds ids; `Inputs` holds what `EmbeddingTables.lookup` made of them,
+and is all an architecture ever sees. Every class is a pytree of arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array | Any
+
+
+@flax.struct.dataclass
+class History:
+    """Events of one sequence, newest first (column 0), padded at the old end.
+
+    ids: field name -> int32 [R, S] (or [R, S, bag]); dense: field name -> float32 [R, S, width];
+    length: int32 [R], number of real events, 0 is legal; delta_s: int32 [R, S] seconds between the request and the
+    event, >= 0 and 0 on padding, or None without timestamps.
+    """
+
+    ids: dict[str, Array]
+    dense: dict[str, Array]
+    length: Array
+    delta_s: Array | None = None
+
+
+@flax.struct.dataclass
+class UserSide:
+    """ids: name -> int32 [R] (or [R, bag]); dense: name -> float32 [R, width]; histories by sequence name; domain int32 [R]."""
+
+    ids: dict[str, Array]
+    dense: dict[str, Array]
+    histories: dict[str, History]
+    domain: Array | None = None
+
+
+@flax.struct.dataclass
+class CandidateSide:
+    """ids: name -> int32 [R, C] (or [R, C, bag]); dense: name -> float32 [R, C, width]. Holds candidate and cross fields."""
+
+    ids: dict[str, Array]
+    dense: dict[str, Array]
+
+
+@flax.struct.dataclass
+class Batch:
+    """One batch of requests.
+
+    labels: float32 [R, C, Y] in {0, 1}; label_mask: float32 [R, C, Y], 1 where the label was observed;
+    valid: bool [R, C], False on padded candidates (and padded requests of a short last batch).
+    """
+
+    user: UserSide
+    candidates: CandidateSide
+    labels: Array
+    label_mask: Array
+    valid: Array
+
+    @property
+    def requests(self) -> int:
+        return self.valid.shape[0]
+
+    @property
+    def candidates_per_request(self) -> int:
+        return self.valid.shape[1]
+
+    @property
+    def rows(self) -> int:
+        return self.valid.shape[0] * self.valid.shape[1]
+
+
+@flax.struct.dataclass
+class Events:
+    """A looked-up history: events float [R, S, A] (zero on padding), length int32 [R], delta_s int32 [R, S] or None."""
+
+    events: Array
+    length: Array
+    delta_s: Array | None = None
+
+
+@flax.struct.dataclass
+class UserInputs:
+    """fields: name -> float [R, width]; histories: sequence name -> Events; domain int32 [R] or None."""
+
+    fields: dict[str, Array]
+    histories: dict[str, Events]
+    domain: Array | None = None
+
+
+@flax.struct.dataclass
+class CandidateInputs:
+    """fields: name -> float [R, C, width]."""
+
+    fields: dict[str, Array]
+
+
+@flax.struct.dataclass
+class Inputs:
+    """Everything an architecture sees: dense arrays only."""
+
+    user: UserInputs
+    candidates: CandidateInputs
+
+
+@flax.struct.dataclass
+class Output:
+    """What `score` returns.
+
+    logits: float32 [R, C, Y]; losses: named scalar auxiliary losses, already weighted, added to the task loss;
+    stats: named diagnostics (arrays of any shape).
+    """
+
+    logits: Array
+    losses: dict[str, Array] = flax.struct.field(default_factory=dict)
+    stats: dict[str, Array] = flax.struct.field(default_factory=dict)
+
+
+def concat_user(inputs: UserInputs, names: tuple[str, ...]) -> Array:
+    """Concatenates user fields in the given order: [R, sum of widths]."""
+    return jnp.concatenate([inputs.fields[name] for name in names], axis=-1)
+
+
+def concat_candidates(inputs: CandidateInputs, names: tuple[str, ...]) -> Array:
+    """Concatenates candidate fields in the given order: [R, C, sum of widths]."""
+    return jnp.concatenate([inputs.fields[name] for name in names], axis=-1)

@@ -1,0 +1,188 @@
+"""What a log looks like: its fields, histories and labels, without any data.
+
+A `Schema` is frozen and hashable, so it can be a static argument, part of a run's hash and the only thing a model
+builder needs to know about a data set.
+
+Sides (who owns a value) decide what may be computed once per request:
+
+    user       one value per request: user, context known at request time
+    candidate  one value per candidate
+    cross      one value per (request, candidate) pair; computed with the candidate
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Literal
+
+Side = Literal["user", "candidate", "cross"]
+
+SIDES = ("user", "candidate", "cross")
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One input field.
+
+    Attributes:
+        name: unique among the schema's fields.
+        side: who owns the value: "user", "candidate" or "cross".
+        width: width of the vector an architecture sees: embedding width, or the size of a dense field.
+        vocabulary: number of table rows, padding (0) and unknown (1) included where the data set uses them;
+            None makes the field dense.
+        table: name of the embedding table; fields naming the same table share it. Defaults to the field's name.
+        group: semantic group, used by tokenizers; fields of one group should be neighbours in the schema.
+        bag: most ids per value. Above 1 the value is a set `[..., bag]`, id 0 is padding, vectors are averaged.
+    """
+
+    name: str
+    side: Side
+    width: int
+    vocabulary: int | None = None
+    table: str | None = None
+    group: str = "default"
+    bag: int = 1
+
+    def __post_init__(self):
+        if self.side not in SIDES:
+            raise ValueError(f"field {self.name!r}: side is {self.side!r}, expected one of {', '.join(SIDES)}")
+        if self.width < 1:
+            raise ValueError(f"field {self.name!r}: width is {self.width}, expected at least 1")
+        if self.vocabulary is not None and self.vocabulary < 1:
+            raise ValueError(f"field {self.name!r}: vocabulary is {self.vocabulary}, expected at least 1 (None = dense)")
+        if self.bag < 1 or (self.bag > 1 and self.vocabulary is None):
+            raise ValueError(f"field {self.name!r}: bag is {self.bag}; bags hold ids, so give a vocabulary and bag >= 1")
+
+    @property
+    def is_dense(self) -> bool:
+        return self.vocabulary is None
+
+    @property
+    def table_name(self) -> str:
+        return self.table or self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """One history of a request: `length` events, newest first, padded at the old end.
+
+    Attributes:
+        name: unique among the schema's sequences.
+        length: padded number of events S.
+        fields: event fields; their `side` must be "user". A field may share a table with a candidate field.
+        timestamps: whether batches carry `delta_s`, seconds between the request and each event.
+    """
+
+    name: str
+    length: int
+    fields: tuple[Field, ...]
+    timestamps: bool = False
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise ValueError(f"sequence {self.name!r}: length is {self.length}, expected at least 1")
+        if not self.fields:
+            raise ValueError(f"sequence {self.name!r} has no event fields")
+        for field in self.fields:
+            if field.side != "user":
+                raise ValueError(f"sequence {self.name!r}: event field {field.name!r} has side {field.side!r}, not 'user'")
+
+    @property
+    def width(self) -> int:
+        """Width A of one event: the sum of its fields' widths."""
+        return sum(field.width for field in self.fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One binary label; the loss is the weighted sum over tasks."""
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Fields, histories, tasks and number of domains of a log. Field order is meaningful: tokenizers follow it."""
+
+    fields: tuple[Field, ...]
+    sequences: tuple[Sequence, ...] = ()
+    tasks: tuple[Task, ...] = (Task("click"),)
+    domains: int = 1
+
+    def __post_init__(self):
+        _check_unique("field", [field.name for field in self.fields])
+        _check_unique("sequence", [sequence.name for sequence in self.sequences])
+        _check_unique("task", [task.name for task in self.tasks])
+        if not self.tasks:
+            raise ValueError("a schema needs at least one task")
+        shapes: dict[str, tuple[int, int]] = {}
+        for field in self.table_fields():
+            shape = (field.vocabulary or 0, field.width)
+            if shapes.setdefault(field.table_name, shape) != shape:
+                raise ValueError(
+                    f"field {field.name!r} shares table {field.table_name!r} but wants (rows, width) {shape}, "
+                    f"another field wants {shapes[field.table_name]}; give them equal sizes or separate tables"
+                )
+
+    def side(self, *sides: Side) -> tuple[Field, ...]:
+        """Fields of the given sides, in schema order."""
+        return tuple(field for field in self.fields if field.side in sides)
+
+    @property
+    def user_fields(self) -> tuple[Field, ...]:
+        return self.side("user")
+
+    @property
+    def candidate_fields(self) -> tuple[Field, ...]:
+        """Fields that need the candidate: sides "candidate" and "cross", in schema order."""
+        return self.side("candidate", "cross")
+
+    @property
+    def width(self) -> int:
+        """Total width d_in of the concatenated fields, histories not counted."""
+        return sum(field.width for field in self.fields)
+
+    def table_fields(self) -> tuple[Field, ...]:
+        """Every id field, event fields of histories included, in schema order."""
+        events = [field for sequence in self.sequences for field in sequence.fields]
+        return tuple(field for field in (*self.fields, *events) if not field.is_dense)
+
+    def tables(self) -> dict[str, tuple[int, int]]:
+        """Table name -> (rows, width)."""
+        return {field.table_name: (field.vocabulary or 0, field.width) for field in self.table_fields()}
+
+    def embedding_params(self) -> int:
+        return sum(rows * width for rows, width in self.tables().values())
+
+    def with_history_length(self, length: int) -> Schema:
+        """The same schema with every history cut to its newest `length` events."""
+        cut = tuple(dataclasses.replace(s, length=min(length, s.length)) for s in self.sequences)
+        return dataclasses.replace(self, sequences=cut)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def hash(self) -> str:
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def reference_schema(fields: int = 32, width: int = 16, tasks: int = 1) -> Schema:
+    """The schema counts and sizes refer to unless another is named: 32 id fields of width 16, half of them user-side."""
+    half = fields // 2
+    sides: list[Side] = ["user"] * half + ["candidate"] * (fields - half)
+    return Schema(
+        fields=tuple(
+            Field(f"f{i:02d}", side, width, vocabulary=1000, group=f"{side}{i // 4}") for i, side in enumerate(sides)
+        ),
+        tasks=tuple(Task(f"task{i}") for i in range(tasks)),
+    )
+
+
+def _check_unique(kind: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{kind} names must be unique; given twice: {', '.join(twice)}")

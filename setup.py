@@ -1,0 +1,80 @@
+"""Packaging: each top-level folder is installed as `recscale.<folder>`, so nothing called `models` enters an environment."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOMS = ["pallas_kernels", "models", "scaling", "sweeps"]
+HERE = Path(__file__).parent
+
+packages = [
+    f"recscale.{name}" for room in ROOMS for name in [room, *(f"{room}.{p}" for p in find_packages(str(HERE / room)))]
+]
+
+setup(
+    name="recscale",
+    version="0.1.0",
+    description="Scaling laws of ranking models in JAX: sweep, fit with honest intervals, plot, reuse.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    package_dir={f"recscale.{room}": room for room in ROOMS},
+    packages=packages,
+    package_data={
+        "recscale.scaling": ["laws/published/*.json", "laws/published/*.md"],
+        "recscale.pallas_kernels": ["*/tuned/*.json", "targets/*.txtpb"],
+    },
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11",
+        "grain>=0.2.12",
+        "ml-collections>=1.0",
+        "wandb>=0.19",
+        "numpy>=2.0",
+        "scipy>=1.14",
+        "pandas>=2.2",
+        "pyarrow>=17",
+        "matplotlib>=3.9",
+        "click>=8.1",
+        "rich>=13",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "pyright>=1.1.390"],
+        "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+        "report": ["plotly>=5.24"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],
+        "slurm": ["submitit>=1.5"],
+        "bench": ["torch>=2.5"],
+    },
+    entry_points={
+        "console_scripts": ["recscale = recscale.scaling.cli:main"],
+        # The command line looks its commands up by name, so a room further down the import chain
+        # (or another distribution) adds a command without `scaling` importing it.
+        "recscale.commands": [
+            "fit = recscale.scaling.laws.commands:fit",
+            "compare = recscale.scaling.laws.compare_commands:compare",
+            "data = recscale.scaling.data.commands:data",
+            "count = recscale.scaling.counting.commands:count",
+            "size = recscale.scaling.counting.commands:size",
+            "models = recscale.scaling.counting.commands:models",
+            "train = recscale.scaling.training.commands:train",
+            "bench = recscale.scaling.bench.commands:bench",
+            "plot = recscale.scaling.report_commands:plot",
+            "plan = recscale.sweeps.commands:plan",
+            "launch = recscale.sweeps.commands:launch",
+            "status = recscale.sweeps.commands:status",
+            "collect = recscale.sweeps.commands:collect",
+            "sweep = recscale.sweeps.commands:sweep",
+        ],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
+)
