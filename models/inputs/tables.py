@@ -1,0 +1,188 @@
+"""Embedding tables, kept apart from architectures: ids become vectors here and nowhere else.
+
+A `Table` is an `nnx.Variable` of its own kind, not a `Param`: optimisers of dense parameters never see it, and a
+training step touches only the rows a batch names. The two halves of that are
+
+    touched = find_touched(schema, batch)            # the distinct rows of each table, static shapes
+    vectors = gather_touched(tables, touched)        # [N, width] per table: what the loss is differentiated against
+    inputs  = embed(schema, batch, touched_lookup(vectors, touched))
+
+so no array of a step has as many rows as the table, except the table itself. `EmbeddingTables.lookup(batch)` is the
+plain form for evaluation, serving and other training loops.
+
+Fields naming the same table share it, histories included. Padding (positions beyond a history's length, invalid
+candidates, id 0 in a bag) contributes nothing and is never counted as touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .batch import Array, Batch, CandidateInputs, Events, Inputs, UserInputs
+from .schema import Field, Schema
+
+# (table name, place of the field, ids) -> vectors [..., width]
+Lookup = Callable[[str, str, Array], Array]
+
+
+class Table(nnx.Variable):
+    """Rows [V, width] trained by touched-row updates; logical axes (rows, embed)."""
+
+
+@flax.struct.dataclass
+class Touched:
+    """The rows of one table that a batch names.
+
+    rows: int32 [N], distinct and ascending; unused slots hold V (out of range), so writes to them are dropped.
+    hit: bool [N], whether the slot is used by a real (not padded) position.
+    positions: place of a field -> int32 of the field's id shape, index into `rows`.
+    """
+
+    rows: Array
+    hit: Array
+    positions: dict[str, Array]
+
+
+class EmbeddingTables(nnx.Module):
+    """One table per table name of the schema.
+
+    Args:
+        schema: fields and histories.
+        rngs: parameter random streams.
+        init_std: standard deviation of the normal initialiser. Undisclosed by the ranking papers; default 0.01.
+    """
+
+    def __init__(self, schema: Schema, *, rngs: nnx.Rngs, init_std: float = 0.01):
+        self.schema = schema
+        init = jax.nn.initializers.normal(init_std)
+        self.tables = nnx.Dict(
+            {
+                name: Table(init(rngs.params(), (rows, width), jnp.float32), logical_axes=("rows", "embed"))
+                for name, (rows, width) in schema.tables().items()
+            }
+        )
+
+    def lookup(self, batch: Batch) -> Inputs:
+        """Turns ids into vectors: user fields [R, width], candidate fields [R, C, width], events [R, S, A]."""
+        arrays = {name: table[...] for name, table in self.tables.items()}
+        return embed(self.schema, batch, table_lookup(arrays))
+
+
+def table_lookup(tables: Mapping[str, Array]) -> Lookup:
+    """Lookup in whole tables; ids outside the table are clamped by JAX's gather."""
+    return lambda table, place, ids: jnp.take(tables[table], ids, axis=0, mode="clip")
+
+
+def touched_lookup(vectors: Mapping[str, Array], touched: Mapping[str, Touched]) -> Lookup:
+    """Lookup in the gathered rows only, so gradients have the shape of the gathered rows."""
+    return lambda table, place, ids: jnp.take(vectors[table], touched[table].positions[place], axis=0, mode="clip")
+
+
+def embed(schema: Schema, batch: Batch, lookup: Lookup) -> Inputs:
+    """Builds the dense inputs of an architecture from a batch and a way to look ids up.
+
+    A bag is the mean of the vectors of its non-zero ids (zero when empty). Events beyond a history's length are zero.
+    """
+    user = {
+        f.name: batch.user.dense[f.name] if f.is_dense else _value(f, f"user.{f.name}", batch.user.ids[f.name], lookup)
+        for f in schema.user_fields
+    }
+    side = batch.candidates
+    candidates = {
+        f.name: side.dense[f.name] if f.is_dense else _value(f, f"candidate.{f.name}", side.ids[f.name], lookup)
+        for f in schema.candidate_fields
+    }
+    histories = {}
+    for sequence in schema.sequences:
+        history = batch.user.histories[sequence.name]
+        columns = [
+            history.dense[f.name]
+            if f.is_dense
+            else _value(f, f"history.{sequence.name}.{f.name}", history.ids[f.name], lookup)
+            for f in sequence.fields
+        ]
+        events = jnp.concatenate(columns, axis=-1)
+        real = _real_events(history.length, events.shape[1])
+        events = jnp.where(real[..., None], events, jnp.zeros((), events.dtype))
+        histories[sequence.name] = Events(events=events, length=history.length, delta_s=history.delta_s)
+    return Inputs(
+        user=UserInputs(fields=user, histories=histories, domain=batch.user.domain),
+        candidates=CandidateInputs(fields=candidates),
+    )
+
+
+def find_touched(schema: Schema, batch: Batch) -> dict[str, Touched]:
+    """Finds the distinct rows each table contributes to a batch, with static shapes.
+
+    A table with no more rows than the batch has ids is taken whole (N = V), which is cheaper than sorting and still
+    bounded by the batch; a larger one is sorted once (N = number of ids).
+    """
+    places: dict[str, list[tuple[str, Array, Array]]] = {}
+    for field, place, ids, real in _id_places(schema, batch):
+        places.setdefault(field.table_name, []).append((place, ids, real))
+    sizes = schema.tables()
+    return {name: _touched_rows(sizes[name][0], entries) for name, entries in places.items()}
+
+
+def gather_touched(tables: Mapping[str, Array], touched: Mapping[str, Touched]) -> dict[str, Array]:
+    """Rows of each table named by a batch: [N, width]; unused slots repeat the last row and are never read."""
+    return {name: jnp.take(tables[name], t.rows, axis=0, mode="clip") for name, t in touched.items()}
+
+
+def _value(field: Field, place: str, ids: Array, lookup: Lookup) -> Array:
+    vectors = lookup(field.table_name, place, ids)
+    if field.bag == 1:
+        return vectors
+    real = (ids > 0)[..., None].astype(vectors.dtype)
+    return jnp.sum(vectors * real, axis=-2) / jnp.maximum(jnp.sum(real, axis=-2), 1)
+
+
+def _real_events(length: Array, size: int) -> Array:
+    return jnp.arange(size)[None, :] < length[:, None]
+
+
+def _id_places(schema: Schema, batch: Batch):
+    """Yields (field, place, ids, real) for every id field; `real` is False on padding."""
+    request = batch.valid.any(axis=1)
+    for field in schema.user_fields:
+        if not field.is_dense:
+            yield field, f"user.{field.name}", *_masked(field, batch.user.ids[field.name], request)
+    for field in schema.candidate_fields:
+        if not field.is_dense:
+            yield field, f"candidate.{field.name}", *_masked(field, batch.candidates.ids[field.name], batch.valid)
+    for sequence in schema.sequences:
+        history = batch.user.histories[sequence.name]
+        for field in sequence.fields:
+            if not field.is_dense:
+                ids = history.ids[field.name]
+                real = _real_events(history.length, ids.shape[1]) & request[:, None]
+                yield field, f"history.{sequence.name}.{field.name}", *_masked(field, ids, real)
+
+
+def _masked(field: Field, ids: Array, real: Array) -> tuple[Array, Array]:
+    if field.bag > 1:
+        real = real[..., None] & (ids > 0)
+    return ids, jnp.broadcast_to(real, ids.shape)
+
+
+def _touched_rows(rows: int, entries: list[tuple[str, Array, Array]]) -> Touched:
+    total = sum(ids.size for _, ids, _ in entries)
+    # Clamp as the plain lookup does, so an id beyond the table trains the row it reads.
+    entries = [(place, jnp.clip(ids, 0, rows - 1), real) for place, ids, real in entries]
+    if rows <= total:
+        flat = jnp.concatenate([jnp.where(real, ids, rows).ravel() for _, ids, real in entries])
+        hit = jnp.zeros(rows, bool).at[flat].set(True, mode="drop")
+        positions = {place: ids for place, ids, _ in entries}
+        return Touched(rows=jnp.arange(rows, dtype=jnp.int32), hit=hit, positions=positions)
+    flat = jnp.concatenate([jnp.where(real, ids, rows).ravel() for _, ids, real in entries]).astype(jnp.int32)
+    distinct, inverse = jnp.unique(flat, return_inverse=True, size=total, fill_value=rows)
+    positions, start = {}, 0
+    for place, ids, _ in entries:
+        positions[place] = inverse[start : start + ids.size].reshape(ids.shape).astype(jnp.int32)
+        start += ids.size
+    return Touched(rows=distinct.astype(jnp.int32), hit=distinct < rows, positions=positions)

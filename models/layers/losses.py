@@ -1,0 +1,31 @@
+"""Losses over masked labels, computed from logits in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Elementwise logloss in nats: softplus(z) - y z, stable for any z. `labels` may be soft (probabilities)."""
+    logits = logits.astype(jnp.float32)
+    return jax.nn.softplus(logits) - labels * logits
+
+
+def masked_bce(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array, task_weights: tuple[float, ...] | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Mean logloss per task over observed labels, and their weighted sum.
+
+    Args:
+        logits, labels: [R, C, Y]. mask: [R, C, Y], 0 removes a label from the mean.
+        task_weights: one weight per task, default 1.
+
+    Returns:
+        (scalar loss, per-task mean [Y]). A task without a single observed label contributes 0.
+    """
+    each = jnp.where(mask > 0, binary_cross_entropy(logits, labels), 0.0)
+    observed = jnp.sum(mask > 0, axis=(0, 1)).astype(jnp.float32)
+    per_task = jnp.sum(each, axis=(0, 1)) / jnp.maximum(observed, 1.0)
+    weights = jnp.asarray(task_weights if task_weights is not None else (1.0,) * labels.shape[-1], jnp.float32)
+    return jnp.sum(per_task * weights), per_task
