@@ -312,7 +312,7 @@ def _sizes_at_budget(
 
 
 def _own_curve(table: pd.DataFrame, row: pd.Series, size: str) -> pd.DataFrame:
-    """Rows of the same size, schedule state and seed: the curve a single off-budget row may be moved along."""
+    """Rows of the same size, schedule state and seed: the curve an off-budget row may be moved along."""
     same = table[size] == row[size]
     for column in ("architecture", "decayed", "schedule", "seed"):
         if column in table.columns and pd.notna(row[column]):
