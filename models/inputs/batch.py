@@ -32,7 +32,11 @@ class History:
 
 @flax.struct.dataclass
 class UserSide:
-    """ids: name -> int32 [R] (or [R, bag]); dense: name -> float32 [R, width]; histories by sequence name; domain int32 [R]."""
+    """User and context fields.
+
+    ids: name -> int32 [R] (or [R, bag]); dense: name -> float32 [R, width]; histories: sequence name -> History;
+    domain: int32 [R] or None.
+    """
 
     ids: dict[str, Array]
     dense: dict[str, Array]
@@ -42,7 +46,7 @@ class UserSide:
 
 @flax.struct.dataclass
 class CandidateSide:
-    """ids: name -> int32 [R, C] (or [R, C, bag]); dense: name -> float32 [R, C, width]. Holds candidate and cross fields."""
+    """Candidate and cross fields. ids: name -> int32 [R, C] (or [R, C, bag]); dense: name -> float32 [R, C, width]."""
 
     ids: dict[str, Array]
     dense: dict[str, Array]

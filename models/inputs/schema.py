@@ -51,9 +51,9 @@ class Field:
         if self.width < 1:
             raise ValueError(f"field {self.name!r}: width is {self.width}, expected at least 1")
         if self.vocabulary is not None and self.vocabulary < 1:
-            raise ValueError(f"field {self.name!r}: vocabulary is {self.vocabulary}, expected at least 1 (None = dense)")
+            raise ValueError(f"field {self.name!r}: vocabulary is {self.vocabulary}, expected >= 1 (None = dense)")
         if self.bag < 1 or (self.bag > 1 and self.vocabulary is None):
-            raise ValueError(f"field {self.name!r}: bag is {self.bag}; bags hold ids, so give a vocabulary and bag >= 1")
+            raise ValueError(f"field {self.name!r}: bag is {self.bag}; a bag holds ids: give a vocabulary, bag >= 1")
 
     @property
     def is_dense(self) -> bool:
@@ -87,7 +87,7 @@ class Sequence:
             raise ValueError(f"sequence {self.name!r} has no event fields")
         for field in self.fields:
             if field.side != "user":
-                raise ValueError(f"sequence {self.name!r}: event field {field.name!r} has side {field.side!r}, not 'user'")
+                raise ValueError(f"sequence {self.name!r}: event field {field.name!r} is not of side 'user'")
 
     @property
     def width(self) -> int:
@@ -171,7 +171,7 @@ class Schema:
 
 
 def reference_schema(fields: int = 32, width: int = 16, tasks: int = 1) -> Schema:
-    """The schema counts and sizes refer to unless another is named: 32 id fields of width 16, half of them user-side."""
+    """The schema counts and sizes refer to unless another is named: 32 id fields of width 16, half user-side."""
     half = fields // 2
     sides: list[Side] = ["user"] * half + ["candidate"] * (fields - half)
     return Schema(

@@ -1,0 +1,180 @@
+"""Run records on disk: one folder a run, `run.json` (replaced atomically) and `metrics.jsonl` (append-only).
+
+`collect` turns the folders of a sweep into one run table; its column names are those of every table the law fitter
+reads. A diverged or failed run is a result and stays in the table with its status and reasons.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+TABLE = "runs.parquet"
+
+STATUSES = ("planned", "running", "done", "diverged", "failed")
+
+# A run that needs no more work, whatever came of it.
+FINISHED = ("done", "diverged")
+
+
+def read_record(folder: Path | str) -> dict[str, Any] | None:
+    """The record of a run folder, None where there is none.
+
+    Raises:
+        ValueError: the file is not the JSON object this package writes; names the file.
+    """
+    path = Path(folder) / RECORD
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); move the folder away and run again") from error
+    if not isinstance(record, dict) or record.get("status") not in STATUSES:
+        raise ValueError(f"{path} is not a run record: status is {record.get('status')!r}, expected {STATUSES}")
+    return record
+
+
+def write_record(folder: Path | str, record: dict[str, Any]) -> None:
+    """Replaces a run's record in one step: a reader sees the old or the new one, never a part."""
+    if record.get("status") not in STATUSES:
+        raise ValueError(f"status is {record.get('status')!r}, expected one of {', '.join(STATUSES)}")
+    write_atomically(Path(folder) / RECORD, json.dumps(_finite(record), indent=1, sort_keys=True) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file through a temporary neighbour, flushed to disk and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def append_metrics(folder: Path | str, row: dict[str, Any]) -> None:
+    """Appends one line to a run's metrics."""
+    with open(Path(folder) / METRICS, "a", encoding="utf-8") as handle:
+        handle.write(json.dumps(_finite(row), sort_keys=True) + "\n")
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
+    """Lines of a run's metrics; a last line torn by a kill is left out."""
+    path = Path(folder) / METRICS
+    if not path.exists():
+        return []
+    return [row for row in map(_parse_line, path.read_text(encoding="utf-8").splitlines()) if row is not None]
+
+
+def truncate_metrics(folder: Path | str, step: int) -> None:
+    """Drops, atomically, every metrics line beyond a restored step (they will be written again, identically)."""
+    path = Path(folder) / METRICS
+    if path.exists():
+        kept = [row for row in read_metrics(folder) if row["step"] <= step]
+        write_atomically(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+
+
+def collect(out: Path | str) -> pd.DataFrame:
+    """One row per run folder below `out/runs`, written to `out/runs.parquet` and returned.
+
+    Raises:
+        FileNotFoundError: there is no run folder at all.
+    """
+    out = Path(out)
+    records = [record for folder in sorted((out / "runs").glob("*")) if (record := read_record(folder)) is not None]
+    if not records:
+        raise FileNotFoundError(f"no run records below {out / 'runs'}; launch the sweep first, or name its folder")
+    table = pd.DataFrame([run_row(record) for record in records]).sort_values("run_id", ignore_index=True)
+    temporary = out / f".{TABLE}.{os.getpid()}.tmp"
+    table.to_parquet(temporary, index=False)
+    os.replace(temporary, out / TABLE)
+    return table
+
+
+def run_row(record: dict[str, Any]) -> dict[str, Any]:
+    """Flattens a record into the run table's columns; what a run lacks is null, never 0."""
+    config, counts = record.get("config", {}), record.get("counts", {})
+    training, data = config.get("training", {}), config.get("data", {})
+    work, metrics = record.get("work", {}), dict(record.get("metrics") or {})
+    row = {
+        "run_id": record.get("run_id"),
+        "sweep": record.get("sweep"),
+        "architecture": config.get("architecture"),
+        "shape_id": record.get("shape_id"),
+        "trunk_id": record.get("trunk_id"),
+        "group_id": record.get("group_id"),
+        "seed": config.get("seed"),
+        "data_seed": data.get("log_seed"),
+        "status": record["status"],
+        "reasons": "; ".join(record.get("reasons", [])),
+        **{name: counts.get(name) for name in _COUNTS},
+        "memory_slots": counts.get("memory_slots"),
+        "history_length": record.get("history_length"),
+        "train_flops": work.get("train_flops"),
+        "flops_target": work.get("flops_target"),
+        "params_target": work.get("params_target"),
+        "dataset": data.get("name"),
+        "preset": data.get("preset"),
+        "examples": work.get("examples"),
+        "unique_examples": work.get("unique_examples"),
+        "epochs": work.get("epochs"),
+        "lr_dense": training.get("lr"),
+        "lr_embedding": training.get("embedding_lr"),
+        "lr_rule": record.get("lr_rule", "fixed"),
+        "lr_bracketed": record.get("lr_bracketed"),
+        "lr_trials": record.get("lr_trials"),
+        "batch_rows": work.get("batch_rows"),
+        "optimizer": training.get("optimizer"),
+        "schedule": training.get("schedule"),
+        "warmup_examples": training.get("warmup_examples"),
+        "decayed": training.get("schedule") != "constant" if training else None,
+    }
+    # Nested results (recovered share per component, tables of a card) stay in run.json; figures become columns.
+    row |= {name: value for name, value in metrics.items() if not isinstance(value, dict | list)}
+    recovery = metrics.get("recovery")
+    if isinstance(recovery, dict):
+        row |= {f"recovered_{part}": value for part, value in recovery.items() if not isinstance(value, dict | list)}
+    row |= {name: record.get("cost", {}).get(name) for name in ("wall_s", "step_ms", "rows_per_s", "mfu")}
+    device = record.get("device") or {}
+    return row | {"device": device.get("kind") if isinstance(device, dict) else device}
+
+
+_COUNTS = (
+    "dense_params",
+    "active_params",
+    "embedding_params",
+    "head_params",
+    "tokenizer_params",
+    "memory_params",
+    "forward_flops_per_row",
+    "train_flops_per_row",
+)
+
+
+def _parse_line(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: non-finite numbers become null, so every reader can parse the file."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [_finite(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,121 @@
+"""The run configuration: one nested ConfigDict, everything a run is a function of.
+
+A run id is the hash of the resolved configuration. Runs that differ only in `seed`, `training.lr` and
+`training.examples` form a group: one compiled program with a replica axis, one checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from ... import models
+
+# Settings that become the replica axis (seed, rate) or a decay branch of one trunk (examples).
+REPLICA_KEYS = ("seed", "training.lr", "training.examples")
+
+
+def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> ConfigDict:
+    """Default configuration of one run of `architecture` on `data`.
+
+    Raises:
+        KeyError: the architecture is not registered (the message names the nearest one).
+    """
+    config = ConfigDict()
+    config.architecture = architecture
+    config.model = models.get_config(architecture)
+    config.seed = 0
+
+    # Targets the planner turns into `config.model` through the sizing solver; None keeps the model as written.
+    config.size = ConfigDict()
+    config.size.dense_params = config_dict.placeholder(float)
+    config.size.train_flops = config_dict.placeholder(float)  # per row
+
+    config.data = ConfigDict()
+    config.data.name = data
+    config.data.preset = "dense"  # known-truth preset; ignored by other data sets
+    config.data.overrides = ConfigDict()  # fields of the known-truth configuration laid over the preset
+    config.data.log_seed = 0  # which stream of the same world; replicas always share it
+    config.data.root = ""  # folder of a downloaded data set
+    config.data.history_length = 0  # 0 keeps the schema's own length
+    config.data.holdout_rows = 65_536
+    config.data.order = "time"
+    config.data.passes = 1
+
+    t = config.training = ConfigDict()
+    t.requests = 512  # R per step
+    t.candidates = 1  # C per request
+    t.examples = 1_000_000  # rows (R * C * steps) of the whole run; rounded up to whole steps
+    t.lr = 3e-3  # peak rate of the dense parameters
+    t.optimizer = "adamw"  # adamw | adam | rmsprop | adagrad
+    t.b1 = 0.9
+    t.b2 = 0.999
+    t.eps = 1e-8
+    t.weight_decay = 0.0  # decoupled, on matrices only, scaled by the rate
+    t.clip_norm = 0.0  # global gradient norm of the dense parameters; 0 = off
+    t.embedding_optimizer = "rowwise_adagrad"  # rowwise_adagrad | rowwise_adam
+    t.embedding_lr = 0.05
+    t.embedding_eps = 1e-8
+    t.embedding_init_std = 0.01
+    t.schedule = "wsd"  # wsd | cosine | constant
+    t.warmup_examples = 20_000
+    t.decay_fraction = 0.2  # last share of each horizon spent decaying (wsd)
+    t.decay_shape = "linear"  # linear | sqrt (1 - sqrt(t)), both to 0
+    t.log_every_examples = 0  # 0 = one hundredth of the longest horizon
+    t.checkpoint_every_s = 30.0  # wall seconds between checkpoints; never changes a result
+    t.data_parallel = False  # shard requests over the local devices
+
+    config.tracking = ConfigDict()
+    config.tracking.wandb = "off"  # off | offline | online; a mirror of metrics.jsonl, never the source
+    config.tracking.project = "recscale"
+    return config
+
+
+def resolved(config: ConfigDict) -> dict[str, Any]:
+    """Plain dictionary of everything that decides a run's numbers, in canonical form.
+
+    Left out: `tracking`, `training.checkpoint_every_s` and `data.root`, which cannot change a result.
+    """
+    plain = copy.deepcopy(config.to_dict())
+    plain.pop("tracking", None)
+    plain["training"].pop("checkpoint_every_s", None)
+    plain["data"].pop("root", None)
+    return plain
+
+
+def config_hash(plain: dict[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 of the canonical JSON of a plain dictionary."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), default=_plain_value)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_id(config: ConfigDict) -> str:
+    return config_hash(resolved(config))
+
+
+def group_id(config: ConfigDict) -> str:
+    """Hash of the resolved configuration without the replica keys."""
+    plain = resolved(config)
+    for key in REPLICA_KEYS:
+        *path, last = key.split(".")
+        node = plain
+        for name in path:
+            node = node[name]
+        node.pop(last, None)
+    return config_hash(plain)
+
+
+def shape_id(config: ConfigDict) -> str:
+    """Hash of the architecture and its size settings, without seed, rate or amount of data."""
+    plain = resolved(config)
+    return config_hash({"architecture": plain["architecture"], "model": plain["model"]})
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    raise TypeError(f"a run configuration holds plain values only, found {type(value).__name__}: {value!r}")

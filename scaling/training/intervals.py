@@ -1,0 +1,53 @@
+"""Metrics of a logging interval: per-step device values in, means over the interval's rows out, float64 on the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def summarise(steps: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+    """Row-weighted means per replica of the batches of an interval, each scored before it was trained on.
+
+    Args:
+        steps: metrics of `Trainer.step`, still on the device.
+
+    Returns:
+        logloss, ne, calibration (sum of predictions / sum of labels), rows, rate, loss: each [P], of the first task;
+        task_logloss [P, Y] when there are several tasks.
+    """
+    fetched = jax.device_get(steps)
+    rows = np.stack([np.broadcast_to(m["rows"], m["logloss"].shape) for m in fetched]).astype(np.float64)
+    total = rows.sum(0)
+    mean = {
+        name: (np.stack([m[name] for m in fetched]).astype(np.float64) * rows).sum(0) / np.maximum(total, 1)
+        for name in ("logloss", "prediction", "label")
+    }
+    base = np.clip(mean["label"], 1e-12, 1 - 1e-12)
+    entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
+    out = {
+        "logloss": mean["logloss"][:, 0],
+        "ne": (mean["logloss"] / entropy)[:, 0],
+        "calibration": (mean["prediction"] / base)[:, 0],
+        "rows": total[:, 0],
+        "rate": np.asarray(fetched[-1]["rate"], np.float64),
+        "loss": np.mean([m["loss"] for m in fetched], axis=0, dtype=np.float64),
+    }
+    if mean["logloss"].shape[1] > 1:
+        out["task_logloss"] = mean["logloss"]
+    return out
+
+
+def progressive_metrics(lines: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    """Test-then-train logloss over the last tenth of a run, from its metrics lines.
+
+    Mean over whole logging intervals that end in the last tenth, at least one; with the number of rows it covers.
+    """
+    tail = [line for line in lines if line["step"] > 0.9 * steps] or lines[-1:]
+    rows = sum(line["rows"] for line in tail)
+    if not rows or any(line["logloss"] is None for line in tail):
+        return {"progressive_logloss": None, "progressive_rows": 0}
+    mean = sum(line["logloss"] * line["rows"] for line in tail) / rows
+    return {"progressive_logloss": mean, "progressive_rows": rows}

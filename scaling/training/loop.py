@@ -1,0 +1,193 @@
+"""The training loop: every run of a group, from the first batch to its records, resumable at any instant.
+
+Batch k is a pure function of (source, k) and checkpoints are taken only between logging intervals, so a run killed
+at any moment and started again ends with the same bytes as one never killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from .. import runs as records
+from ..data import make_source
+from .checkpoints import Checkpoints
+from .clock import Clock
+from .group import Group, RunSpec
+from .intervals import summarise
+from .schedule import NEVER, Segment
+from .step import TrainState, make_trainer, shard_batch
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def train(config: ConfigDict, workdir: Path | str, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Trains (or resumes) one run in `workdir`: run.json, metrics.jsonl, checkpoints/; returns its record."""
+    workdir = Path(workdir)
+    return train_group([RunSpec(config, workdir)], workdir, progress=progress)[0]
+
+
+def train_group(
+    runs: Sequence[RunSpec],
+    group_dir: Path | str,
+    *,
+    progress: Progress | None = None,
+    cache_dir: Path | str | None = None,
+) -> list[dict[str, Any]]:
+    """Trains runs that differ only in seed, rate and number of examples, as replicas and branches of one program.
+
+    Idempotent: finished runs are left alone, a stopped group goes on from its newest checkpoint. A replica whose
+    loss stops being finite is recorded as diverged while the others go on.
+
+    Args:
+        runs: configurations and folders. group_dir: holds the checkpoints.
+        progress: called between logging intervals with step, total_steps, rows_per_s, flops_per_s, eta_s.
+        cache_dir: where the data source may keep what depends on its configuration alone.
+
+    Returns:
+        The runs' records, in the order given.
+    """
+    group = Group(runs)
+    if not group.finished():
+        _Loop(group, Path(group_dir), progress or (lambda event: None), cache_dir).run()
+    return [records.read_record(run.run_dir) or {} for run in runs]
+
+
+class _Loop:
+    def __init__(self, group: Group, group_dir: Path, progress: Progress, cache_dir: Path | str | None):
+        t = group.config.training
+        self.source = make_source(
+            group.config.data.to_dict(), requests=t.requests, candidates=t.candidates, cache_dir=cache_dir
+        )
+        group.bind(self.source)
+        self.group, self.progress = group, progress
+        self.trainer = make_trainer(group.config, self.source, group.replicas, group.warmup)
+        self.checkpoints = Checkpoints(group_dir / "checkpoints")
+        rows = group.batch_rows * len(group.replicas)
+        self.clock = Clock(group.total_steps, rows, group.counts.train_flops_per_row)
+        self.saved = time.monotonic()
+
+    def run(self) -> None:
+        group = self.group
+        group.start_records()
+        position, state, trunk = self._restore()
+        with jax.transfer_guard("disallow"):
+            for index in range(position["segment"], len(group.segments)):
+                segment = group.segments[index]
+                if segment.horizon is not None and trunk is None and index + 1 < len(group.segments):
+                    trunk = jax.tree.map(jnp.copy, state)
+                state = self._enter(state, segment)
+                start = position["step"] if index == position["segment"] else segment.start
+                state = self._segment(index, segment, start, state, trunk)
+                if segment.horizon is not None:
+                    self._finish(segment, state)
+                    state, trunk = (trunk if trunk is not None else state), None
+                    if index + 1 < len(group.segments):
+                        self._save(index + 1, group.segments[index + 1].start, state, None)
+        self.checkpoints.close()
+
+    def _restore(self) -> tuple[dict[str, Any], TrainState, TrainState | None]:
+        state = self.trainer.fresh_state()
+        restored = self.checkpoints.restore(jax.tree.map(_abstract, state))
+        if restored is None:
+            position: dict[str, Any] = {"segment": 0, "step": 0}
+            trunk = None
+        else:
+            position, state, trunk = restored
+            if position["signature"] != self.group.signature:
+                raise ValueError(
+                    "the checkpoint belongs to another set of runs (replicas or horizons changed); "
+                    "give the new runs a folder of their own"
+                )
+            self.clock.resume_from(position["wall_s"])
+        self.group.truncate(position)
+        return position, state, trunk
+
+    def _enter(self, state: TrainState, segment: Segment) -> TrainState:
+        """Points the state's schedule at a segment."""
+        decay = (NEVER, 1) if segment.horizon is None else (segment.start, max(segment.steps, 1))
+        start, steps = jax.device_put([np.int32(value) for value in decay], state.step.sharding)
+        return state.replace(decay_from=start, decay_steps=steps)
+
+    def _segment(self, index: int, segment: Segment, start: int, state: TrainState, trunk: Any) -> TrainState:
+        batches = None if self.source.on_device else self.source.iterate(start)
+        interval, waiting = [], None
+        for step in range(start, segment.stop):
+            state, metrics = self.trainer.step(state, self._put(batches))
+            interval.append(metrics)
+            last = step + 1 == segment.stop
+            if (step + 1) % self.group.log_every and not last:
+                continue
+            # Reading the previous interval while this one runs keeps the device busy.
+            if waiting is not None:
+                self._log(segment, *waiting)
+            waiting, interval = (step + 1, interval), []
+            due = time.monotonic() - self.saved > self.group.config.training.checkpoint_every_s
+            if due or last:
+                self._log(segment, *waiting)
+                waiting = None
+            if due and not last:
+                self._save(index, step + 1, state, trunk)
+            event = self.clock.tick(self._done(index, step + 1))
+            if event is not None:
+                self.progress(event)
+        return state
+
+    def _put(self, batches):
+        if batches is None:
+            return None
+        batch = next(batches)
+        return jax.device_put(batch) if self.trainer.mesh is None else shard_batch(batch, self.trainer.mesh)
+
+    def _log(self, segment: Segment, step: int, interval: list[dict[str, jax.Array]]) -> None:
+        row = {"step": step, "examples": step * self.group.batch_rows, "phase": "decay" if segment.horizon else "trunk"}
+        self.group.append(segment, row, summarise(interval))
+
+    def _save(self, index: int, step: int, state: TrainState, trunk: TrainState | None) -> None:
+        position = {
+            "segment": index,
+            "step": step,
+            "has_trunk": trunk is not None,
+            "signature": self.group.signature,
+            "wall_s": self.clock.wall_s,
+        }
+        with self.clock.pause():
+            self.checkpoints.save(self._done(index, step), position, state, trunk)
+        self.saved = time.monotonic()
+
+    def _done(self, index: int, step: int) -> int:
+        """Steps of the whole program through when segment `index` stands at `step`."""
+        return sum(s.steps for s in self.group.segments[:index]) + step - self.group.segments[index].start
+
+    def _finish(self, segment: Segment, state: TrainState) -> None:
+        """Evaluates every replica at the end of a branch and writes the records of its runs."""
+        with self.clock.pause(), jax.transfer_guard("allow"):
+            logits = self.trainer.holdout_logits(state)
+            failed = jax.device_get(state.failed_at)
+        step_s = self.clock.step_s
+        cost = {
+            "wall_s": self.clock.wall_s,
+            "step_ms": None if step_s is None else 1e3 * step_s,
+            "rows_per_s": None if step_s is None else self.group.batch_rows / step_s,
+            "replicas": len(self.group.replicas),
+            "mfu": None,  # needs a device whose peak is known
+        }
+        for replica in range(len(self.group.replicas)):
+            at = int(failed[replica])
+            if at < 0 and not np.isfinite(logits[replica]).all():
+                at = segment.stop  # the last update broke it: no batch was left to notice
+            metrics = self.source.evaluate(logits[replica]) if at < 0 else None
+            for run in self.group.members(segment, replica):
+                self.group.finish(run, metrics, cost, at)
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of an array, which is what a checkpoint is restored into."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -1,0 +1,51 @@
+"""optax optimisers of the dense parameters. The rate is applied by the step, so it can differ between replicas."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+OPTIMIZERS = ("adamw", "adam", "rmsprop", "adagrad")
+
+
+def dense_optimizer(
+    name: str,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """The optimiser without its learning rate: multiply its updates by -rate.
+
+    `weight_decay` is decoupled (AdamW) and applies to parameters of rank 2 and more only; biases and norm gains are
+    left alone. `clip_norm` clips the global norm of the gradient first, 0 switches it off.
+
+    Raises:
+        ValueError: unknown name, naming the known ones.
+    """
+    scale = {
+        "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        "adam": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        "rmsprop": lambda: optax.scale_by_rms(decay=b2, eps=eps),
+        "adagrad": lambda: optax.scale_by_rss(initial_accumulator_value=0.1, eps=eps),
+    }
+    if name not in scale:
+        raise ValueError(f"training.optimizer is {name!r}, expected one of {', '.join(OPTIMIZERS)}")
+    if weight_decay and name == "adam":
+        raise ValueError("training.optimizer 'adam' takes no weight decay; use 'adamw' for the decoupled form")
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    parts.append(scale[name]())
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, mask=_is_matrix))
+    return optax.chain(*parts)
+
+
+def _is_matrix(params):
+    """Per-token biases are matrices by rank, so the name decides as well."""
+
+    def decays(path, value) -> bool:
+        return value.ndim >= 2 and "bias" not in jax.tree_util.keystr(path)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
