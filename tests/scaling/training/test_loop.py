@@ -1,0 +1,158 @@
+"""The loop: records, branches equal to runs of their own, replicas, divergence, resume after an interruption."""
+
+import json
+
+import numpy as np
+import pytest
+
+from recscale.scaling import runs as records
+from recscale.scaling.training import RunSpec, get_config, train, train_group
+
+EXAMPLES = 64 * 60
+
+
+def make_config(**settings):
+    config = get_config("rankmixer", "known_truth")
+    config.data.preset = "smoke"
+    config.data.holdout_rows = 2048
+    config.model.tokens, config.model.width, config.model.hidden, config.model.blocks = 4, 16, 32, 1
+    config.training.requests = 64
+    config.training.examples = EXAMPLES
+    config.training.warmup_examples = 640
+    config.training.checkpoint_every_s = 0.0
+    with config.unlocked():
+        for key, value in settings.items():
+            section, _, name = key.rpartition("__")
+            setattr(config[section] if section else config, name, value)
+    return config
+
+
+def losses(record: dict) -> dict:
+    return {k: v for k, v in record["metrics"].items() if "logloss" in k}
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(events: int):
+    seen = 0
+
+    def progress(event):
+        nonlocal seen
+        seen += 1
+        if seen >= events:
+            raise Interrupted
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, train(make_config(), folder)
+
+
+def test_record_holds_what_a_table_needs(plain):
+    folder, record = plain
+    assert record["status"] == "done"
+    assert record["work"]["examples"] == EXAMPLES
+    assert record["work"]["train_flops"] == record["counts"]["train_flops_per_row"] * EXAMPLES
+    assert 0 < record["metrics"]["excess_logloss"] < 0.2
+    assert record["metrics"]["logloss"] == pytest.approx(
+        record["metrics"]["entropy_floor"] + record["metrics"]["excess_logloss"], abs=1e-9
+    )
+    row = records.run_row(record)
+    for column in ("run_id", "shape_id", "architecture", "dense_params", "train_flops", "examples", "logloss", "auc"):
+        assert row[column] is not None, column
+    lines = records.read_metrics(folder)
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+    assert lines[-1]["examples"] == EXAMPLES
+    json.dumps(record, allow_nan=False)
+
+
+def test_learning_beats_the_first_interval(plain):
+    lines = records.read_metrics(plain[0])
+    assert lines[-1]["logloss"] < lines[0]["logloss"]
+
+
+def test_done_run_is_left_alone(plain):
+    folder, record = plain
+    before = (folder / "run.json").stat().st_mtime_ns
+    again = train(make_config(), folder)
+    assert again == record and (folder / "run.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("events", [2, 17, 33])
+def test_interrupted_run_ends_bit_identical(plain, tmp_path, events):
+    folder, record = plain
+    with pytest.raises(Interrupted):
+        train(make_config(), tmp_path, progress=interrupt_after(events))
+    assert records.read_record(tmp_path)["status"] == "running"
+    with open(tmp_path / "metrics.jsonl", "a") as handle:  # the write a kill tore apart
+        handle.write('{"step": 9')
+    resumed = train(make_config(), tmp_path)
+    assert losses(resumed) == losses(record)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+
+
+def test_branch_equals_a_run_of_its_own_and_survives_interruption(plain, tmp_path):
+    specs = [RunSpec(make_config(training__examples=n), tmp_path / str(n)) for n in (EXAMPLES, 2 * EXAMPLES)]
+    specs = [RunSpec(s.config, s.run_dir) for s in specs]
+    for spec in specs:
+        spec.config.training.log_every_examples = 2 * 64
+    with pytest.raises(Interrupted):
+        train_group(specs, tmp_path / "group", progress=interrupt_after(28))  # inside the first branch
+    short, long = train_group(specs, tmp_path / "group")
+    alone = make_config(training__log_every_examples=2 * 64)
+    own = train(alone, tmp_path / "alone")
+    assert losses(short) == losses(own)
+    assert (tmp_path / str(EXAMPLES) / "metrics.jsonl").read_bytes() == (tmp_path / "alone/metrics.jsonl").read_bytes()
+    assert long["metrics"]["excess_logloss"] != short["metrics"]["excess_logloss"]
+    assert short["trunk_id"] == long["trunk_id"]
+    phases = [line["phase"] for line in records.read_metrics(tmp_path / str(2 * EXAMPLES))]
+    assert phases == sorted(phases, key=["trunk", "decay"].index)
+
+
+def test_replicas_equal_single_runs_and_one_may_diverge(plain, tmp_path):
+    cases = {"a": (0, 3e-3), "b": (1, 3e-3), "nan": (0, float(1e38))}
+    specs = [
+        RunSpec(make_config(seed=seed, training__lr=rate), tmp_path / name) for name, (seed, rate) in cases.items()
+    ]
+    first, second, broken = train_group(specs, tmp_path / "group")
+    assert first["metrics"]["logloss"] == pytest.approx(plain[1]["metrics"]["logloss"], abs=1e-5)
+    assert second["status"] == "done" and second["metrics"]["logloss"] != first["metrics"]["logloss"]
+    assert broken["status"] == "diverged" and "not finite at step" in broken["reasons"][0]
+    assert broken["metrics"]["logloss"] is None
+    table_row = records.run_row(broken)
+    assert table_row["status"] == "diverged" and table_row["logloss"] is None
+
+
+def test_members_of_a_group_must_differ_only_in_replica_keys(tmp_path):
+    specs = [RunSpec(make_config(), tmp_path / "a"), RunSpec(make_config(training__requests=32), tmp_path / "b")]
+    with pytest.raises(ValueError, match="differ only in seed, training.lr and training.examples"):
+        train_group(specs, tmp_path / "group")
+
+
+def test_checkpoint_of_another_set_of_runs_is_refused(tmp_path):
+    with pytest.raises(Interrupted):
+        train(make_config(), tmp_path, progress=interrupt_after(5))
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match="another set of runs"):
+        train(make_config(seed=7), tmp_path)
+
+
+def test_collect_makes_one_table(plain, tmp_path):
+    target = tmp_path / "runs" / plain[1]["run_id"]
+    records.write_record(target, plain[1])
+    broken = {**plain[1], "run_id": "zzz", "status": "diverged", "metrics": {"logloss": None}}
+    records.write_record(tmp_path / "runs" / "zzz", broken)
+    table = records.collect(tmp_path)
+    assert list(table.status) == ["done", "diverged"] and (tmp_path / "runs.parquet").exists()
+    assert np.isnan(table.logloss[1]) and table.logloss[0] == plain[1]["metrics"]["logloss"]
+
+
+def test_torn_record_is_named(tmp_path):
+    (tmp_path / "run.json").write_text('{"status": "do')
+    with pytest.raises(ValueError, match="run.json is not valid JSON"):
+        records.read_record(tmp_path)
