@@ -1,0 +1,236 @@
+"""Exact binary metrics on the host, in NumPy float64: logloss, normalised entropy, AUC, grouped AUC,
+calibration.
+
+Every function takes logits (or any increasing score, where only the order counts), labels in {0, 1} and an
+optional mask of the same shape; entries whose mask is 0 take no part. Logits rather than probabilities,
+because float32 probabilities saturate into ties. Nothing is averaged over batches: an average of batch AUCs
+is not an AUC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+CALIBRATION_BINS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedAuc:
+    """Mean of per-group AUCs, each weighted by its rows; groups with one class only are skipped and counted.
+
+    value: the mean, NaN if every group was skipped; groups, rows: those that took part; skipped_*: those that
+    did not.
+    """
+
+    value: float
+    groups: int
+    rows: int
+    skipped_groups: int
+    skipped_rows: int
+
+
+def observed(label_mask: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Mask of the labels that count: label_mask[R, C, Y] where valid[R, C], as bool [R, C, Y]."""
+    return (np.asarray(label_mask) > 0) & np.asarray(valid, bool)[..., None]
+
+
+def logloss(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Mean over observed labels of -ln p(label), p = sigmoid(logit), in nats; exact for logits of any size.
+
+    Raises:
+        ValueError: shapes differ, a label is not 0 or 1, or no label is observed.
+    """
+    logit, label = _select(logits, labels, mask)
+    return float(np.mean(_row_losses(logit, label)))
+
+
+def base_rate(labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Share of positive labels among the observed ones."""
+    _, label = _select(labels, labels, mask)
+    return float(np.mean(label))
+
+
+def entropy(rate: float) -> float:
+    """Entropy -r ln r - (1-r) ln(1-r) of a Bernoulli label in nats; 0 at r = 0 and r = 1."""
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"a rate lies between 0 and 1, found {rate}")
+    return float(-sum(part * np.log(part) for part in (rate, 1.0 - rate) if part > 0.0))
+
+
+def constant_logloss(rate: float, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Logloss of predicting `rate` for every row: the cross entropy of the observed rate against it."""
+    observed_rate = base_rate(labels, mask)
+    with np.errstate(divide="ignore"):
+        terms = [
+            share * np.log(p)
+            for share, p in ((observed_rate, rate), (1 - observed_rate, 1 - rate))
+            if share > 0
+        ]
+    return float(-sum(terms))
+
+
+def normalized_entropy(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Logloss divided by the entropy of the base rate of these very labels; 1 is the best constant
+    prediction.
+
+    NaN if the labels have one class only. Report `base_rate` beside it, or the number cannot be compared.
+    """
+    floor = entropy(base_rate(labels, mask))
+    return logloss(logits, labels, mask) / floor if floor > 0.0 else float("nan")
+
+
+def auc(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Probability that a random positive outranks a random negative, ties counting one half.
+
+    (sum of the positives' midranks - P(P+1)/2) / (P N); constant scores give exactly 0.5, one class or a NaN
+    score NaN.
+    """
+    score, label = _select(scores, labels, mask)
+    value, _, _ = _per_group_auc(score, label, np.zeros(score.size, np.int64))
+    return float(value[0])
+
+
+def gauc_by_rows(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, mask: np.ndarray | None = None
+) -> GroupedAuc:
+    """Mean over groups of the AUC inside the group, weighted by the group's observed rows.
+
+    groups: integer id per row (user or request), same shape as the scores. Groups with one class are skipped.
+    """
+    score, label = _select(scores, labels, mask)
+    group, _ = _select(groups, labels, mask, dtype=None)
+    value, rows, two_classes = _per_group_auc(score, label, group)
+    used = int(rows[two_classes].sum())
+    mean = float(np.sum(value[two_classes] * rows[two_classes]) / used) if used else float("nan")
+    return GroupedAuc(
+        value=mean,
+        groups=int(two_classes.sum()),
+        rows=used,
+        skipped_groups=int((~two_classes).sum()),
+        skipped_rows=int(rows.sum()) - used,
+    )
+
+
+def calibration(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Sum of predictions over sum of labels: above 1 the model over-predicts; NaN without a positive."""
+    logit, label = _select(logits, labels, mask)
+    positives = label.sum()
+    return float(_sigmoid(logit).sum() / positives) if positives else float("nan")
+
+
+def calibration_bins(
+    logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None, bins: int = CALIBRATION_BINS
+) -> dict[str, list[float]]:
+    """Mean prediction and observed rate in `bins` bins of equal row count, ordered by prediction.
+
+    Equal predictions share a bin (the one of their midrank), so the result does not depend on row order and a
+    bin may be empty: its means are None. Returns lists `rows`, `predicted`, `observed`.
+    """
+    logit, label = _select(logits, labels, mask)
+    middle = _midranks(logit, np.zeros(logit.size, np.int64))[0] - 0.5
+    place = np.minimum((middle * bins / logit.size).astype(np.int64), bins - 1)
+    rows = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, weights=column, minlength=bins) for column in (_sigmoid(logit), label)]
+    means = [[float(s / n) if n else None for s, n in zip(total, rows, strict=True)] for total in sums]
+    return {"rows": rows.tolist(), "predicted": means[0], "observed": means[1]}
+
+
+def evaluate_binary(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    mask: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """All metrics of one task as a JSON-able dictionary, with the keys of the run table.
+
+    Keys: rows, base_rate (of these labels), logloss, ne, auc, calibration, calibration_bins; with `groups`
+    also gauc, gauc_weighting ("rows"), gauc_groups, gauc_groups_skipped.
+    """
+    logit, label = _select(logits, labels, mask)
+    result: dict[str, Any] = {
+        "rows": int(label.size),
+        "base_rate": base_rate(label),
+        "logloss": logloss(logit, label),
+        "ne": normalized_entropy(logit, label),
+        "auc": auc(logit, label),
+        "calibration": calibration(logit, label),
+        "calibration_bins": calibration_bins(logit, label),
+    }
+    if groups is not None:
+        group, _ = _select(groups, labels, mask, dtype=None)
+        grouped = gauc_by_rows(logit, label, group)
+        result |= {
+            "gauc": grouped.value,
+            "gauc_weighting": "rows",
+            "gauc_groups": grouped.groups,
+            "gauc_groups_skipped": grouped.skipped_groups,
+        }
+    return result
+
+
+def _select(
+    values: np.ndarray, labels: np.ndarray, mask: np.ndarray | None, dtype: type | None = np.float64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Observed entries of values and labels as flat arrays, after the checks every metric shares."""
+    value, label = np.asarray(values, dtype), np.asarray(labels, np.float64)
+    if value.shape != label.shape:
+        raise ValueError(f"values have shape {value.shape}, labels {label.shape}; they must be equal")
+    if mask is not None:
+        keep = np.asarray(mask) > 0
+        if keep.shape != label.shape:
+            raise ValueError(f"the mask has shape {keep.shape}, labels {label.shape}; they must be equal")
+        value, label = value[keep], label[keep]
+    value, label = value.reshape(-1), label.reshape(-1)
+    if not label.size:
+        raise ValueError("no label is observed; a metric of nothing is undefined")
+    wrong = (label != 0) & (label != 1)
+    if wrong.any():
+        raise ValueError(f"labels must be 0 or 1, found {label[wrong][0]}")
+    return value, label
+
+
+def _row_losses(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
+    # ln(1 + exp(-z)) for a positive, ln(1 + exp(z)) for a negative; logaddexp is exact at both ends.
+    return np.logaddexp(0.0, np.where(label > 0, -logit, logit))
+
+
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -logit))
+
+
+def _midranks(score: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """1-based rank of each row inside its group, equal scores sharing their mean rank; and the group's dense
+    index.
+    """
+    order = np.lexsort((score, group))
+    sorted_score, sorted_group = score[order], group[order]
+    new_group = np.r_[True, sorted_group[1:] != sorted_group[:-1]]
+    new_tie = new_group | np.r_[True, sorted_score[1:] != sorted_score[:-1]]
+    dense = np.cumsum(new_group) - 1
+    group_start = np.flatnonzero(new_group)[dense]
+    tie_start = np.flatnonzero(new_tie)
+    tie_end = np.r_[tie_start[1:], score.size]
+    middle = (0.5 * (tie_start + tie_end + 1))[np.cumsum(new_tie) - 1] - group_start
+    ranks, index = np.empty(score.size), np.empty(score.size, np.int64)
+    ranks[order], index[order] = middle, dense
+    return ranks, index
+
+
+def _per_group_auc(
+    score: np.ndarray, label: np.ndarray, group: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(AUC, rows, has both classes) of every group, in ascending order of group id; AUC is NaN without both
+    classes.
+    """
+    ranks, index = _midranks(score, group)
+    rows = np.bincount(index)
+    positives = np.bincount(index, weights=label)
+    pairs = positives * (rows - positives)
+    ranked = np.bincount(index, weights=ranks * label) - positives * (positives + 1) / 2
+    value = np.divide(ranked, pairs, out=np.full(rows.size, np.nan), where=pairs > 0)
+    value[np.bincount(index, weights=np.isnan(score)) > 0] = np.nan
+    return value, rows, pairs > 0
