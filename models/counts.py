@@ -1,0 +1,93 @@
+"""Closed-form counts of an architecture: parameters by kind, FLOPs by phase.
+
+FLOPs are those of matrix products, 2 per multiply-add; norms, gates, softmax, pooling and permutations count 0.
+Forward and training are separate, and so are the part done once per request (`user`) and once per candidate.
+Training does every product three times (value and two gradients) except where an operand is raw data (dense fields),
+whose gradient nobody needs: those FLOPs are `unneeded` once each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Forward FLOPs of `encode_user` per request and of `score` per candidate, and what their gradients leave out."""
+
+    user: int = 0
+    candidate: int = 0
+    user_unneeded: int = 0
+    candidate_unneeded: int = 0
+
+    def __add__(self, other: Flops) -> Flops:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Flops(*(a + b for a, b in pairs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Parameters of the dense part. `dense` is the total and includes the others; `active` counts what one row uses."""
+
+    dense: int = 0
+    tokenizer: int = 0
+    head: int = 0
+    memory: int = 0
+    inactive: int = 0
+
+    def __add__(self, other: Params) -> Params:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Params(*(a + b for a, b in pairs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """What `recscale.models.count` returns.
+
+    Attributes:
+        dense_params: every trained parameter outside embedding tables and memories.
+        active_params: the part of `dense_params` one row uses (equal unless experts are sparse).
+        embedding_params: rows times widths of the schema's tables.
+        head_params: task towers, part of `dense_params`.
+        tokenizer_params: projections of fields and histories to tokens, part of `dense_params`.
+        memory_params: values of memory layers.
+        forward_flops_per_row: C = 1, so `forward_flops_user + forward_flops_candidate`.
+        forward_flops_user, forward_flops_candidate: per request, per candidate.
+        train_flops_user, train_flops_candidate: forward and backward, per request, per candidate.
+        train_flops_per_row: C = 1, the sum of the two.
+    """
+
+    dense_params: int
+    active_params: int
+    embedding_params: int
+    head_params: int
+    tokenizer_params: int
+    memory_params: int
+    forward_flops_per_row: int
+    forward_flops_user: int
+    forward_flops_candidate: int
+    train_flops_per_row: int
+    train_flops_user: int
+    train_flops_candidate: int
+
+    @classmethod
+    def of(cls, params: Params, flops: Flops, embedding_params: int) -> Count:
+        train_user = 3 * flops.user - flops.user_unneeded
+        train_candidate = 3 * flops.candidate - flops.candidate_unneeded
+        return cls(
+            dense_params=params.dense,
+            active_params=params.dense - params.inactive,
+            embedding_params=embedding_params,
+            head_params=params.head,
+            tokenizer_params=params.tokenizer,
+            memory_params=params.memory,
+            forward_flops_per_row=flops.user + flops.candidate,
+            forward_flops_user=flops.user,
+            forward_flops_candidate=flops.candidate,
+            train_flops_per_row=train_user + train_candidate,
+            train_flops_user=train_user,
+            train_flops_candidate=train_candidate,
+        )
+
+    def to_dict(self) -> dict[str, int]:
+        return dataclasses.asdict(self)

@@ -1,0 +1,150 @@
+"""Rules of histories, in one place: order, masks, positions, time differences, and what an encoder hands on.
+
+Column 0 is the newest event; `valid[r, s] = s < length[r]`, so padding exists only at the old end. `delta_s` is the
+request time minus the event time: >= 0, non-decreasing along the columns, 0 on padding, never relative to a candidate.
+A shorter history keeps the first columns. A history of length 0 is legal everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ..layers import param
+from .batch import Events, UserInputs
+from .schema import Schema, Sequence
+
+Array = jax.Array
+
+TIME_BUCKETS = 64
+TIME_WIDTH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenShape:
+    """How many tokens a sequence encoder hands to a backbone: per request, per candidate, and their width A.
+
+    The `trained` flags say whether a gradient must flow back into them (not if raw dense events reach them unchanged).
+    """
+
+    user: int = 0
+    candidate: int = 0
+    width: int = 0
+    user_trained: bool = True
+    candidate_trained: bool = True
+
+    @property
+    def tokens(self) -> int:
+        return self.user + self.candidate
+
+
+NO_TOKENS = TokenShape()
+
+
+class SequenceTokens(NamedTuple):
+    """user [R, t_u, A] or None, candidate [R, C, t_c, A] or None."""
+
+    user: Array | None
+    candidate: Array | None
+
+
+class HistoryView(NamedTuple):
+    """events [R, S, A], zero on padding; valid bool [R, S]; position int32 [S], 0 = newest; delta_s int32 [R, S] or None."""
+
+    events: Array
+    valid: Array
+    position: Array
+    delta_s: Array | None
+
+
+def read_history(history: Events, length: int | None = None, *, check: bool = False) -> HistoryView:
+    """The events of a history with their mask, positions and ages; whatever stands on padding is replaced by zeros.
+
+    Args:
+        history: a looked-up sequence.
+        length: keep the newest `length` columns.
+        check: assert the order rules (concrete arrays only; for debugging).
+
+    Raises:
+        ValueError: with `check`, ages negative or decreasing along the columns, or a length outside [0, S].
+    """
+    events, delta_s = history.events[:, :length], history.delta_s
+    columns = events.shape[1]
+    kept = jnp.minimum(history.length, columns)
+    position = jnp.arange(columns, dtype=jnp.int32)
+    valid = position[None, :] < kept[:, None]
+    if check:
+        _check_order(history)
+    # `where` and not a product: padding may hold anything, NaN included.
+    events = jnp.where(valid[..., None], events, 0)
+    if delta_s is not None:
+        delta_s = jnp.where(valid, delta_s[:, :length], 0)
+    return HistoryView(events, valid, position, delta_s)
+
+
+def time_bucket(delta_s: Array) -> Array:
+    """clip(floor(2 * log2(1 + seconds)), 0, 63), int32 of the same shape."""
+    bucket = jnp.floor(2.0 * jnp.log2(1.0 + delta_s.astype(jnp.float32)))
+    return jnp.clip(bucket, 0, TIME_BUCKETS - 1).astype(jnp.int32)
+
+
+class TimeFeature(nnx.Module):
+    """Appends an embedding of the age bucket to every event: [R, S, A] -> [R, S, A + 8]. 64*8 parameters, no FLOPs."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.table = param.normal(rngs, (TIME_BUCKETS, TIME_WIDTH), ("buckets", "embed"), TIME_WIDTH**-0.5)
+
+    def __call__(self, view: HistoryView) -> HistoryView:
+        ages = jnp.take(self.table[...], time_bucket(view.delta_s), axis=0)
+        ages = jnp.where(view.valid[..., None], ages, 0).astype(view.events.dtype)
+        return view._replace(events=jnp.concatenate([view.events, ages], axis=-1))
+
+
+def choose_sequence(schema: Schema, name: str | None) -> Sequence:
+    """The history called `name`, or the schema's only one.
+
+    Raises:
+        ValueError: no history, none of that name, or several and no name.
+    """
+    names = [sequence.name for sequence in schema.sequences]
+    if not names:
+        raise ValueError("a sequence encoder needs a history, and the schema has no sequences; use a backbone alone")
+    if name is None and len(names) > 1:
+        raise ValueError(f"the schema has several histories ({', '.join(names)}); set `sequence` to one of them")
+    if name is not None and name not in names:
+        raise ValueError(f"sequence is {name!r}, but the schema's histories are {', '.join(names)}")
+    return schema.sequences[names.index(name) if name is not None else 0]
+
+
+def uses_time(sequence: Sequence, time_feature: str) -> bool:
+    """Resolves the flag: "auto" = where the log has timestamps, "bucket" = always, "none" = never."""
+    if time_feature == "bucket" and not sequence.timestamps:
+        raise ValueError(f"time_feature='bucket', but sequence {sequence.name!r} has no timestamps; use 'auto' or 'none'")
+    return sequence.timestamps if time_feature == "auto" else time_feature == "bucket"
+
+
+def find_history(user: UserInputs, name: str) -> Events:
+    """The looked-up history called `name`; KeyError lists those that exist."""
+    if name not in user.histories:
+        raise KeyError(f"inputs hold no history {name!r}; they hold {', '.join(user.histories) or 'none'}")
+    return user.histories[name]
+
+
+def _check_order(history: Events) -> None:
+    length, columns = np.asarray(history.length), history.events.shape[1]
+    if (length < 0).any() or (length > columns).any():
+        raise ValueError(f"history lengths lie in [{length.min()}, {length.max()}], expected [0, {columns}]")
+    if history.delta_s is None:
+        return
+    ages = np.asarray(history.delta_s)
+    valid = np.arange(columns)[None] < length[:, None]
+    rows = ((ages < 0) & valid).any(axis=1) | ((np.diff(ages, axis=1) < 0) & valid[:, 1:]).any(axis=1)
+    if rows.any():
+        raise ValueError(
+            f"request {int(np.argmax(rows))}: delta_s must be >= 0 and non-decreasing (column 0 is the newest event)"
+        )

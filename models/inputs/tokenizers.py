@@ -1,0 +1,435 @@
+"""Tokenizers: fields (and the tokens of a sequence encoder) -> T tokens of width D, user side first.
+
+    "cut"       (RankMixer, arXiv 2507.15551) the fields in schema order are cut into pieces, each projected:
+                x_t = W_t piece_t + b_t.  cut_align="field" (default): a piece is a run of whole fields, padded to the
+                side's widest piece; "exact": equal widths, a cut may split a field.
+                tokenizer_shared=True uses one W for all pieces (the paper does not say; default False).
+    "group"     (TokenMixer-Large, arXiv 2602.06563) one projection per semantic group.
+    "field"     one projection per field.
+    "identity"  fields are the tokens as they are; every field must have width D.
+
+global_token=True adds a token projected from all fields (a candidate token: it sees the candidate).
+tokenizer_hidden=F puts a hidden GELU layer into every projection of fields (depth undisclosed; default None).
+
+A token never straddles the two sides, so user tokens are made once per request (`encode_user`), candidate tokens once
+per candidate. Token order: user fields, user history tokens, candidate fields, candidate history tokens, global token.
+History tokens are projected to D, each by its own matrix, and count in T.
+Everything leaves here token-major: [T_u, R, D] and [T_c, R, C, D].
+
+Weights d*D + D per piece of (padded) width d, 2*d*D FLOPs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..counts import Flops
+from ..layers.dense import FFN, Dense, SplitDense
+from ..layers.per_token import PerTokenDense, PerTokenFFN, activation
+from .batch import CandidateInputs, UserInputs
+from .history import NO_TOKENS, TokenShape
+from .schema import Field, Schema
+
+Array = jax.Array
+
+# The largest T that tokens=None chooses: the paper's 100M model has 16 tokens.
+AUTO_TOKENS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerOptions:
+    """Flags every token architecture's config inherits.
+
+    tokens: T, history and global tokens included. None: "cut" takes the largest T <= 16 that the fields allow and that
+        divides D; the T of other tokenizers follows from the schema, and a number given here must agree with it.
+    user_tokens: T_u, history tokens included. None shares the tokens in proportion to the widths of the two sides.
+    """
+
+    tokens: int | None = None
+    user_tokens: int | None = None
+    tokenizer: Literal["cut", "group", "field", "identity"] = "cut"
+    cut_align: Literal["field", "exact"] = "field"
+    tokenizer_shared: bool = False
+    tokenizer_hidden: int | None = None
+    global_token: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SidePlan:
+    """How the fields of one side become tokens.
+
+    runs: the fields of each token; for an exact cut one run with all fields, cut into `exact` pieces.
+    widths: the (unpadded) input width of each token.
+    batched: inputs are padded to one width and projected by one batched matmul; else one matmul per token.
+    trained: per run, whether it holds a field with a table, so that its gradient is needed.
+    pad_to: the common width of batched inputs where it is not this side's widest.
+    """
+
+    runs: tuple[tuple[str, ...], ...]
+    widths: tuple[int, ...]
+    exact: bool
+    batched: bool
+    trained: tuple[bool, ...]
+    pad_to: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return len(self.widths)
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """Input width of each token's projection."""
+        if not (self.batched and self.widths):
+            return self.widths
+        return (self.pad_to or max(self.widths),) * self.tokens
+
+    def flops(self, hidden: int | None, width: int) -> tuple[int, int]:
+        """Forward FLOPs, and those of gradients nobody needs."""
+        total = sum(_mlp_flops(d, hidden, width) for d in self.padded)
+        first = [2 * d * (hidden or width) for d in self.padded]
+        if self.batched:
+            return total, 0 if any(self.trained) else sum(first)
+        return total, sum(f for f, trained in zip(first, self.trained, strict=True) if not trained)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPlan:
+    """The resolved tokenizer of one schema: what `Tokenizer` builds and what is counted."""
+
+    user: SidePlan
+    candidate: SidePlan
+    sequence: TokenShape = NO_TOKENS
+    projected: bool = True
+    shared: bool = False
+    hidden: int | None = None
+    everything: tuple[SidePlan, SidePlan] | None = None
+
+    @property
+    def user_tokens(self) -> int:
+        """T_u."""
+        return self.user.tokens + self.sequence.user
+
+    @property
+    def candidate_tokens(self) -> int:
+        """T_c."""
+        return self.candidate.tokens + self.sequence.candidate + (self.everything is not None)
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.user_tokens + self.candidate_tokens
+
+    def params(self, width: int) -> int:
+        """Parameters for tokens of width D."""
+        inputs = [] if not self.projected else [*self.user.padded, *self.candidate.padded]
+        if self.shared:
+            inputs = inputs[:1]
+        if self.everything is not None:
+            inputs.append(sum(side.widths[0] for side in self.everything))
+        fields = sum(_mlp_params(d, self.hidden, width) for d in inputs)
+        return fields + self.sequence.tokens * (self.sequence.width * width + width)
+
+    def flops(self, width: int) -> Flops:
+        """FLOPs for tokens of width D."""
+        total = Flops()
+        if self.projected:
+            user, candidate = self.user.flops(self.hidden, width), self.candidate.flops(self.hidden, width)
+            total += Flops(user[0], candidate[0], user[1], candidate[1])
+        if self.everything is not None:
+            first = [2 * side.widths[0] * (self.hidden or width) for side in self.everything]
+            unneeded = [f * (not side.trained[0]) for f, side in zip(first, self.everything, strict=True)]
+            total += Flops(first[0], first[1] + (2 * self.hidden * width if self.hidden else 0), *unneeded)
+        s, each = self.sequence, 2 * self.sequence.width * width
+        return total + Flops(
+            s.user * each, s.candidate * each,
+            s.user * each * (not s.user_trained), s.candidate * each * (not s.candidate_trained),
+        )
+
+
+class UserTokens(NamedTuple):
+    """What is kept per request: tokens [T_u, R, D] (None if T_u = 0), and the user part of the global token [R, .]."""
+
+    tokens: Array | None
+    everything: Array | None
+
+
+class Tokenizer(nnx.Module):
+    """Fields -> tokens, as the `plan` says.
+
+    Args:
+        plan: from `plan_tokens`.
+        width: D.
+    """
+
+    def __init__(
+        self, plan: TokenPlan, width: int, *, init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        self.plan, self.width, self.dtype = plan, width, dtype
+        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+        make = functools.partial(_projection, hidden=plan.hidden, width=width, **kwargs)
+        own = plan.projected and not plan.shared
+        self.shared = make(0, plan.candidate.padded[0]) if plan.shared else None
+        self.user = _side_projections(plan.user, make) if own else None
+        self.candidate = _side_projections(plan.candidate, make) if own else None
+        everything, deep = plan.everything, plan.everything is not None and plan.hidden is not None
+        widths = [side.widths[0] for side in everything or ()]
+        self.everything = SplitDense(*widths, plan.hidden or width, **kwargs) if everything else None
+        self.everything_out = Dense(plan.hidden, width, axes=("hidden", "embed"), **kwargs) if deep else None
+        s, axes = plan.sequence, ("events", "embed")
+        self.user_history = PerTokenDense(s.user, s.width, width, axes=axes, **kwargs) if s.user else None
+        self.candidate_history = PerTokenDense(s.candidate, s.width, width, axes=axes, **kwargs) if s.candidate else None
+
+    def encode_user(self, user: UserInputs, history: Array | None = None) -> UserTokens:
+        """history: [R, t_u, A], tokens of a sequence encoder."""
+        made = self._fields(self.plan.user, self.user, user.fields)
+        made += self._history(self.user_history, history, self.plan.sequence.user)
+        everything = None
+        if self.everything is not None and self.everything.user_width:
+            everything = self.everything.encode_user(_concat(user.fields, self.plan.everything[0].runs[0]))
+        return UserTokens(_stack(made), everything)
+
+    def candidate_tokens(
+        self, state: UserTokens, candidates: CandidateInputs, history: Array | None = None
+    ) -> Array:
+        """[T_c, R, C, D]; history: [R, C, t_c, A]."""
+        fields = candidates.fields
+        made = self._fields(self.plan.candidate, self.candidate, fields)
+        made += self._history(self.candidate_history, history, self.plan.sequence.candidate)
+        if self.everything is not None:
+            x = _concat(fields, self.plan.everything[1].runs[0])
+            token = self.everything.score(state.everything, x)
+            if self.everything_out is not None:
+                token = self.everything_out(activation("gelu")(token))
+            made.append(token.reshape(1, *x.shape[:2], self.width))
+        return _stack(made)
+
+    def join(self, state: UserTokens, candidate_tokens: Array) -> Array:
+        """All T tokens of every row, token-major: [T_u, R, D] and [T_c, R, C, D] -> [T, R*C, D]."""
+        _, requests, candidates, width = candidate_tokens.shape
+        rows = candidate_tokens.reshape(-1, requests * candidates, width)
+        if state.tokens is None:
+            return rows
+        user = jnp.broadcast_to(state.tokens[:, :, None], (state.tokens.shape[0], requests, candidates, width))
+        return jnp.concatenate([user.reshape(-1, requests * candidates, width), rows], axis=0)
+
+    def _fields(self, side: SidePlan, projections, fields: Mapping[str, Array]) -> list[Array]:
+        """Tokens of one side's fields: a list of [t, ..., D]."""
+        if not side.tokens:
+            return []
+        pieces = _pieces(side, fields)
+        if self.plan.shared:
+            return [self.shared(pieces)]
+        if not self.plan.projected:
+            return [pieces.astype(self.dtype)]
+        if side.batched:
+            tokens, *lead, d = pieces.shape
+            return [projections(pieces.reshape(tokens, -1, d)).reshape(tokens, *lead, self.width)]
+        return [project(piece)[None] for project, piece in zip(projections, pieces, strict=True)]
+
+    def _history(self, project: PerTokenDense | None, history: Array | None, expected: int) -> list[Array]:
+        found = 0 if history is None else history.shape[-2]
+        if found != expected:
+            raise ValueError(f"the tokenizer was built for {expected} history tokens, the sequence encoder gave {found}")
+        if project is None:
+            return []
+        *lead, tokens, width = history.shape
+        x = jnp.moveaxis(history, -2, 0).reshape(tokens, -1, width)
+        return [project(x).reshape(tokens, *lead, self.width)]
+
+
+def plan_tokens(
+    schema: Schema, options: TokenizerOptions, width: int, sequence: TokenShape = NO_TOKENS
+) -> TokenPlan:
+    """Resolves the flags for one schema; `options` may be any config that inherits `TokenizerOptions`.
+
+    Raises:
+        ValueError: flags that contradict each other or the schema, with the numbers that would fit.
+    """
+    names = [field.name for field in dataclasses.fields(TokenizerOptions)]
+    return _plan(schema, TokenizerOptions(**{name: getattr(options, name) for name in names}), width, sequence)
+
+
+def possible_tokens(schema: Schema, options: TokenizerOptions, sequence: TokenShape = NO_TOKENS) -> range:
+    """The numbers of tokens T a "cut" tokenizer can make of this schema: every field side present gets one or more."""
+    sides = (schema.user_fields, schema.candidate_fields)
+    most = _most_tokens(sides, options.cut_align)
+    extra = sequence.tokens + options.global_token
+    return range(sum(min(1, m) for m in most) + extra, sum(most) + extra + 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(schema: Schema, options: TokenizerOptions, width: int, sequence: TokenShape) -> TokenPlan:
+    kind = options.tokenizer
+    _check_options(schema, options, width)
+    sides = (schema.user_fields, schema.candidate_fields)
+    if kind == "cut":
+        per_side = _share_tokens(schema, options, width, sequence)
+        plans = [_cut(fields, tokens, options.cut_align) for fields, tokens in zip(sides, per_side, strict=True)]
+    else:
+        plans = [_by_group(fields, kind) for fields in sides]
+    if options.tokenizer_shared:
+        widest = max(d for plan in plans for d in plan.padded)
+        plans = [dataclasses.replace(plan, pad_to=widest) for plan in plans]
+    everything = None
+    if options.global_token:
+        everything = tuple(_side([fields], batched=False) for fields in sides)
+    plan = TokenPlan(
+        *plans, sequence=sequence, projected=kind != "identity", shared=options.tokenizer_shared,
+        hidden=options.tokenizer_hidden, everything=everything,
+    )
+    for name, wanted, found in (
+        ("tokens", options.tokens, plan.tokens), ("user_tokens", options.user_tokens, plan.user_tokens)
+    ):
+        if wanted is not None and wanted != found:
+            raise ValueError(f"{name} is {wanted}, but tokenizer={kind!r} makes {found} of this schema; set {name}={found}")
+    return plan
+
+
+def _check_options(schema: Schema, options: TokenizerOptions, width: int) -> None:
+    if not schema.candidate_fields:
+        raise ValueError("the schema has no candidate or cross field, so there is nothing to rank")
+    if options.tokenizer_shared and options.tokenizer != "cut":
+        raise ValueError(f"tokenizer_shared needs pieces of one width: tokenizer='cut', not {options.tokenizer!r}")
+    if options.tokenizer == "identity":
+        other = [f"{field.name} ({field.width})" for field in schema.fields if field.width != width]
+        if other:
+            raise ValueError(f"tokenizer='identity' needs fields of width {width}; other widths: {', '.join(other)}")
+        if options.tokenizer_hidden is not None:
+            raise ValueError("tokenizer='identity' has no projection, so tokenizer_hidden must be None")
+
+
+def _most_tokens(sides: tuple[tuple[Field, ...], ...], align: str) -> list[int]:
+    return [sum(field.width for field in fields) if align == "exact" else len(fields) for fields in sides]
+
+
+def _share_tokens(
+    schema: Schema, options: TokenizerOptions, width: int, sequence: TokenShape
+) -> tuple[int, int]:
+    """How many tokens the user and the candidate fields get."""
+    possible = possible_tokens(schema, options, sequence)
+    tokens = options.tokens
+    if tokens is None:
+        allowed = [t for t in possible if t <= AUTO_TOKENS and width % t == 0]
+        if not allowed:
+            raise ValueError(
+                f"no number of tokens from {possible[0]} to {min(AUTO_TOKENS, possible[-1])} divides width {width}; "
+                f"set tokens or another width"
+            )
+        tokens = allowed[-1]
+    if tokens not in possible:
+        raise ValueError(
+            f"tokens={tokens}, but tokenizer='cut' with cut_align={options.cut_align!r} can make {possible[0]} to "
+            f"{possible[-1]} of this schema ('field' never splits a field)"
+        )
+    sides = (schema.user_fields, schema.candidate_fields)
+    widths = [sum(field.width for field in fields) for fields in sides]
+    most = _most_tokens(sides, options.cut_align)
+    free = tokens - sequence.tokens - options.global_token
+    low, high = max(min(1, most[0]), free - most[1]), min(most[0], free - 1)
+    if options.user_tokens is None:
+        user = min(max(round(free * widths[0] / sum(widths)), low), high)
+        return user, free - user
+    user = options.user_tokens - sequence.user
+    if not low <= user <= high:
+        raise ValueError(
+            f"user_tokens={options.user_tokens} of tokens={tokens} does not fit; expected {low + sequence.user} to "
+            f"{high + sequence.user}"
+        )
+    return user, free - user
+
+
+def _cut(fields: tuple[Field, ...], tokens: int, align: str) -> SidePlan:
+    if align == "exact":
+        width = -(-sum(field.width for field in fields) // tokens) if tokens else 0
+        return dataclasses.replace(_side([fields] if tokens else [], batched=True), widths=(width,) * tokens, exact=True)
+    return _side(_balanced_runs(fields, tokens), batched=True)
+
+
+def _balanced_runs(fields: tuple[Field, ...], tokens: int) -> list[tuple[Field, ...]]:
+    """Consecutive non-empty runs whose ends lie nearest to equal shares of the width."""
+    ends = [0]
+    for field in fields:
+        ends.append(ends[-1] + field.width)
+    cuts = [0]
+    for i in range(1, tokens):
+        allowed = range(cuts[-1] + 1, len(fields) - (tokens - i) + 1)
+        cuts.append(min(allowed, key=lambda j: abs(ends[j] * tokens - i * ends[-1])))
+    return [fields[a:b] for a, b in zip(cuts, [*cuts[1:], len(fields)], strict=True)] if tokens else []
+
+
+def _by_group(fields: tuple[Field, ...], kind: str) -> SidePlan:
+    runs: dict[str, list[Field]] = {}
+    for field in fields:
+        runs.setdefault(field.group if kind == "group" else field.name, []).append(field)
+    side = _side(list(runs.values()), batched=False)
+    # One batched matmul wherever no padding is needed for it.
+    return dataclasses.replace(side, batched=len(set(side.widths)) <= 1)
+
+
+def _side(runs, *, batched: bool) -> SidePlan:
+    return SidePlan(
+        runs=tuple(tuple(field.name for field in run) for run in runs),
+        widths=tuple(sum(field.width for field in run) for run in runs),
+        exact=False,
+        batched=batched,
+        trained=tuple(any(not field.is_dense for field in run) for run in runs),
+    )
+
+
+def _projection(tokens: int, d: int, *, hidden: int | None, width: int, **kwargs) -> nnx.Module:
+    """tokens 0: one matrix for whatever comes; else one per token."""
+    if tokens and hidden:
+        return PerTokenFFN(tokens, d, hidden, width, **kwargs)
+    if tokens:
+        return PerTokenDense(tokens, d, width, axes=("features", "embed"), **kwargs)
+    if hidden:
+        return FFN(d, hidden, width, **kwargs)
+    return Dense(d, width, axes=("features", "embed"), **kwargs)
+
+
+def _side_projections(side: SidePlan, make) -> nnx.Module | None:
+    if not side.tokens:
+        return None
+    return make(side.tokens, side.padded[0]) if side.batched else nnx.List(make(0, d) for d in side.widths)
+
+
+def _pieces(side: SidePlan, fields: Mapping[str, Array]) -> Array | list[Array]:
+    """Inputs of the projections: [t, ..., d] if they can be batched, else a list of [..., d_t]."""
+    runs = [_concat(fields, run) for run in side.runs]
+    if side.exact:
+        d = side.widths[0]
+        short = d * side.tokens - runs[0].shape[-1]
+        x = jnp.pad(runs[0], [(0, 0)] * (runs[0].ndim - 1) + [(0, short)])
+        runs = jnp.split(x, side.tokens, axis=-1)
+    if not side.batched:
+        return runs
+    d = side.padded[0]
+    return jnp.stack([jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, d - x.shape[-1])]) for x in runs])
+
+
+def _concat(fields: Mapping[str, Array], names: tuple[str, ...]) -> Array:
+    missing = [name for name in names if name not in fields]
+    if missing:
+        raise KeyError(f"inputs lack the fields {', '.join(missing)}; they hold {', '.join(fields) or 'none'}")
+    return jnp.concatenate([fields[name] for name in names], axis=-1) if len(names) > 1 else fields[names[0]]
+
+
+def _stack(made: list[Array]) -> Array | None:
+    if not made:
+        return None
+    return jnp.concatenate(made, axis=0) if len(made) > 1 else made[0]
+
+
+def _mlp_params(d: int, hidden: int | None, width: int) -> int:
+    return d * width + width if hidden is None else d * hidden + hidden + hidden * width + width
+
+
+def _mlp_flops(d: int, hidden: int | None, width: int) -> int:
+    return 2 * (d * width if hidden is None else d * hidden + hidden * width)

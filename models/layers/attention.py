@@ -1,0 +1,40 @@
+"""Multi-head self-attention over feature tokens, token-major.
+
+    softmax(Q K^T / sqrt(d)) V W_O,   Q, K, V = X W_Q, X W_K, X W_V,   d = D / H          no bias, shared by all tokens
+
+4*D^2 parameters, 8*T*D^2 + 4*T^2*D FLOPs per row. Scores and softmax are float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .dense import Dense
+from .matmul import contract
+
+Array = jax.Array
+
+
+class SelfAttention(nnx.Module):
+    """x [T, B, D] -> [T, B, D]."""
+
+    def __init__(self, width: int, heads: int, *, init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs):
+        if width % heads:
+            raise ValueError(f"width {width} does not divide into {heads} attention heads")
+        self.heads, self.dtype = heads, dtype
+        kwargs = dict(use_bias=False, init=init, dtype=dtype, rngs=rngs)
+        self.query = Dense(width, width, axes=("embed", "heads"), **kwargs)
+        self.key = Dense(width, width, axes=("embed", "heads"), **kwargs)
+        self.value = Dense(width, width, axes=("embed", "heads"), **kwargs)
+        self.out = Dense(width, width, axes=("heads", "embed"), **kwargs)
+
+    def __call__(self, x: Array) -> Array:
+        tokens, rows, width = x.shape
+        split = (tokens, rows, self.heads, width // self.heads)
+        q, k, v = (f(x).reshape(split) for f in (self.query, self.key, self.value))
+        scores = contract("qbhd,kbhd->bhqk", q, k, self.dtype).astype(jnp.float32)
+        weights = jax.nn.softmax(scores * split[-1] ** -0.5, axis=-1)
+        mixed = contract("bhqk,kbhd->qbhd", weights, v, self.dtype)
+        return self.out(mixed.reshape(tokens, rows, width))

@@ -1,0 +1,87 @@
+"""Layers whose weights are shared by every token or row: y = x W + b."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from . import param
+from .matmul import contract
+from .per_token import activation
+
+Array = jax.Array
+
+
+class Dense(nnx.Module):
+    """x [..., in] -> [..., out]; in*out + out parameters, 2*in*out FLOPs per row."""
+
+    def __init__(
+        self, width: int, out: int, *, use_bias: bool = True, init: str = "lecun_normal",
+        axes: tuple[str, str] = ("embed", "hidden"), dtype=jnp.float32, rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        self.kernel = param.kernel(rngs, (width, out), axes, init)
+        self.bias = param.constant((out,), (axes[1],)) if use_bias else None
+
+    def __call__(self, x: Array) -> Array:
+        rows = x.reshape(-1, x.shape[-1])
+        y = contract("bd,df->bf", rows, self.kernel[...], self.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)[None]
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class FFN(nnx.Module):
+    """act(x W1 + b1) W2 + b2 with the same weights for every token: x [..., D] -> [..., D]."""
+
+    def __init__(
+        self, width: int, hidden: int, out: int | None = None, *, activation: str = "gelu",
+        init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+    ):
+        self.act = activation
+        self.up = Dense(width, hidden, init=init, dtype=dtype, rngs=rngs)
+        self.down = Dense(hidden, out or width, init=init, axes=("hidden", "embed"), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down(activation(self.act)(self.up(x)))
+
+
+class SplitDense(nnx.Module):
+    """x W + b for x = [x_user, x_candidate], split exactly: x_user W_user once per request, the rest per candidate.
+
+    One kernel [d_u + d_c, F]; its first d_u rows belong to the user side. A side of width 0 costs nothing.
+    """
+
+    def __init__(
+        self, user_width: int, candidate_width: int, out: int, *, use_bias: bool = True, init: str = "lecun_normal",
+        axes: tuple[str, str] = ("embed", "hidden"), dtype=jnp.float32, rngs: nnx.Rngs,
+    ):
+        if candidate_width < 1:
+            raise ValueError(f"candidate width is {candidate_width}, expected at least 1: nothing depends on the candidate")
+        self.user_width, self.dtype = user_width, dtype
+        self.kernel = param.kernel(rngs, (user_width + candidate_width, out), axes, init)
+        self.bias = param.constant((out,), (axes[1],)) if use_bias else None
+
+    def encode_user(self, x: Array | None) -> Array | None:
+        """x_user W_user: [R, d_u] -> [R, F]; None when the user side is empty."""
+        if not self.user_width:
+            return None
+        return contract("rd,df->rf", x, self.kernel[...][: self.user_width], self.dtype)
+
+    def score(self, state: Array | None, x: Array) -> Array:
+        """Adds the candidate part and the bias: [R, F] and [R, C, d_c] -> [R*C, F]."""
+        requests, candidates, width = x.shape
+        rows = x.reshape(requests * candidates, width)
+        y = contract("bd,df->bf", rows, self.kernel[...][self.user_width :], self.dtype)
+        if state is not None:
+            y = y + repeat_user(state, candidates)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)[None]
+
+
+def repeat_user(x: Array, candidates: int) -> Array:
+    """[R, d] -> [R*C, d]: every candidate row sees its request's vector."""
+    if candidates == 1:
+        return x
+    requests, width = x.shape
+    return jnp.broadcast_to(x[:, None], (requests, candidates, width)).reshape(requests * candidates, width)

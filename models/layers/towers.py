@@ -1,0 +1,54 @@
+"""Task heads: one tower per task, the same flag and default for every architecture.
+
+    tower=():      z_y = h w_y + c_y                                  Y*(D + 1) parameters
+    tower=(F,):    z_y = relu(h W_y + b_y) w_y + c_y                  Y*(D*F + F + F + 1) parameters, and so on
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from . import param
+from .matmul import contract
+
+Array = jax.Array
+
+
+class Towers(nnx.Module):
+    """h [B, D] -> float32 logits [B, Y]. The last product is float32 whatever the compute dtype."""
+
+    def __init__(
+        self, width: int, tasks: int, *, tower: tuple[int, ...] = (), init: str = "lecun_normal",
+        dtype=jnp.float32, rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        shapes = [(tasks, a, b) for a, b in _pairs(width, tower)]
+        self.kernels = nnx.List(param.kernel(rngs, shape, ("tasks", "embed", "hidden"), init) for shape in shapes)
+        self.biases = nnx.List(param.constant((tasks, shape[-1]), ("tasks", "hidden")) for shape in shapes)
+
+    def __call__(self, h: Array) -> Array:
+        layers = list(zip(self.kernels, self.biases, strict=True))
+        for i, (kernel, bias) in enumerate(layers):
+            last = i == len(layers) - 1
+            dtype = jnp.float32 if last else self.dtype
+            h = contract("bd,ydf->ybf" if i == 0 else "ybd,ydf->ybf", h, kernel[...], dtype)
+            h = h + bias[...].astype(dtype)[:, None]
+            h = h if last else jax.nn.relu(h)
+        return h[..., 0].T
+
+
+def tower_params(width: int, tasks: int, tower: tuple[int, ...] = ()) -> int:
+    """Parameters of `Towers`."""
+    return tasks * sum(a * b + b for a, b in _pairs(width, tower))
+
+
+def tower_flops(width: int, tasks: int, tower: tuple[int, ...] = ()) -> int:
+    """Forward FLOPs of `Towers` per row."""
+    return 2 * tasks * sum(a * b for a, b in _pairs(width, tower))
+
+
+def _pairs(width: int, tower: tuple[int, ...]) -> list[tuple[int, int]]:
+    widths = (width, *tower, 1)
+    return list(zip(widths[:-1], widths[1:], strict=True))

@@ -1,0 +1,278 @@
+"""RankMixer, dense (arXiv 2507.15551 v3): multi-head token mixing and one feed-forward network per token.
+
+X_0 [B,T,D] comes from the tokenizer; each of the L blocks is post-norm (eq. 1-6):
+
+    S = LN(mix(X) + X)                     mix: head h of token t -> slot t of token h, H = T heads
+    X = LN(PFFN(S) + S)                    PFFN_t(s) = gelu(s W1_t + b1_t) W2_t + b2_t,  W1 [T,D,F]  W2 [T,F,D]
+    logits = towers(mean_t X_L)
+
+Letters: B rows, T tokens, D token width, F hidden width, L layers, Y tasks. Activations are token-major [T,B,D] inside.
+Tokens are ordered user side first; user tokens are made once per request, everything after them is per candidate.
+
+Closed forms (mixer="mix", ffn="per_token"):
+    params = tokenizer + L*(T*(2*D*F + F + D) + 4*D) + Y*(D + 1)
+    flops  = 2 * tokenizer weights + L*4*T*D*F + 2*D*Y          per row
+
+Undisclosed -> flag (default): FFN ratio -> hidden; projection shared by tokens -> tokenizer_shared (False); norm gains
+-> norm_affine (True), norm_per_token (False), norm_eps; GELU form -> activation ("gelu", tanh form); head -> tower (());
+dropout (0); init. Ablations of the paper: mixer none | self_attention | all_share | all_concat, ffn="shared",
+residual=False, norm=None, norm_place="pre".
+
+    none            no mixing sub-layer (neither its skip nor its norm)
+    self_attention  QKVO shared by all tokens instead of mix
+    all_share       no mixing sub-layer; every PFFN_t reads the concatenation of all tokens, T*D -> F -> D
+    all_concat      one MLP T*D -> F -> T*D replaces both sub-layers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..architecture import BackboneSpec
+from ..counts import Flops, Params
+from ..inputs.batch import CandidateInputs, Output, UserInputs
+from ..inputs.history import NO_TOKENS, TokenShape
+from ..inputs.schema import Schema
+from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens, possible_tokens
+from ..layers.attention import SelfAttention
+from ..layers.dense import FFN
+from ..layers.mixing import mix_token_major
+from ..layers.norms import Norm, norm_params
+from ..layers.per_token import PerTokenFFN
+from ..layers.towers import Towers, tower_flops, tower_params
+from ..ranker import Backbone
+from ..sizing import LARGE, grains, solve_affine
+
+Array = jax.Array
+
+# Mixers that keep the first sub-layer of a block.
+_MIXING = ("mix", "self_attention")
+
+# F / D the sizing prefers: the ratio at which the paper's 100M row meets its printed parameters.
+_HIDDEN_RATIO = 2.8
+
+
+@dataclasses.dataclass(frozen=True)
+class RankMixerConfig(TokenizerOptions):
+    """width D, hidden F, layers L, heads (self_attention only; None: as many as tokens); the rest as in the file's docstring."""
+
+    width: int = 128
+    hidden: int = 512
+    layers: int = 2
+    mixer: Literal["mix", "none", "self_attention", "all_share", "all_concat"] = "mix"
+    heads: int | None = None
+    ffn: Literal["per_token", "shared"] = "per_token"
+    activation: str = "gelu"
+    residual: bool = True
+    norm: Literal["layer", "rms"] | None = "layer"
+    norm_place: Literal["post", "pre"] = "post"
+    norm_affine: bool = True
+    norm_per_token: bool = False
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    init: str = "lecun_normal"
+    tower: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in ("width", "hidden", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}, expected a share in [0, 1)")
+        if self.ffn == "shared" and self.mixer in ("all_share", "all_concat"):
+            raise ValueError(f"mixer={self.mixer!r} replaces the per-token network, so ffn must be 'per_token'")
+
+
+def make_norm(
+    tokens: int, width: int, *, norm: str | None = "layer", norm_affine: bool = True, norm_per_token: bool = False,
+    norm_eps: float = 1e-6, dtype=jnp.float32,
+) -> Norm | None:
+    """The block's norm on [T, B, D], or None."""
+    gains = tokens if norm_per_token else None
+    return norm and Norm(width, kind=norm, affine=norm_affine, tokens=gains, eps=norm_eps, dtype=dtype)
+
+
+class RankMixerBlock(nnx.Module):
+    """One block on token-major activations: x [T, B, D] -> [T, B, D].
+
+    Args:
+        tokens, width, hidden: T, D, F. mixer="mix" needs D divisible by T.
+        heads: of mixer="self_attention".
+        norm: arguments of `make_norm`.
+        The other flags are those of `RankMixerConfig`.
+    """
+
+    def __init__(
+        self, tokens: int, width: int, hidden: int, *, mixer: str = "mix", heads: int | None = None,
+        ffn: str = "per_token", activation: str = "gelu", residual: bool = True, norm_place: str = "post",
+        dropout: float = 0.0, init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs, **norm: Any,
+    ):
+        if mixer == "mix" and width % tokens:
+            raise ValueError(f"width {width} does not divide into {tokens} heads, one per token; make it a multiple")
+        self.mixer, self.residual, self.norm_place, self.dropout = mixer, residual, norm_place, dropout
+        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+        self.attention = SelfAttention(width, heads or tokens, **kwargs) if mixer == "self_attention" else None
+        if mixer == "all_concat":
+            self.ffn = FFN(tokens * width, hidden, activation=activation, **kwargs)
+        elif ffn == "shared":
+            self.ffn = FFN(width, hidden, activation=activation, **kwargs)
+        else:
+            inputs = tokens * width if mixer == "all_share" else width
+            self.ffn = PerTokenFFN(tokens, inputs, hidden, width, activation=activation, **kwargs)
+        self.mixing_norm = make_norm(tokens, width, dtype=dtype, **norm) if mixer in _MIXING else None
+        self.ffn_norm = make_norm(tokens, width, dtype=dtype, **norm)
+
+    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+        if self.mixer in _MIXING:
+            x = self._sublayer(self._mix, self.mixing_norm, x)
+        return self._sublayer(lambda y: _dropout(self._feed_forward(y), self.dropout, key), self.ffn_norm, x)
+
+    def _sublayer(self, branch, norm: Norm | None, x: Array) -> Array:
+        """post: norm(branch(x) + x);  pre: branch(norm(x)) + x."""
+        norm = norm or (lambda y: y)
+        y = branch(norm(x) if self.norm_place == "pre" else x)
+        y = y + x if self.residual else y
+        return norm(y) if self.norm_place == "post" else y
+
+    def _mix(self, x: Array) -> Array:
+        return mix_token_major(x, x.shape[0]) if self.attention is None else self.attention(x)
+
+    def _feed_forward(self, x: Array) -> Array:
+        if self.mixer not in ("all_share", "all_concat"):
+            return self.ffn(x)
+        tokens, rows, width = x.shape
+        y = self.ffn(x.swapaxes(0, 1).reshape(rows, tokens * width))
+        return y if self.mixer == "all_share" else y.reshape(rows, tokens, width).swapaxes(0, 1)
+
+
+class RankMixer(Backbone):
+    """Tokenizer, L blocks, mean over tokens, towers.
+
+    Args:
+        plan: the resolved tokenizer (`plan_tokens`); T is `plan.tokens`.
+        width, hidden, layers, tasks: D, F, L, Y.
+        norm: arguments of `make_norm`; block: further flags of `RankMixerBlock`.
+    """
+
+    def __init__(
+        self, plan: TokenPlan, width: int, hidden: int, layers: int, tasks: int, *, tower: tuple[int, ...] = (),
+        norm_place: str = "post", norm: Mapping[str, Any] | None = None, init: str = "lecun_normal",
+        dtype=jnp.float32, rngs: nnx.Rngs, **block: Any,
+    ):
+        norm = norm or {}
+        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+        self.tokenizer = Tokenizer(plan, width, **kwargs)
+        self.blocks = nnx.List(
+            RankMixerBlock(plan.tokens, width, hidden, norm_place=norm_place, **norm, **block, **kwargs)
+            for _ in range(layers)
+        )
+        # A pre-norm stack never normalises its last sum, so the mean over tokens needs one more norm.
+        self.final_norm = make_norm(plan.tokens, width, dtype=dtype, **norm) if norm_place == "pre" else None
+        self.towers = Towers(width, tasks, tower=tower, **kwargs)
+
+    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UserTokens:
+        return self.tokenizer.encode_user(user, tokens)
+
+    def score(
+        self, state: UserTokens, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+    ) -> Output:
+        own = self.tokenizer.candidate_tokens(state, candidates, tokens)
+        x = self.tokenizer.join(state, own)
+        for i, block in enumerate(self.blocks):
+            x = block(x, key=None if key is None else jax.random.fold_in(key, i))
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        logits = self.towers(x.astype(jnp.float32).mean(axis=0))
+        return Output(logits=logits.reshape(*own.shape[1:3], -1))
+
+
+def build(
+    config: RankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
+) -> RankMixer:
+    """The model of a config; `tokens` are those of a sequence encoder in front."""
+    flags = ("mixer", "heads", "ffn", "activation", "residual", "norm_place", "dropout", "init", "tower")
+    norms = ("norm", "norm_affine", "norm_per_token", "norm_eps")
+    return RankMixer(
+        plan_tokens(schema, config, config.width, tokens), config.width, config.hidden, config.layers,
+        len(schema.tasks), norm={name: getattr(config, name) for name in norms}, dtype=dtype, rngs=rngs,
+        **{name: getattr(config, name) for name in flags},
+    )
+
+
+def count_params(config: RankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
+    """Closed form of the parameter tree."""
+    plan = plan_tokens(schema, config, config.width, tokens)
+    T, D, F = plan.tokens, config.width, config.hidden
+    ffn = {
+        "all_share": T * (T * D * F + F + F * D + D),
+        "all_concat": 2 * T * D * F + F + T * D,
+    }.get(config.mixer, (T if config.ffn == "per_token" else 1) * (2 * D * F + F + D))
+    attention = 4 * D * D if config.mixer == "self_attention" else 0
+    gains = T if config.norm_per_token else None
+    norm = norm_params(D, kind=config.norm, affine=config.norm_affine, tokens=gains)
+    norms = config.layers * (2 if config.mixer in _MIXING else 1) + (config.norm_place == "pre")
+    tokenizer, head = plan.params(D), tower_params(D, len(schema.tasks), config.tower)
+    dense = tokenizer + config.layers * (ffn + attention) + norms * norm + head
+    return Params(dense=dense, tokenizer=tokenizer, head=head)
+
+
+def count_flops(config: RankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:
+    """Closed form of the matrix products: user tokens per request, all else per candidate."""
+    plan = plan_tokens(schema, config, config.width, tokens)
+    T, D, F = plan.tokens, config.width, config.hidden
+    ffn = T * (2 * T * D * F + 2 * F * D) if config.mixer == "all_share" else 4 * T * D * F
+    attention = 8 * T * D * D + 4 * T * T * D if config.mixer == "self_attention" else 0
+    rest = config.layers * (ffn + attention) + tower_flops(D, len(schema.tasks), config.tower)
+    return plan.flops(D) + Flops(candidate=rest)
+
+
+def size_space(
+    schema: Schema, config: RankMixerConfig, target_dense_params: float, tokens: TokenShape = NO_TOKENS
+) -> Iterator[dict[str, Any]]:
+    """Overrides (tokens, width, hidden) near the target; layers and a given number of tokens stay as configured.
+
+    For each T and D the hidden width that meets the target is solved for; shapes with F/D near 2.8 come first.
+    """
+    for T in _token_choices(schema, config, target_dense_params, tokens):
+        step = math.lcm(T or 1, 128 if target_dense_params >= LARGE else 4)
+        ideal = math.sqrt(target_dense_params / (2 * _HIDDEN_RATIO * config.layers * (T or 16)))
+        shapes = [dataclasses.replace(config, tokens=T, width=D) for D in range(step, int(3 * ideal) + step + 1, step)]
+        solved = [(grain, shape, _solve_hidden(shape, schema, target_dense_params, tokens, grain))
+                  for grain in grains(target_dense_params) for shape in shapes]
+        fitting = [entry for entry in solved if entry[2] is not None]
+        fitting.sort(key=lambda entry: (-entry[0], abs(math.log(entry[2] / entry[1].width / _HIDDEN_RATIO))))
+        for _, shape, hidden in fitting:
+            yield {"tokens": T, "width": shape.width, "hidden": hidden}
+
+
+def _solve_hidden(config: RankMixerConfig, schema: Schema, target: float, tokens: TokenShape, grain: int) -> int | None:
+    return solve_affine(
+        lambda F: count_params(dataclasses.replace(config, hidden=F), schema, tokens).dense, target, grain
+    )
+
+
+def _token_choices(schema: Schema, config: RankMixerConfig, target: float, tokens: TokenShape) -> list[int | None]:
+    """T as configured, or powers of two around the number that suits the size: more tokens for larger models."""
+    if config.tokens is not None or config.tokenizer != "cut":
+        return [config.tokens]
+    suits = 4 if target < 3e4 else 8 if target < 3e5 else 16 if target < 3e8 else 32
+    possible = possible_tokens(schema, config, tokens)
+    choices = [T for T in (2, 4, 8, 16, 32, 64) if T in possible]
+    return sorted(choices, key=lambda T: (abs(math.log2(T / suits)), T)) or [None]
+
+
+def _dropout(x: Array, rate: float, key: Array | None) -> Array:
+    if not rate or key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+RANKMIXER = BackboneSpec(RankMixerConfig, build, count_params, count_flops, size_space)

@@ -1,0 +1,91 @@
+"""What an architecture is: two calls that are one, and how a sequence encoder meets a backbone.
+
+    state  = model.encode_user(user)            once per request, never sees a candidate
+    output = model.score(state, candidates)     per candidate
+    model(inputs) == model.score(model.encode_user(inputs.user), inputs.candidates)
+
+Shapes: R requests, C candidates per request, t history tokens of width A.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from .inputs.batch import CandidateInputs, Inputs, Output, UserInputs
+from .inputs.history import NO_TOKENS, SequenceTokens, TokenShape
+
+Array = jax.Array
+
+__all__ = [
+    "NO_TOKENS", "Backbone", "Composed", "EncodedHistory", "Ranker", "SequenceEncoder", "SequenceTokens", "TokenShape",
+]
+
+
+class EncodedHistory(NamedTuple):
+    """What `SequenceEncoder.encode_user` returns: finished user tokens [R, t_u, A] or None, and any cached state."""
+
+    tokens: Array | None
+    cache: Any
+
+
+class Ranker(nnx.Module):
+    """Base class of architectures; subclasses write `encode_user` and `score`."""
+
+    def encode_user(self, user: UserInputs) -> Any:
+        """Everything candidate-free, once per request."""
+        raise NotImplementedError
+
+    def score(self, state: Any, candidates: CandidateInputs, *, key: Array | None = None) -> Output:
+        """Logits of every candidate. `key` switches dropout on, where the architecture has any."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Inputs, *, key: Array | None = None) -> Output:
+        return self.score(self.encode_user(inputs.user), inputs.candidates, key=key)
+
+
+class Backbone(Ranker):
+    """A ranker that also takes the tokens of a sequence encoder."""
+
+    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> Any:
+        """tokens: [R, t_u, A] or None."""
+        raise NotImplementedError
+
+    def score(
+        self, state: Any, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+    ) -> Output:
+        """tokens: [R, C, t_c, A] or None."""
+        raise NotImplementedError
+
+
+class SequenceEncoder(nnx.Module):
+    """Turns one history into tokens: those free of the candidate in `encode_user`, the rest in `candidate_tokens`."""
+
+    def encode_user(self, user: UserInputs) -> EncodedHistory:
+        raise NotImplementedError
+
+    def candidate_tokens(self, cache: Any, candidates: CandidateInputs) -> Array | None:
+        """[R, C, t_c, A]; None for an encoder that never looks at the candidate."""
+        return None
+
+    def __call__(self, inputs: Inputs) -> SequenceTokens:
+        encoded = self.encode_user(inputs.user)
+        return SequenceTokens(encoded.tokens, self.candidate_tokens(encoded.cache, inputs.candidates))
+
+
+class Composed(Ranker):
+    """A sequence encoder in front of a backbone. Either part can be any pair that agrees on the `TokenShape`."""
+
+    def __init__(self, encoder: SequenceEncoder, backbone: Backbone):
+        self.encoder, self.backbone = encoder, backbone
+
+    def encode_user(self, user: UserInputs) -> tuple[Any, Any]:
+        encoded = self.encoder.encode_user(user)
+        return encoded.cache, self.backbone.encode_user(user, encoded.tokens)
+
+    def score(self, state: tuple[Any, Any], candidates: CandidateInputs, *, key: Array | None = None) -> Output:
+        cache, backbone_state = state
+        tokens = self.encoder.candidate_tokens(cache, candidates)
+        return self.backbone.score(backbone_state, candidates, tokens, key=key)

@@ -1,0 +1,195 @@
+"""Architectures by name. Adding one = one model file and one line in `_TABLE`; files are imported on first use.
+
+    rankmixer            a backbone
+    din                  a sequence encoder in front of a DLRM-MLP (short for din+dlrm_mlp)
+    din+rankmixer        a sequence encoder in front of a backbone
+    rankmixer_100m       a preset: an alias with fixed sizes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from .architecture import BackboneSpec, EncoderSpec, freeze, nearest
+from .counts import Count
+from .inputs.history import NO_TOKENS, TokenShape
+from .inputs.schema import Schema
+from .ranker import Composed, Ranker
+
+# name -> (kind, module:attribute)
+_TABLE = {
+    "rankmixer": ("backbone", ".mixers.rankmixer:RANKMIXER"),
+}
+
+# name -> (name above, overrides). Sizes of arXiv 2507.15551, table 1; hidden widths chosen to meet its parameters.
+_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rankmixer_100m": ("rankmixer", dict(tokens=16, width=768, hidden=2176, layers=2)),
+    "rankmixer_1b": ("rankmixer", dict(tokens=32, width=1536, hidden=5632, layers=2)),
+}
+
+# What a sequence encoder stands in front of when it is named alone.
+_ALONE = "dlrm_mlp"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One side of a name: the registered spec and the preset's overrides."""
+
+    spec: Any
+    overrides: dict[str, Any]
+
+
+def list_models(kind: str | None = None) -> list[str]:
+    """Registered names, presets excluded; kind "backbone" or "encoder" selects. Any encoder composes with any backbone."""
+    return [name for name, (k, _) in _TABLE.items() if kind in (None, k)]
+
+
+def list_presets() -> list[str]:
+    """Aliases with fixed sizes."""
+    return list(_PRESETS)
+
+
+def get_config(name: str) -> ConfigDict:
+    """The default config of an architecture, for users to change.
+
+    A sequence encoder with a backbone has two parts, `config.encoder` and `config.backbone`.
+
+    Raises:
+        ValueError: an unknown name; the nearest is named.
+    """
+    encoder, backbone = _parts(name)
+    if encoder is None:
+        return ConfigDict(_defaults(backbone))
+    return ConfigDict({"encoder": _defaults(encoder), "backbone": _defaults(backbone)})
+
+
+def build(
+    name: str, schema: Schema, config: Mapping[str, Any] | ConfigDict | None = None, *, rngs: nnx.Rngs, dtype=None
+) -> Ranker:
+    """The architecture `name` for inputs of `schema`.
+
+    Args:
+        name: see `list_models` and `list_presets`.
+        schema: what the inputs look like.
+        config: from `get_config`, or any part of it; missing keys keep their defaults.
+        rngs: randomness of the initial parameters.
+        dtype: compute dtype; None is bfloat16 on accelerators and float32 on CPU. Parameters and logits are float32.
+
+    Raises:
+        ValueError: unknown name, unknown key, or values that contradict each other or the schema.
+    """
+    dtype = default_dtype() if dtype is None else dtype
+    encoder, encoder_config, backbone, config, tokens = _resolve(name, schema, config)
+    model = backbone.build(config, schema, tokens, rngs=rngs, dtype=dtype)
+    if encoder is None:
+        return model
+    return Composed(encoder.build(encoder_config, schema, rngs=rngs, dtype=dtype), model)
+
+
+def count(name: str, schema: Schema, config: Mapping[str, Any] | ConfigDict | None = None) -> Count:
+    """Parameters and FLOPs of `build(name, schema, config)` in closed form; allocates nothing."""
+    encoder, encoder_config, backbone, config, tokens = _resolve(name, schema, config)
+    params, flops = backbone.count_params(config, schema, tokens), backbone.count_flops(config, schema, tokens)
+    if encoder is not None:
+        params += encoder.count_params(encoder_config, schema)
+        flops += encoder.count_flops(encoder_config, schema)
+    return Count.of(params, flops, schema.embedding_params())
+
+
+def size_space(
+    name: str, schema: Schema, config: Mapping[str, Any] | ConfigDict | None, target_dense_params: float
+) -> Iterator[dict[str, Any]]:
+    """Overrides of `config` whose `dense_params` lie near the target, hardware-friendly shapes first; lazy.
+
+    A sequence encoder keeps its config; the backbone behind it is sized for the rest.
+    """
+    encoder, encoder_config, backbone, config, tokens = _resolve(name, schema, config)
+    if encoder is None:
+        yield from backbone.size_space(schema, config, target_dense_params, tokens)
+        return
+    rest = target_dense_params - encoder.count_params(encoder_config, schema).dense
+    for overrides in backbone.size_space(schema, config, rest, tokens):
+        yield {"backbone": overrides}
+
+
+def freeze_config(name: str, config: Mapping[str, Any] | ConfigDict | None = None) -> Any:
+    """The frozen config dataclass, or a pair (encoder's, backbone's)."""
+    encoder, backbone = _parts(name)
+    values = _plain(config)
+    if encoder is None:
+        return freeze(backbone.spec.config, {**backbone.overrides, **values}, name)
+    for key in values:
+        if key not in ("encoder", "backbone"):
+            raise ValueError(f"{name} has no key {key!r}{nearest(key, ['encoder', 'backbone'])}")
+    return tuple(
+        freeze(part.spec.config, {**part.overrides, **values.get(key, {})}, f"{name}.{key}")
+        for key, part in (("encoder", encoder), ("backbone", backbone))
+    )
+
+
+def default_dtype():
+    """bfloat16 on accelerators, float32 on CPU."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def _resolve(
+    name: str, schema: Schema, config: Any
+) -> tuple[EncoderSpec | None, Any, BackboneSpec, Any, TokenShape]:
+    encoder, backbone = _parts(name)
+    frozen = freeze_config(name, config)
+    if encoder is None:
+        return None, None, backbone.spec, frozen, NO_TOKENS
+    return encoder.spec, frozen[0], backbone.spec, frozen[1], encoder.spec.token_shape(frozen[0], schema)
+
+
+def _parts(name: str) -> tuple[_Part | None, _Part]:
+    names = name.split("+")
+    if len(names) > 2:
+        raise ValueError(f"{name!r} has {len(names)} parts; expected encoder+backbone")
+    kinds = [_kind(part) for part in names]
+    if kinds == ["backbone"]:
+        return None, _load(name)
+    if kinds == ["encoder"]:
+        return _load(name), _load(_ALONE)
+    if kinds == ["encoder", "backbone"]:
+        return _load(names[0]), _load(names[1])
+    raise ValueError(
+        f"{name!r} is {' + '.join(kinds)}, expected encoder+backbone; encoders: {', '.join(list_models('encoder'))}"
+    )
+
+
+def _kind(name: str) -> str:
+    base = _PRESETS[name][0] if name in _PRESETS else name
+    if base not in _TABLE:
+        raise ValueError(f"there is no model {name!r}{nearest(name, [*_TABLE, *_PRESETS])}")
+    return _TABLE[base][0]
+
+
+def _load(name: str) -> _Part:
+    base, overrides = _PRESETS.get(name, (name, {}))
+    module, attribute = _TABLE[base][1].split(":")
+    return _Part(getattr(importlib.import_module(module, __package__), attribute), overrides)
+
+
+def _defaults(part: _Part) -> dict[str, Any]:
+    frozen = freeze(part.spec.config, part.overrides)
+    return {field.name: getattr(frozen, field.name) for field in dataclasses.fields(frozen)}
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    if config is None:
+        return {}
+    return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+__all__: Iterable[str] = [
+    "build", "count", "default_dtype", "freeze_config", "get_config", "list_models", "list_presets", "size_space",
+]
