@@ -1,0 +1,38 @@
+"""Sweep files, and the planner and launcher that turn them into runs.
+
+A sweep file needs only what is exported here:
+
+    from recscale.sweeps import architectures, by_dense_params, product, seeds
+"""
+
+from .combinators import (
+    Point,
+    Sweep,
+    architectures,
+    axis,
+    by_dense_params,
+    by_flop_budget,
+    by_history_length,
+    by_memory_slots,
+    by_train_flops,
+    chain,
+    product,
+    seeds,
+)
+from .combinators import zip_ as zip  # noqa: A004 - the name every user of sweeps expects
+
+__all__ = [
+    "Point",
+    "Sweep",
+    "architectures",
+    "axis",
+    "by_dense_params",
+    "by_flop_budget",
+    "by_history_length",
+    "by_memory_slots",
+    "by_train_flops",
+    "chain",
+    "product",
+    "seeds",
+    "zip",
+]

@@ -1,0 +1,207 @@
+"""Progress of a launch: bars on a terminal, a few plain lines anywhere else. The base class shows nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .launch import Job
+
+# Seconds between two summary lines where there is no terminal.
+_LINE_EVERY_S = 30.0
+
+
+class Display:
+    """Receives what happens during a launch.
+
+    `progress` events carry step, total_steps, rows_per_s, flops_per_s and eta_s.
+    """
+
+    def start(self, jobs: Sequence[Job], planned: int, workers: int) -> None: ...
+    def started(self, job: Job) -> None: ...
+    def progress(self, job: Job, event: dict[str, Any]) -> None: ...
+    def done(self, job: Job, statuses: dict[str, str]) -> None: ...
+    def retried(self, job: Job, reason: str) -> None: ...
+    def failed(self, job: Job, reason: str, log: Path) -> None: ...
+    def refresh(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Lines(Display):
+    """One line when a job ends, and a summary every half minute, on standard error."""
+
+    def start(self, jobs, planned, workers):
+        self._meter = Meter(jobs, workers)
+        self._last = time.monotonic()
+        runs = sum(len(job.rows) for job in jobs)
+        workers = min(workers, max(len(jobs), 1))
+        self._say(f"{runs} of {planned} runs to train, in {len(jobs)} jobs on {workers} workers")
+
+    def started(self, job):
+        self._meter.started(job)
+
+    def progress(self, job, event):
+        self._meter.progress(job, event)
+
+    def done(self, job, statuses):
+        seconds = self._meter.ended(job)
+        diverged = sum(status == "diverged" for status in statuses.values())
+        note = f", {diverged} diverged" if diverged else ""
+        self._say(f"done    {job.label}: {len(statuses)} runs{note} in {seconds:.0f} s  [{self._meter.summary()}]")
+
+    def retried(self, job, reason):
+        self._meter.started(job)
+        self._say(f"retry   {job.label}: {reason}")
+
+    def failed(self, job, reason, log):
+        self._meter.ended(job)
+        self._say(f"FAILED  {job.label}: {reason}\n        log: {log}")
+
+    def refresh(self):
+        if time.monotonic() - self._last > _LINE_EVERY_S:
+            self._say(f"running {self._meter.summary()}")
+
+    def _say(self, text: str) -> None:
+        self._last = time.monotonic()
+        click.echo(text, err=True)
+
+
+class Bars(Lines):
+    """A bar for each running job and one for the whole launch."""
+
+    def start(self, jobs, planned, workers):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._bars = Progress(
+            TextColumn("{task.description}", justify="left"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[speed]}"),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, Any] = {}
+        self._bars.start()
+        super().start(jobs, planned, workers)
+        self._overall = self._bars.add_task("all jobs", total=1.0, speed="")
+
+    def started(self, job):
+        super().started(job)
+        self._drop(job)
+        self._tasks[job.id] = self._bars.add_task(job.label, total=1.0, speed="compiling")
+
+    def progress(self, job, event):
+        super().progress(job, event)
+        share = event["step"] / max(event["total_steps"], 1)
+        if job.id in self._tasks:
+            self._bars.update(self._tasks[job.id], completed=share, speed=speed(event))
+        self._bars.update(self._overall, completed=self._meter.share(), speed=self._meter.summary())
+
+    def done(self, job, statuses):
+        self._drop(job)
+        super().done(job, statuses)
+        self._bars.update(self._overall, completed=self._meter.share(), speed=self._meter.summary())
+
+    def failed(self, job, reason, log):
+        self._drop(job)
+        super().failed(job, reason, log)
+
+    def refresh(self): ...
+
+    def stop(self):
+        self._bars.stop()
+
+    def _drop(self, job) -> None:
+        if job.id in self._tasks:
+            self._bars.remove_task(self._tasks.pop(job.id))
+
+    def _say(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
+
+
+class Meter:
+    """Share of the launch's work that is done, its speed, and the time left; work is weighted by predicted seconds."""
+
+    def __init__(self, jobs: Sequence[Job], workers: int):
+        self._left = {job.id: max(job.seconds, 1e-9) for job in jobs}
+        self._total = sum(self._left.values())
+        self._done = 0.0
+        self._workers = max(workers, 1)
+        self._running: dict[str, dict[str, Any]] = {}
+        self._began: dict[str, float] = {}
+
+    def started(self, job: Job) -> None:
+        self._began[job.id] = time.monotonic()
+        self._running[job.id] = {}
+
+    def progress(self, job: Job, event: dict[str, Any]) -> None:
+        self._running[job.id] = event
+
+    def ended(self, job: Job) -> float:
+        """Forgets a job; returns the seconds it took."""
+        self._running.pop(job.id, None)
+        self._done += self._left.pop(job.id, 0.0)
+        now = time.monotonic()
+        return now - self._began.pop(job.id, now)
+
+    def share(self) -> float:
+        if not self._total:
+            return 1.0
+        return (self._done + sum(self._left[job] * _share(event) for job, event in self._running.items())) / self._total
+
+    def left_s(self) -> float:
+        """Predicted seconds of the waiting jobs over the workers, corrected by what the running ones measure."""
+        measured = predicted = longest = 0.0
+        for job, event in self._running.items():
+            if event.get("eta_s") is not None and _share(event) < 1:
+                measured += event["eta_s"]
+                predicted += self._left[job] * (1 - _share(event))
+                longest = max(longest, event["eta_s"])
+        factor = measured / predicted if predicted else 1.0
+        waiting = sum(seconds for job, seconds in self._left.items() if job not in self._running)
+        return max(longest, (factor * waiting + measured) / self._workers)
+
+    def summary(self) -> str:
+        rows = sum(event.get("rows_per_s") or 0 for event in self._running.values())
+        flops = sum(event.get("flops_per_s") or 0 for event in self._running.values())
+        text = f"{100 * self.share():.0f}% done"
+        if rows:
+            text += f", {rows:,.0f} rows/s, {flops / 1e9:.2f} GFLOP/s, about {clock(self.left_s())} left"
+        return text
+
+
+def speed(event: dict[str, Any]) -> str:
+    """Rows and FLOPs a second and the time left of one job."""
+    parts = []
+    if event.get("rows_per_s") is not None:
+        parts.append(f"{event['rows_per_s']:,.0f} rows/s")
+    if event.get("flops_per_s") is not None:
+        parts.append(f"{event['flops_per_s'] / 1e9:.2f} GFLOP/s")
+    if event.get("eta_s") is not None:
+        parts.append(f"{clock(event['eta_s'])} left")
+    return ", ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `42 s`, `3 min 20 s` or `2 h 05 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def for_terminal() -> Display:
+    """Bars if standard error is a terminal, lines otherwise."""
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+def _share(event: dict[str, Any]) -> float:
+    return event["step"] / max(event["total_steps"], 1) if event else 0.0

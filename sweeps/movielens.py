@@ -1,0 +1,27 @@
+"""MovieLens-100K, one pass: two architectures at two sizes. It shows the path of real data, not a law - 80,000 rows
+carry no exponent, and the report says so.
+
+    recscale data movielens-100k --out DIR
+    recscale sweep movielens --data DIR --out runs/movielens
+"""
+
+from ml_collections import ConfigDict
+
+from recscale.scaling.training import get_config as base_config
+from recscale.sweeps import Sweep, architectures, by_dense_params, product
+
+
+def get_config() -> ConfigDict:
+    config = base_config("rankmixer", "movielens_100k")
+    config.training.requests = 256
+    config.training.examples = 0  # every row of one pass
+    config.training.warmup_examples = 5_000
+    return config
+
+
+def get_sweep() -> Sweep:
+    return product(architectures(["rankmixer", "dcnv2"]), by_dense_params([1e4, 1e5]))
+
+
+def get_report() -> dict:
+    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss"}

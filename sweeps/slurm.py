@@ -1,0 +1,56 @@
+"""Runs a plan on a Slurm cluster through submitit: one Slurm job a planned job. Nothing here re-invents a scheduler."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import worker
+from .launch import claim, pending_jobs
+from .plan import read_plan
+
+
+class MissingExtra(RuntimeError):
+    """An optional dependency that is not installed."""
+
+
+def submit(
+    out: Path | str, options: Sequence[str] = (), *, overrides: Sequence[str] = (), cluster: str = "slurm"
+) -> dict[str, str]:
+    """Submits every unfinished job of a plan and returns {job: Slurm job id}. The folder must be on a shared disk.
+
+    Submitting again is safe: a job whose runs are finished is not submitted, one that is running holds a lock that
+    makes its double stop, and one that was stopped resumes.
+
+    Args:
+        out: the sweep's folder. options: `key=value` texts for submitit (`slurm_partition=cpu`, `timeout_min=600`).
+        overrides: `key=value` settings that cannot change a result. cluster: submitit's name of the executor.
+
+    Raises:
+        MissingExtra: submitit is not installed; the message says how to install it.
+        ValueError: an option that is not key=value.
+    """
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise MissingExtra("the slurm backend needs submitit: pip install 'recscale[slurm]'") from error
+    out = Path(out).resolve()
+    executor = submitit.AutoExecutor(folder=out / "slurm", cluster=cluster)
+    executor.update_parameters(**{"name": out.name, "cpus_per_task": 1, **_options(options)})
+    with claim(out):
+        jobs = pending_jobs(out, read_plan(out))
+        return {job.id: executor.submit(worker.run_job, str(out), job.id, tuple(overrides)).job_id for job in jobs}
+
+
+def _options(texts: Sequence[str]) -> dict[str, object]:
+    options: dict[str, object] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--slurm {text!r} is not key=value, for example --slurm slurm_partition=cpu")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
