@@ -34,6 +34,7 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     config.size = ConfigDict()
     config.size.dense_params = config_dict.placeholder(float)
     config.size.train_flops = config_dict.placeholder(float)  # per row
+    config.size.budget_flops = config_dict.placeholder(float)  # whole run: sets training.examples to what it affords
 
     config.data = ConfigDict()
     config.data.name = data
