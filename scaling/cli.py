@@ -1,0 +1,144 @@
+"""`recscale`: one command line, its commands found by name and imported only when one of them runs.
+
+A command is an entry point of the group `recscale.commands` that loads to a click command, so a room further down the
+import chain, or another distribution, adds one without this file importing it. `recscale --help` imports none of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.metadata
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+
+import click
+
+GROUP = "recscale.commands"
+
+# One line per command, kept here so that `--help` need not import the modules. A test holds it against the entry points.
+HELP = {
+    "sweep": "Plan, launch, collect, fit and plot a sweep file; resumes what stopped.",
+    "plan": "Show every run of a sweep file with predicted size, memory and time.",
+    "launch": "Run a plan; done runs are skipped, stopped ones resume.",
+    "status": "Show how far the runs of a folder are.",
+    "collect": "Gather the runs of a folder into one table.",
+    "fit": "Fit a scaling law to a run table.",
+    "compare": "Compare two sets of runs at equal budget.",
+    "plot": "Draw a fitted law and its runs.",
+    "train": "Train one run.",
+    "models": "List the architectures.",
+    "count": "Count parameters and FLOPs of an architecture.",
+    "size": "Find the shape of an architecture for a target size or cost.",
+    "data": "Download and convert a public data set.",
+    "bench": "Measure speed on this machine.",
+}
+
+
+class CommandGroup(click.Group):
+    """Commands from the entry points; an unknown name is answered with the nearest one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        known = _entry_points()
+        ours = [name for name in HELP if name in known]
+        return ours + sorted(set(known) - set(ours))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = _entry_points().get(cmd_name)
+        return None if entry is None else entry.load()
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        name = args[0]
+        if name not in _entry_points() and not name.startswith("-"):
+            known = self.list_commands(ctx)
+            near = difflib.get_close_matches(name, known, n=1)
+            guess = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            raise click.UsageError(f"there is no command {name!r}. {guess}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        entries = _entry_points()
+        rows = [(name, HELP.get(name) or f"From {entries[name].value}.") for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"recscale {importlib.metadata.version('recscale')}")
+        ctx.exit()
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+@click.option("--traceback", is_flag=True, expose_value=False, help="On an error, show where it was raised.")
+def cli() -> None:
+    """Scaling laws of ranking models: sweep, fit with honest intervals, plot, reuse.
+
+    `recscale COMMAND --help` explains a command.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits.
+
+    Errors the project raises on purpose are shown as one line; `--traceback`, anywhere among the arguments, shows the
+    whole trace instead. Errors from elsewhere always come with theirs.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    full = "--traceback" in args
+    args = [arg for arg in args if arg != "--traceback"]
+    try:
+        code = cli.main(args, prog_name="recscale", standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("stopped", 130)
+    except KeyboardInterrupt:
+        _stop("stopped", 130)
+    except click.ClickException as error:
+        if full:
+            traceback.print_exc()
+        error.show()
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if full or not _on_purpose(error):
+            raise
+        _stop(f"Error: {_message(error)}\n(--traceback shows where)", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@functools.cache
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _on_purpose(error: Exception) -> bool:
+    """Whether this project raised the error to tell the user something, rather than tripping over a fault of its own."""
+    if isinstance(error, FileNotFoundError):
+        return True
+    # A lookup in a dictionary also raises KeyError; a message has words.
+    told = isinstance(error, ValueError) or (isinstance(error, KeyError) and " " in str(error.args[:1]))
+    return told and _raised_in(error.__traceback__).split(".")[0] == "recscale"
+
+
+def _raised_in(trace: TracebackType | None) -> str:
+    """Name of the module whose code raised."""
+    module = ""
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        trace = trace.tb_next
+    return module
+
+
+def _message(error: Exception) -> str:
+    """The text on one line; that of a KeyError without its quotes."""
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _stop(message: str, code: int) -> None:
+    click.echo(message, err=True)
+    sys.exit(code)
