@@ -12,7 +12,7 @@ from . import forms
 from .fitting import LawFit, Refused, fit
 
 # Loaded on first use: they build on `fit`, so importing them here would be a cycle.
-_LAZY = {"compare": "compare"}
+_LAZY = {"compare": "comparison"}
 
 __all__ = ["LawFit", "Refused", "compare", "fit", "forms"]
 

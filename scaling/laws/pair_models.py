@@ -19,14 +19,13 @@ Legend: n rows, b resampled fits, k clusters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from . import gates, solver
-from .forms_base import ABSENT, EXPONENT_RANGE, Family, Form, Linear, Parameter, Slot
+from .forms_base import ABSENT, EXPONENT_GRID, EXPONENT_RANGE, Family, Form, Linear, Parameter, Slot
 
 LEVELS = ("shared", "shift", "exponents", "own")
 RIVALS = ("power", "log_linear")
@@ -313,17 +312,23 @@ _LOG_LINEAR_FAMILY = Family("pair_log_linear", _LOG_LINEAR_NAMES, _log_linear_va
 _SLOTS = (Slot("x", "train_flops"), Slot("g", "architecture", transform="linear"))
 
 
-def _pair_columns(exponents, axes):
+def _pair_starts(axes: np.ndarray, y: np.ndarray, _: np.random.Generator) -> dict[str, np.ndarray]:
+    """Starts with one exponent for both: exact non-negative coefficients at the better half of the exponent
+    grid.
+    """
     u, g = axes[:, 0], axes[:, 1]
-    term = np.exp(-exponents["alpha"] * u)
-    return [np.ones((1, len(u))), term * (g > 0), term * (g < 0)]
-
-
-def _pair_finish(solved: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    a, b = np.maximum(solved["A_a"], 1e-12), np.maximum(solved["A_b"], 1e-12)
+    found = []
+    for alpha in EXPONENT_GRID:
+        term = np.exp(-alpha * u)
+        design = np.stack([np.ones_like(u), term * (g > 0), term * (g < 0)], axis=1) / y[:, None]
+        (floor, a, b), miss = optimize.nnls(design, np.ones_like(y))
+        found.append((miss, floor, max(a, 1e-12), max(b, 1e-12), alpha))
+    found.sort()
+    _, floor, a, b, alpha = np.array(found[: len(found) // 2]).T
     zero = np.zeros_like(a)
-    centred = {"E": solved["E"], "A": np.sqrt(a * b), "alpha": solved["alpha"]}
-    return {**centred, "dE": zero, "dA": np.log(a / b), "dalpha": zero}
+    # A floor solved to zero restarts small but visible, so the refinement can bring it back.
+    floor = np.maximum(floor, 1e-3 * np.median(y))
+    return {"E": floor, "dE": zero, "A": np.sqrt(a * b), "dA": np.log(a / b), "alpha": alpha, "dalpha": zero}
 
 
 def _pair_form() -> Form:
@@ -336,12 +341,9 @@ def _pair_form() -> Form:
         Parameter("alpha", "exponent", *EXPONENT_RANGE),
         Parameter("dalpha", **difference),
     )
-    linear = Linear(
-        ("alpha",), ("E", "A_a", "A_b"), _pair_columns, (False, False, False), finish=_pair_finish
-    )
     return Form(
         "pair_power_offset", (), "y = E + A x^-alpha per architecture", "this module", _SLOTS, parameters,
-        _PAIR_FAMILY, linear,
+        _PAIR_FAMILY, starts=_pair_starts,
     )  # fmt: skip
 
 

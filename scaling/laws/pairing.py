@@ -62,10 +62,9 @@ def match_clusters(
         if keys is not None:
             reason = _stream_mismatch(frame, is_a, keys)
             if not reason:
-                codes, _ = pd.factorize(pd.Series(keys), sort=True)
-                return Matching(
-                    np.asarray(codes), True, name, f"every shape has one partner with the same {name}"
-                )
+                order = {key: code for code, key in enumerate(sorted(set(keys)))}
+                codes = np.array([order[key] for key in keys])
+                return Matching(codes, True, name, f"every shape has one partner with the same {name}")
         reasons.append(f"{name}: {reason}")
     own = [f"{'a' if first else 'b'} {label}" for first, label in zip(is_a, labels, strict=True)]
     codes, _ = pd.factorize(pd.Series(own), sort=True)
@@ -113,7 +112,7 @@ def most_pairs(sizes: list[PairedSize]) -> int:
 
 def _keys(
     frame: pd.DataFrame, is_a: np.ndarray, labels: np.ndarray, column: str
-) -> tuple[list[str] | None, str]:
+) -> tuple[list[tuple] | None, str]:
     """A key per row that names its cluster in both architectures, or None with the reason."""
     if frame[column].isna().any():
         return None, "missing in some rows"
@@ -126,16 +125,16 @@ def _keys(
     if set(by_side[0]) != set(by_side[1]):
         missing = len(set(by_side[0]) ^ set(by_side[1]))
         return None, f"{missing} shapes have no partner with the same value"
-    keys = [str(by_side[0 if first else 1][label]) for first, label in zip(is_a, labels, strict=True)]
+    keys = [by_side[0 if first else 1][label] for first, label in zip(is_a, labels, strict=True)]
     return keys, ""
 
 
-def _stream_mismatch(frame: pd.DataFrame, is_a: np.ndarray, keys: list[str]) -> str:
+def _stream_mismatch(frame: pd.DataFrame, is_a: np.ndarray, keys: list[tuple]) -> str:
     if "data_seed" not in frame.columns:
         return ""
-    seeds = frame.groupby([pd.Series(keys, index=frame.index), pd.Series(is_a, index=frame.index)])[
-        "data_seed"
-    ].agg(lambda v: tuple(sorted(set(v.dropna()))))
+    seeds = frame.groupby(
+        [pd.Series(keys, index=frame.index, dtype=object), pd.Series(is_a, index=frame.index)]
+    )["data_seed"].agg(lambda v: tuple(sorted(set(v.dropna()))))
     wide = seeds.unstack()
     different = int((wide[True] != wide[False]).sum())
     return f"data seeds differ at {different} of {len(wide)} sizes" if different else ""
