@@ -64,11 +64,7 @@ def constant_logloss(rate: float, labels: np.ndarray, mask: np.ndarray | None = 
     """Logloss of predicting `rate` for every row: the cross entropy of the observed rate against it."""
     observed_rate = base_rate(labels, mask)
     with np.errstate(divide="ignore"):
-        terms = [
-            share * np.log(p)
-            for share, p in ((observed_rate, rate), (1 - observed_rate, 1 - rate))
-            if share > 0
-        ]
+        terms = [share * np.log(p) for share, p in ((observed_rate, rate), (1 - observed_rate, 1 - rate)) if share > 0]
     return float(-sum(terms))
 
 

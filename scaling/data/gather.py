@@ -59,8 +59,6 @@ def _history(log: PackedLog, sequence: Sequence, rows: np.ndarray, real: np.ndar
     delta = None
     if sequence.timestamps:
         if log.times is None:
-            raise ValueError(
-                f"sequence {sequence.name!r} wants timestamps, but log {log.name!r} has no times"
-            )
+            raise ValueError(f"sequence {sequence.name!r} wants timestamps, but log {log.name!r} has no times")
         delta = seconds_before(log.times[rows], store.times.take(positions), mask, log.ticks_per_second)
     return History(ids=ids, dense=dense, length=lengths, delta_s=delta)

@@ -140,9 +140,7 @@ class GrainSource:
         logits = np.asarray(logits)
         expected = (self.holdout_batches, self.requests, self.candidates, len(self.schema.tasks))
         if logits.shape != expected:
-            raise ValueError(
-                f"holdout logits have shape {logits.shape}, expected [batches, R, C, Y] = {expected}"
-            )
+            raise ValueError(f"holdout logits have shape {logits.shape}, expected [batches, R, C, Y] = {expected}")
         result: dict[str, Any] = {}
         first_batch = 0
         for name, held in self._held.items():
@@ -196,9 +194,7 @@ class GrainSource:
         labels, mask = self.log.labels[rows, 0], self.log.label_mask[rows, 0]
         return base_rate(labels, mask) if mask.any() else None
 
-    def _metrics(
-        self, logits: np.ndarray, rows: np.ndarray, exists: np.ndarray, prefix: str
-    ) -> dict[str, Any]:
+    def _metrics(self, logits: np.ndarray, rows: np.ndarray, exists: np.ndarray, prefix: str) -> dict[str, Any]:
         train = slice(*self.log.splits["train"])
         users = self.log.users[rows]
         result: dict[str, Any] = {}
@@ -241,9 +237,7 @@ def _with_history_length(schema: Schema, length: int | None) -> Schema:
     """
     if length is None:
         return schema
-    return dataclasses.replace(
-        schema, sequences=tuple(dataclasses.replace(s, length=length) for s in schema.sequences)
-    )
+    return dataclasses.replace(schema, sequences=tuple(dataclasses.replace(s, length=length) for s in schema.sequences))
 
 
 def _evenly(part: Requests, most_rows: int | None, candidates: int) -> np.ndarray:

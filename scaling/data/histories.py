@@ -37,9 +37,7 @@ def history_ends(
         high[open_rows[~before]] = middle[~before]
 
 
-def newest_first(
-    starts: np.ndarray, ends: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def newest_first(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions in the event store of the newest `length` events of each row: end - 1, end - 2, ...
 
     Args:
@@ -52,7 +50,8 @@ def newest_first(
     lengths = np.minimum(ends - starts, length)
     back = np.arange(length, dtype=np.int64)
     mask = back[None, :] < lengths[:, None]
-    positions = np.where(mask, ends[:, None] - 1 - back[None, :], 0)
+    positions = (ends - 1)[:, None] - back[None, :]
+    positions *= mask
     return positions, mask, lengths.astype(np.int32)
 
 
@@ -64,5 +63,9 @@ def seconds_before(
     The difference is taken in int64, because a unix time in float32 is off by up to 64 s and in int32
     milliseconds wrap; only the difference, cut at 2^31 - 1 s (68 years), goes to the device.
     """
-    seconds = (np.asarray(request_times)[:, None] - event_times) // ticks_per_second
-    return np.where(mask, np.minimum(seconds, np.iinfo(np.int32).max), 0).astype(np.int32)
+    seconds = np.asarray(request_times)[:, None] - event_times
+    if ticks_per_second != 1:
+        seconds //= ticks_per_second
+    np.minimum(seconds, np.iinfo(np.int32).max, out=seconds)
+    seconds *= mask
+    return seconds.astype(np.int32)

@@ -24,9 +24,7 @@ def permute(positions: np.ndarray, size: int, seed: int, epoch: int = 0) -> np.n
         raise ValueError(f"a permutation needs at least one element, found size {size}")
     positions = np.asarray(positions, np.int64)
     if positions.size and (positions.min() < 0 or positions.max() >= size):
-        raise ValueError(
-            f"positions must lie in 0 ... {size - 1}, found {positions.min()} ... {positions.max()}"
-        )
+        raise ValueError(f"positions must lie in 0 ... {size - 1}, found {positions.min()} ... {positions.max()}")
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
     key = _mix(_mix(np.array([seed], np.int64).astype(np.uint64)) + np.uint64(epoch))

@@ -97,9 +97,7 @@ def write_packed(log: LogArrays, folder: str | os.PathLike[str]) -> PackedLog:
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise OSError(
-            f"cannot write the packed log next to {folder}: {error}; give another cache_dir"
-        ) from error
+        raise OSError(f"cannot write the packed log next to {folder}: {error}; give another cache_dir") from error
     try:
         for path, array in _columns(log).items():
             _write_array(building / path, array)
@@ -116,9 +114,7 @@ def write_packed(log: LogArrays, folder: str | os.PathLike[str]) -> PackedLog:
             "complete": True,
         }
         (building / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        building.chmod(
-            0o755
-        )  # mkdtemp makes a private folder; the copy is for everyone who may read its parent
+        building.chmod(0o755)  # mkdtemp makes a private folder; the copy is for everyone who may read its parent
         return _publish(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -148,9 +144,7 @@ class PackedLog:
         self.folder = Path(folder)
         path = self.folder / _META
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing, so {self.folder} is not a complete packed log; convert again"
-            )
+            raise FileNotFoundError(f"{path} is missing, so {self.folder} is not a complete packed log; convert again")
         meta = json.loads(path.read_text(encoding="utf-8"))
         if meta.get("converter_version") != CONVERTER_VERSION or not meta.get("complete"):
             raise IncompletePackedLog(
@@ -252,8 +246,7 @@ class PackedLog:
 def schema_from_dict(plain: dict[str, Any]) -> Schema:
     """Inverse of `Schema.to_dict`, from JSON lists."""
     sequences = tuple(
-        Sequence(**(s | {"fields": tuple(Field(**field) for field in s["fields"])}))
-        for s in plain["sequences"]
+        Sequence(**(s | {"fields": tuple(Field(**field) for field in s["fields"])})) for s in plain["sequences"]
     )
     return Schema(
         fields=tuple(Field(**field) for field in plain["fields"]),

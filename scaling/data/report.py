@@ -75,9 +75,7 @@ class ReadReport:
         lines = [f"rows read {self.rows_read}, kept {self.rows_kept}"]
         for word, counts in (("dropped", self.dropped), ("repaired", self.repaired)):
             for reason, count in sorted(counts.items()):
-                lines.append(
-                    f"  {word} {count}: {reason}, for example {'; '.join(self.examples.get(reason, []))}"
-                )
+                lines.append(f"  {word} {count}: {reason}, for example {'; '.join(self.examples.get(reason, []))}")
         for name, table in self.tables.items():
             lines += [f"{name}: " + table.summary().replace("\n", "\n  ")]
         return "\n".join(lines)
@@ -106,6 +104,4 @@ class ReadReport:
     def _keep(self, reason: Reason, example: str) -> None:
         kept = self.examples.setdefault(reason, [])
         if len(kept) < EXAMPLES_PER_REASON:
-            kept.append(
-                example if len(example) <= _EXAMPLE_CHARACTERS else example[:_EXAMPLE_CHARACTERS] + "..."
-            )
+            kept.append(example if len(example) <= _EXAMPLE_CHARACTERS else example[:_EXAMPLE_CHARACTERS] + "...")

@@ -112,9 +112,7 @@ def convert(
         },
     )
     splits = {name: (int(bounds[k]), int(bounds[k + 1])) for k, name in enumerate(_SPLITS)}
-    schema = _schema(
-        {name: vocabulary.size for name, vocabulary in vocabularies.items()}, rows["genre"].shape[1]
-    )
+    schema = _schema({name: vocabulary.size for name, vocabulary in vocabularies.items()}, rows["genre"].shape[1])
     return LogArrays(
         name=NAME,
         schema=schema,

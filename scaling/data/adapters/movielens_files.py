@@ -119,9 +119,7 @@ class Tables:
 
     def digest(self) -> str:
         """sha256 of format and contents: what a packed copy is made of."""
-        return hashlib.sha256(
-            b"\0".join([self.format.name.encode(), self.ratings, self.users, self.items])
-        ).hexdigest()
+        return hashlib.sha256(b"\0".join([self.format.name.encode(), self.ratings, self.users, self.items])).hexdigest()
 
 
 def find_tables(root: str | Path) -> Tables:
@@ -235,9 +233,7 @@ def _from_archive(path: Path) -> Tables:
                 if any(file.name in names for file in kind.files):
                     return _read(kind, path, lambda name: archive.read(names[name]))
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a whole zip or wheel ({error}); it may be truncated. {HOW_TO_GET}"
-        ) from error
+        raise ValueError(f"{path} is not a whole zip or wheel ({error}); it may be truncated. {HOW_TO_GET}") from error
     raise FileNotFoundError(f"{path} holds neither ml-100k.inter nor u.data. {HOW_TO_GET}")
 
 
@@ -261,9 +257,7 @@ def _lines(file: _File, content: bytes, report: ReadReport) -> Iterator[tuple[st
         text = content.decode(file.encoding)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file.name} is not {file.encoding} text ({error}); it may be damaged") from error
-    lines = text.removesuffix("\n").split(
-        "\n"
-    )  # not splitlines: latin-1 titles may hold characters it breaks at
+    lines = text.removesuffix("\n").split("\n")  # not splitlines: latin-1 titles may hold characters it breaks at
     first = 1
     width = file.columns if isinstance(file.columns, int) else len(file.columns)
     if not isinstance(file.columns, int):
