@@ -189,7 +189,7 @@ def _plan(
     config = loaded.config()
     if root is not None:
         config.data.root = root
-    planned = make_plan(config, loaded.points(), sweep=loaded.name, assignments=assignments)
+    planned = make_plan(config, loaded.points(), sweep=loaded.name, assignments=assignments, cache_dir=out / "cache")
     for note in planned.notes:
         click.echo(f"note: {note}", err=True)
     rows, new = write_plan(out, planned, extend=extend)

@@ -12,7 +12,7 @@ from recscale.sweeps import Sweep, architectures, by_dense_params, product
 
 
 def get_config() -> ConfigDict:
-    config = base_config("rankmixer", "movielens_100k")
+    config = base_config("rankmixer", "movielens-100k")
     config.training.requests = 256
     config.training.examples = 0  # every row of one pass
     config.training.warmup_examples = 5_000

@@ -22,7 +22,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from .. import models
-from ..scaling.counting.sizing import size
 from ..scaling.data import make_source
 from ..scaling.overrides import OverrideError, apply, leaves, parse
 from ..scaling.runs import FINISHED, read_record, write_atomically
@@ -57,6 +56,7 @@ def make_plan(
     sweep: str,
     assignments: Sequence[str] = (),
     stage: int = 0,
+    cache_dir: Path | str | None = None,
 ) -> Plan:
     """Resolves every point of a sweep into a planned run; nothing is written.
 
@@ -64,12 +64,13 @@ def make_plan(
         config: base configuration. points: what varies, laid over it. sweep: name recorded with every run.
         assignments: `key=value` texts laid over every run last, points included.
         stage: 0 for the sweep itself, counted up by later stages.
+        cache_dir: where data sources keep what depends on their configuration alone; workers use `OUT/cache`.
 
     Raises:
         OverrideError: a key or value that does not fit, naming the point.
         ValueError: an impossible target or configuration, naming the point.
     """
-    planner = _Planner(sweep, stage)
+    planner = _Planner(sweep, stage, cache_dir)
     for index, point in enumerate(points):
         try:
             planner.add(lay(config, point, assignments))
@@ -101,8 +102,8 @@ def _overlay(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 
 class _Planner:
-    def __init__(self, sweep: str, stage: int):
-        self.sweep, self.stage = sweep, stage
+    def __init__(self, sweep: str, stage: int, cache_dir: Path | str | None):
+        self.sweep, self.stage, self.cache_dir = sweep, stage, cache_dir
         self.core_flops = machine.core_flops()
         self.rows: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, ConfigDict] = {}
@@ -137,13 +138,17 @@ class _Planner:
         training = config.training
         key = config_hash({"data": config.data.to_dict(), "rows": [training.requests, training.candidates]})
         if key not in self.sources:
-            self.sources[key] = make_source(
-                config.data.to_dict(), requests=training.requests, candidates=training.candidates
-            )
+            sizes = {"requests": training.requests, "candidates": training.candidates}
+            try:
+                self.sources[key] = make_source(config.data.to_dict(), cache_dir=self.cache_dir, **sizes)
+            except KeyError as error:
+                raise OverrideError(f"data: {error.args[0]}") from error
         return self.sources[key]
 
     def _sized(self, config: ConfigDict, schema: Any, targets: dict[str, float]) -> ConfigDict:
         """The architecture's model section nearest to a target; every distinct question is solved once."""
+        from ..scaling.counting.sizing import size
+
         model = resolved(config)["model"]
         key = config_hash({"name": config.architecture, "of": model, "to": targets, "schema": schema.hash()})
         if key not in self.shapes:
@@ -255,7 +260,8 @@ def append_stage(out: Path | str, points: Sequence[Mapping[str, Any]], derived_f
         if status not in FINISHED:
             raise PlanError(f"a stage can be derived from finished runs only; run {run} is {status}")
     stage = 1 + max(row["stage"] for row in rows)
-    plan = make_plan(run_config(rows[0]), points, sweep=rows[0]["sweep"], stage=stage)
+    base, cache = run_config(rows[0]), Path(out) / "cache"
+    plan = make_plan(base, points, sweep=rows[0]["sweep"], stage=stage, cache_dir=cache)
     return write_plan(out, plan, extend=True)[1]
 
 
