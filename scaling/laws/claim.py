@@ -73,8 +73,8 @@ def checklist(
         _sizes(sides, axis),
         _seeds(sides, axis),
         Item(
-            "paired_seeds", f"at least {min_paired_seeds} paired seeds at one size", pairs >= min_paired_seeds,
-            f"{pairs} at most; {paired_note}", True,
+            "paired_seeds", f"at least {min_paired_seeds} paired seeds at one size",
+            pairs >= min_paired_seeds, f"{pairs} at most; {paired_note}", True,
         ),
         _divergences(evidence.diverged),
         _stream(sides),

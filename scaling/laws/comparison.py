@@ -42,6 +42,7 @@ from .pair_models import (
     fit_pair,
     leave_one_out_weights,
     nesting_p_value,
+    resampled,
     resampling_weights,
     rolling_origin_error,
 )
@@ -111,7 +112,8 @@ class ExponentDifference:
 class Comparison:
     """The answer and everything it rests on. `evidence` is what the numbers alone say, before the checklist.
 
-    answer: "yes" | "no" | "cannot tell". evidence: "a steeper", "b steeper", "no relevant difference" or "undecided".
+    answer: "yes" | "no" | "cannot tell".
+    evidence: "a steeper", "b steeper", "no relevant difference" or "undecided".
     """
 
     a: str
@@ -185,9 +187,9 @@ def compare(
     _check_arguments(table_, a, b, by, target)
     names = (str(a), str(b))
     settings = {
-        "by": by, "cluster": cluster, "match": match, "bootstrap": bootstrap, "delta": delta, "margin": margin,
-        "paired_seeds_needed": paired_seeds_needed, "equalised": equalised, "known_truth": known_truth,
-        "seed": seed, "table_hash": _table_hash(table_),
+        "by": by, "cluster": cluster, "match": match, "bootstrap": bootstrap, "delta": delta,
+        "margin": margin, "paired_seeds_needed": paired_seeds_needed, "equalised": equalised,
+        "known_truth": known_truth, "seed": seed, "table_hash": _table_hash(table_),
     }  # fmt: skip
     chosen = table_[table_[by].isin([a, b])].reset_index(drop=True)
     diverged = _diverged(chosen, by, names)
@@ -197,8 +199,8 @@ def compare(
     is_a = (rows.frame[by] == a).to_numpy() if len(rows.y) else np.zeros(0, bool)
     found = _gates_before(rows, is_a, names)
     blank = Comparison(
-        *names, axis, target, "cannot tell", [], "undecided", None, None, [], None, None, [], [], [], "", False,
-        "", [], found, {}, excluded, settings,
+        *names, axis, target, "cannot tell", [], "undecided", None, None, [], None, None, [], [], [], "",
+        False, "", [], found, {}, excluded, settings,
     )  # fmt: skip
     if any(gates.EVERYTHING in gate.refuses for gate in found if gate.passed is False):
         return replace(blank, reasons=[f"{g.id}: {g.reason}" for g in found if g.passed is False])
@@ -228,15 +230,17 @@ def _compared(
         else leave_one_out_weights(data)
     )
     kind = "cluster bootstrap 95%" if resample else "leave-one-cluster-out range"
-    fits = {
-        model: fit_pair(data, model, delta=options["delta"], weights=weights, seed=options["seed"])
-        for model in LEVELS + RIVALS
-    }
+    fits = {model: fit_pair(data, model, delta=options["delta"]) for model in LEVELS + RIVALS}
+    verdicts = {model: admissible(fit, fits["own"], data.clusters) for model, fit in fits.items()}
+    for model, fit in fits.items():
+        # Only what will be quoted is resampled: the multipliers, and differences a claim may rest on.
+        if model in ("shift", "own") or verdicts[model][0]:
+            fits[model] = resampled(fit, data, weights, delta=options["delta"], seed=options["seed"])
     found.append(gates.convergence(fits["own"].convergence_share))
     levels = _levels(data, fits, options["delta"])
     level = _first_not_worse(levels, fits, data)
     differences = [
-        _difference(fit, fits["own"], data, kind) for fit in fits.values() if fit.model not in LEVELS[:2]
+        _difference(fits[model], *verdicts[model], kind) for model in fits if model not in LEVELS[:2]
     ]
     paired, paired_note = paired_seeds(frame, data.is_a, matching, blank.target)
     span_refused = [g for g in found if g.id == "span" and g.passed is False]
@@ -380,8 +384,7 @@ def _first_not_worse(levels: list[Level], fits: Mapping[str, PairFit], data: Pai
     return levels[-1].model
 
 
-def _difference(fit: PairFit, own: PairFit, data: PairData, kind: str) -> ExponentDifference:
-    allowed, reason = admissible(fit, own, data.clusters)
+def _difference(fit: PairFit, allowed: bool, reason: str, kind: str) -> ExponentDifference:
     c = fit.constants()
     interval = _interval(fit.exponent_difference(fit.draws), kind)
     return ExponentDifference(

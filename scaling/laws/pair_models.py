@@ -19,7 +19,7 @@ Legend: n rows, b resampled fits, k clusters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, stats
@@ -131,38 +131,45 @@ class PairFit:
         return form.value(self.phi, _axes(u, is_a))
 
 
-def fit_pair(
-    data: PairData, model: str, *, delta: float = 1e-3, weights: np.ndarray | None = None, seed: int = 0
-) -> PairFit:
-    """Fit one model of the pair (a name of LEVELS or RIVALS) by Huber on ln y, and resample it with weights
-    [b, n].
+def fit_pair(data: PairData, model: str, *, delta: float = 1e-3) -> PairFit:
+    """Fit one model of the pair (a name of LEVELS or RIVALS) by Huber on ln y, from the form's own starts.
 
-    Each resample starts at the optimum and at one random restart; the better end is kept. Raises ValueError
-    for an unknown model.
+    Raises ValueError for an unknown model.
     """
     if model not in _FREE:
         raise ValueError(f"no pair model {model!r}; one of {', '.join(_FREE)}")
     problem = _problem(data, model, delta)
     free = np.array(_FREE[model], float)
-    starts = _starts(problem, model)
-    batch = solver.refine(problem, starts, free=free)
+    batch = solver.refine(problem, _starts(problem, model), free=free)
     best = int(np.argmin(batch.objective))
     limit = batch.objective[best] * (1 + solver.SHARE_RELATIVE) + solver.SHARE_ABSOLUTE * len(data.y)
     share = float(np.mean(batch.objective <= limit))
     squares = solver.refine(_problem(data, model, _LEAST_SQUARES), batch.phi[best : best + 1], free=free)
     residuals = np.log(problem.form.value(squares.phi[0], problem.axes)) - np.log(data.y)
-    draws = np.empty((0, len(free)))
-    if weights is not None and len(weights):
-        draws = _resampled(problem, batch.phi[best], free, weights, seed)
-    return PairFit(
-        model,
-        batch.phi[best],
-        float(batch.objective[best]),
-        share,
-        float(residuals @ residuals),
-        residuals,
-        draws,
+    none = np.empty((0, len(free)))
+    objective = float(batch.objective[best])
+    return PairFit(model, batch.phi[best], objective, share, float(residuals @ residuals), residuals, none)
+
+
+def resampled(
+    fit: PairFit, data: PairData, weights: np.ndarray, *, delta: float = 1e-3, seed: int = 0
+) -> PairFit:
+    """The fit with `draws`: refits with row weights [b, n], each the better of a start at the optimum and a
+    random one.
+    """
+    problem = _problem(data, fit.model, delta)
+    free = np.array(_FREE[fit.model], float)
+    rng = np.random.default_rng(seed + 1)
+    count = len(weights)
+    # Differences between the architectures restart where they are; levels and exponents move.
+    moved = free * (np.arange(len(free)) % 2 == 0)
+    away = fit.phi + moved * rng.normal(0.0, _RESTART_SPREAD, (count, len(free)))
+    first, second = (
+        solver.refine(problem, start, free=free, weights=weights, control=solver.WARM)
+        for start in (np.tile(fit.phi, (count, 1)), away)
     )
+    better = np.where(np.isfinite(second.objective), second.objective, np.inf) < first.objective
+    return replace(fit, draws=np.where(better[:, None], second.phi, first.phi))
 
 
 def nesting_p_value(small: PairFit, large: PairFit, clusters: np.ndarray) -> float:
@@ -278,20 +285,6 @@ def _starts(problem: solver.Problem, model: str) -> np.ndarray:
         starts[:, 2] = np.log(np.median(problem.y))
         starts[:, 4] = np.log(np.geomspace(1e-3, 0.3, len(starts)))
     return starts
-
-
-def _resampled(
-    problem: solver.Problem, phi: np.ndarray, free: np.ndarray, weights: np.ndarray, seed: int
-) -> np.ndarray:
-    """Optima [b, p] of the resampled tables: the better of a start at the optimum and one random restart."""
-    rng = np.random.default_rng(seed + 1)
-    count = len(weights)
-    away = phi + free * rng.normal(0.0, _RESTART_SPREAD, (count, len(phi))) * (np.arange(len(phi)) % 2 == 0)
-    ends = [
-        solver.refine(problem, start, free=free, weights=weights, control=solver.WARM)
-        for start in (np.tile(phi, (count, 1)), away)
-    ]
-    return np.where((ends[0].objective <= ends[1].objective)[:, None], ends[0].phi, ends[1].phi)
 
 
 def _pair_value(theta, axes, xp):

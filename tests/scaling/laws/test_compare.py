@@ -15,9 +15,7 @@ FLOOR, ALPHA, SHIFT = 0.42, 0.35, 1.7
 
 
 def ladder(seed, difference=0.0, noise=2e-4, shapes=8, seeds=3, shift=SHIFT, decades=3.0):
-    """Two architectures on matched shapes: y = .42 + .010 (x / centre)^-.35, and a shifted, possibly steeper
-    one.
-    """
+    """Two matched architectures: y = .42 + .010 (x / centre)^-.35, and a shifted, possibly steeper one."""
     rng = np.random.default_rng(seed)
     rows = []
     for name, own_shift, own_alpha in (("fast", shift, ALPHA + difference), ("slow", 1.0, ALPHA)):
@@ -26,9 +24,10 @@ def ladder(seed, difference=0.0, noise=2e-4, shapes=8, seeds=3, shift=SHIFT, dec
                 loss = FLOOR + 0.010 * (own_shift * x / 1e15) ** -own_alpha + noise * rng.standard_normal()
                 rows.append(
                     dict(
-                        run_id=f"{name}-{k}-{s}", architecture=name, shape_id=f"{name}-{k}", seed=s, data_seed=s, status="done",
-                        train_flops=x, flops_target=x, dense_params=x**0.5, logloss=loss, decayed=True,
-                        dataset="known_truth", epochs=1, lr_bracketed=True, lr_trials=3,
+                        run_id=f"{name}-{k}-{s}", architecture=name, shape_id=f"{name}-{k}", seed=s,
+                        data_seed=s, status="done", train_flops=x, flops_target=x, dense_params=x**0.5,
+                        logloss=loss, decayed=True, dataset="known_truth", epochs=1,
+                        lr_bracketed=True, lr_trials=3,
                     )
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -69,7 +68,11 @@ def test_known_shift_and_exponents_are_covered_on_forty_tables():
 @pytest.fixture(scope="module")
 def steeper():
     return compare(
-        ladder(0, difference=0.1, seeds=5), "fast", "slow", bootstrap=200, known_truth="recovery record"
+        ladder(0, difference=0.1, shapes=6, seeds=5),
+        "fast",
+        "slow",
+        bootstrap=200,
+        known_truth="recovery record",
     )
 
 
@@ -85,14 +88,14 @@ def test_a_steeper_architecture_gets_a_yes_with_every_item_ticked(steeper):
 
 
 def test_the_other_way_round_is_a_no(steeper):
-    turned = compare(ladder(0, difference=0.1, seeds=5), "slow", "fast", bootstrap=200)
+    turned = compare(ladder(0, difference=0.1, shapes=6, seeds=5), "slow", "fast", bootstrap=200)
     assert (turned.answer, turned.steeper) == ("no", "b")
     for forward, backward in zip(steeper.multipliers, turned.multipliers, strict=True):
         assert forward.multiplier == pytest.approx(1 / backward.multiplier, rel=1e-6)
 
 
 def test_a_constant_factor_is_no_better_scaling():
-    found = compare(ladder(1, seeds=5), "fast", "slow", bootstrap=200)
+    found = compare(ladder(1, shapes=6, seeds=5), "fast", "slow", bootstrap=200)
     assert (found.answer, found.evidence, found.level) == ("no", "no relevant difference", "shift")
     assert found.shift == pytest.approx(SHIFT, rel=0.05)
     assert "ruled out" in found.reasons[0]
@@ -106,7 +109,7 @@ def test_noise_free_pair_is_recovered_exactly():
 
 
 def test_too_much_noise_cannot_tell():
-    found = compare(ladder(3, difference=0.05, noise=4e-3, seeds=5), "fast", "slow", bootstrap=200)
+    found = compare(ladder(3, difference=0.05, noise=4e-3, shapes=6, seeds=5), "fast", "slow", bootstrap=200)
     assert found.answer == "cannot tell" and found.evidence == "undecided"
     assert "decide nothing" in found.reasons[0] or "admissible" in found.reasons[0]
 
@@ -123,7 +126,7 @@ def test_too_much_noise_cannot_tell():
     ],
 )
 def test_one_missing_item_withholds_the_claim(change, item):
-    table = change(ladder(0, difference=0.1, seeds=5))
+    table = change(ladder(0, difference=0.1, shapes=6, seeds=5))
     target = "my_loss" if "my_loss" in table else "logloss"
     found = compare(table, "fast", "slow", target=target, bootstrap=100)
     assert found.evidence == "a steeper"
@@ -140,11 +143,11 @@ def test_one_missing_item_withholds_the_claim(change, item):
         (lambda t: t[t["shape_id"].str[-1].astype(int) < 2], "dof"),
         (lambda t: t[(t["architecture"] == "slow") | (t["status"] == "diverged")], "cannot"),
         (lambda t: t.assign(logloss=t["logloss"].where(t.index > 0)), "values"),
-        (lambda t: t[t["shape_id"].str[-1].astype(int) % 2 == 0], "clusters"),
+        (lambda t: t[t["shape_id"].str[-1] != "5"], "clusters"),
     ],
 )
 def test_poor_tables_are_refused_with_a_reason(change, word):
-    table = change(ladder(0, difference=0.1, seeds=5))
+    table = change(ladder(0, difference=0.1, shapes=6, seeds=5))
     if word == "cannot":
         with pytest.raises(KeyError, match="no run of architecture 'fast'"):
             compare(table, "fast", "slow")
@@ -155,10 +158,10 @@ def test_poor_tables_are_refused_with_a_reason(change, word):
 
 
 def test_diverged_rows_are_counted_and_named():
-    table = ladder(0, seeds=5)
-    table.loc[table["run_id"] == "fast-7-4", ["status", "logloss"]] = ["diverged", np.nan]
+    table = ladder(0, shapes=6, seeds=5)
+    table.loc[table["run_id"] == "fast-5-4", ["status", "logloss"]] = ["diverged", np.nan]
     found = compare(table, "fast", "slow", bootstrap=50)
-    assert ("fast-7-4", "status diverged") in found.excluded
+    assert ("fast-5-4", "status diverged") in found.excluded
     item = next(i for i in found.checklist if i.id == "divergences")
     assert item.ticked and item.detail == "fast: 1; slow: 0"
 
@@ -175,7 +178,7 @@ def test_result_is_json(steeper):
     assert data["answer"] == "yes" and len(data["multipliers"]) == 3
     assert (
         data["settings"]["table_hash"]
-        == compare(ladder(0, 0.1, seeds=5), "fast", "slow", bootstrap=0).settings["table_hash"]
+        == compare(ladder(0, 0.1, shapes=6, seeds=5), "fast", "slow", bootstrap=0).settings["table_hash"]
     )
 
 
@@ -211,17 +214,17 @@ def test_nested_models_fit_better_and_the_test_sees_what_is_there():
 
 
 def test_paired_differences_remove_shared_noise():
-    table = ladder(0, noise=0.0, seeds=5)
-    shared = np.random.default_rng(5).normal(0, 1e-3, (8, 5))
+    table = ladder(0, noise=0.0, shapes=6, seeds=5)
+    shared = np.random.default_rng(5).normal(0, 1e-3, (6, 5))
     private = np.random.default_rng(6).normal(0, 1e-5, len(table))
     size = table["shape_id"].str[-1].astype(int).to_numpy()
     table["logloss"] += shared[size, table["seed"]] + private
     is_a = (table["architecture"] == "fast").to_numpy()
     matching = match_clusters(table, is_a, table["shape_id"].to_numpy(), "train_flops")
     sizes, note = paired_seeds(table, is_a, matching, "logloss")
-    assert len(sizes) == 8 and all(s.pairs == 5 for s in sizes) and "data_seed" in note
+    assert len(sizes) == 6 and all(s.pairs == 5 for s in sizes) and "data_seed" in note
     assert all(s.sd_difference < 0.1 * min(s.sd_a, s.sd_b) for s in sizes)
-    truth = 0.010 * (SHIFT**-ALPHA - 1) * (np.geomspace(10**13.5, 10**16.5, 8) / 1e15) ** -ALPHA
+    truth = 0.010 * (SHIFT**-ALPHA - 1) * (np.geomspace(10**13.5, 10**16.5, 6) / 1e15) ** -ALPHA
     covered = [s.interval[0] <= t <= s.interval[1] for s, t in zip(sizes, truth, strict=True)]
     assert np.mean(covered) >= 0.7
     none, why = paired_seeds(table.drop(columns="data_seed"), is_a, matching, "logloss")
