@@ -106,7 +106,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         if full or not _on_purpose(error):
             raise
-        _stop(f"Error: {_message(error)}\n(--traceback shows where)", 1)
+        _stop(f"Error: {_message(error)}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,0 +1,101 @@
+"""Models, batches and training losses as shapes alone: what counting and sizing look at instead of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ... import models
+from ...models.inputs import Batch, CandidateSide, Field, History, Inputs, Schema, UserSide
+from ...models.inputs.tables import embed
+from ...models.ranker import Ranker
+
+
+def abstract_model(name: str, schema: Schema, config: Any = None) -> Ranker:
+    """The model as `recscale.models.build` makes it, every array a `ShapeDtypeStruct`; computes in float32."""
+    return nnx.eval_shape(lambda: models.build(name, schema, config, rngs=nnx.Rngs(0), dtype=jnp.float32))
+
+
+def tree_params(model: nnx.Module) -> int:
+    """Sum of the sizes of a model's `nnx.Param`s, real or abstract: what a closed form has to equal."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def abstract_batch(schema: Schema, requests: int, candidates: int) -> Batch:
+    """A batch of R requests with C candidates each, as shapes."""
+
+    def side(fields: tuple[Field, ...], *lead: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        ids = {f.name: _ids(f, *lead) for f in fields if not f.is_dense}
+        return ids, {f.name: _floats(*lead, f.width) for f in fields if f.is_dense}
+
+    histories = {}
+    for sequence in schema.sequences:
+        delta_s = _ints(requests, sequence.length) if sequence.timestamps else None
+        ids, dense = side(sequence.fields, requests, sequence.length)
+        histories[sequence.name] = History(ids, dense, _ints(requests), delta_s)
+    labels = _floats(requests, candidates, len(schema.tasks))
+    return Batch(
+        user=UserSide(*side(schema.user_fields, requests), histories, _ints(requests) if schema.domains > 1 else None),
+        candidates=CandidateSide(*side(schema.candidate_fields, requests, candidates)),
+        labels=labels,
+        label_mask=labels,
+        valid=jax.ShapeDtypeStruct((requests, candidates), jnp.bool_),
+    )
+
+
+def abstract_vectors(schema: Schema, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    """Place of every id field -> the vectors looked up there: what training differentiates besides the parameters."""
+    widths = {name: width for name, (_, width) in schema.tables().items()}
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
+
+    def record(table: str, place: str, ids: Any) -> jax.Array:
+        shapes[place] = _floats(*ids.shape, widths[table])
+        return jnp.zeros(shapes[place].shape)
+
+    jax.eval_shape(lambda b: embed(schema, b, record), batch)
+    return shapes
+
+
+def forward_program(name: str, schema: Schema, config: Any, requests: int, candidates: int) -> tuple[Callable, tuple]:
+    """(function, abstract arguments) of a forward pass from looked-up inputs to logits [R, C, Y]."""
+    batch = abstract_batch(schema, requests, candidates)
+    inputs = jax.eval_shape(lambda b, v: _inputs(schema, b, v), batch, abstract_vectors(schema, batch))
+    graph, state = nnx.split(abstract_model(name, schema, config))
+    return lambda state, inputs: nnx.merge(graph, state)(inputs).logits, (state, inputs)
+
+
+def train_program(name: str, schema: Schema, config: Any, requests: int, candidates: int) -> tuple[Callable, tuple]:
+    """(function, abstract arguments) of forward and backward, with gradients of parameters and looked-up vectors.
+
+    Raw dense fields get no gradient, as in training. The loss is the sum of logits and auxiliary losses: which loss
+    it is changes no matrix product. The optimiser is not part of it.
+    """
+    batch = abstract_batch(schema, requests, candidates)
+    vectors = abstract_vectors(schema, batch)
+    graph, params, rest = nnx.split(abstract_model(name, schema, config), nnx.Param, ...)
+
+    def loss(params, vectors, rest, batch):
+        output = nnx.merge(graph, params, rest)(_inputs(schema, batch, vectors))
+        return jnp.sum(output.logits) + sum(output.losses.values(), jnp.zeros(()))
+
+    return jax.value_and_grad(loss, argnums=(0, 1)), (params, vectors, rest, batch)
+
+
+def _inputs(schema: Schema, batch: Batch, vectors: dict[str, Any]) -> Inputs:
+    return embed(schema, batch, lambda table, place, ids: vectors[place])
+
+
+def _ids(field: Field, *lead: int) -> jax.ShapeDtypeStruct:
+    return _ints(*lead, field.bag) if field.bag > 1 else _ints(*lead)
+
+
+def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)

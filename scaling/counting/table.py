@@ -1,0 +1,97 @@
+"""One model counted three ways side by side: closed form, jaxpr, XLA.
+
+    phase        closed form                        jaxpr
+    user         forward_flops_user, per request    F(C=1) - (F(C=2) - F(C=1))
+    candidate    forward_flops_candidate            F(C=2) - F(C=1)
+    forward      forward_flops_per_row, C = 1       F(C=1)
+    train        train_flops_per_row, C = 1         forward and backward at C = 1
+
+with F(C) the count of a whole forward pass of one request. XLA's figure is that of a compiled batch divided by its rows,
+so it holds the element-wise work as well. Parameters are compared with the abstract parameter tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ... import models
+from ...models.counts import Count
+from ...models.inputs import Schema
+from .abstract import abstract_model, forward_program, train_program, tree_params
+from .jaxpr_flops import count_flops
+from .xla_cost import XlaCost, xla_cost
+
+# Rows of the compiled batch: enough that XLA sees matrix products and not vectors.
+XLA_ROWS = 64
+
+PHASES = ("user", "candidate", "forward", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class CountTable:
+    """The three counts of one model.
+
+    Attributes:
+        count: the closed forms.
+        tree_params: size of the abstract parameter tree; equals `count.dense_params`.
+        closed, jaxpr: phase -> FLOPs (per request for "user", per candidate for "candidate", per row else).
+        xla: phase -> XLA's analysis of a batch of `XLA_ROWS` requests at C = 1, for "forward" and "train"; empty if not
+            asked for.
+    """
+
+    count: Count
+    tree_params: int
+    closed: dict[str, int]
+    jaxpr: dict[str, int]
+    xla: dict[str, XlaCost]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether closed forms equal what was counted, exactly."""
+        return self.closed == self.jaxpr and self.count.dense_params == self.tree_params
+
+    def xla_flops_per_row(self, phase: str) -> float | None:
+        cost = self.xla.get(phase)
+        return None if cost is None or cost.flops is None else cost.flops / XLA_ROWS
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the closed form's fields, then the other counts beside them."""
+        return {
+            **self.count.to_dict(),
+            "tree_params": self.tree_params,
+            "jaxpr_flops": self.jaxpr,
+            "xla_flops_per_row": {phase: self.xla_flops_per_row(phase) for phase in self.xla},
+            "xla_rows": XLA_ROWS if self.xla else None,
+            "xla": {phase: cost.to_dict() for phase, cost in self.xla.items()},
+            "agrees": self.agrees,
+        }
+
+
+def count_table(name: str, schema: Schema, config: Any = None, *, xla: bool = False) -> CountTable:
+    """Counts `models.build(name, schema, config)` in every way; allocates nothing, compiles only for `xla=True`.
+
+    Raises:
+        ValueError: from the registry, for an unknown name or a config it refuses.
+    """
+    count = models.count(name, schema, config)
+    one, two = (_forward_flops(name, schema, config, candidates) for candidates in (1, 2))
+    fn, args = train_program(name, schema, config, 1, 1)
+    jaxpr = {"user": 2 * one - two, "candidate": two - one, "forward": one, "train": count_flops(fn, *args)}
+    closed = {
+        "user": count.forward_flops_user,
+        "candidate": count.forward_flops_candidate,
+        "forward": count.forward_flops_per_row,
+        "train": count.train_flops_per_row,
+    }
+    costs = {}
+    if xla:
+        for phase, program in (("forward", forward_program), ("train", train_program)):
+            fn, args = program(name, schema, config, XLA_ROWS, 1)
+            costs[phase] = xla_cost(fn, *args)
+    return CountTable(count, tree_params(abstract_model(name, schema, config)), closed, jaxpr, costs)
+
+
+def _forward_flops(name: str, schema: Schema, config: Any, candidates: int) -> int:
+    fn, args = forward_program(name, schema, config, 1, candidates)
+    return count_flops(fn, *args)
