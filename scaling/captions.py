@@ -1,0 +1,112 @@
+"""Fits in words: floor, exponent, held-out prediction and refusals, each with what they rest on.
+
+No exponent without its floor, range, form and metric; no number where a gate refuses it; and the coverage of the band at
+the extrapolation that is shown, which is `uncalibrated` until it has been measured.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from .laws import LawFit
+from .views import HELD_OUT, Prediction, Series, View
+from .wording import amount, decimals, shortened, target_words, value_text
+
+CHARACTERS = 158  # of a line across a figure
+
+
+def series_text(series: Series) -> str:
+    """Floor, exponent and the held-out prediction in words; refusals with their reasons."""
+    if series.fit.refused:
+        return f"no law. Refused: {shortened(refusal_text(series), 230)}"
+    quoted = [q for q in (series.floor(), series.exponent()) if q is not None]
+    text = ", ".join(f"{q.name} = {q.text()}" if q.value is not None else f"{q.name} {q.text()}" for q in quoted)
+    prediction = series.prediction()
+    if prediction is not None:
+        text += f"; {prediction_text(prediction)}"
+    names = {q.name for q in quoted if q.value is None}
+    reasons = [f"{g.id}: {g.reason}" for g in series.fit.refusals if names & set(g.refuses)]
+    return f"{text}. Refused by {shortened('; '.join(dict.fromkeys(reasons)), 230)}" if reasons else text
+
+
+def prediction_text(prediction: Prediction) -> str:
+    """Held-out size: predicted with its interval, measured, error."""
+    place = f"held out {amount(prediction.x)} (×{prediction.ratio:.2g})"
+    if prediction.predicted is None:
+        return f"{place}: prediction refused, measured {prediction.measured:.4f}"
+    scale = 0.5 * (prediction.interval[1] - prediction.interval[0]) if prediction.interval else abs(prediction.error or 0.0)
+    places = min(max(decimals(scale), 4), 6)
+    return (f"{place}: predicted {value_text(prediction.predicted, prediction.interval)}, "
+            f"measured {prediction.measured:.{places}f}, error {prediction.error:+.{places}f}")  # fmt: skip
+
+
+def refusal_text(series: Series) -> str:
+    """Reasons of the gates that refuse everything, or of all refusals."""
+    gates = [g for g in series.fit.refusals if "*" in g.refuses] or series.fit.refusals
+    return "; ".join(f"{gate.id}: {gate.reason}" for gate in gates)
+
+
+def basis(view: View) -> str:
+    """Form, metric, slice, method and coverage of the numbers above."""
+    if not view.series:
+        return ""
+    methods = list(dict.fromkeys(q.method for s in view.series for q in s.quantities() if q.interval))
+    parts = [view.series[0].fit.form.equation, f"x = {view.axis}", f"metric {target_words(view.target)}", *_slices(view)]
+    parts += [f"brackets: {' / '.join(methods)}"] if methods else []
+    parts += coverages(view.series)
+    if any(not s.is_law for s in view.series):
+        parts.append("a trend, not a law: learning rates not bracketed")
+    return " · ".join(parts)
+
+
+def _slices(view: View) -> list[str]:
+    """What the sweep holds fixed; with the architecture's name where they differ."""
+    own = {s.architecture: s.slice for s in view.series if s.slice}
+    if len(set(own.values())) <= 1:
+        return list(dict.fromkeys(own.values()))
+    return [f"{name} at {text}" for name, text in own.items()]
+
+
+def coverages(series: Sequence[Series]) -> list[str]:
+    """Coverage of the bands at the extrapolation a figure shows: measured, or `uncalibrated`."""
+    found: dict[str, list[float]] = {}
+    for one in series:
+        ratio = extrapolation(one)
+        if ratio is not None:
+            found.setdefault(coverage_at(one.fit, ratio), []).append(ratio)
+    return [f"coverage at ×{_range(ratios)}: {text}" for text, ratios in found.items()]
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    return low if low == high else f"{low}–{high}"
+
+
+def extrapolation(series: Series) -> float | None:
+    """Largest drawn axis value over the largest fitted one; None when nothing is held out."""
+    held, span = series.rows(HELD_OUT), series.span
+    return None if held.empty or span is None else float(held[series.axis].max()) / span[1]
+
+
+def coverage_at(fit: LawFit, ratio: float) -> str:
+    """Measured coverage of nominal 95 % intervals at an extrapolation ratio, or `uncalibrated`."""
+    return "uncalibrated"
+
+
+def joint_text(series: Series, columns: Mapping[str, str]) -> tuple[str, str]:
+    """(numbers or the refusal, what they rest on) of a law of several axes."""
+    parts = [series.fit.form.equation, *(f"{slot} = {column}" for slot, column in columns.items()),
+             f"metric {target_words(series.target)}", "coefficients at the centre of the fitted rows",
+             "open points held out, not fitted", *coverages([series])]  # fmt: skip
+    if not series.is_law:
+        parts.append("a trend, not a law: learning rates not bracketed")
+    rests_on = " · ".join(parts)
+    if series.fit.refused:
+        return f"no law. Refused: {refusal_text(series)}", rests_on
+    return ", ".join(f"{q.name} {'= ' if q.value is not None else ''}{q.text()}" for q in series.quantities()), rests_on
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines that fit across a figure."""
+    return textwrap.wrap(text, CHARACTERS, subsequent_indent="    ", break_long_words=False)

@@ -1,0 +1,435 @@
+"""Views of a run table: one axis, one metric, every architecture with its fitted law and its held-out largest size.
+
+A view decides, row by row, what enters a fit, and writes the decision into a column `role`:
+
+    fitted        enters the fit
+    held out      the largest value of the axis: never fitted, predicted instead
+    other ...     the table varies something else as well, and this row is off the slice (or has another rate)
+    diverged, failed, running, planned    the run's status
+
+Nothing is dropped: every row of an architecture is in its series with one of these roles.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from . import laws
+from .laws import LawFit, frontier
+from .laws import table as tables
+from .wording import amount, axis_words, value_text
+
+FITTED, HELD_OUT = "fitted", "held out"
+AXES = ("dense_params", "examples", "history_length", "memory_slots", "train_flops")
+# Axes a sweep sets by itself; training FLOPs follow from them.
+_INDEPENDENT = ("dense_params", "examples", "history_length", "memory_slots")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One fitted number with its interval, or the reason it is refused.
+
+    role: floor, coefficient (centred), exponent, ... as the form declares it. method: what the interval is.
+    """
+
+    name: str
+    role: str
+    value: float | None
+    interval: tuple[float, float] | None
+    method: str
+    refused: str = ""
+
+    def text(self) -> str:
+        """`0.42 [0.31, 0.55]`, or `refused (span)`."""
+        if self.value is None:
+            return f"refused ({', '.join(self.gates) or 'the fit'})"
+        return value_text(self.value, self.interval)
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Ids of the gates that refused it."""
+        return tuple(dict.fromkeys(part.split(":")[0].strip() for part in self.refused.split("; ") if ":" in part))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "value": self.value,
+            "interval": list(self.interval) if self.interval else None,
+            "method": self.method,
+            "refused": self.refused or None,
+        }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the law of the smaller sizes says about the held-out largest one.
+
+    x: axis value; measured: mean over `seeds` runs, with their range; predicted and interval: None where refused.
+    ratio: x over the largest fitted value. last_value: error of predicting the mean of the largest fitted size instead.
+    """
+
+    x: float
+    ratio: float
+    measured: float
+    measured_range: tuple[float, float]
+    seeds: int
+    predicted: float | None
+    interval: tuple[float, float] | None
+    refused: str
+    last_value: float
+
+    @property
+    def error(self) -> float | None:
+        """Predicted minus measured."""
+        return None if self.predicted is None else self.predicted - self.measured
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the measured mean lies in the interval of the law."""
+        return None if self.interval is None else bool(self.interval[0] <= self.measured <= self.interval[1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        error = self.error
+        return {
+            "x": self.x,
+            "ratio_beyond_fit": self.ratio,
+            "measured": self.measured,
+            "measured_range": list(self.measured_range),
+            "seeds": self.seeds,
+            "predicted": self.predicted,
+            "interval": list(self.interval) if self.interval else None,
+            "refused": self.refused or None,
+            "error": error,
+            "relative_error": None if error is None else error / self.measured,
+            "inside_interval": self.inside,
+            "error_of_last_value": self.last_value,
+        }
+
+
+@dataclass(frozen=True)
+class Series:
+    """One architecture on one view: its rows (with `role`), what is held fixed, and the fit."""
+
+    architecture: str
+    frame: pd.DataFrame
+    fit: LawFit
+    axis: str
+    target: str
+    slice: str = ""
+
+    def rows(self, *roles: str) -> pd.DataFrame:
+        """Rows with one of these roles."""
+        return self.frame[self.frame["role"].isin(roles)]
+
+    def cells(self, *roles: str) -> pd.DataFrame:
+        """One row per axis value: columns x, mean, low, high, seeds."""
+        rows = self.rows(*roles)
+        grouped = rows.groupby(rows[self.axis].astype(float), sort=True)[self.target]
+        cells = grouped.agg(mean="mean", low="min", high="max", seeds="count")
+        return cells.rename_axis("x").reset_index()
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Smallest and largest fitted axis value."""
+        x = self.rows(FITTED)[self.axis].to_numpy(float)
+        return (float(x.min()), float(x.max())) if len(x) else None
+
+    @property
+    def lost(self) -> pd.DataFrame:
+        """Runs that diverged or failed."""
+        return self.rows("diverged", "failed")
+
+    @property
+    def is_law(self) -> bool:
+        """Whether a title may say law: every learning rate bracketed and nothing refused as a whole."""
+        tuned = [gate.passed for gate in self.fit.gates if gate.id == "tuning"]
+        return not self.fit.refused and bool(tuned) and all(passed is True for passed in tuned)
+
+    def quantities(self) -> list[Quantity]:
+        """Floor, exponents, then the rest of the form's parameters."""
+        order = {"floor": 0, "exponent": 1}
+        found = [quantity(self.fit, parameter.name) for parameter in self.fit.form.parameters]
+        return sorted(found, key=lambda q: order.get(q.role, 2))
+
+    def floor(self) -> Quantity | None:
+        """E, or None for a form without a floor."""
+        return quantity(self.fit, self.fit.form.floor) if self.fit.form.floor else None
+
+    def exponent(self) -> Quantity | None:
+        """The first exponent of the form."""
+        names = [p.name for p in self.fit.form.parameters if p.role == "exponent"]
+        return quantity(self.fit, names[0]) if names else None
+
+    def headline(self) -> str:
+        """Floor and exponent with range, form and metric on one line."""
+        span = self.span
+        where = f"{amount(span[0])}–{amount(span[1])} {axis_words(self.axis)}" if span else "no fitted rows"
+        numbers = [f"{q.name} = {q.text()}" if q.value is not None else f"{q.name} {q.text()}"
+                   for q in (self.floor(), self.exponent()) if q is not None]  # fmt: skip
+        return f"{', '.join(numbers)}  ({self.fit.form.equation}, {self.target}, {where})"
+
+    def prediction(self) -> Prediction | None:
+        """The held-out largest size against the law; None if nothing is held out."""
+        held, fitted = self.cells(HELD_OUT), self.cells(FITTED)
+        if held.empty or fitted.empty:
+            return None
+        cell = held.iloc[-1]
+        value, interval, refused = predict(self.fit, self.axis, np.array([cell.x]))
+        single = None if interval is None or refused else (float(interval[0][0]), float(interval[1][0]))
+        return Prediction(
+            float(cell.x), float(cell.x / fitted["x"].iloc[-1]), float(cell["mean"]), (float(cell.low), float(cell.high)),
+            int(cell.seeds), None if value is None or refused else float(value[0]), single, refused,
+            float(fitted["mean"].iloc[-1] - cell["mean"]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class View:
+    """One axis with every architecture. notes: choices made on the way, for the reader."""
+
+    axis: str
+    target: str
+    form: str
+    series: tuple[Series, ...]
+    notes: tuple[str, ...] = ()
+
+
+def quantity(fit: LawFit, name: str) -> Quantity:
+    """A parameter (coefficients at the centre of the fitted rows) with the interval the gates allow."""
+    parameter = fit.form[name]
+    centred = parameter.role == "coefficient"
+    values, intervals = (fit.centred, fit.centred_intervals) if centred else (fit.params, fit.intervals)
+    value, refused = values.get(name), fit.reason(name)
+    if value is None:
+        return Quantity(name, parameter.role, None, None, "none", refused or "fit: no value")
+    interval, method = intervals.get(name), "95 % cluster bootstrap"
+    if interval is None:
+        ranges = {} if centred else fit.jackknife.get("range", {})
+        interval = ranges.get(name)
+        method = "leave-one-cluster-out range" if interval else "no interval"
+    return Quantity(name, parameter.role, value, tuple(interval) if interval else None, method)
+
+
+def predict(fit: LawFit, column: str, x: np.ndarray) -> tuple[np.ndarray | None, tuple | None, str]:
+    """(predictions, (low, high) or None, reason for refusal or "") of a one-axis law; refused points are NaN."""
+    if fit.refused:
+        return None, None, "; ".join(f"{g.id}: {g.reason}" for g in fit.refusals if "*" in g.refuses)
+    slot = next(name for name, own in fit.rows.columns.items() if own == column)
+    missing = [fit.reason(p.name) for p in fit.form.parameters if p.role == "exponent" and fit.params[p.name] is None]
+    beyond = x > float(fit.rows.axes[slot].max()) * (1 + 1e-9)
+    with warnings.catch_warnings():
+        # Points beyond the range gate come back as NaN and are reported below, not on standard error.
+        warnings.simplefilter("ignore", UserWarning)
+        if fit.draws is None:
+            value, band = fit.predict({slot: x}), None
+        else:
+            value, low, high = fit.predict({slot: x}, interval=True)
+            band = (low, high)
+    if missing:
+        # A law whose exponent is refused describes its own rows and nothing beyond them.
+        value = np.where(beyond, np.nan, value)
+        band = None if band is None else tuple(np.where(beyond, np.nan, end) for end in band)
+    reason = ""
+    if not np.isfinite(value).all():
+        reason = missing[0] if missing else "range: too far beyond the largest fitted value"
+    return value, band, reason
+
+
+def make_views(
+    table: pd.DataFrame,
+    *,
+    form: str = "power_offset",
+    axes: Sequence[str] | None = None,
+    target: str = "logloss",
+    hold_out_largest: bool = True,
+    **options: Any,
+) -> list[View]:
+    """One view per axis, the most important first.
+
+    Args:
+        table: run table. form: a law of one axis. target: metric column.
+        axes: columns; None takes those of `AXES` that vary over the finished runs.
+        hold_out_largest: leave the largest value of each axis out of the fit.
+        options: passed to `laws.fit` (bootstrap, seed, cluster, weights, ...).
+
+    Raises:
+        ValueError: a column or form does not exist, the form has several axes, or nothing varies.
+    """
+    tables.require(table, target, "the target")
+    chosen = list(axes) if axes is not None else varying_axes(table)
+    if not chosen:
+        raise ValueError(f"none of {', '.join(AXES)} varies over the finished runs: there is no axis to fit or plot")
+    shape = laws.forms.get(form)
+    if len(shape.slots) != 1:
+        raise ValueError(f"form {shape.id} has {len(shape.slots)} axes; a view takes a law of one axis (power_offset, ...)")
+    return [_view(table, shape.id, column, target, hold_out_largest, options) for column in chosen]
+
+
+def varying_axes(table: pd.DataFrame) -> list[str]:
+    """Columns of `AXES` with several values over the finished runs of some architecture."""
+    done = table[_status(table) == "done"]
+    groups = [group for _, group in done.groupby(_architectures(done))]
+    return [a for a in AXES if a in table.columns and any(group[a].dropna().nunique() > 1 for group in groups)]
+
+
+def _view(table: pd.DataFrame, form: str, axis: str, target: str, hold_out: bool, options: Mapping[str, Any]) -> View:
+    tables.require(table, axis, "an axis")
+    notes: list[str] = []
+    series = []
+    for name, group in table.groupby(_architectures(table), sort=True):
+        frame, where = _with_roles(group.reset_index(drop=True), axis, target, hold_out, notes)
+        series.append(_series(str(name), frame, where, form, axis, target, options))
+    return View(axis, target, form, tuple(series), tuple(dict.fromkeys(notes)))
+
+
+def _series(name: str, frame: pd.DataFrame, where: str, form: str, axis: str, target: str, options) -> Series:
+    slot = laws.forms.get(form).slots[0].name
+    own = {"cluster": cluster_column(frame, axis), **options}
+    fit = laws.fit(frame, form, {slot: axis}, target, where=f"role == '{FITTED}'", **own)
+    return Series(name, frame, fit, axis, target, where)
+
+
+def cluster_column(frame: pd.DataFrame, axis: str) -> str | None:
+    """Rows resampled together: a shape; along examples, where one shape gives every row, a trunk."""
+    if axis == "examples":
+        for column in ("trunk_id", "run_id"):
+            if column in frame.columns and frame[column].notna().all():
+                return column
+    return None
+
+
+def _with_roles(frame: pd.DataFrame, axis: str, target: str, hold_out: bool, notes: list[str]) -> tuple[pd.DataFrame, str]:
+    """The rows of one architecture with their role, and what the slice holds fixed."""
+    role = _status(frame).to_numpy(object, copy=True)
+    role[role == "done"] = FITTED
+    name = str(_architectures(frame).iloc[0])
+    _one_rate(frame, target, role, name, notes)
+    where = []
+    if axis == "train_flops" and _several_independent(frame[role == FITTED]):
+        _keep_frontier(frame, target, role, hold_out)
+        notes.append("training FLOPs: rows on the efficient frontier (lower hull of the seed means) are fitted")
+        where.append("efficient frontier")
+    else:
+        for column in _INDEPENDENT:
+            if column != axis and column in frame.columns:
+                where += _slice(frame, axis, column, role)
+        if hold_out:
+            _hold_out(frame, axis, role)
+    return frame.assign(role=role), ", ".join(where)
+
+
+def _one_rate(frame: pd.DataFrame, target: str, role: np.ndarray, name: str, notes: list[str]) -> None:
+    """Where a shape was trained at several learning rates, keep the rate with the lowest mean over seeds."""
+    if "lr_dense" not in frame.columns:
+        return
+    keys = [c for c in ("shape_id", "dense_params", "examples", "history_length") if c in frame.columns]
+    tried = 0
+    for _, group in frame[role == FITTED].groupby(keys, dropna=False):
+        means = group.groupby("lr_dense")[target].mean()
+        if len(means) > 1:
+            tried = max(tried, len(means))
+            role[group.index[group["lr_dense"] != means.idxmin()]] = "other rate"
+    if tried:
+        notes.append(
+            f"{name}: up to {tried} learning rates per size; the rate with the lowest mean over seeds is kept, "
+            "which reads about one seed deviation too low"
+        )
+
+
+def _several_independent(frame: pd.DataFrame) -> bool:
+    """Whether two settings vary freely, so that equal FLOPs are spent in different ways."""
+    free = [c for c in _INDEPENDENT if c in frame.columns and frame[c].nunique() > 1]
+    return any(_crossed(frame, a, b) and _crossed(frame, b, a) for i, a in enumerate(free) for b in free[i + 1 :])
+
+
+def _crossed(frame: pd.DataFrame, axis: str, other: str) -> bool:
+    """Whether one value of the axis occurs with several values of another column."""
+    return bool((frame.groupby(axis)[other].nunique() > 1).any())
+
+
+def _slice(frame: pd.DataFrame, axis: str, column: str, role: np.ndarray) -> list[str]:
+    """Keeps one value of another axis, the one with the most sizes (the largest of those), where both vary freely."""
+    fitted = frame[role == FITTED]
+    values = fitted[column].dropna()
+    if values.nunique() < 2:
+        return [f"{amount(float(values.iloc[0]))} {axis_words(column)}"] if len(values) and column == "examples" else []
+    if not _crossed(fitted, axis, column):
+        return [] if axis == "train_flops" else [f"{axis_words(column)} vary with it"]
+    counts = fitted.groupby(column)[axis].nunique()
+    kept = float(max(counts[counts == counts.max()].index))
+    role[(role == FITTED) & (frame[column].to_numpy(float) != kept)] = f"other {column}"
+    return [f"{amount(kept)} {axis_words(column)}"]
+
+
+def _hold_out(frame: pd.DataFrame, axis: str, role: np.ndarray) -> None:
+    x = frame[axis].to_numpy(float)
+    fitted = role == FITTED
+    if len(np.unique(x[fitted])) >= 2:
+        role[fitted & (x == x[fitted].max())] = HELD_OUT
+
+
+def _keep_frontier(frame: pd.DataFrame, target: str, role: np.ndarray, hold_out: bool) -> None:
+    """Fits the cells on the lower hull of (ln FLOPs, mean over seeds); the most expensive one of them is held out."""
+    keys = ["dense_params", "train_flops"]
+    cells = [tuple(cell) for cell in frame[keys].to_numpy(float)]
+    means = frame[role == FITTED].groupby(keys, as_index=False)[target].mean()
+    hull = _hull(means, keys, target)
+    held = hull[-1] if hold_out and len(hull) > 1 else None
+    if held is not None:
+        # The hull of what is left may pass through other cells.
+        hull = _hull(means[means["train_flops"] < held[1]], keys, target)
+    for i, cell in enumerate(cells):
+        if role[i] == FITTED and cell not in hull:
+            role[i] = HELD_OUT if cell == held else "off the frontier"
+
+
+def _hull(means: pd.DataFrame, keys: list[str], target: str) -> list[tuple[float, ...]]:
+    return [tuple(cell) for cell in frontier.efficient_frontier(means, target=target).rows[keys].to_numpy(float)]
+
+
+def joint_series(table: pd.DataFrame, form: str, columns: Mapping[str, str], target: str, hold_out: bool, **options) -> list[Series]:
+    """A law of several axes per architecture, on every row, the largest value of the first axis held out."""
+    first = next(iter(columns.values()))
+    found = []
+    for name, group in table.groupby(_architectures(table), sort=True):
+        frame = group.reset_index(drop=True)
+        role = _status(frame).to_numpy(object, copy=True)
+        role[role == "done"] = FITTED
+        _one_rate(frame, target, role, str(name), [])
+        if hold_out:
+            _hold_out(frame, first, role)
+        frame = frame.assign(role=role)
+        fit = laws.fit(frame, form, dict(columns), target, where=f"role == '{FITTED}'", **options)
+        found.append(Series(str(name), frame, fit, first, target))
+    return found
+
+
+def both_vary(table: pd.DataFrame) -> bool:
+    """Whether sizes and examples vary freely, so that a joint law can be asked for."""
+    done = table[_status(table) == "done"]
+    if not {"dense_params", "examples"} <= set(table.columns):
+        return False
+    return any(
+        _crossed(group, "dense_params", "examples") and _crossed(group, "examples", "dense_params")
+        for _, group in done.groupby(_architectures(done))
+    )
+
+
+def _status(table: pd.DataFrame) -> pd.Series:
+    """Status per row; a table without the column holds finished runs."""
+    if "status" in table.columns:
+        return table["status"].astype(object)
+    return pd.Series("done", index=table.index, dtype=object)
+
+
+def _architectures(table: pd.DataFrame) -> pd.Series:
+    if "architecture" in table.columns:
+        return table["architecture"].astype(object).fillna("unnamed")
+    return pd.Series("runs", index=table.index, dtype=object)

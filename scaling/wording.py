@@ -1,0 +1,71 @@
+"""Numbers and names as a reader sees them: digits that the uncertainty deserves, axes in words."""
+
+from __future__ import annotations
+
+import math
+
+AXIS_WORDS = {
+    "dense_params": "dense parameters",
+    "active_params": "active parameters",
+    "train_flops": "training FLOPs",
+    "examples": "training examples",
+    "history_length": "history length",
+    "memory_slots": "memory slots",
+}
+TARGET_WORDS = {
+    "logloss": "logloss (nats per label)",
+    "progressive_logloss": "progressive logloss (nats per label)",
+    "ne": "normalised entropy",
+    "auc": "AUC",
+    "gauc": "grouped AUC",
+}
+_SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def axis_words(column: str) -> str:
+    """The axis in words; an unknown column keeps its name."""
+    return AXIS_WORDS.get(column, column)
+
+
+def target_words(column: str) -> str:
+    """The metric in words, with its unit; an unknown column keeps its name."""
+    return TARGET_WORDS.get(column, column)
+
+
+def amount(value: float) -> str:
+    """A size or count to three digits: 1.72k, 269k, 1.28M; powers of ten from 1e15."""
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 1e15:
+        return f"{value:.2e}"
+    for scale, suffix in _SUFFIXES:
+        if abs(value) >= scale:
+            return f"{value / scale:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def decimals(uncertainty: float, least: int = 0, most: int = 7) -> int:
+    """Decimal places that show two digits of an uncertainty (a half-width or a difference)."""
+    if not math.isfinite(uncertainty) or uncertainty <= 0:
+        return 4
+    return min(max(1 - math.floor(math.log10(uncertainty)), least), most)
+
+
+def value_text(value: float, interval: tuple[float, float] | None = None) -> str:
+    """`0.4213 [0.4180, 0.4240]`, with two digits of the interval's half-width; four digits of the value without one."""
+    if not math.isfinite(value):
+        return "not finite"
+    if interval is None or not all(math.isfinite(end) for end in interval):
+        return f"{value:.4g}"
+    half = 0.5 * (interval[1] - interval[0])
+    if abs(value) >= 1e5 or (value != 0 and abs(value) < 1e-4):
+        return f"{value:.3g} [{interval[0]:.3g}, {interval[1]:.3g}]"
+    places = decimals(half)
+    return f"{value:.{places}f} [{interval[0]:.{places}f}, {interval[1]:.{places}f}]"
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters, cut at a word with an ellipsis."""
+    if len(text) <= length:
+        return text
+    return text[: length - 1].rsplit(" ", 1)[0].rstrip(" ;,:") + "…"
