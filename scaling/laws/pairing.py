@@ -99,7 +99,8 @@ def paired_seeds(
         pairs = per_run.dropna() if {True, False} <= set(per_run.columns) else per_run.iloc[:0]
         if len(pairs):
             sizes = [
-                _paired_size(str(size), group) for (_, size), group in pairs.groupby(level=["code", "size"])
+                _paired_size(_label(size), group)
+                for (_, size), group in pairs.groupby(level=["code", "size"])
             ]
             return sizes, f"paired by {' and '.join(keys)}"
     return [], "no data seed was run by both architectures"
@@ -138,6 +139,10 @@ def _stream_mismatch(frame: pd.DataFrame, is_a: np.ndarray, keys: list[tuple]) -
     wide = seeds.unstack()
     different = int((wide[True] != wide[False]).sum())
     return f"data seeds differ at {different} of {len(wide)} sizes" if different else ""
+
+
+def _label(size: object) -> str:
+    return f"{size:.4g}" if isinstance(size, float) else str(size)
 
 
 def _paired_size(size: str, group: pd.DataFrame) -> PairedSize:

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from recscale.scaling.laws import compare
+from recscale.scaling.laws.compare_commands import compare as compare_command
 from recscale.scaling.laws.decision import decision_accuracy, wilson_interval
 from recscale.scaling.laws.pair_models import PairData, fit_pair, nesting_p_value, resampling_weights
 from recscale.scaling.laws.pairing import match_clusters, paired_seeds
@@ -180,6 +182,23 @@ def test_result_is_json(steeper):
         data["settings"]["table_hash"]
         == compare(ladder(0, 0.1, shapes=6, seeds=5), "fast", "slow", bootstrap=0).settings["table_hash"]
     )
+
+
+def test_command_prints_the_answer_and_json(tmp_path):
+    path = tmp_path / "runs.csv"
+    ladder(0, difference=0.1, shapes=6, seeds=5).to_csv(path, index=False)
+    options = [str(path), "--a", "fast", "--b", "slow", "--bootstrap", "60"]
+    shown = CliRunner().invoke(compare_command, [*options, "--json"])
+    assert shown.exit_code == 0
+    text, _, last = shown.output.rstrip().rpartition("\n")
+    data = json.loads(last)
+    assert "Does fast scale better than slow along train_flops (logloss)? yes" in text
+    assert data["answer"] == "yes" and [d["model"] for d in data["differences"]][:2] == ["exponents", "own"]
+    assert data["settings"]["bootstrap"] == 60
+    for item in data["checklist"]:
+        assert item["ticked"] in (True, False, None)
+    wrong = CliRunner().invoke(compare_command, [str(path), "--a", "quick", "--b", "slow"])
+    assert wrong.exit_code == 1 and "it has: fast, slow" in wrong.output
 
 
 def pair_data(table):
