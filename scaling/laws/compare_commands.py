@@ -73,8 +73,9 @@ def compare(
     """
     try:
         result = compare_tables(
-            read(table), first, second, axis=axis, target=target, by=by, cluster=cluster, match=match, bootstrap=bootstrap,
-            margin=margin, paired_seeds_needed=paired_seeds, equalised=equalised, known_truth=known_truth, seed=seed,
+            read(table), first, second, axis=axis, target=target, by=by, cluster=cluster, match=match,
+            bootstrap=bootstrap, margin=margin, paired_seeds_needed=paired_seeds, equalised=equalised,
+            known_truth=known_truth, seed=seed,
         )  # fmt: skip
     except (KeyError, ValueError) as error:
         raise click.ClickException(str(error.args[0])) from error

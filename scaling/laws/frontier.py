@@ -20,8 +20,10 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import Akima1DInterpolator
 
+from .uncertainty import seed_noise
+
 Excluded = list[tuple[str, str]]
-Noise = float | Callable[[np.ndarray], np.ndarray] | None
+Noise = float | Callable[[np.ndarray], np.ndarray] | str | None
 _EDGE_ROUNDING = 1e-12  # in ln size: a minimum this close to an edge is on it
 _MOST_LOST_REDRAWS = 0.5  # beyond this the surviving redraws no longer describe the optimum
 
@@ -99,7 +101,7 @@ class _Rules:
     edge_spacing: float
     log_metric: bool
     points_per_interval: int | None
-    noise: Noise
+    noise: float | Callable[[np.ndarray], np.ndarray] | None
     draws: int
 
 
@@ -139,7 +141,7 @@ def isoflop(
     reduce: str = "mean",
     log_metric: bool = True,
     points_per_interval: int | None = None,
-    noise: Noise = None,
+    noise: Noise = "seeds",
     draws: int = 400,
     seed: int = 0,
 ) -> Isoflop:
@@ -156,16 +158,25 @@ def isoflop(
       log_metric: Akima interpolates ln metric (else the metric); the parabola always fits the metric.
       points_per_interval: None finds the exact minimum of the interpolant; k takes the lowest of
         k (sizes - 1) log-spaced points.
-      noise: sd of the metric between seeds, a number or a function of the metric. None: unknown, and no
-        interval is given.
+      noise: sd of the metric between seeds: a number, a function of the metric, or "seeds" to estimate it
+      from
+        repeated seeds in the table. Unknown (None, or no repeats at two sizes): no interval, and nothing to
+        quote.
       draws: redraws of the metric with that noise.
 
-    Raises KeyError for a missing column, ValueError for an unknown `reduce`.
+    Raises KeyError for a missing column, ValueError for an unknown `reduce` or `noise`.
     """
     if reduce not in ("mean", "min"):
         raise ValueError(f"reduce must be 'mean' or 'min', got {reduce!r}")
+    if isinstance(noise, str) and noise != "seeds":
+        raise ValueError(f"noise must be a number, a function, 'seeds' or None, got {noise!r}")
     kept, excluded = usable_rows(table, [size, flops, budget, target])
     curves, _ = usable_rows(table, [size, flops, target])  # a row without a budget may still bracket one
+    source = "unknown" if noise is None else "given" if not isinstance(noise, str) else "repeated seeds"
+    if noise == "seeds":
+        estimate = seed_noise(kept, [size, budget], kept[target].to_numpy(float))
+        noise = None if estimate is None else estimate.sd
+        source = "unknown: no repeated seeds at two sizes" if estimate is None else source
     rules = _Rules(min_sizes, edge_spacing, log_metric, points_per_interval, noise, draws)
     rng = np.random.default_rng(seed)
     groups, redrawn = [], []
@@ -180,11 +191,13 @@ def isoflop(
     akima = _allocation_law(groups, [s.get("akima") for s in redrawn], "akima")
     parabola = _allocation_law(groups, [s.get("parabola") for s in redrawn], "parabola")
     reasons = _quoting_reasons(akima, parabola)
+    if noise is None:
+        reasons.append(f"seed noise {source}, so no claim may rest on the exponents")
     settings = {
         "size": size, "flops": flops, "budget": budget, "target": target, "min_sizes": min_sizes,
         "edge_spacing": edge_spacing, "budget_tolerance": budget_tolerance, "reduce": reduce,
         "log_metric": log_metric, "points_per_interval": points_per_interval, "draws": draws, "seed": seed,
-        "noise": "unknown" if noise is None else "function of the metric" if callable(noise) else noise,
+        "noise": noise if isinstance(noise, float) else source,
     }  # fmt: skip
     return Isoflop(groups, akima, parabola, not reasons, reasons, excluded, settings)
 

@@ -108,6 +108,24 @@ def test_seed_noise_reaches_the_exponent():
     assert found.akima.se == pytest.approx(scatter[0], rel=0.6)
 
 
+def test_noise_is_estimated_from_repeated_seeds():
+    clean = isoflop_table(drift=0.0, half_width=1.5)
+    rng = np.random.default_rng(4)
+    repeats = [
+        clean.assign(seed=seed, logloss=clean["logloss"] * (1 + 5e-4 * rng.standard_normal(len(clean))))
+        for seed in range(4)
+    ]
+    found = frontier.isoflop(pd.concat(repeats, ignore_index=True), draws=300)
+    assert found.settings["noise"] == "repeated seeds" and found.quotable
+    assert found.akima.interval[0] < TRUE_EXPONENT < found.akima.interval[1]
+    known = frontier.isoflop(pd.concat(repeats, ignore_index=True), draws=300, noise=lambda y: 5e-4 * y)
+    assert found.parabola.se == pytest.approx(known.parabola.se, rel=0.3)
+    single = frontier.isoflop(repeats[0])
+    assert not single.quotable and any("seed noise unknown" in reason for reason in single.reasons)
+    with pytest.raises(ValueError, match="'guess'"):
+        frontier.isoflop(clean, noise="guess")
+
+
 def test_off_budget_runs_are_moved_along_their_own_curve_or_named():
     table = isoflop_table(drift=0.0)
     off = table["train_flops"] * 1.1
