@@ -75,7 +75,10 @@ class Group:
         self.total_steps = sum(segment.steps for segment in self.segments)
         every = training.log_every_examples / self.batch_rows if training.log_every_examples else horizons[0] / 40
         self.log_every = max(round(every), 1)
-        self.counts = models.count(self.config.architecture, source.schema, self.config.model)
+        counts = models.count(self.config.architecture, source.schema, self.config.model)
+        self.counts = counts
+        # The user side is computed once per request, so its cost is shared by the request's candidates.
+        self.train_flops_per_row = counts.train_flops_user / source.candidates + counts.train_flops_candidate
 
     def _horizon(self, run: RunSpec, source: Source) -> int:
         examples = run.config.training.examples
@@ -181,7 +184,7 @@ class Group:
                 "examples": examples,
                 "unique_examples": examples if total is None else min(examples, total),
                 "epochs": 1.0 if total is None else max(examples / total, 1.0),
-                "train_flops": counts["train_flops_per_row"] * examples,
+                "train_flops": self.train_flops_per_row * examples,
                 "flops_target": run.labels.get("flops_target"),
                 "params_target": run.labels.get("params_target"),
             },

@@ -71,7 +71,7 @@ class _Loop:
         self.trainer = make_trainer(group.config, self.source, group.replicas, group.warmup)
         self.checkpoints = Checkpoints(group_dir / "checkpoints")
         rows = group.batch_rows * len(group.replicas)
-        self.clock = Clock(group.total_steps, rows, group.counts.train_flops_per_row)
+        self.clock = Clock(group.total_steps, rows, group.train_flops_per_row)
         self.saved = time.monotonic()
 
     def run(self) -> None:

@@ -26,6 +26,10 @@ from ..data.source import Source
 from . import optimizers, row_updates, schedule
 
 
+# Independent random streams of one replica's seed.
+_MODEL_STREAM, _TABLE_STREAM, _DROPOUT_STREAM = 0, 1, 2
+
+
 @flax.struct.dataclass
 class TrainState:
     """Everything a step reads and writes. P = replicas.
@@ -33,7 +37,7 @@ class TrainState:
     step: int32, global step = index of the next batch; params: dense parameters [P, ...]; other: remaining variables
     [P, ...]; moments: optax state [P, ...]; tables: name -> [P, V, width]; slots: name -> row optimiser state;
     rate: float32 [P] peak rates; decay_from, decay_steps: int32, where this segment decays;
-    alive: bool [P]; failed_at: int32 [P], step of the first non-finite loss, -1 if none.
+    seed: uint32 [P]; alive: bool [P]; failed_at: int32 [P], step of the first non-finite loss, -1 if none.
     """
 
     step: jax.Array
@@ -43,6 +47,7 @@ class TrainState:
     tables: dict[str, jax.Array]
     slots: dict[str, dict[str, jax.Array]]
     rate: jax.Array
+    seed: jax.Array
     decay_from: jax.Array
     decay_steps: jax.Array
     alive: jax.Array
@@ -94,14 +99,13 @@ class Trainer:
         self._task_weights = tuple(task.weight for task in self.schema.tasks)
         replicated = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         sharding = {} if replicated is None else {"out_shardings": replicated}
-        self.init = jax.jit(self._init, **sharding)
+        self._init = jax.jit(self._initial_state, **sharding)
         self._step = jax.jit(self._train_step, donate_argnums=0, **sharding)
         self._logits = jax.jit(self._eval_logits, **sharding)
 
     def fresh_state(self) -> TrainState:
         """The state before the first step; replica p depends on seeds[p] and rates[p] alone."""
-        keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
-        return self.init(keys, jnp.asarray(self.rates, jnp.float32))
+        return self._init(jnp.asarray(self.seeds, jnp.uint32), jnp.asarray(self.rates, jnp.float32))
 
     def step(self, state: TrainState, batch: Batch | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update from batch `state.step`. On-device sources generate it inside; host sources pass it in.
@@ -119,19 +123,20 @@ class Trainer:
             parts.append(self._logits(state.params, state.other, state.tables, batch))
         return np.stack(jax.device_get(parts), axis=1)
 
-    def _init(self, keys: jax.Array, rates: jax.Array) -> TrainState:
+    def _initial_state(self, seeds: jax.Array, rates: jax.Array) -> TrainState:
         options = self.options
 
-        def one(key):
-            model = self._build(nnx.Rngs(params=jax.random.fold_in(key, 0), dropout=jax.random.fold_in(key, 1)))
+        def one(seed):
+            key = jax.random.key(seed)
+            model = self._build(nnx.Rngs(params=jax.random.fold_in(key, _MODEL_STREAM)))
             _, params, other = nnx.split(model, nnx.Param, ...)
-            rngs = nnx.Rngs(params=jax.random.fold_in(key, 2))
+            rngs = nnx.Rngs(params=jax.random.fold_in(key, _TABLE_STREAM))
             tables = EmbeddingTables(self.schema, rngs=rngs, init_std=options.embedding_init_std).tables
             tables = {name: table[...] for name, table in tables.items()}
             slots = {n: row_updates.init_slots(options.embedding_optimizer, t) for n, t in tables.items()}
             return params, other, options.optimizer.init(params), tables, slots
 
-        params, other, moments, tables, slots = jax.vmap(one)(keys)
+        params, other, moments, tables, slots = jax.vmap(one)(seeds)
         replicas = rates.shape[0]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -141,6 +146,7 @@ class Trainer:
             tables=tables,
             slots=slots,
             rate=rates,
+            seed=seeds,
             decay_from=jnp.full((), schedule.NEVER, jnp.int32),
             decay_steps=jnp.ones((), jnp.int32),
             alive=jnp.ones(replicas, bool),
@@ -155,10 +161,10 @@ class Trainer:
                 spec = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
                 batch = jax.lax.with_sharding_constraint(batch, spec)
         touched = find_touched(self.schema, batch)
-        vectors = jax.vmap(gather_touched, in_axes=(0, None))(state.tables, touched)
+        vectors = jax.vmap(gather_touched, in_axes=(0, None), axis_size=state.rate.shape[0])(state.tables, touched)
         graded = jax.value_and_grad(self._loss, argnums=(0, 1), has_aux=True)
-        (loss, aux), (grads, row_grads) = jax.vmap(graded, in_axes=(0, 0, 0, None, None))(
-            state.params, vectors, state.other, batch, touched
+        (loss, aux), (grads, row_grads) = jax.vmap(graded, in_axes=(0, 0, 0, 0, None, None, None))(
+            state.params, vectors, state.other, state.seed, state.step, batch, touched
         )
         other, metrics = aux
         alive = state.alive & jnp.isfinite(loss)
@@ -200,10 +206,11 @@ class Trainer:
         metrics = {**metrics, "loss": loss, "rate": rate, "alive": alive, "failed_at": new.failed_at}
         return new, metrics
 
-    def _loss(self, params, vectors, other, batch: Batch, touched):
+    def _loss(self, params, vectors, other, seed, step, batch: Batch, touched):
         """Task loss plus auxiliary losses of one replica, and (new other variables, metrics)."""
         model = nnx.merge(self._graphdef, params, other)
-        output = model(embed(self.schema, batch, touched_lookup(vectors, touched)))
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _DROPOUT_STREAM), step)
+        output = model(embed(self.schema, batch, touched_lookup(vectors, touched)), key=key)
         mask = batch.label_mask * batch.valid[..., None]
         task_loss, per_task = masked_bce(output.logits, batch.labels, mask, self._task_weights)
         loss = task_loss + sum(output.losses.values(), jnp.zeros((), jnp.float32))
@@ -219,7 +226,6 @@ class Trainer:
     def _eval_logits(self, params, other, tables, batch: Batch) -> jax.Array:
         def one(params, other, tables):
             model = nnx.merge(self._graphdef, params, other)
-            model.eval()
             return model(embed(self.schema, batch, table_lookup(tables))).logits
 
         return jax.vmap(one)(params, other, tables)

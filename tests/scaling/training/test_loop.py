@@ -15,7 +15,7 @@ def make_config(**settings):
     config = get_config("rankmixer", "known_truth")
     config.data.preset = "smoke"
     config.data.holdout_rows = 2048
-    config.model.tokens, config.model.width, config.model.hidden, config.model.blocks = 4, 16, 32, 1
+    config.model.tokens, config.model.width, config.model.hidden, config.model.layers = 4, 16, 32, 1
     config.training.requests = 64
     config.training.examples = EXAMPLES
     config.training.warmup_examples = 640
