@@ -114,7 +114,7 @@ class GrainSource:
 
     def holdout(self) -> Iterator[Batch]:
         """The held-out batches, validation first, then test; every one of R requests, the last of each split
-        padded.
+        padded. The same whole batches on every host.
         """
         for name, held in self._held.items():
             for start in range(0, held.size, self.requests):

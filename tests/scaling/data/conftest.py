@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from recscale.models.inputs import Field, Schema, Sequence, Task
+from recscale.scaling.data.adapters import movielens
 from recscale.scaling.data.histories import history_ends
 from recscale.scaling.data.packed import EventStore, LogArrays, write_packed
 from recscale.scaling.data.report import ReadReport
@@ -220,10 +221,8 @@ def made_up_log(made_up_arrays, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def ml100k(tmp_path_factory):
-    """The real set, opened; skipped with a reason where no copy is at hand. Nothing here downloads."""
-    from recscale.scaling.data.adapters import movielens
-
+def ml100k_root():
+    """Place of the real set; skips with a reason where no copy is at hand. Nothing here downloads."""
     here = Path(__file__).parents[3] / "data" / "movielens-100k"
     root = Path(os.environ.get("RECSCALE_ML100K") or here)
     if not root.exists():
@@ -231,4 +230,10 @@ def ml100k(tmp_path_factory):
             f"no MovieLens-100K at {here} and RECSCALE_ML100K is not set; "
             "`recscale data movielens-100k --out data/movielens-100k` gets it"
         )
-    return movielens.load(root, cache_dir=tmp_path_factory.mktemp("ml100k"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def ml100k(ml100k_root, tmp_path_factory):
+    """The real set, opened."""
+    return movielens.load(ml100k_root, cache_dir=tmp_path_factory.mktemp("ml100k"))
