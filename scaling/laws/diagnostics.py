@@ -79,10 +79,11 @@ def _without(problem: Problem, at: int) -> dict[str, np.ndarray]:
 def _range_above_floor(problem: Problem, phi: np.ndarray) -> float:
     """max over axes of max/min of fitted y - E along that axis, the other axes at their centre."""
     form, centre = problem.form, problem.axes.mean(axis=0)
+    centre[len(form.slots) :] = 0.0  # the stream marker, where there is one: the metric with the floor
     at = form.names.index(form.floor)
     floor = np.exp(phi[at]) if form[form.floor].searched == "log" else phi[at]
     ratios = [1.0]
-    for j in range(problem.axes.shape[1]):
+    for j in range(len(form.slots)):
         points = np.tile(centre, (2, 1))
         points[:, j] = problem.axes[:, j].min(), problem.axes[:, j].max()
         above = np.abs(form.value(phi, points) - floor)

@@ -17,6 +17,7 @@ from .metrics import t_to_auc
 from .optimum import optimum
 from .record import build_record, to_json
 from .solver import Problem, Solution, make_problem, solve
+from .streams import solve_streams, stream_problem, v_warning
 from .table import Rows
 
 LEVEL = 0.95
@@ -38,6 +39,9 @@ class Settings:
     profile: bool = True
     invalid: str = "refuse"
     where: str | None = None
+    auc: str = "auc"
+    measured_v: float | None = None
+    notes: Mapping[str, object] = field(default_factory=dict)
     form_options: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -101,18 +105,19 @@ class LawFit:
         level: float = LEVEL,
         noise: bool = False,
         beyond_range: bool = False,
+        stream: str = "logloss",
     ):
         """Predicted metric at axis values (keys: slots, their aliases or the columns fitted); arrays broadcast.
 
         interval: return (prediction, low, high), percentiles of the law over the resampled fits; `noise` adds resampled
         residuals, which is what a new run would show. Points beyond the `range` gate are NaN with a warning unless
-        `beyond_range`. Raises Refused when the whole fit, or its intervals, are refused.
+        `beyond_range`. stream: "logloss" or "auc", for the joint form. Raises Refused when the fit or its intervals are refused.
         """
         problem, solution = self._require()
         wanted = self._points(axes)
         shape = np.broadcast(*wanted.values()).shape
         flat = {slot: np.broadcast_to(value, shape).ravel() for slot, value in wanted.items()}
-        points = self._centred_points(flat)
+        points = self._centred_points(flat, stream)
         beyond = np.zeros(len(points), bool) if beyond_range else gates.forecast(self.rows.axes, flat)
         if beyond.any():
             python_warnings.warn(
@@ -120,11 +125,12 @@ class LawFit:
                 "fitted span again, beyond the largest fitted axis value: refused (NaN); beyond_range=True returns them",
                 stacklevel=2,
             )
-        value = self._metric(self.form.value(solution.phi, points))
-        outputs = [value]
+        on_t = self.form.target == "auc" or (self.form.streams and stream == "auc")
+        outputs = [self.form.value(solution.phi, points)]
         if interval:
             outputs += list(self._band(problem, solution, points, level, noise))
-        outputs = [np.where(beyond, np.nan, o).reshape(shape) for o in outputs]
+        outputs = [t_to_auc(o) if on_t else o for o in outputs]
+        outputs = [np.where(beyond, np.nan, o).reshape(shape)[()] for o in outputs]
         return tuple(outputs) if interval else outputs[0]
 
     def _points(self, axes) -> dict[str, np.ndarray]:
@@ -138,17 +144,17 @@ class LawFit:
             found[slot.name] = np.asarray(given[keys[0]], float)
         return found
 
-    def _centred_points(self, flat: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Centred axes [m, d] of raw values."""
+    def _centred_points(self, flat: Mapping[str, np.ndarray], stream: str) -> np.ndarray:
+        """Centred axes [m, d] of raw values, with the stream marker where the form has one."""
         columns = [
             np.log(flat[slot.name]) - self.centre[slot.name] if slot.transform == "log" else flat[slot.name]
             for slot in self.form.slots
         ]
+        if self.form.streams:
+            if stream not in ("logloss", "auc"):
+                raise ValueError(f"stream must be 'logloss' or 'auc', found {stream!r}")
+            columns.append(np.full(len(columns[0]), float(stream == "auc")))
         return np.stack(columns, axis=1)
-
-    def _metric(self, fitted: np.ndarray) -> np.ndarray:
-        """From the fitted scale to the target column's own."""
-        return t_to_auc(fitted) if self.form.target == "auc" else fitted
 
     def _band(self, problem: Problem, solution: Solution, points: np.ndarray, level: float, noise: bool):
         """(low, high) percentiles of predictions over the resampled fits."""
@@ -157,11 +163,12 @@ class LawFit:
         curves = np.stack([self.form.value(phi, points) for phi in self.draws])
         if noise:
             generator = np.random.default_rng(self.settings.seed + 1)
-            own = uncertainty.residuals(problem, solution.phi)
+            second = points[0, -1] if self.form.streams else None
+            own = (uncertainty.residuals(problem, solution.phi) * problem.unit)[slice(None) if second is None else problem.axes[:, -1] == second]
             drawn = generator.choice(own, size=curves.shape)
-            curves = curves * np.exp(-drawn) if problem.kind == "log" else curves - drawn * problem.unit.mean()
+            curves = curves * np.exp(-drawn) if problem.kind == "log" else curves - drawn
         tail = 50 * (1 - level)
-        return self._metric(np.percentile(curves, tail, axis=0)), self._metric(np.percentile(curves, 100 - tail, axis=0))
+        return np.percentile(curves, tail, axis=0), np.percentile(curves, 100 - tail, axis=0)
 
     def optimum(self, budget: float | Sequence[float], cost: Callable | None = None, *, interval: bool = False) -> dict:
         """Cheapest way to a low metric: axis values minimising the fitted form on the level set cost(*axes) = budget.
@@ -174,6 +181,19 @@ class LawFit:
         if missing:
             raise Refused(f"no optimum: {'; '.join(f'{name} refused ({self.reason(name)})' for name in missing)}")
         return optimum(self, budget, cost, interval)
+
+    def seed_intervals(self) -> dict[str, tuple[float, float] | None]:
+        """95% intervals from redrawn seed noise (empty without repeated seeds): noise of the runs, not of the choice of shapes."""
+        if self.seed_draws is None or self.refused:
+            return {}
+        raw = self.form.uncentre(self.form.to_natural(self.seed_draws), self.centre)
+        return {name: None if self.reason(name) else _percentiles(value) for name, value in raw.items()}
+
+    @property
+    def floor_upper_bound(self) -> float | None:
+        """95% profile upper bound of the floor, reported where the floor itself is refused."""
+        profile = self.profiles.get(self.form.floor or "")
+        return None if profile is None or self.refused else profile.interval[1]
 
     @cached_property
     def record(self) -> dict:
@@ -199,8 +219,9 @@ def fit(
     form: id or alias (see `forms.names()`). axes: slot -> column ({"N": "dense_params", "D": "examples"}); None takes each
     form's default columns. target: metric column; None is logloss, or loss where the table has no logloss.
     bootstrap: resampled refits for intervals, 0 for none. cluster: column whose rows are resampled together; None is shape_id.
-    options: huber_delta, residuals ("auto", "log", "plain"), weights (column), seed, profile, invalid ("refuse" or
-    "exclude"), where (a pandas query); anything else goes to the form (base=, breaks=).
+    options: huber_delta (inf is least squares), residuals ("auto", "log", "plain"), weights (column), seed, profile,
+    invalid ("refuse" or "exclude" broken rows), where (a pandas query), auc and measured_v (joint form), notes (facts for the
+    record that no column holds); anything else goes to the form (base=, breaks=).
 
     Raises ValueError for an unknown column, form or option. Degenerate or broken tables do not raise: they return a fit
     whose `params` are None with the reasons in `refusals`.
@@ -211,18 +232,19 @@ def fit(
         target = "auc" if form.target == "auc" else "loss" if "logloss" not in table_ and "loss" in table_ else "logloss"
     positive = settings.residuals == "log" or (settings.residuals == "auto" and form.target in ("positive", "log_target"))
     rows = table.prepare(table_, form, columns, target, cluster=cluster, weights=settings.weights, where=settings.where,
-                         invalid=settings.invalid, positive=positive)  # fmt: skip
+                         invalid=settings.invalid, positive=positive or form.streams,
+                         auc=settings.auc if form.streams else None)  # fmt: skip
     return fit_rows(form, rows, settings)
 
 
-_SETTINGS = ("huber_delta", "residuals", "weights", "seed", "profile", "invalid", "where")
+_SETTINGS = ("huber_delta", "residuals", "weights", "seed", "profile", "invalid", "where", "auc", "measured_v", "notes")
 
 
 def _resolve(frame, form, axes, bootstrap: int, options: dict) -> tuple[Settings, Form]:
     """Split options into fit settings and form options, and build the form."""
     own = {name: options[name] for name in _SETTINGS if name in options}
     rest = {name: value for name, value in options.items() if name not in _SETTINGS}
-    named = tuple(axes) if isinstance(axes, Mapping) else None
+    named = _slot_names(frame, form, axes)
     try:
         resolved = forms.get(form, named, **rest)
     except TypeError as error:
@@ -235,13 +257,27 @@ def _resolve(frame, form, axes, bootstrap: int, options: dict) -> tuple[Settings
     return Settings(bootstrap=int(bootstrap), form_options=rest, **own), resolved
 
 
+def _slot_names(frame, form, axes) -> tuple[str, ...] | None:
+    """Slots of the forms that take any axes: those of the call, else the columns of the table that vary."""
+    name = form if isinstance(form, str) else ""
+    if isinstance(axes, Mapping):
+        return tuple(axes)
+    if axes is not None and not isinstance(axes, str):
+        two_first = name in ("kappa_sum", "KSUM", "joint", "JOINT")
+        return tuple(["N", "D", *axes[2:]] if two_first and len(axes) > 1 else axes)
+    if axes is None and name in ("sum", "SUM", "kappa_sum", "KSUM"):
+        varying = [c for c in forms.SUM_COLUMNS if c in frame and frame[c].nunique() > 1]
+        return tuple(varying) if name in ("sum", "SUM") else ("N", "D", *(c for c in varying if c not in forms.SUM_COLUMNS[:2]))
+    return None
+
+
 def fit_rows(form: Form, rows: Rows, settings: Settings) -> LawFit:
     """`fit` after the table has been turned into arrays."""
     before = _gates_before(form, rows)
     if any(gate.passed is False and EVERYTHING in gate.refuses for gate in before):
         return _refused(form, rows, settings, before)
     problem, centre = problem_of(form, rows, settings)
-    solution = solve(problem)
+    problem, solution = solve_streams(problem) if form.streams else (problem, solve(problem))
     return _assemble(form, rows, settings, before, problem, centre, solution)
 
 
@@ -259,8 +295,15 @@ def problem_of(form: Form, rows: Rows, settings: Settings) -> tuple[Problem, dic
     kind = settings.residuals
     if kind == "auto":
         kind = "log" if form.target in ("positive", "log_target") else "plain"
+    if form.streams:
+        return stream_problem(form, columns, rows, settings.huber_delta), centre
     problem = make_problem(form, np.stack(columns, axis=1), rows.y, weights=rows.weights, delta=settings.huber_delta, kind=kind)
     return problem, centre
+
+
+def codes_of(form: Form, rows: Rows) -> np.ndarray:
+    """Cluster of every row of the problem; a run's two streams are one cluster."""
+    return np.tile(rows.codes, 2) if form.streams else rows.codes
 
 
 def _gates_before(form: Form, rows: Rows) -> list[Gate]:
@@ -274,7 +317,8 @@ def _gates_before(form: Form, rows: Rows) -> list[Gate]:
     for slot in form.slots:
         if slot.transform == "log":
             found.append(gates.span(form, slot.name, rows.axes[slot.name]))
-    found += gates.collinear(form, {s.name: rows.axes[s.name] for s in form.slots if s.transform == "log"})
+    found += gates.collinear(form, _log_axes(form, rows), rows.columns)
+    found += gates.gains(form)
     found.append(gates.clusters(len(rows.cluster_labels)))
     bracketed = rows.frame["lr_bracketed"].to_numpy(bool) if "lr_bracketed" in rows.frame else None
     found.append(gates.tuning(bracketed))
@@ -290,20 +334,23 @@ def _refused(form: Form, rows: Rows, settings: Settings, found: list[Gate]) -> L
 
 def _assemble(form, rows, settings, before, problem, centre, solution) -> LawFit:
     """Run the rules that need the optimum, resample, and keep only what was not refused."""
+    codes = codes_of(form, rows)
     found = [*before, gates.convergence(solution.convergence_share)]
     found += gates.bounds(form, solution.phi, problem.low, problem.high, float(np.min(np.abs(rows.y))))
     no_floor = {}
     if form.has_floor:
-        evidence, rival = diagnostics.floor_evidence(problem, solution, rows.codes)
+        evidence, rival = diagnostics.floor_evidence(problem, solution, codes)
         found.append(gates.floor(form.floor, evidence))
         bare = form.without_floor()
         raw = bare.uncentre(bare.to_natural(rival.phi), centre)
         no_floor = {**{name: float(value) for name, value in raw.items()}, "objective": rival.objective}
     enough = settings.bootstrap > 0 and len(rows.cluster_labels) >= gates.MIN_CLUSTERS
-    draws = uncertainty.bootstrap(problem, solution, rows.codes, settings.bootstrap, settings.seed) if enough else None
+    draws = uncertainty.bootstrap(problem, solution, codes, settings.bootstrap, settings.seed) if enough else None
     if draws is not None:
         found += gates.correlation(form.names, draws)
-    noise = uncertainty.seed_noise(rows.frame, list(dict.fromkeys(rows.columns.values())), rows.y)
+    noise = None
+    if not form.streams:
+        noise = uncertainty.seed_noise(rows.frame, list(dict.fromkeys(rows.columns.values())), rows.y)
     seed_draws = None
     if noise is not None and settings.bootstrap > 0:
         seed_draws = uncertainty.seed_bootstrap(problem, solution, noise, settings.bootstrap, settings.seed + 2)
@@ -311,8 +358,10 @@ def _assemble(form, rows, settings, before, problem, centre, solution) -> LawFit
     if "kappa" in curves:
         found.append(gates.shape("kappa", curves["kappa"].interval))
     jackknife = _jackknife(form, problem, solution, rows, centre) if settings.bootstrap > 0 else {}
-    result = LawFit(form, rows, settings, problem, solution, centre, {}, {}, {}, {}, {}, tuple(found),
-                    rows.warnings + (("seed noise unknown",) if noise is None else ()), draws, seed_draws, curves, jackknife,
+    notices = rows.warnings + (("seed noise unknown",) if noise is None else ())
+    if form.streams:
+        notices += v_warning(float(np.exp(solution.phi[form.names.index("v")])), settings.measured_v)
+    result = LawFit(form, rows, settings, problem, solution, centre, {}, {}, {}, {}, {}, tuple(found), notices, draws, seed_draws, curves, jackknife,
                     no_floor, diagnostics.slopes(_log_axes(form, rows), rows.y, rows.weights), noise)  # fmt: skip
     return _with_numbers(result)
 
@@ -331,7 +380,7 @@ def _profiles(form, problem, solution, noise, settings) -> dict:
 
 def _jackknife(form, problem, solution, rows, centre) -> dict:
     """Leave-one-cluster-out: range of every raw parameter, and the cluster whose absence moves the fit most."""
-    left = uncertainty.jackknife(problem, solution, rows.codes)
+    left = uncertainty.jackknife(problem, solution, codes_of(form, rows))
     raw = form.uncentre(form.to_natural(left), centre)
     own = form.uncentre(form.to_natural(solution.phi), centre)
     spread = np.maximum(left.std(axis=0), 1e-300)

@@ -11,7 +11,16 @@ kappa                         y = E + [(A N^-alpha)^kappa + (B D^-beta)^kappa]^(
 kappa_tied           kappa=   kappa with alpha = beta
 sum                  SUM      y = E + sum_j A_j x_j^-alpha_j
 kappa_sum            KSUM     E + kappa(N, D) + sum over further axes
+log_linear           LL       y = a - b ln x
+m4                   M4       (y - E) / (E0 - y)^a = A x^-c
+bnsl                 BNSL     y = a + b x^-c0 prod_i (1 + (x/d_i)^(1/f_i))^(-c_i f_i)
 repeated_data        RC       chinchilla (or another base) with D = U (1 + R* (1 - e^(-R/R*)))
+moe_granularity      MOE-G    y = c + (g G^-gamma + a) N^-alpha + b D^-beta
+moe_unified          MOE-U    ln y = a ln N + b ln Ehat + c ln N ln Ehat + d
+moe_sparsity         MOE-S    y = e + a N^-alpha + b D^-beta + c s^-lambda + d s^-delta N^-gamma
+auc                  AUC      t = S - A x^-alpha, t = 2 Phi^-1(AUC)^2
+joint                JOINT    logloss = E + (v/2) A x^-alpha and t = S - A x^-alpha
+gain                 GAIN     delta = c x^gamma (stored, never compared)
 """
 
 from __future__ import annotations
@@ -19,10 +28,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 
+from . import forms_other as other_forms
 from . import forms_power as power_forms
 from .forms_base import Family, Form, Linear, Parameter, Slot
+from .forms_power import SUM_COLUMNS
 
-__all__ = ["Family", "Form", "Linear", "Parameter", "Slot", "get", "names"]
+__all__ = ["Family", "Form", "Linear", "Parameter", "Slot", "SUM_COLUMNS", "describe", "get", "names", "with_real_floor"]
 
 
 def _sum(axes: Sequence[str] | None) -> Form:
@@ -31,6 +42,10 @@ def _sum(axes: Sequence[str] | None) -> Form:
 
 def _kappa_sum(axes: Sequence[str] | None) -> Form:
     return power_forms.kappa_sum(tuple(a for a in axes or ("history_length", "memory_slots") if a not in ("N", "D", "x1", "x2")))
+
+
+def _joint(axes: Sequence[str] | None) -> Form:
+    return other_forms.joint(tuple(axes) if axes is not None and len(axes) > 1 else ("x",))
 
 
 _BUILDERS: dict[str, Callable[..., Form]] = {
@@ -44,10 +59,23 @@ _BUILDERS: dict[str, Callable[..., Form]] = {
     "kappa_tied": lambda axes: power_forms.kappa(tied=True),
     "sum": _sum,
     "kappa_sum": _kappa_sum,
+    "log_linear": lambda axes: other_forms.log_linear(),
+    "m4": lambda axes: other_forms.saturating(),
+    "bnsl": lambda axes, breaks=1: other_forms.broken(breaks),
     "repeated_data": lambda axes, base="chinchilla": power_forms.repeated_data(base),
+    "moe_granularity": lambda axes: other_forms.moe_granularity(),
+    "moe_unified": lambda axes: other_forms.moe_unified(),
+    "moe_sparsity": lambda axes: other_forms.moe_sparsity(),
+    "auc": lambda axes: other_forms.auc(),
+    "joint": _joint,
+    "gain": lambda axes: other_forms.gain(),
 }
-_ALIASES = {"P0": "power", "P1": "power_offset", "C": "chinchilla", "C=": "chinchilla_tied", "K": "kaplan",
-            "K+E": "kaplan_offset", "kappa=": "kappa_tied", "SUM": "sum", "KSUM": "kappa_sum", "RC": "repeated_data"}  # fmt: skip
+_ALIASES = {
+    "P0": "power", "P1": "power_offset", "LL": "log_linear", "C": "chinchilla", "C=": "chinchilla_tied", "K": "kaplan",
+    "K+E": "kaplan_offset", "kappa=": "kappa_tied", "SUM": "sum", "KSUM": "kappa_sum", "M4": "m4", "BNSL": "bnsl",
+    "RC": "repeated_data", "MOE-G": "moe_granularity", "MOE-U": "moe_unified", "MOE-S": "moe_sparsity", "AUC": "auc",
+    "JOINT": "joint", "GAIN": "gain",
+}  # fmt: skip
 
 
 def names() -> tuple[str, ...]:
@@ -78,6 +106,23 @@ def with_real_floor(form: Form) -> Form:
         return form
     if form.id == "power_offset":
         return power_forms.power_offset(real_floor=True)
-    if not form.has_floor:
+    if form.id == "log_linear":
+        return other_forms.log_linear(real=True)
+    if form.streams or not form.has_floor:
         return form
     raise ValueError(f"form {form.id} needs a positive metric; power_offset and log_linear take any")
+
+
+def describe(form: str | Form, axes: Sequence[str] | None = None, **options) -> dict:
+    """A form as plain data: equation, source, axes with units, parameters with role, unit and search range, validity, limits."""
+    found = get(form, axes, **options)
+    return {
+        "id": found.id, "aliases": list(found.aliases), "equation": found.equation, "source": found.source,
+        "axes": [{"slot": s.name, "column": s.column, "unit": s.unit, "valid": s.valid} for s in found.slots],
+        "parameters": [
+            {"name": p.name, "role": p.role, "unit": p.unit, "searched": p.searched, "range": [p.low, p.high],
+             "range_of": p.scale, "meaning": p.meaning}
+            for p in found.parameters
+        ],
+        "valid": found.valid, "limits": found.limits, "nested_in": list(found.nested_in), "floor": found.floor, "note": found.note,
+    }  # fmt: skip

@@ -78,7 +78,7 @@ class Linear:
 
     columns(exponents, axes): exponents maps a name to [g, 1]; returns k arrays that broadcast to [g, n].
     signed: which coefficients may be negative. `of` is "target" or "log" (the form is linear in ln y).
-    finish: maps the dict of solved values (name -> [g]) to the form's parameters, natural and centred.
+    grid: values of exponents that need their own; sampler(axes) -> {exponent: [g]} replaces the grid altogether.
     """
 
     exponents: tuple[str, ...]
@@ -87,7 +87,7 @@ class Linear:
     signed: tuple[bool, ...] = ()
     of: str = "target"
     grid: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    finish: Callable | None = None
+    sampler: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Form:
 
     embed maps a family parameter to ({own parameter: weight}, constant) in search space; absent names map to themselves.
     starts, if set, replaces the grid: starts(axes[n, d], y[n], generator) -> {name: [s]} natural, centred.
+    start_count: how many grid points are refined. streams: rows carry a last axis that tells logloss (0) from t (1).
     extra_starts: values tried for parameters that are not part of the linear problem.
     target: "positive" (log residuals wherever y > 0), "any", "auc" (t = 2 Phi^-1(AUC)^2), "log_target".
     """
@@ -119,6 +120,7 @@ class Form:
     split: tuple[str, str] | None = None
     raw: Callable | None = None
     min_distinct: int = 5
+    start_count: int = 8
     streams: bool = False
     note: str = ""
 

@@ -134,7 +134,7 @@ def power_offset(real_floor: bool = False) -> Form:
     return Form(
         "power_offset", ("P1",), "y = E + A x^-alpha", "power law with offset", (slot,),
         (floor, coefficient("A", "x", "alpha"), exponent("alpha", "x")), additive_family(1, real_floor),
-        _linear(names, True), embed=_additive_embed(names, True), floor="E", nested_in=("bnsl", "saturating"),
+        _linear(names, True), embed=_additive_embed(names, True), floor="E", nested_in=("bnsl", "m4"),
         limits="x -> infinity gives E; alpha -> 0 with A -> infinity is log_linear", valid="x > 0, y > E",
         target="any" if real_floor else "positive",
     )  # fmt: skip

@@ -15,7 +15,7 @@ from scipy import stats
 from .forms_base import Form
 
 EVERYTHING = "*"
-INTERVALS, FORECAST, LAW = "intervals", "forecast", "law"
+INTERVALS, FORECAST, LAW, COMPARISON = "intervals", "forecast", "law", "comparison"
 
 MIN_DISTINCT, MIN_DECADES = 5, 1.5
 MIN_CONVERGENCE = 0.2
@@ -34,7 +34,7 @@ SPARE_ROWS = 3
 class Gate:
     """Outcome of one rule: what was measured, against which threshold, and what it refuses.
 
-    refuses: parameter names, or "*" (every number), "intervals", "forecast", "law" (the word in a title).
+    refuses: parameter names, or "*" (every number), "intervals", "forecast", "law" (the word in a title), "comparison".
     """
 
     id: str
@@ -101,7 +101,7 @@ def dof(form: Form, rows: int, clusters: int, distinct: int) -> Gate:
                        "choose a smaller form or add runs")  # fmt: skip
 
 
-def collinear(form: Form, axes: Mapping[str, np.ndarray]) -> list[Gate]:
+def collinear(form: Form, axes: Mapping[str, np.ndarray], columns: Mapping[str, str]) -> list[Gate]:
     """Two axes whose logarithms correlate above .995 (above .9 for parameters with FLOPs) cannot be read apart."""
     gates, slots = [], list(axes)
     for i, first in enumerate(slots):
@@ -110,7 +110,7 @@ def collinear(form: Form, axes: Mapping[str, np.ndarray]) -> list[Gate]:
             if np.ptp(a) == 0 or np.ptp(b) == 0:
                 continue
             value = abs(float(np.corrcoef(a, b)[0, 1]))
-            pair = {first, second} == {"dense_params", "train_flops"}
+            pair = {columns[first], columns[second]} == {"dense_params", "train_flops"}
             limit = 0.9 if pair else MAX_CORRELATION
             if value >= limit:
                 touched = tuple(p.name for p in form.parameters if set(p.slots) & {first, second})
@@ -204,6 +204,15 @@ def tuning(bracketed: np.ndarray | None) -> Gate:
     return Gate("tuning", missing, "0 rows not bracketed", missing == 0,
                 "" if not missing else f"{missing} of {len(bracketed)} rows have a learning rate that is not bracketed",
                 "" if not missing else "titles say trend, not law", () if not missing else (LAW,))  # fmt: skip
+
+
+def gains(form: Form) -> list[Gate]:
+    """A gain exponent is stored and compared with nothing: it depends on the baseline and the range."""
+    if form.id != "gain":
+        return []
+    return [Gate("gain", "gamma of a gain over a baseline", "an exponent of the metric itself", False,
+                 "gamma of a gain depends on the baseline and the range, and falls where the loss exponent rises",
+                 "gamma is compared with no other exponent", (COMPARISON,))]  # fmt: skip
 
 
 def forecast(fitted: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> np.ndarray:

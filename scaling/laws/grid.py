@@ -21,7 +21,6 @@ from .forms_base import EXPONENT_GRID, Linear
 if TYPE_CHECKING:
     from .solver import Problem
 
-STARTS = 8
 _SOBOL_SEED = 20240229  # the grid is part of the method: the same for every table and every run
 _CHUNK_ELEMENTS = 2**21  # bounds the memory of a grid block to tens of megabytes
 
@@ -78,7 +77,7 @@ def nonnegative(gram: np.ndarray, moment: np.ndarray, signed: tuple[bool, ...]) 
 
 def project(linear: Linear, axes: np.ndarray, y: np.ndarray, weights: np.ndarray, relative: bool) -> tuple[dict, np.ndarray]:
     """Best coefficients at every grid point: ({name: [g]} natural and centred, objective[g])."""
-    exponents = _grid(linear)
+    exponents = linear.sampler(axes) if linear.sampler is not None else _grid(linear)
     count = len(next(iter(exponents.values()))) if exponents else 1
     kept = weights > 0
     axes, y, weights = axes[kept], y[kept], weights[kept]
@@ -100,8 +99,6 @@ def project(linear: Linear, axes: np.ndarray, y: np.ndarray, weights: np.ndarray
         values.append(value + np.sum(weights * (target * divide) ** 2))
     coefficients = np.concatenate(solved)
     named = {**exponents, **{name: coefficients[:, j] for j, name in enumerate(linear.coefficients)}}
-    if linear.finish is not None:
-        named = linear.finish(named)
     return named, np.concatenate(values)
 
 
@@ -122,13 +119,13 @@ def starting_points(problem: Problem, weights: np.ndarray) -> np.ndarray:
         return form.to_search(natural)
     assert form.linear is not None, f"form {form.id} declares neither a linear part nor starts of its own"
     named, values = project(form.linear, problem.axes, problem.y, weights, problem.kind == "log")
-    chosen = _spread(values, STARTS if len(values) >= STARTS else len(values))
+    chosen = _spread(values, min(form.start_count, len(values)))
     natural = {name: value[chosen] for name, value in named.items()}
     # A term solved to zero restarts small but visible, so the refinement can bring it back.
     scale = float(np.median(np.abs(problem.y))) or 1.0
     for parameter in form.parameters:
         if parameter.scale == "target" and parameter.searched == "log" and parameter.name in natural:
-            natural[parameter.name] = np.maximum(natural[parameter.name], 1e-3 * scale)
+            natural[parameter.name] = np.maximum(natural[parameter.name], 0.1 * scale)
     return form.to_search(_crossed(natural, form.extra_starts, len(chosen)))
 
 

@@ -123,6 +123,9 @@ class _State(NamedTuple):
 
     phi: jax.Array
     value: jax.Array
+    gradient: jax.Array
+    hessian: jax.Array
+    exact_hessian: jax.Array
     damping: jax.Array
     calm: jax.Array
     iteration: jax.Array
@@ -160,12 +163,11 @@ def _program(family, kind: str):
             lambda: jnp.where(absolute <= delta, 0.5 * residual**2, delta * (absolute - 0.5 * delta)),
         )
 
-    def curvature(residual, delta, nu, scale, exact):
+    def curvature(residual, delta, nu, scale):
         absolute = jnp.abs(residual)
 
         def huber():
-            soft = jnp.minimum(1.0, delta / jnp.maximum(absolute, 1e-300))
-            return soft, jnp.where(exact, jnp.where(absolute <= delta, 1.0, 0.0), soft)
+            return jnp.minimum(1.0, delta / jnp.maximum(absolute, 1e-300)), jnp.where(absolute <= delta, 1.0, 0.0)
 
         def student():
             soft = (nu + 1.0) / (nu + (residual / scale) ** 2)
@@ -178,27 +180,22 @@ def _program(family, kind: str):
             residual = residuals(point, axes, target, weights, unit, matrix, constant)
             return residual, residual
 
-        def objective(residual):
-            total = jnp.sum(weights * deviance(residual, delta, nu, scale))
-            return jnp.where(jnp.isfinite(total), total, jnp.inf)
-
-        def linearised(point, exact):
-            jacobian, residual = jax.jacfwd(function, has_aux=True)(point)
-            jacobian = jacobian * free[None, :]
-            slope, bend = curvature(residual, delta, nu, scale, exact)
-            gradient = jacobian.T @ (weights * slope * residual)
-            hessian = (jacobian * (weights * bend)[:, None]).T @ jacobian
-            return gradient, hessian
-
         def advance(state):
-            gradient, hessian = linearised(state.phi, state.exact)
+            hessian = jnp.where(state.exact, state.exact_hessian, state.hessian)
             diagonal = jnp.diagonal(hessian)
-            floor = 1e-14 * jnp.max(diagonal) + 1e-300
-            damped = hessian + jnp.diag(state.damping * diagonal + floor + (1.0 - free) * (jnp.max(diagonal) + 1.0))
+            largest = jnp.max(diagonal)
+            ridge = state.damping * diagonal + 1e-14 * largest + 1e-300 + (1.0 - free) * (largest + 1.0)
             # One unit is a factor e in a positive parameter; bounds apply to free entries only.
-            move = jnp.clip(jnp.nan_to_num(_solve_spd(damped, -gradient)), -1.0, 1.0) * free
+            move = jnp.clip(jnp.nan_to_num(_solve_spd(hessian + jnp.diag(ridge), -state.gradient)), -1.0, 1.0)
             trial = jnp.where(free > 0, jnp.clip(state.phi + move, low, high), state.phi)
-            value = objective(function(trial)[0])
+
+            jacobian, residual = jax.jacfwd(function, has_aux=True)(trial)
+            jacobian = jacobian * free[None, :]
+            value = jnp.sum(weights * deviance(residual, delta, nu, scale))
+            soft, hard = curvature(residual, delta, nu, scale)
+            weighted = jacobian * weights[:, None]
+            gradient = (soft * residual) @ weighted
+
             better = value < state.value
             gain = jnp.where(better, (state.value - value) / jnp.maximum(state.value, 1e-300), 1.0)
             calm = jnp.where(better & (gain < control.tolerance), state.calm + 1, jnp.where(better, 0, state.calm))
@@ -209,6 +206,9 @@ def _program(family, kind: str):
             return _State(
                 jnp.where(better, trial, state.phi),
                 jnp.where(better, value, state.value),
+                jnp.where(better, gradient, state.gradient),
+                jnp.where(better, (weighted * soft[:, None]).T @ jacobian, state.hessian),
+                jnp.where(better, (weighted * hard[:, None]).T @ jacobian, state.exact_hessian),
                 jnp.where(promote, 1e-4, damping),
                 jnp.where(promote, 0, calm),
                 state.iteration + 1,
@@ -216,12 +216,14 @@ def _program(family, kind: str):
                 settled & ~promote,
             )
 
-        no = jnp.asarray(False)
-        first = objective(function(phi)[0])
-        start = _State(phi, first, jnp.asarray(control.damping), jnp.asarray(0), jnp.asarray(0), no, no)
+        # With an infinite value and no gradient the first step evaluates the start itself.
+        square = jnp.zeros((phi.shape[0], phi.shape[0]))
+        no, zero = jnp.asarray(False), jnp.asarray(0)
+        start = _State(
+            phi, jnp.asarray(jnp.inf), jnp.zeros_like(phi), square, square, jnp.asarray(control.damping), zero, zero, no, no
+        )
         state = jax.lax.while_loop(lambda s: ~s.done & (s.iteration < control.limit), advance, start)
-        gradient, _ = linearised(state.phi, jnp.asarray(False))
-        return state.phi, state.value, state.iteration, jnp.max(jnp.abs(gradient))
+        return state.phi, state.value, state.iteration, jnp.max(jnp.abs(state.gradient))
 
     return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, 0) + (None,) * 9))
 
@@ -282,7 +284,7 @@ def refine(
     start_inside = np.where(free > 0, np.clip(phi, low, high), phi)
 
     program = _program(problem.form.family, problem.kind)
-    batch = SMALL_BATCH if count <= 2 * SMALL_BATCH else LARGE_BATCH
+    batch = SMALL_BATCH if count <= 8 * SMALL_BATCH else LARGE_BATCH
     pieces = []
     with jax.enable_x64(True), jax.default_device(cpu_device()):
         shared = [jnp.asarray(a) for a in (*shared_rows, matrix, constant, low, high)]

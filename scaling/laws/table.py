@@ -42,6 +42,7 @@ class Rows:
 
     axes: slot -> raw values [n]; columns: slot -> column name; y[n]: the metric on the scale that is fitted (t for AUC forms);
     weights[n]: precision weights with mean 1; codes[n]: cluster index; problems: gates that refuse the table as it is.
+    second[n]: t of the AUC column, for forms of two streams.
     """
 
     axes: dict[str, np.ndarray]
@@ -57,6 +58,7 @@ class Rows:
     exclusions: tuple[Exclusion, ...] = ()
     problems: tuple[Gate, ...] = ()
     warnings: tuple[str, ...] = ()
+    second: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def stacked(self) -> np.ndarray:
@@ -116,9 +118,12 @@ def prepare(
     weights: str | None = None,
     where: str | None = None,
     invalid: str = "refuse",
-    positive: bool | None = None,
+    positive: bool = True,
+    auc: str | None = None,
 ) -> Rows:
-    """Validate a table for one form. See `fit` for the arguments; `positive` says whether the metric must be above 0.
+    """Validate a table for one form. See `fit` for the arguments.
+
+    positive: whether the metric must be above 0. auc: AUC column of forms that also fit t (the second stream).
 
     Raises ValueError for an unknown column, form axis or `invalid` policy. Everything else becomes exclusions and problems.
     """
@@ -128,7 +133,8 @@ def prepare(
         raise TypeError(f"table must be a pandas DataFrame, found {type(table).__name__}; use laws.table.read for a file")
     for slot, column in columns.items():
         require(table, column, f"axis {slot} of form {form.id}")
-    for column, purpose in ((target, "the target"), (cluster, "cluster"), (weights, "weights")):
+    named = ((target, "the target"), (auc, "the AUC stream"), (cluster, "cluster"), (weights, "weights"))
+    for column, purpose in named:
         if column is not None:
             require(table, column, purpose)
     table = table.reset_index(drop=True)
@@ -137,9 +143,10 @@ def prepare(
     _exclude_by_status(table, reasons)
     _exclude_by_query(table, where, reasons)
 
-    must_be_positive = form.target in ("positive", "log_target") if positive is None else positive
-    numeric = {c: pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in {*columns.values(), target}}
-    wrong = _wrong_values(table, numeric, form, columns, target, must_be_positive, reasons)
+    metrics = {target: "auc" if form.target == "auc" else "positive" if positive else "any"}
+    metrics |= {auc: "auc"} if auc is not None else {}
+    numeric = {c: pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in {*columns.values(), *metrics}}
+    wrong = _wrong_values(table, numeric, form, columns, metrics, reasons)
     copies = _copies(table, {**reasons, **wrong})
     problems = []
     if invalid == "refuse":
@@ -158,6 +165,7 @@ def prepare(
     return Rows(
         {slot: numeric[column][keep] for slot, column in columns.items()}, dict(columns), y, target,
         _weights(kept, weights), codes, name, labels, tuple(runs[i] for i in keep), kept, exclusions, tuple(problems), warnings,
+        auc_to_t(numeric[auc][keep]) if auc is not None and len(keep) else None,
     )  # fmt: skip
 
 
@@ -190,8 +198,8 @@ def _exclude_by_query(table: pd.DataFrame, where: str | None, reasons: dict[int,
             reasons[i] = f"not where {where}"
 
 
-def _wrong_values(table, numeric, form, columns, target, must_be_positive, done) -> dict[int, str]:
-    """Row -> reason for values no fit may use."""
+def _wrong_values(table, numeric, form, columns, metrics, done) -> dict[int, str]:
+    """Row -> reason for values no fit may use; metrics: column -> "positive", "any" or "auc"."""
     wrong: dict[int, str] = {}
     checks = [(column, slot, next(s for s in form.slots if s.name == slot)) for slot, column in columns.items()]
     for i in range(len(table)):
@@ -206,13 +214,14 @@ def _wrong_values(table, numeric, form, columns, target, must_be_positive, done)
                 found.append(f"axis {slot}: {column} is {value:g}, not positive")
             elif description.transform == "linear" and value < 1:
                 found.append(f"axis {slot}: {column} is {value:g}, below 1")
-        value = numeric[target][i]
-        if not np.isfinite(value):
-            found.append(f"{target} is {table[target].iloc[i]!r}")
-        elif form.target == "auc" and not 0.5 <= value < 1:
-            found.append(f"{target} is {value:g}, outside [.5, 1)")
-        elif must_be_positive and value <= 0:
-            found.append(f"{target} is {value:g}, not positive")
+        for column, kind in metrics.items():
+            value = numeric[column][i]
+            if not np.isfinite(value):
+                found.append(f"{column} is {table[column].iloc[i]!r}")
+            elif kind == "auc" and not 0.5 <= value < 1:
+                found.append(f"{column} is {value:g}, outside [.5, 1)")
+            elif kind == "positive" and value <= 0:
+                found.append(f"{column} is {value:g}, not positive")
         if found:
             wrong[i] = "; ".join(found)
     return wrong
