@@ -1,7 +1,7 @@
 """Fits in words: floor, exponent, held-out prediction and refusals, each with what they rest on.
 
-No exponent without its floor, range, form and metric; no number where a gate refuses it; and the coverage of the band at
-the extrapolation that is shown, which is `uncalibrated` until it has been measured.
+No exponent without its floor, range, form and metric; no number where a gate refuses it; and the coverage of the band
+at the extrapolation that is shown, which is `uncalibrated` until it has been measured.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from .laws import LawFit
-from .views import HELD_OUT, Prediction, Series, View
-from .wording import amount, decimals, shortened, target_words, value_text
+from .views import FITTED, HELD_OUT, Prediction, Series, View
+from .wording import amount, axis_words, decimals, shortened, target_words, value_text
 
 CHARACTERS = 158  # of a line across a figure
 
@@ -30,15 +30,47 @@ def series_text(series: Series) -> str:
     return f"{text}. Refused by {shortened('; '.join(dict.fromkeys(reasons)), 230)}" if reasons else text
 
 
+def headline(series: Series) -> str:
+    """One sentence: how far the metric came down, and what the law of the smaller sizes says about the largest."""
+    cells = series.cells(FITTED, HELD_OUT)
+    words = axis_words(series.axis)
+    if len(cells) < 2:
+        return f"{series.architecture}: fewer than two finished sizes along {words}; nothing to say."
+    first, last = cells.iloc[0], cells.iloc[-1]
+    verb = "falls" if last["mean"] < first["mean"] else "rises"
+    text = (
+        f"{series.architecture}: {series.target} {verb} from {first['mean']:.4f} at {amount(first.x)} "
+        f"to {last['mean']:.4f} at {amount(last.x)} {words}"
+    )
+    prediction = series.prediction()
+    if prediction is None:
+        return f"{text}."
+    if prediction.predicted is None:
+        return f"{text}; a prediction of the largest from the smaller ones is refused ({prediction.refused})."
+    places = min(max(decimals(abs(prediction.error or 0.0)), 4), 6)
+    inside = {True: "inside its interval", False: "outside its interval", None: "without an interval"}[
+        prediction.inside
+    ]
+    better = "better" if abs(prediction.error or 0.0) < abs(prediction.last_value) else "no better"
+    return (
+        f"{text}; the law of the smaller ones is off by {prediction.error:+.{places}f} at the largest, {inside} "
+        f"and {better} than repeating the last fitted size ({prediction.last_value:+.{places}f})."
+    )
+
+
 def prediction_text(prediction: Prediction) -> str:
     """Held-out size: predicted with its interval, measured, error."""
     place = f"held out {amount(prediction.x)} (×{prediction.ratio:.2g})"
     if prediction.predicted is None:
         return f"{place}: prediction refused, measured {prediction.measured:.4f}"
-    scale = 0.5 * (prediction.interval[1] - prediction.interval[0]) if prediction.interval else abs(prediction.error or 0.0)
+    scale = (
+        0.5 * (prediction.interval[1] - prediction.interval[0]) if prediction.interval else abs(prediction.error or 0.0)
+    )
     places = min(max(decimals(scale), 4), 6)
-    return (f"{place}: predicted {value_text(prediction.predicted, prediction.interval)}, "
-            f"measured {prediction.measured:.{places}f}, error {prediction.error:+.{places}f}")  # fmt: skip
+    return (
+        f"{place}: predicted {value_text(prediction.predicted, prediction.interval)}, "
+        f"measured {prediction.measured:.{places}f}, error {prediction.error:+.{places}f}"
+    )
 
 
 def refusal_text(series: Series) -> str:
@@ -52,12 +84,15 @@ def basis(view: View) -> str:
     if not view.series:
         return ""
     methods = list(dict.fromkeys(q.method for s in view.series for q in s.quantities() if q.interval))
-    parts = [view.series[0].fit.form.equation, f"x = {view.axis}", f"metric {target_words(view.target)}", *_slices(view)]
+    parts = [
+        view.series[0].fit.form.equation,
+        f"x = {view.axis}",
+        f"metric {target_words(view.target)}",
+        *_slices(view),
+    ]
     parts += [f"brackets: {' / '.join(methods)}"] if methods else []
     parts += coverages(view.series)
-    if any(not s.is_law for s in view.series):
-        parts.append("a trend, not a law: learning rates not bracketed")
-    return " · ".join(parts)
+    return " · ".join(parts + _reservations(view.series))
 
 
 def _slices(view: View) -> list[str]:
@@ -78,6 +113,20 @@ def coverages(series: Sequence[Series]) -> list[str]:
     return [f"coverage at ×{_range(ratios)}: {text}" for text, ratios in found.items()]
 
 
+def _reservations(series: Sequence[Series]) -> list[str]:
+    """What keeps a figure from being a law on record."""
+    found = []
+    if any(not s.is_law for s in series):
+        found.append("a trend, not a law: learning rates not bracketed")
+    most = max((len(missing_facts(s)) for s in series), default=0)
+    return found + ([f"record incomplete: {most} facts missing"] if most else [])
+
+
+def missing_facts(series: Series) -> list[str]:
+    """Required facts that the fit record lacks."""
+    return list(series.fit.record.get("checklist", {}).get("missing", ()))
+
+
 def _range(values: Sequence[float]) -> str:
     low, high = f"{min(values):.2g}", f"{max(values):.2g}"
     return low if low == high else f"{low}–{high}"
@@ -96,12 +145,15 @@ def coverage_at(fit: LawFit, ratio: float) -> str:
 
 def joint_text(series: Series, columns: Mapping[str, str]) -> tuple[str, str]:
     """(numbers or the refusal, what they rest on) of a law of several axes."""
-    parts = [series.fit.form.equation, *(f"{slot} = {column}" for slot, column in columns.items()),
-             f"metric {target_words(series.target)}", "coefficients at the centre of the fitted rows",
-             "open points held out, not fitted", *coverages([series])]  # fmt: skip
-    if not series.is_law:
-        parts.append("a trend, not a law: learning rates not bracketed")
-    rests_on = " · ".join(parts)
+    parts = [
+        series.fit.form.equation,
+        *(f"{slot} = {column}" for slot, column in columns.items()),
+        f"metric {target_words(series.target)}",
+        "coefficients at the centre of the fitted rows",
+        "open points held out, not fitted",
+        *coverages([series]),
+    ]
+    rests_on = " · ".join(parts + _reservations([series]))
     if series.fit.refused:
         return f"no law. Refused: {refusal_text(series)}", rests_on
     return ", ".join(f"{q.name} {'= ' if q.value is not None else ''}{q.text()}" for q in series.quantities()), rests_on

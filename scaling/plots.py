@@ -1,8 +1,8 @@
 """Figures of laws: what was measured, what was fitted to it, what is known to be true, and what is refused.
 
 A law figure has two panels: the metric against an axis, and the metric minus a floor on logarithmic axes, where a power
-law is a straight line. Below them, one line per architecture with its floor and exponent (or the gate that refuses them)
-and one line with form, metric, slice and coverage.
+law is a straight line. Below them: every architecture with its floor and exponent, or the gate that refuses them, and
+one text with form, metric, slice and coverage.
 
     mean and range over seeds   filled marker with a bar, single runs as dots
     held-out largest size       open marker, never fitted
@@ -15,57 +15,39 @@ Nothing here touches matplotlib's global state: figures are made without pyplot,
 
 from __future__ import annotations
 
-import io
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import captions
+from .figure_frame import (
+    DPI,
+    GREY,
+    CaptionLine,
+    behind,
+    key,
+    mark_of,
+    png,
+    save,
+    style,
+    svg,
+    title,
+    two_panels,
+    write_caption,
+)
 from .truth import EXPONENT_UNITS, LOSSES, Truth
 from .views import FITTED, HELD_OUT, Series, View, predict
 from .wording import amount, axis_words, target_words
 
-# Okabe and Ito: colours that stay apart under every common colour blindness; black is kept for the truth.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-GREY = "#555555"
-DPI = 150
+__all__ = ["DPI", "joint_figure", "law_figure", "png", "save", "svg"]
 
-# A caption line, the first of a text behind a (colour, marker).
-_Line = tuple[tuple[str, str] | None, str]
-
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    # Text as outlines: a page drawn on another machine needs no font of ours.
-    "svg.fonttype": "path",
-    "svg.hashsalt": "recscale",
-}
-_WIDTH, _PANEL, _TITLE, _XLABEL, _KEY, _LINE = 10.5, 3.9, 0.62, 0.56, 0.52, 0.185  # inches
 _EXTRAPOLATED, _SLOPE = (0, (4, 2)), (0, (9, 2, 1, 2))
 _CURVE_POINTS = 160
 _TINY = 1e-12  # keeps the lower edge of a band on a logarithmic axis
@@ -80,78 +62,33 @@ def law_figure(view: View, *, truth: Truth | None = None) -> Figure:
     """
     truth = truth if truth is not None and view.target in LOSSES else Truth()
     caption = _marked(view)
-    with matplotlib.rc_context(_STYLE):
-        figure, (left, right) = _panels(len(caption), _KEY)
-        _title(figure, _heading(view))
+    with style():
+        figure, (left, right) = two_panels(len(caption))
+        title(figure, _heading(view))
         for number, series in enumerate(view.series):
             _draw_loss(left, series, number)
         _finish_loss(left, view, truth)
         drawn = _excess_panel(right, view, truth, left.get_xlim())
-        _key(figure, _style_handles(view, truth, drawn), len(caption))
-        _write_caption(figure, caption)
+        key(figure, _style_handles(view, truth, drawn), len(caption))
+        write_caption(figure, caption)
     return figure
 
 
-def joint_figure(series: Series, columns: dict[str, str]) -> Figure:
+def joint_figure(series: Series, columns: Mapping[str, str]) -> Figure:
     """A law of two axes on one architecture: the metric against each axis, one curve per value of the other."""
     first, second = list(columns.values())[:2]
-    caption = [line for text in captions.joint_text(series, columns) for line in _behind(None, text)]
-    with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(len(caption), _KEY)
-        _title(figure, f"{series.architecture}: {series.target} against {axis_words(first)} and {axis_words(second)}, "
-                       f"joint {'law' if series.is_law else 'fit'}")  # fmt: skip
+    caption = [line for text in captions.joint_text(series, columns) for line in behind(None, text)]
+    with style():
+        figure, panels = two_panels(len(caption))
+        title(
+            figure,
+            f"{series.architecture}: {series.target} against {axis_words(first)} and {axis_words(second)}, "
+            f"joint {'law' if series.is_law else 'fit'}",
+        )
         _joint_panel(panels[0], series, columns, first, second)
         _joint_panel(panels[1], series, columns, second, first)
-        _write_caption(figure, caption)
+        write_caption(figure, caption)
     return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG at 150 dots per inch."""
-    return _written(figure, "png", dpi=DPI, metadata={"Software": None})
-
-
-def svg(figure: Figure) -> str:
-    """The figure as SVG text, the same bytes for the same figure."""
-    return _written(figure, "svg", metadata={"Date": None, "Creator": None}).decode("utf-8")
-
-
-def save(figure: Figure, stem: Path | str) -> tuple[Path, Path]:
-    """Writes `stem.png` and `stem.svg` and returns both paths."""
-    stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = stem.with_suffix(".png"), stem.with_suffix(".svg")
-    paths[0].write_bytes(png(figure))
-    paths[1].write_text(svg(figure), encoding="utf-8")
-    return paths
-
-
-def _written(figure: Figure, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def _panels(caption_lines: int, key: float) -> tuple[Figure, list[Axes]]:
-    """Two panels side by side on a figure whose height fits its caption and a key of `key` inches."""
-    below = _XLABEL + key + _LINE * caption_lines + 0.12
-    height = _TITLE + _PANEL + below
-    figure = Figure(figsize=(_WIDTH, height))
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(1, 2, left=0.075, right=0.985, top=1 - _TITLE / height, bottom=below / height, wspace=0.2)
-    return figure, [figure.add_subplot(grid[0, k]) for k in range(2)]
-
-
-def _key(figure: Figure, handles: list, caption_lines: int) -> None:
-    """What the drawing means, in a strip between the panels and the caption."""
-    bottom = (_LINE * caption_lines + 0.1) / figure.get_figheight()
-    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.005, bottom), ncols=4, handlelength=2.6, columnspacing=1.8,
-                  labelspacing=0.35, borderpad=0.2)  # fmt: skip
-
-
-def _title(figure: Figure, text: str) -> None:
-    figure.text(0.012, 1 - 0.17 / figure.get_figheight(), text, ha="left", va="top", fontsize=11.5, fontweight="bold")
 
 
 def _heading(view: View) -> str:
@@ -159,11 +96,11 @@ def _heading(view: View) -> str:
     return f"{view.target} against {axis_words(view.axis)}: {word}"
 
 
-# Loss panel ------------------------------------------------------------------------------------------------------------
+# Loss panel --------------------------------------------------------------------------------
 
 
 def _draw_loss(ax: Axes, series: Series, number: int) -> None:
-    colour = COLOURS[number % len(COLOURS)]
+    colour = mark_of(number)[0]
     _draw_curve(ax, series, colour, 0.0)
     _draw_points(ax, series, number, 0.0)
     _draw_lost(ax, series, colour)
@@ -171,16 +108,36 @@ def _draw_loss(ax: Axes, series: Series, number: int) -> None:
 
 def _draw_points(ax: Axes, series: Series, number: int, floor: float) -> None:
     """Seeds as dots, their mean with the range; the held-out size open."""
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    colour, marker = mark_of(number)
     for role, face in ((FITTED, colour), (HELD_OUT, "white")):
         rows, cells = series.rows(role), series.cells(role)
         several = rows.groupby(series.axis)[series.target].transform("count") > 1
         dots = rows[several]
-        ax.plot(dots[series.axis].to_numpy(float), dots[series.target].to_numpy(float) - floor, ".", ms=3.5, color=colour,
-                alpha=0.45, zorder=3, linestyle="none")  # fmt: skip
+        ax.plot(
+            dots[series.axis].to_numpy(float),
+            dots[series.target].to_numpy(float) - floor,
+            ".",
+            ms=3.5,
+            color=colour,
+            alpha=0.45,
+            zorder=3,
+            linestyle="none",
+        )
         bars = np.stack([cells["mean"] - cells["low"], cells["high"] - cells["mean"]])
-        ax.errorbar(cells["x"], cells["mean"] - floor, yerr=bars, fmt=marker, ms=6.5, mfc=face, mec=colour, mew=1.4, color=colour,
-                    elinewidth=1.1, capsize=2.5, zorder=4)  # fmt: skip
+        ax.errorbar(
+            cells["x"],
+            cells["mean"] - floor,
+            yerr=bars,
+            fmt=marker,
+            ms=6.5,
+            mfc=face,
+            mec=colour,
+            mew=1.4,
+            color=colour,
+            elinewidth=1.1,
+            capsize=2.5,
+            zorder=4,
+        )
 
 
 def _draw_curve(ax: Axes, series: Series, colour: str, floor: float) -> None:
@@ -192,16 +149,16 @@ def _draw_curve(ax: Axes, series: Series, colour: str, floor: float) -> None:
         ax.plot(cells["x"], _above(cells["mean"].to_numpy(), floor), color=colour, lw=0.8, alpha=0.5, zorder=2)
         return
     last = max(float(series.rows(FITTED, HELD_OUT)[series.axis].max()), span[1]) * _BEYOND
-    for start, stop, style in ((*span, "-"), (span[1], last, _EXTRAPOLATED)):
+    for start, stop, dash in ((*span, "-"), (span[1], last, _EXTRAPOLATED)):
         if stop <= start:
             continue
         x = np.geomspace(start, stop, _CURVE_POINTS)
         value, band, _ = predict(series.fit, series.axis, x)
         if value is None:
             return
-        ax.plot(x, _above(value, floor), linestyle=style, color=colour, lw=1.6, zorder=2.5)
+        ax.plot(x, _above(value, floor), linestyle=dash, color=colour, lw=1.6, zorder=2.5)
         if band is not None:
-            shade = 0.20 if style == "-" else 0.11
+            shade = 0.20 if dash == "-" else 0.11
             low_edge, high_edge = (np.maximum(end - floor, _TINY) if floor else end for end in band)
             ax.fill_between(x, low_edge, high_edge, color=colour, alpha=shade, lw=0, zorder=1.5)
 
@@ -214,7 +171,9 @@ def _above(value: np.ndarray, floor: float) -> np.ndarray:
 def _draw_lost(ax: Axes, series: Series, colour: str) -> None:
     x = series.lost[series.axis].to_numpy(float)
     x = x[np.isfinite(x)]
-    ax.plot(x, np.ones(len(x)), "x", transform=ax.get_xaxis_transform(), color=colour, ms=8, mew=2, zorder=5, clip_on=False)
+    ax.plot(
+        x, np.ones(len(x)), "x", transform=ax.get_xaxis_transform(), color=colour, ms=8, mew=2, zorder=5, clip_on=False
+    )
 
 
 def _finish_loss(ax: Axes, view: View, truth: Truth) -> None:
@@ -232,28 +191,52 @@ def _finish_loss(ax: Axes, view: View, truth: Truth) -> None:
         ax.set_ylim(low, high)
     _true_level(ax, truth.asymptote, "asymptote $E_\\infty$", "-.", low)
     _true_level(ax, truth.entropy_floor, "entropy floor $H^*$", ":", low)
-    ax.legend(handles=_architecture_handles(view), loc="upper right", bbox_to_anchor=(1.0, 0.96), handlelength=2.4, fontsize=9.5)
+    ax.legend(
+        handles=_architecture_handles(view),
+        loc="upper right",
+        bbox_to_anchor=(1.0, 0.96),
+        handlelength=2.4,
+        fontsize=9.5,
+    )
 
 
 def _true_level(ax: Axes, value: float | None, name: str, style: str, low: float) -> None:
     if value is None:
         return
     if value < low:
-        ax.annotate(f"{name} = {value:.4f} (true), below", (0.01, 0.015), xycoords="axes fraction", fontsize=8.5, color="black")
+        ax.annotate(
+            f"{name} = {value:.4f} (true), below", (0.01, 0.015), xycoords="axes fraction", fontsize=8.5, color="black"
+        )
         return
     ax.axhline(value, color="black", lw=1.1, linestyle=style, zorder=1.8)
-    ax.annotate(f"{name} = {value:.4f} (true)", (0.01, value), xycoords=("axes fraction", "data"), xytext=(0, 2.5),
-                textcoords="offset points", fontsize=8.5, color="black", va="bottom")  # fmt: skip
+    ax.annotate(
+        f"{name} = {value:.4f} (true)",
+        (0.01, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2.5),
+        textcoords="offset points",
+        fontsize=8.5,
+        color="black",
+        va="bottom",
+    )
 
 
 def _architecture_handles(view: View) -> list[Line2D]:
     return [
-        Line2D([], [], color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], ms=6, lw=1.6, label=series.architecture)
+        Line2D(
+            [],
+            [],
+            color=mark_of(k)[0],
+            marker=mark_of(k)[1],
+            ms=6,
+            lw=1.6,
+            label=series.architecture,
+        )
         for k, series in enumerate(view.series)
     ]
 
 
-# Excess panel ----------------------------------------------------------------------------------------------------------
+# Excess panel --------------------------------------------------------------------------------
 
 
 def _excess_panel(ax: Axes, view: View, truth: Truth, span: tuple[float, float]) -> bool:
@@ -265,15 +248,18 @@ def _excess_panel(ax: Axes, view: View, truth: Truth, span: tuple[float, float])
             own = series.floor()
             floor = own.value if own is not None else None
             if floor is None:
-                absent.append(f"{series.architecture}: no excess, the floor is refused ({', '.join(own.gates)})"
-                              if own is not None else f"{series.architecture}: form {series.fit.form.id} has no floor")  # fmt: skip
+                absent.append(
+                    f"{series.architecture}: no excess, the floor is refused ({', '.join(own.gates)})"
+                    if own is not None
+                    else f"{series.architecture}: form {series.fit.form.id} has no floor"
+                )
                 continue
         below = series.rows(FITTED, HELD_OUT)[view.target] <= floor
         if below.any():
             absent.append(f"{series.architecture}: {int(below.sum())} runs at or below the floor are not drawn")
-        _draw_curve(ax, series, COLOURS[number % len(COLOURS)], floor)
+        _draw_curve(ax, series, mark_of(number)[0], floor)
         _draw_points(ax, series, number, floor)
-        _draw_lost(ax, series, COLOURS[number % len(COLOURS)])
+        _draw_lost(ax, series, mark_of(number)[0])
         drawn.append((series, floor))
     _axis_in_words(ax, view.axis)
     name = "$E_\\infty$ (true asymptote)" if truth.asymptote is not None else "fitted floor $E$"
@@ -298,8 +284,15 @@ def _floor_above_asymptote(ax: Axes, height: float) -> None:
     if 0.3 * low < height < high:
         ax.set_ylim(min(low, height / 1.25), high)
     ax.axhline(height, color="black", lw=1.1, linestyle=":", zorder=1.8)
-    ax.annotate("entropy floor $H^*$ (true)", (0.01, height), xycoords=("axes fraction", "data"), xytext=(0, 2.5),
-                textcoords="offset points", fontsize=8.5, va="bottom")  # fmt: skip
+    ax.annotate(
+        "entropy floor $H^*$ (true)",
+        (0.01, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2.5),
+        textcoords="offset points",
+        fontsize=8.5,
+        va="bottom",
+    )
 
 
 def _log_excess(ax: Axes, drawn: Sequence[tuple[Series, float]]) -> None:
@@ -334,7 +327,9 @@ def _style_handles(view: View, truth: Truth, drawn: bool) -> list:
     series = view.series
     handles: list = [Line2D([], [], color=GREY, marker="o", ms=6, lw=0, label="mean over seeds, bar: range")]
     if any(len(s.rows(HELD_OUT)) for s in series):
-        handles.append(Line2D([], [], color=GREY, marker="o", mfc="white", ms=6, mew=1.4, lw=0, label="held out, not fitted"))
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", mfc="white", ms=6, mew=1.4, lw=0, label="held out, not fitted")
+        )
     if any(not s.fit.refused for s in series):
         handles.append(Line2D([], [], color=GREY, lw=1.6, label="law over the fitted sizes"))
     if any(_extrapolates(s) for s in series):
@@ -346,8 +341,9 @@ def _style_handles(view: View, truth: Truth, drawn: bool) -> list:
     exponent = truth.exponents.get(view.axis)
     if exponent is not None and drawn:
         unit = EXPONENT_UNITS.get(view.axis, "")
-        handles.append(Line2D([], [], color="black", lw=1.0, linestyle=_SLOPE,
-                              label=f"slope −{exponent:.3g}, true {unit}"))  # fmt: skip
+        handles.append(
+            Line2D([], [], color="black", lw=1.0, linestyle=_SLOPE, label=f"slope −{exponent:.3g}, true {unit}")
+        )
     return handles
 
 
@@ -370,10 +366,10 @@ def _axis_in_words(ax: Axes, column: str) -> None:
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
 
 
-# Joint panels ----------------------------------------------------------------------------------------------------------
+# Joint panels --------------------------------------------------------------------------------
 
 
-def _joint_panel(ax: Axes, series: Series, columns: dict[str, str], axis: str, other: str) -> None:
+def _joint_panel(ax: Axes, series: Series, columns: Mapping[str, str], axis: str, other: str) -> None:
     """One curve per value of the other axis, dark to light; dashed beyond the fitted sizes."""
     rows = series.rows(FITTED, HELD_OUT)
     levels = np.unique(rows[other].to_numpy(float))
@@ -389,11 +385,19 @@ def _joint_panel(ax: Axes, series: Series, columns: dict[str, str], axis: str, o
     ax.set_ylabel(target_words(series.target))
     shown = np.unique(np.linspace(0, len(levels) - 1, min(len(levels), 6)).round().astype(int))
     handles = [Line2D([], [], color=shades[k], lw=1.4, marker="o", ms=5, label=amount(levels[k])) for k in shown]
-    ax.legend(handles=handles, title=axis_words(other), loc="upper left", bbox_to_anchor=(-0.02, -0.135), ncols=6,
-              handlelength=1.4, columnspacing=1.0, title_fontsize=8.5)  # fmt: skip
+    ax.legend(
+        handles=handles,
+        title=axis_words(other),
+        loc="upper left",
+        bbox_to_anchor=(-0.02, -0.135),
+        ncols=6,
+        handlelength=1.4,
+        columnspacing=1.0,
+        title_fontsize=8.5,
+    )
 
 
-def _joint_curve(ax: Axes, series: Series, columns: dict[str, str], axis: str, own, level: float, shade) -> None:
+def _joint_curve(ax: Axes, series: Series, columns: Mapping[str, str], axis: str, own, level: float, shade) -> None:
     x = np.geomspace(float(own[axis].min()), float(own[axis].max()), _CURVE_POINTS)
     given = {slot: x if column == axis else np.full_like(x, level) for slot, column in columns.items()}
     beyond = next(iter(given.values())) > series.span[1] * (1 + 1e-9)
@@ -402,28 +406,13 @@ def _joint_curve(ax: Axes, series: Series, columns: dict[str, str], axis: str, o
     ax.plot(np.where(beyond, x, np.nan), y, color=shade, lw=1.4, linestyle=_EXTRAPOLATED, zorder=2)
 
 
-# Text ------------------------------------------------------------------------------------------------------------------
+# Text --------------------------------------------------------------------------------
 
 
-def _marked(view: View) -> list[_Line]:
+def _marked(view: View) -> list[CaptionLine]:
     """Lines below the panels: every architecture behind its marker, then what the numbers rest on."""
-    lines: list[_Line] = []
+    lines: list[CaptionLine] = []
     for number, series in enumerate(view.series):
-        mark = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        lines += _behind(mark, f"{series.architecture}: {captions.series_text(series)}")
-    return lines + _behind(None, captions.basis(view))
-
-
-def _behind(mark: tuple[str, str] | None, text: str) -> list[_Line]:
-    wrapped = captions.wrapped(text)
-    return [(mark if k == 0 else None, line) for k, line in enumerate(wrapped)]
-
-
-def _write_caption(figure: Figure, lines: Sequence[_Line]) -> None:
-    height = figure.get_figheight()
-    for k, (mark, line) in enumerate(lines):
-        y = (_LINE * (len(lines) - k) - 0.02) / height
-        figure.text(0.024, y, line, color="#222222", fontsize=8.6, ha="left", va="top", parse_math=False)
-        if mark is not None:
-            colour, marker = mark
-            figure.add_artist(Line2D([0.014], [y - 0.075 / height], color=colour, marker=marker, ms=6, lw=0))
+        mark = mark_of(number)
+        lines += behind(mark, f"{series.architecture}: {captions.series_text(series)}")
+    return lines + behind(None, captions.basis(view))

@@ -91,7 +91,10 @@ def from_mapping(values: Mapping[str, Any]) -> Truth:
     if values.get("alpha") is not None:
         exponents.setdefault("dense_params", float(values["alpha"]))
     return Truth(
-        values.get("asymptote"), values.get("entropy_floor"), exponents, str(values.get("source") or "given by the caller")
+        values.get("asymptote"),
+        values.get("entropy_floor"),
+        exponents,
+        str(values.get("source") or "given by the caller"),
     )
 
 

@@ -30,6 +30,17 @@ AXES = ("dense_params", "examples", "history_length", "memory_slots", "train_flo
 # Axes a sweep sets by itself; training FLOPs follow from them.
 _INDEPENDENT = ("dense_params", "examples", "history_length", "memory_slots")
 
+# Facts of every run this package trains, for the fit records; `group_id` is a column of no other table.
+_OWN_RUNS = "group_id"
+_FACTS = {
+    "size_counts": "every trained parameter outside embedding tables and memories",
+    "data_counts": "rows consumed in training; unique_examples and epochs beside it",
+    "flop_convention": "2 per multiply-add of the matrix products, forward and backward, nothing recomputed",
+    "shape_choice": "nearest hardware-friendly shape to a target, or as the sweep file says",
+    "smoothing": "none: metrics of one fixed holdout after the last step",
+    "checkpoints_used": "the last of each run",
+}
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -63,6 +74,7 @@ class Quantity:
             "interval": list(self.interval) if self.interval else None,
             "method": self.method,
             "refused": self.refused or None,
+            "gates": list(self.gates) if self.value is None else [],
         }
 
 
@@ -171,8 +183,11 @@ class Series:
         """Floor and exponent with range, form and metric on one line."""
         span = self.span
         where = f"{amount(span[0])}–{amount(span[1])} {axis_words(self.axis)}" if span else "no fitted rows"
-        numbers = [f"{q.name} = {q.text()}" if q.value is not None else f"{q.name} {q.text()}"
-                   for q in (self.floor(), self.exponent()) if q is not None]  # fmt: skip
+        numbers = [
+            f"{q.name} = {q.text()}" if q.value is not None else f"{q.name} {q.text()}"
+            for q in (self.floor(), self.exponent())
+            if q is not None
+        ]
         return f"{', '.join(numbers)}  ({self.fit.form.equation}, {self.target}, {where})"
 
     def prediction(self) -> Prediction | None:
@@ -184,10 +199,16 @@ class Series:
         value, interval, refused = predict(self.fit, self.axis, np.array([cell.x]))
         single = None if interval is None or refused else (float(interval[0][0]), float(interval[1][0]))
         return Prediction(
-            float(cell.x), float(cell.x / fitted["x"].iloc[-1]), float(cell["mean"]), (float(cell.low), float(cell.high)),
-            int(cell.seeds), None if value is None or refused else float(value[0]), single, refused,
+            float(cell.x),
+            float(cell.x / fitted["x"].iloc[-1]),
+            float(cell["mean"]),
+            (float(cell.low), float(cell.high)),
+            int(cell.seeds),
+            None if value is None or refused else float(value[0]),
+            single,
+            refused,
             float(fitted["mean"].iloc[-1] - cell["mean"]),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -268,7 +289,9 @@ def make_views(
         raise ValueError(f"none of {', '.join(AXES)} varies over the finished runs: there is no axis to fit or plot")
     shape = laws.forms.get(form)
     if len(shape.slots) != 1:
-        raise ValueError(f"form {shape.id} has {len(shape.slots)} axes; a view takes a law of one axis (power_offset, ...)")
+        raise ValueError(
+            f"form {shape.id} has {len(shape.slots)} axes; a view takes a law of one axis (power_offset, ...)"
+        )
     return [_view(table, shape.id, column, target, hold_out_largest, options) for column in chosen]
 
 
@@ -291,9 +314,16 @@ def _view(table: pd.DataFrame, form: str, axis: str, target: str, hold_out: bool
 
 def _series(name: str, frame: pd.DataFrame, where: str, form: str, axis: str, target: str, options) -> Series:
     slot = laws.forms.get(form).slots[0].name
-    own = {"cluster": cluster_column(frame, axis), **options}
+    own = {"cluster": cluster_column(frame, axis), **with_facts(frame, options)}
     fit = laws.fit(frame, form, {slot: axis}, target, where=f"role == '{FITTED}'", **own)
     return Series(name, frame, fit, axis, target, where)
+
+
+def with_facts(frame: pd.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fit options with what is known about runs of this package; notes the caller gives win."""
+    known = _FACTS if _OWN_RUNS in frame.columns else {}
+    notes = {**known, **options.get("notes", {})}
+    return {**options, "notes": notes} if notes else dict(options)
 
 
 def cluster_column(frame: pd.DataFrame, axis: str) -> str | None:
@@ -305,7 +335,9 @@ def cluster_column(frame: pd.DataFrame, axis: str) -> str | None:
     return None
 
 
-def _with_roles(frame: pd.DataFrame, axis: str, target: str, hold_out: bool, notes: list[str]) -> tuple[pd.DataFrame, str]:
+def _with_roles(
+    frame: pd.DataFrame, axis: str, target: str, hold_out: bool, notes: list[str]
+) -> tuple[pd.DataFrame, str]:
     """The rows of one architecture with their role, and what the slice holds fixed."""
     role = _status(frame).to_numpy(object, copy=True)
     role[role == "done"] = FITTED
@@ -394,7 +426,9 @@ def _hull(means: pd.DataFrame, keys: list[str], target: str) -> list[tuple[float
     return [tuple(cell) for cell in frontier.efficient_frontier(means, target=target).rows[keys].to_numpy(float)]
 
 
-def joint_series(table: pd.DataFrame, form: str, columns: Mapping[str, str], target: str, hold_out: bool, **options) -> list[Series]:
+def joint_series(
+    table: pd.DataFrame, form: str, columns: Mapping[str, str], target: str, hold_out: bool, **options
+) -> list[Series]:
     """A law of several axes per architecture, on every row, the largest value of the first axis held out."""
     first = next(iter(columns.values()))
     found = []
@@ -406,7 +440,7 @@ def joint_series(table: pd.DataFrame, form: str, columns: Mapping[str, str], tar
         if hold_out:
             _hold_out(frame, first, role)
         frame = frame.assign(role=role)
-        fit = laws.fit(frame, form, dict(columns), target, where=f"role == '{FITTED}'", **options)
+        fit = laws.fit(frame, form, dict(columns), target, where=f"role == '{FITTED}'", **with_facts(frame, options))
         found.append(Series(str(name), frame, fit, first, target))
     return found
 

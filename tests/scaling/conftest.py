@@ -11,8 +11,19 @@ SIZES = (1.7e3, 4.9e3, 9.6e3, 3.5e4, 1.35e5, 2.69e5, 7.4e5)
 
 
 def synthetic_runs(
-    laws=None, *, sizes=SIZES, seeds=3, examples=(1_280_000,), noise=2e-4, floor=ASYMPTOTE, data_term=None, truth=True,
-    diverged=True, rates=(3e-3,), sweep="synthetic", seed=0,
+    laws=None,
+    *,
+    sizes=SIZES,
+    seeds=3,
+    examples=(1_280_000,),
+    noise=2e-4,
+    floor=ASYMPTOTE,
+    data_term=None,
+    truth=True,
+    diverged=True,
+    rates=(3e-3,),
+    sweep="synthetic",
+    seed=0,
 ):
     """Runs whose logloss is floor + A (dense_params / 1e4)^-alpha [+ B (examples / 1e6)^-beta] times exp(noise).
 
@@ -50,15 +61,41 @@ def _row(name, dense, examples, rate, seed, loss, sweep, truth):
     run = hashlib.sha256(f"{shape}{examples}{rate}{seed}".encode()).hexdigest()[:12]
     flops = 6 * dense
     row = {
-        "run_id": run, "sweep": sweep, "architecture": name, "shape_id": shape, "trunk_id": f"{shape}-{seed}-{rate}",
-        "seed": seed, "data_seed": 0, "status": "done", "reasons": "",
-        "dense_params": dense, "active_params": dense, "embedding_params": 0, "head_params": 65,
-        "forward_flops_per_row": flops // 3, "train_flops_per_row": flops, "train_flops": float(flops * examples),
-        "dataset": "known_truth" if truth else "clicks", "preset": "dense" if truth else None, "examples": examples,
-        "unique_examples": examples, "epochs": 1.0, "lr_dense": rate, "lr_rule": "fixed", "lr_bracketed": None,
-        "batch_rows": 512, "optimizer": "adamw", "schedule": "wsd", "decayed": True,
-        "logloss": loss, "base_rate": 0.199, "auc": 0.75, "wall_s": 12.0, "rows_per_s": 1e5, "device": "cpu",
-    }  # fmt: skip
+        "run_id": run,
+        "sweep": sweep,
+        "architecture": name,
+        "shape_id": shape,
+        "trunk_id": f"{shape}-{seed}-{rate}",
+        "seed": seed,
+        "data_seed": 0,
+        "status": "done",
+        "reasons": "",
+        "dense_params": dense,
+        "active_params": dense,
+        "embedding_params": 0,
+        "head_params": 65,
+        "forward_flops_per_row": flops // 3,
+        "train_flops_per_row": flops,
+        "train_flops": float(flops * examples),
+        "dataset": "known_truth" if truth else "clicks",
+        "preset": "dense" if truth else None,
+        "examples": examples,
+        "unique_examples": examples,
+        "epochs": 1.0,
+        "lr_dense": rate,
+        "lr_rule": "fixed",
+        "lr_bracketed": None,
+        "batch_rows": 512,
+        "optimizer": "adamw",
+        "schedule": "wsd",
+        "decayed": True,
+        "logloss": loss,
+        "base_rate": 0.199,
+        "auc": 0.75,
+        "wall_s": 12.0,
+        "rows_per_s": 1e5,
+        "device": "cpu",
+    }
     if truth:
         row |= {"excess_logloss": loss - ENTROPY_FLOOR, "entropy_floor": ENTROPY_FLOOR, "asymptote": ASYMPTOTE}
     return row

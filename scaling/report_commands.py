@@ -1,0 +1,65 @@
+"""`recscale plot`: from a folder of finished runs to a fitted law, figures and a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--form", default="power_offset", show_default=True, help="Law to fit; of several axes: fitted jointly.")
+@click.option(
+    "--axes",
+    default="",
+    metavar="COLUMNS",
+    help="Columns to draw, e.g. dense_params,train_flops; or N=dense_params,D=examples.",
+)
+@click.option("--target", default="logloss", show_default=True, help="Metric column.")
+@click.option("--bootstrap", default=1000, show_default=True, help="Resampled refits behind the intervals; 0 for none.")
+@click.option("--cluster", default=None, help="Column whose rows are resampled together; default shape_id.")
+@click.option("--no-hold-out", is_flag=True, help="Fit the largest value of each axis too instead of predicting it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, last.")
+def plot(
+    out: Path, form: str, axes: str, target: str, bootstrap: int, cluster: str | None, no_hold_out: bool, as_json: bool
+) -> None:
+    """Fit and draw the runs of OUT (runs.parquet, or run folders) into OUT/report/: fit.json, loss.png, report.html."""
+    from .report import make_report, print_summary
+
+    options = {} if cluster is None else {"cluster": cluster}
+    summary = make_report(
+        out,
+        form=form,
+        axes=parse_axes(axes),
+        target=target,
+        bootstrap=bootstrap,
+        hold_out_largest=not no_hold_out,
+        **options,
+    )
+    print_summary(summary)
+    if as_json:
+        click.echo(json.dumps(summary))
+
+
+def parse_axes(text: str) -> dict[str, str] | list[str] | None:
+    """`a,b` to a list of columns, `N=a,D=b` to a mapping, nothing to None.
+
+    Raises:
+        ValueError: some entries name a slot and others do not, or an entry is empty.
+    """
+    if not text.strip():
+        return None
+    entries = [entry.strip() for entry in text.split(",")]
+    pairs = [tuple(part.strip() for part in entry.partition("=")[::2]) for entry in entries if "=" in entry]
+    if (
+        any(not entry for entry in entries)
+        or any(not all(pair) for pair in pairs)
+        or len(pairs) not in (0, len(entries))
+    ):
+        raise ValueError(
+            f"--axes {text!r} is neither a list of columns (dense_params,examples) "
+            "nor SLOT=COLUMN pairs (N=dense_params)"
+        )
+    return dict(pairs) if pairs else entries

@@ -1,0 +1,183 @@
+"""The summary of a report as plain data, and its few lines on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .captions import coverages, headline, missing_facts, series_text
+from .truth import LOSSES, Truth
+from .views import FITTED, HELD_OUT, Quantity, Series, View
+from .wording import axis_words, value_text
+
+
+def build_summary(
+    out: Path,
+    drawn: Sequence[View],
+    joint: Sequence[Series],
+    columns: Mapping[str, str],
+    truth: Truth,
+    paths: Mapping[str, Any],
+    table: pd.DataFrame,
+) -> dict[str, Any]:
+    """Everything a reader or a script asks of a report.
+
+    Keys: title, summary (lines of text), target, form, architectures (name -> entry of the first axis), axes (axis ->
+    name -> entry), joint (name -> entry), truth, notes, runs (status -> count), paths. An entry holds E and exponent as
+    {value, interval, method, refused}, all parameters, the held-out prediction, and how many rows took part.
+    """
+    first = drawn[0]
+    truth = (
+        truth
+        if first.target in LOSSES
+        else Truth(notes=(f"the log's constants are losses; none is known for {first.target}",))
+    )
+    axes = {view.axis: {s.architecture: _entry(s) for s in view.series} for view in drawn}
+    statuses = table["status"].value_counts().to_dict() if "status" in table.columns else {"done": len(table)}
+    return {
+        "title": _title(table, out, first),
+        "summary": [headline(s) for s in first.series],
+        "out": str(out),
+        "axis": first.axis,
+        "target": first.target,
+        "form": first.form,
+        "architectures": axes[first.axis],
+        "axes": axes,
+        "joint": {s.architecture: _joint_entry(s, columns) for s in joint},
+        "truth": truth.as_dict(),
+        "notes": list(dict.fromkeys(note for view in drawn for note in view.notes)) + list(truth.notes),
+        "runs": {str(name): int(count) for name, count in statuses.items()},
+        "paths": dict(paths),
+    }
+
+
+def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Fitted floor and exponent of every architecture above the true ones, refusals by name, and the paths."""
+    console = console or Console()
+    console.print(f"[bold]{escape(summary['title'])}[/bold]", highlight=False)
+    console.print(_parameter_table(summary))
+    for line in [*_refusals(summary), *summary["summary"], *(f"note: {note}" for note in summary["notes"])]:
+        console.print(escape(line), highlight=False)
+    for name in ("plot", "page"):
+        console.print(f"{name}  {escape(summary['paths'][name])}", highlight=False, soft_wrap=True)
+
+
+def _parameter_table(summary: Mapping[str, Any]) -> Table:
+    truth, rows = summary["truth"], summary["architectures"]
+    axis = summary["axis"]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for name in ("", "floor", f"exponent of {axis_words(axis)}"):
+        table.add_column(name, no_wrap=True)
+    for architecture, row in rows.items():
+        table.add_row(architecture, *(escape(_short(row[name])) for name in ("E", "exponent")))
+    exponent = truth["exponents"].get(axis)
+    unit = truth["exponent_units"].get(axis, "")
+    floor = "unknown" if truth["asymptote"] is None else f"{truth['asymptote']:.4f} (asymptote)"
+    table.add_row("true", floor, "unknown" if exponent is None else f"{exponent:.4g} ({unit})")
+    if truth["entropy_floor"] is not None:
+        table.add_row("", f"{truth['entropy_floor']:.4f} (entropy floor)", "")
+    return table
+
+
+def _short(entry: Mapping[str, Any] | None) -> str:
+    """`E = 0.42 [0.41, 0.43]`, or which gates refuse it."""
+    if entry is None:
+        return "not in this form"
+    if entry["value"] is None:
+        return f"{entry['name']} refused ({', '.join(entry['gates'])})"
+    return f"{entry['name']} = {fitted_text(entry)}"
+
+
+def _refusals(summary: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for architecture, row in summary["architectures"].items():
+        for name in ("E", "exponent"):
+            if row[name] is not None and row[name]["value"] is None:
+                lines.append(f"{architecture}: {row[name]['name']} is refused. {row[name]['refused']}")
+    return lines
+
+
+def true_text(value: float | None, unit: str) -> str:
+    """`0.3500 per quantum known`, or `unknown`."""
+    return "unknown" if value is None else f"{value:.4f} {unit}".strip()
+
+
+def fitted_text(entry: Mapping[str, Any]) -> str:
+    """A value with its interval, or the refusal with its reason."""
+    if entry["value"] is None:
+        return f"refused: {entry['refused']}"
+    text = value_text(entry["value"], tuple(entry["interval"]) if entry["interval"] else None)
+    return text if entry["method"].startswith("95") else f"{text} ({entry['method']})"
+
+
+def _title(table: pd.DataFrame, out: Path, view: View) -> str:
+    """Sweep, log and axis in one line."""
+
+    def names(column: str) -> str:
+        found = table[column].dropna().astype(str).unique() if column in table.columns else []
+        return ", ".join(sorted(found))
+
+    log = " ".join(part for part in (names("dataset"), names("preset")) if part)
+    sweep = names("sweep") or out.name
+    return f"{sweep}: {view.target} against {axis_words(view.axis)}" + (f" on {log}" if log else "")
+
+
+def _entry(series: Series) -> dict[str, Any]:
+    prediction = series.prediction()
+    fitted = series.rows(FITTED)
+    return {
+        "axis": series.axis,
+        "form": series.fit.form.id,
+        "equation": series.fit.form.equation,
+        "E": _named(series.floor()),
+        "exponent": _named(series.exponent()),
+        "parameters": {q.name: q.as_dict() | {"role": q.role} for q in series.quantities()},
+        "fitted_range": list(series.span) if series.span else None,
+        "fitted_rows": len(fitted),
+        "fitted_sizes": int(fitted[series.axis].nunique()),
+        "clusters": len(series.fit.rows.cluster_labels),
+        "held_fixed": series.slice,
+        "held_out": None if prediction is None else prediction.as_dict(),
+        "coverage": coverages([series]),
+        "record_missing": missing_facts(series),
+        "roles": {str(k): int(v) for k, v in series.frame["role"].value_counts().items()},
+        "law": series.is_law,
+        "refusals": [gate.as_dict() for gate in series.fit.refusals],
+        "warnings": list(series.fit.warnings),
+        "text": series_text(series),
+    }
+
+
+def _named(quantity: Quantity | None) -> dict[str, Any] | None:
+    return None if quantity is None else {"name": quantity.name, **quantity.as_dict()}
+
+
+def _joint_entry(series: Series, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The joint law of one architecture, with the root-mean-square error over the held-out size."""
+    held = series.rows(HELD_OUT)
+    error = None
+    if len(held) and not series.fit.refused:
+        given = {slot: held[column].to_numpy(float) for slot, column in columns.items()}
+        predicted = series.fit.predict(given, beyond_range=True)
+        error = float(np.sqrt(np.mean((predicted - held[series.target].to_numpy(float)) ** 2)))
+    return {
+        "form": series.fit.form.id,
+        "equation": series.fit.form.equation,
+        "axes": dict(columns),
+        "parameters": {q.name: q.as_dict() | {"role": q.role} for q in series.quantities()},
+        "derived": {
+            name: {"value": value, "interval": series.fit.intervals.get(name)}
+            for name, value in series.fit.derived.items()
+        },
+        "fitted_rows": len(series.rows(FITTED)),
+        "held_out_rows": len(held),
+        "held_out_rms_error": error,
+        "refusals": [gate.as_dict() for gate in series.fit.refusals],
+    }
