@@ -44,8 +44,7 @@ def plan(
     file: str, out: Path | None, root: str | None, assignments: tuple[str, ...], extend: bool, as_json: bool
 ) -> None:
     """Resolve every run of a sweep FILE: a table of counts, FLOPs, predicted memory and time. Nothing is launched."""
-    with _errors():
-        out, rows, new = _plan(file, out, root, assignments, extend)
+    out, rows, new = _plan(file, out, root, assignments, extend)
     from .tables import plan_table
 
     click.echo(plan_table(rows))
@@ -107,8 +106,7 @@ def status(out: Path, as_json: bool) -> None:
     """What has become of every run planned in OUT."""
     from .tables import run_states, status_table
 
-    with _errors():
-        states = run_states(out)
+    states = run_states(out)
     click.echo(status_table(states))
     counts = _count([state["state"] for state in states])
     click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
@@ -124,8 +122,7 @@ def collect(out: Path, as_json: bool) -> None:
     from ..scaling.runs import TABLE
     from ..scaling.runs import collect as collect_runs
 
-    with _errors():
-        table = collect_runs(out)
+    table = collect_runs(out)
     counts = _count(list(table["status"]))
     click.echo(f"{out / TABLE}: {len(table)} runs, {', '.join(f'{count} {name}' for name, count in counts.items())}")
     if as_json:
@@ -250,11 +247,11 @@ def _json(value: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
-    """What a user can mend is printed as one message instead of a traceback."""
+    """Two conditions of this machine, not faults: a busy folder and an optional dependency that is missing."""
     from .launch import Busy
     from .slurm import MissingExtra
 
     try:
         yield
-    except (ValueError, FileNotFoundError, Busy, MissingExtra) as error:
+    except (Busy, MissingExtra) as error:
         raise click.ClickException(str(error)) from error

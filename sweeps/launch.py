@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..scaling.runs import FINISHED, read_record, write_record
+from ..scaling.runs import FINISHED, read_record
 from . import machine, worker
 from .display import Display
 from .plan import read_plan
@@ -306,11 +306,7 @@ class _Pool:
         """Records a job's unfinished runs as failed, with the reason and where to read more."""
         log = job.log(self.out)
         reasons = [reason, *([f"log: {log}"] if log.exists() else [])]
-        for row in job.rows:
-            folder = self.out / "runs" / row["run_id"]
-            record = read_record(folder) or planned_record(row)
-            if record["status"] not in FINISHED:
-                write_record(folder, record | {"status": "failed", "reasons": reasons})
+        worker.mark_failed(self.out, job.rows, reasons)
         self.display.failed(job, reason, log)
 
     def _stop_workers(self) -> None:
@@ -330,16 +326,6 @@ class _Pool:
             each.process.stdout.close()
         self.workers.clear()
         self.selector.close()
-
-
-def planned_record(row: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run no worker has touched."""
-    identity = {key: row[key] for key in ("run_id", "group_id", "shape_id", "trunk_id", "sweep", "config", "counts")}
-    work = {
-        "flops_target": row["targets"]["train_flops"],
-        "params_target": row["targets"]["dense_params"],
-    }
-    return identity | {"status": "planned", "reasons": [], "labels": worker.labels(row), "work": work, "metrics": {}}
 
 
 def _slots(workers: int | None) -> list[tuple[int | None, dict[str, str]]]:

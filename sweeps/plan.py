@@ -73,7 +73,9 @@ def make_plan(
     planner = _Planner(sweep, stage, cache_dir)
     for index, point in enumerate(points):
         try:
-            planner.add(lay(config, point, assignments))
+            laid = lay(config, point, assignments)
+            texts = [text.partition("=")[0].strip() for text in assignments]
+            planner.add(laid, pinned=[key for key in (*point, *texts) if key.startswith("model.")])
         except OverrideError as error:
             raise OverrideError(f"point {index} of sweep {sweep!r}, {dict(point)}: {error}") from error
         except ValueError as error:
@@ -112,7 +114,8 @@ class _Planner:
         self.shapes: dict[str, ConfigDict] = {}
         self.notes: list[str] = []
 
-    def add(self, config: ConfigDict) -> None:
+    def add(self, config: ConfigDict, pinned: Sequence[str]) -> None:
+        """Plans one run. `pinned` are the model settings the sweep itself sets: a target may not change them."""
         source = self._source(config)
         targets = {name: value for name, value in config.size.items() if value is not None}
         if {"dense_params", "train_flops"} <= targets.keys():
@@ -122,7 +125,14 @@ class _Planner:
             config.size[name] = None
         shape = {name: value for name, value in targets.items() if name != "budget_flops"}
         if shape:
+            wanted = {key: leaves(config)[key] for key in pinned}
             config.model = self._sized(config, source.schema, shape)
+            for key, value in wanted.items():
+                if leaves(config)[key] != value:
+                    raise ValueError(
+                        f"{key} = {value!r} is set by the sweep, but a size target chooses it "
+                        f"({leaves(config)[key]!r}); leave out one of the two"
+                    )
         counts = models.count(config.architecture, source.schema, config.model)
         if "budget_flops" in targets:
             config.training.examples = max(round(targets["budget_flops"] / counts.train_flops_per_row), 1)
@@ -152,7 +162,11 @@ class _Planner:
         model = resolved(config)["model"]
         key = config_hash({"name": config.architecture, "of": model, "to": targets, "schema": schema.hash()})
         if key not in self.shapes:
-            self.shapes[key] = size(config.architecture, schema, config=config.model, **targets).config
+            solved = size(config.architecture, schema, config=config.model, **targets)
+            self.shapes[key] = solved.config
+            if not solved.reachable:
+                asked, off = _given(targets), f"{solved.achieved:,} ({100 * solved.relative_error:+.1f} %)"
+                self.notes.append(f"{config.architecture}: {asked} is out of reach; the nearest shape has {off}")
         return self.shapes[key]
 
     def _row(self, config: ConfigDict, run: str, counts: Any, source: Any, targets: dict[str, float]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -72,8 +72,26 @@ def run_job(out: str, job: str, overrides: tuple[str, ...], trainer: str = TRAIN
     """One planned job in a process of its own (a Slurm job); returns {run id: status}. One thread unless there is an
     accelerator."""
     settle(None if machine.accelerators() else machine.cores()[0])
-    records = train_job(Path(out), job, resolve(trainer), lambda progress: None, overrides)
+    try:
+        records = train_job(Path(out), job, resolve(trainer), lambda progress: None, overrides)
+    except Exception as error:
+        from .plan import read_plan
+
+        rows = [row for row in read_plan(out) if row["job"] == job]
+        mark_failed(Path(out), rows, [f"{type(error).__name__}: {error}"])
+        raise
     return {record["run_id"]: record["status"] for record in records}
+
+
+def mark_failed(out: Path, rows: Sequence[dict[str, Any]], reasons: Sequence[str]) -> None:
+    """Records the unfinished ones of the planned runs as failed."""
+    from ..scaling.runs import FINISHED, read_record, write_record
+
+    for row in rows:
+        folder = out / "runs" / row["run_id"]
+        record = read_record(folder) or _planned_record(row)
+        if record["status"] not in FINISHED:
+            write_record(folder, record | {"status": "failed", "reasons": list(reasons)})
 
 
 def labels(row: dict[str, Any]) -> dict[str, Any]:
@@ -213,6 +231,16 @@ class _Throttle:
         if now - self._last >= _EVENT_EVERY_S:
             self._last = now
             self._events.send(event="progress", job=self._job, **progress)
+
+
+def _planned_record(row: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run no worker has touched."""
+    identity = {key: row[key] for key in ("run_id", "group_id", "shape_id", "trunk_id", "sweep", "config", "counts")}
+    work = {
+        "flops_target": row["targets"]["train_flops"],
+        "params_target": row["targets"]["dense_params"],
+    }
+    return identity | {"status": "planned", "reasons": [], "labels": labels(row), "work": work, "metrics": {}}
 
 
 def _listen(jobs: queue.Queue[str]) -> None:
