@@ -1,0 +1,344 @@
+"""Logit parts of the known-truth log as int32 arithmetic on decoded rows: exact on every backend, in any order.
+
+`Rows` is what a row is made of: code words, item ids of the events, pair ranks, domain. The generator draws
+it, `decode` recovers it from a batch; both feed the same `parts`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...models.inputs import Batch
+from .known_truth_config import BLOCK, CANDIDATE_FIELDS, CROSS_FIELDS, REQUEST_FIELDS, KnownTruthConfig
+from .known_truth_world import Terms, World
+
+SEQUENCE = "clicks"
+DRIFT_FIELD = "drift"
+_TERM_CHUNK = 256  # terms per step of the term-parallel layout
+
+
+@flax.struct.dataclass
+class Rows:
+    """Decoded rows; absent parts are None.
+
+    request_words: uint32 [5, R]; candidate_words: uint32 [3, R, C]; user: int32 [R] and item: int32 [R, C],
+    ids in popularity order; category: int32 [R, C]; event_item, event_category: int32 [R, S]; length: int32
+    [R]; cluster, request_bit: int32 [R]; rank: int32 [R, C], counted from 0, pair_items if fresh;
+    candidate_bit: int32 [R, C]; domain: int32 [R].
+    """
+
+    request_words: Any
+    candidate_words: Any
+    user: Any = None
+    item: Any = None
+    category: Any = None
+    event_item: Any = None
+    event_category: Any = None
+    length: Any = None
+    cluster: Any = None
+    request_bit: Any = None
+    rank: Any = None
+    candidate_bit: Any = None
+    domain: Any = None
+
+
+def parts(world: World, rows: Rows, task: int = 0) -> dict[str, jax.Array]:
+    """Integer logit parts of one task, each int32 [R, C]; the logit is `(task_bias + their sum) / scale`.
+
+    N1 ... N4: N by order, request-only terms included; N_request: the request-only terms again (not part of
+    the sum); L, M (0 on fresh rows and for the second label), B_user, B_item, X.
+    """
+    config = world.config
+    shape = rows.candidate_words.shape[1:]
+    zero = jnp.zeros(shape, jnp.int32)
+    out = {
+        **_n_parts(world, rows, task, zero),
+        "L": zero,
+        "M": zero,
+        "B_user": zero,
+        "B_item": zero,
+        "X": zero,
+    }
+    if config.has_l:
+        out["L"] = _history_part(world, rows, task)
+    if config.has_m and task == 0:
+        out["M"] = _pair_part(world, rows)
+    if config.has_b:
+        out["B_user"] = zero + _bias(world, 0, rows.user)[:, None]
+        out["B_item"] = _bias(world, 1, rows.item)
+    if config.domains > 1:
+        out["X"] = zero + jnp.asarray(world.domain_bias)[rows.domain][:, None]
+    return out
+
+
+def total(world: World, values: dict[str, jax.Array], task: int = 0) -> jax.Array:
+    """Integer logit `task_bias + N + L + M + B + X`: int32 [R, C]."""
+    return sum((values[n] for n in values if n != "N_request"), jnp.asarray(world.task_bias)[task])
+
+
+def term_sum(
+    words: jax.Array, terms: Terms, domain: jax.Array | None = None, layout: str | None = None
+) -> jax.Array:
+    """sum_k A_k psi_k over a group of terms: int32 [n].
+
+    words: uint32 [fields, n], one code word per field and row; domain: int32 [n], needed with more than one
+    domain. layout: "rows" walks the terms and keeps rows vectorised (fastest on CPUs), "terms" forms [chunk
+    of terms, n] blocks that fuse with their sum (accelerators); None picks by platform. No [n, terms] array
+    is ever live.
+    """
+    arrays = (words, *(jnp.asarray(x) for x in (terms.field, terms.bit, terms.coefficient)))
+    arrays += (jnp.zeros(words.shape[1], jnp.int32) if domain is None else domain,)
+    by_rows, by_terms = partial(_by_rows, terms.order), partial(_by_terms, terms.order)
+    if layout is None:
+        return jax.lax.platform_dependent(*arrays, cpu=by_rows, default=by_terms)
+    return {"rows": by_rows, "terms": by_terms}[layout](*arrays)
+
+
+def code_word(world: World, field: int, ids: jax.Array) -> jax.Array:
+    """uint32 word of ids (popularity order): bit j, 1 <= j <= code_bits, is set where sign j is -1."""
+    block, member = ids // BLOCK, ids % BLOCK
+    return jnp.asarray(world.code_words)[field][block] ^ jnp.asarray(world.code_member)[member]
+
+
+def history_word(world: World, ids: jax.Array) -> jax.Array:
+    """uint32 word of item ids: bit j, 0 <= j < d, is set where history sign j is -1."""
+    block, member = ids // BLOCK, ids % BLOCK
+    return jnp.asarray(world.history_words)[block] ^ jnp.asarray(world.history_member)[member]
+
+
+def signs(word: jax.Array, count: int, first: int) -> jax.Array:
+    """Signs of bits first ... first + count - 1 of each word, appended as a last axis: int32 in {-1, 1}."""
+    shift = jnp.arange(first, first + count, dtype=jnp.uint32)
+    return 1 - 2 * ((word[..., None] >> shift) & 1).astype(jnp.int32)
+
+
+def permute(world: World, field: int, ids: jax.Array) -> jax.Array:
+    """Popularity-ordered ids of a cross field -> ids in batches: a fixed bijection, the identity unless
+    `permute_ids`.
+    """
+    if not world.config.permute_ids:
+        return ids
+    mask, shift = _mix_sizes(world.config)
+    x = ids.astype(jnp.uint32)
+    for r in range(3):
+        x = x ^ (x >> shift)
+        x = (x * jnp.asarray(world.id_multiplier)[field, r] + jnp.asarray(world.id_offset)[field, r]) & mask
+    return x.astype(jnp.int32)
+
+
+def unpermute(world: World, field: int, ids: jax.Array) -> jax.Array:
+    """Inverse of `permute`."""
+    if not world.config.permute_ids:
+        return jnp.asarray(ids)
+    mask, shift = _mix_sizes(world.config)
+    x = jnp.asarray(ids).astype(jnp.uint32)
+    for r in reversed(range(3)):
+        inverse = odd_inverse(jnp.asarray(world.id_multiplier)[field, r])
+        x = ((x - jnp.asarray(world.id_offset)[field, r]) * inverse) & mask
+        x = x ^ (x >> shift)
+    return x.astype(jnp.int32)
+
+
+def odd_inverse(odd: jax.Array) -> jax.Array:
+    """Inverse of an odd uint32 modulo 2^32 by Newton's iteration (3 correct bits, doubled five times)."""
+    inverse = odd
+    for _ in range(5):
+        inverse = inverse * (jnp.uint32(2) - odd * inverse)
+    return inverse
+
+
+def pair_column(world: World, cluster: jax.Array, rank: jax.Array) -> jax.Array:
+    """pi_u(k) = (odd_u k + offset_u) mod pair_items: the item column of pair rank k (from 0) in cluster u."""
+    odd, offset = jnp.asarray(world.pair_odd)[cluster], jnp.asarray(world.pair_offset)[cluster]
+    return ((rank.astype(jnp.uint32) * odd + offset) & jnp.uint32(world.config.pair_items - 1)).astype(
+        jnp.int32
+    )
+
+
+def decode(world: World, batch: Batch) -> Rows:
+    """Rows of a batch, from its inputs alone (labels unused). The history must be whole, not cut to fewer
+    events.
+    """
+    config = world.config
+    user, candidates = batch.user, batch.candidates
+    requests, count = batch.valid.shape
+    fields: dict[str, Any] = {}
+    ids = {}
+    for index, name in enumerate(CROSS_FIELDS):
+        side = user if name in REQUEST_FIELDS else candidates
+        if name in side.ids:
+            ids[name] = unpermute(world, index, side.ids[name])
+    if config.codes == "oracle":
+        fields["request_words"] = jnp.stack([_pack(user.dense[f"{n}_code"]) for n in REQUEST_FIELDS])
+        fields["candidate_words"] = jnp.stack(
+            [_pack(candidates.dense[f"{n}_code"]) for n in CANDIDATE_FIELDS]
+        )
+    else:
+        fields.update(code_words(world, ids))
+    fields["user"], fields["item"] = ids.get("user"), ids.get("item")
+    if config.has_history:
+        history = user.histories[SEQUENCE]
+        fields["length"] = jnp.asarray(history.length)
+    if config.has_l:
+        fields["event_item"] = unpermute(world, CROSS_FIELDS.index("item"), history.ids["item"])
+        if config.match_groups > 1:
+            fields["event_category"] = jnp.asarray(history.ids["cat"])
+            fields["category"] = jnp.asarray(candidates.ids["cat"])
+        else:
+            fields["event_category"] = jnp.zeros(fields["event_item"].shape, jnp.int32)
+            fields["category"] = jnp.zeros((requests, count), jnp.int32)
+    if config.has_m:
+        fields.update(_decode_pairs(world, batch))
+    if config.domains > 1:
+        fields["domain"] = jnp.asarray(user.domain)
+    return Rows(**fields)
+
+
+def code_words(world: World, ids: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Code words of all cross fields from popularity-ordered ids: request_words [5, R], candidate_words [3,
+    R, C].
+    """
+    words = {name: code_word(world, index, ids[name]) for index, name in enumerate(CROSS_FIELDS)}
+    return {
+        "request_words": jnp.stack([words[name] for name in REQUEST_FIELDS]),
+        "candidate_words": jnp.stack([words[name] for name in CANDIDATE_FIELDS]),
+    }
+
+
+def pair_id(config: KnownTruthConfig, mem_u: jax.Array, mem_i: jax.Array) -> jax.Array:
+    """Crossed id of (`mem_u` [R], `mem_i` [R, C]); every fresh pair shares the last id: int32 [R, C]."""
+    columns = 2 * config.pair_items
+    return jnp.where(mem_i < columns, mem_u[:, None] * columns + mem_i, 2 * config.clusters * columns)
+
+
+def _decode_pairs(world: World, batch: Batch) -> dict[str, jax.Array]:
+    config = world.config
+    columns = 2 * config.pair_items
+    if config.pair_field:
+        pair = jnp.asarray(batch.candidates.ids["pair"])
+        fresh = pair >= 2 * config.clusters * columns
+        mem_u, mem_i = jnp.where(fresh, 0, pair // columns), jnp.where(fresh, columns, pair % columns)
+        cluster, request_bit = mem_u // 2, mem_u % 2
+    else:
+        mem_i = jnp.asarray(batch.candidates.ids["mem_i"])
+        mem_u = jnp.asarray(batch.user.ids["mem_u"])
+        cluster, request_bit = (mem_u // 2)[:, None], (mem_u % 2)[:, None]
+    inverse = odd_inverse(jnp.asarray(world.pair_odd))[cluster]
+    column = (mem_i // 2).astype(jnp.uint32)
+    rank = ((column - jnp.asarray(world.pair_offset)[cluster]) * inverse) & jnp.uint32(config.pair_items - 1)
+    rank = jnp.where(mem_i >= columns, config.pair_items, rank.astype(jnp.int32))
+    return {"cluster": cluster, "request_bit": request_bit, "rank": rank, "candidate_bit": mem_i % 2}
+
+
+def _n_parts(world: World, rows: Rows, task: int, zero: jax.Array) -> dict[str, jax.Array]:
+    requests, candidates = zero.shape
+    flat = jnp.broadcast_to(rows.request_words[:, :, None], (len(REQUEST_FIELDS), requests, candidates))
+    words = jnp.concatenate([flat, rows.candidate_words]).reshape(len(CROSS_FIELDS), requests * candidates)
+    domain = (
+        None if rows.domain is None else jnp.repeat(rows.domain, candidates, total_repeat_length=zero.size)
+    )
+    out = {f"N{order}": zero for order in range(1, 5)}
+    out["N_request"] = zero
+    for terms in world.terms[task]:
+        name = f"N{terms.order}"
+        if terms.request_only:
+            value = term_sum(rows.request_words, terms, rows.domain)[:, None]
+            out["N_request"] = out["N_request"] + value
+        else:
+            value = term_sum(words, terms, domain).reshape(zero.shape)
+        out[name] = out[name] + value
+    return out
+
+
+def _history_part(world: World, rows: Rows, task: int) -> jax.Array:
+    """sum_l K_l [cat_l = cat_c] (e(i_l) . H e(c)): int32 [R, C]."""
+    config = world.config
+    d = config.code_width
+    matrix, weight = jnp.asarray(world.matrix)[task], jnp.asarray(world.event_weight)[task]
+    code = signs(history_word(world, rows.item), d, 0)
+    target = jnp.sum(matrix * code[..., None, :], axis=-1, dtype=jnp.int32)  # w(c): [R, C, d]
+    word = history_word(world, rows.event_item)
+    live = jnp.arange(config.history_max, dtype=jnp.int32) < rows.length[:, None]
+    weight = jnp.where(live, weight, 0)
+    dot = jnp.zeros((*target.shape[:2], config.history_max), jnp.int32)
+    for j in range(d):
+        negative = ((word >> np.uint32(j)) & 1)[:, None, :] == 1
+        dot = dot + jnp.where(negative, -target[:, :, j, None], target[:, :, j, None])
+    match = rows.event_category[:, None, :] == rows.category[:, :, None]
+    return jnp.sum(jnp.where(match, weight[:, None, :] * dot, 0), axis=-1, dtype=jnp.int32)
+
+
+def _pair_part(world: World, rows: Rows) -> jax.Array:
+    """m s(u, k) (-1)^(i+j), 0 on fresh rows: int32 [R, C]."""
+    config = world.config
+    cluster = rows.cluster if rows.cluster.ndim == 2 else rows.cluster[:, None]
+    request_bit = rows.request_bit if rows.request_bit.ndim == 2 else rows.request_bit[:, None]
+    known = rows.rank < config.pair_items
+    rank = jnp.where(known, rows.rank, 0)
+    word = jnp.asarray(world.pair_signs)[cluster, rank // BLOCK]
+    bit = ((word >> (rank % BLOCK).astype(jnp.uint32)) & 1).astype(jnp.int32)
+    sign = 1 - 2 * ((bit + request_bit + rows.candidate_bit) & 1)
+    return jnp.where(known, world.pair_amplitude * sign, 0)
+
+
+def _bias(world: World, which: int, ids: jax.Array) -> jax.Array:
+    block, member = ids // BLOCK, ids % BLOCK
+    return jnp.asarray(world.bias_scores)[
+        (member ^ jnp.asarray(world.bias_words)[which][block].astype(jnp.int32))
+    ]
+
+
+def _by_rows(order: int, words, field, bit, coefficient, domain) -> jax.Array:
+    columns = jnp.arange(words.shape[1])
+
+    def sign_bit(k, i):
+        if field.shape[0] == 1:
+            return jax.lax.dynamic_index_in_dim(words, field[0, k, i], 0, keepdims=False) >> bit[
+                0, k, i
+            ].astype(jnp.uint32)
+        return words[field[:, k, i][domain], columns] >> bit[:, k, i][domain].astype(jnp.uint32)
+
+    def step(k, total):
+        x = sign_bit(k, 0)
+        for i in range(1, order):
+            x = x ^ sign_bit(k, i)
+        return total + jnp.where((x & 1) == 1, -coefficient[k], coefficient[k])
+
+    # Zeros made from `words` so that a sharded batch keeps its layout through the loop.
+    return jax.lax.fori_loop(0, field.shape[1], step, (words[0] & 0).astype(jnp.int32))
+
+
+def _by_terms(order: int, words, field, bit, coefficient, domain) -> jax.Array:
+    columns = jnp.arange(words.shape[1])[None, :]
+    result = jnp.zeros(words.shape[1], jnp.int32)
+    for start in range(0, field.shape[1], _TERM_CHUNK):
+        chunk = slice(start, start + _TERM_CHUNK)
+        x = jnp.uint32(0)
+        for i in range(order):
+            if field.shape[0] == 1:
+                x = x ^ (words[field[0, chunk, i]] >> bit[0, chunk, i].astype(jnp.uint32)[:, None])
+            else:
+                chosen = field[:, chunk, i].T[:, domain]
+                x = x ^ (words[chosen, columns] >> bit[:, chunk, i].T[:, domain].astype(jnp.uint32))
+        a = coefficient[chunk][:, None]
+        result = result + jnp.sum(jnp.where((x & 1) == 1, -a, a), axis=0, dtype=jnp.int32)
+    return result
+
+
+def _pack(dense: jax.Array) -> jax.Array:
+    """Inverse of the oracle codes: signs [..., bits] -> uint32 words with bit j + 1 set where sign j is
+    negative.
+    """
+    shift = jnp.arange(1, dense.shape[-1] + 1, dtype=jnp.uint32)
+    return jnp.sum((jnp.asarray(dense) < 0).astype(jnp.uint32) << shift, axis=-1, dtype=jnp.uint32)
+
+
+def _mix_sizes(config: KnownTruthConfig) -> tuple[jax.Array, jax.Array]:
+    bits = config.vocabulary.bit_length() - 1
+    return jnp.uint32(config.vocabulary - 1), jnp.uint32((bits + 1) // 2)

@@ -1,0 +1,126 @@
+"""Counter-based random words: word (request, stream, n) is a pure function of (seed, request, stream, n).
+
+Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), written for
+any array namespace, so JAX inside a step and NumPy on a host give the same bits whatever the backend, the
+batch size or the library's random-number settings. Both output words of a hash are used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+REQUEST, CANDIDATE, HISTORY, NOISE, DRIFT, USER_EVENTS = range(6)
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+
+
+def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Threefry-2x32-20 of a two-word counter under a two-word key, broadcast: uint32 arrays in, two uint32 arrays out.
+
+    JAX arrays go through a loop of five groups of four rounds: the loop ends every fusion, so that compilers neither
+    unroll the hash into each of its readers nor take minutes over it.
+    """
+    k0, k1 = key
+    k2 = k0 ^ k1 ^ np.uint32(_PARITY)
+    x, y = counter[0] + k0, counter[1] + k1
+    if not isinstance(x, jax.Array):
+        for group in range(5):
+            x, y = _rounds(x, y, _ROTATIONS[group % 2])
+            x, y = x + (k1, k2, k0)[group % 3], y + (k2, k0, k1)[group % 3] + np.uint32(group + 1)
+        return x, y
+    shape = jnp.broadcast_shapes(x.shape, y.shape)
+    schedule = tuple(jnp.broadcast_to(k, jnp.broadcast_shapes(k0.shape, k1.shape)) for k in (k1, k2, k0))
+    rotations = tuple(jnp.asarray(r, jnp.uint32) for r in _ROTATIONS)
+    start = (jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape), schedule, rotations)
+    x, y, _, _ = jax.lax.fori_loop(0, 5, _group, start)
+    return x, y
+
+
+def _group(group, state):
+    x, y, (ka, kb, kc), (ra, rb) = state
+    x, y = _rounds(x, y, ra)
+    return x + ka, y + kb + (group + 1).astype(jnp.uint32), (kb, kc, ka), (rb, ra)
+
+
+def _rounds(x, y, rotations):
+    for i in range(4):
+        rotation = rotations[i] if isinstance(rotations, jax.Array) else np.uint32(rotations[i])
+        x = x + y
+        y = ((y << rotation) | (y >> (np.uint32(32) - rotation))) ^ x
+    return x, y
+
+
+def stream_key(log_seed: Any, stream: int, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Key of `index` (request or user, uint32) in a log. log_seed: int or scalar array, reduced to 32 bits."""
+    seed = jnp.asarray(log_seed).astype(jnp.uint32)
+    return threefry((seed, jnp.uint32(stream)), (index, jnp.zeros_like(index)))
+
+
+def words(key: tuple[jax.Array, jax.Array], stream: int, count: int) -> list[jax.Array]:
+    """`count` words per key, each of the key's shape. Word n does not depend on `count`."""
+    hashes = (count + 1) // 2
+    counter = jnp.arange(hashes, dtype=jnp.uint32).reshape(hashes, *(1,) * key[0].ndim)
+    pair = threefry(key, (counter, jnp.uint32(stream)))
+    return [pair[n % 2][n // 2] for n in range(count)]
+
+
+def candidate_words(
+    key: tuple[jax.Array, jax.Array], stream: int, candidates: int, count: int
+) -> list[jax.Array]:
+    """`count` words per (request, candidate), each [R, C]. A candidate's words do not depend on how many
+    there are.
+    """
+    hashes = (count + 1) // 2
+    wide = (key[0][:, None], key[1][:, None])
+    first = hashes * jnp.arange(candidates, dtype=jnp.uint32)
+    counter = jnp.arange(hashes, dtype=jnp.uint32)[:, None, None] + first
+    pair = threefry(wide, (counter, jnp.uint32(stream)))
+    return [pair[n % 2][n // 2] for n in range(count)]
+
+
+def event_words(
+    key: tuple[jax.Array, jax.Array], stream: int, counter: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Both words of counters [S] or [R, S] under keys [R]: two uint32 arrays [R, S]."""
+    wide = (key[0][:, None], key[1][:, None])
+    return threefry(wide, (counter, jnp.uint32(stream)))
+
+
+def uniform(word: jax.Array) -> jax.Array:
+    """Float32 in the open interval (0, 1) from the top 23 bits: the midpoints of 2^23 equal cells, all exact."""
+    return ((word >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)
+
+
+def normal(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Standard normal float32 from two words (Box-Muller); |value| < 5.7."""
+    radius = jnp.sqrt(-2.0 * jnp.log(uniform(first)))
+    return radius * jnp.cos(jnp.float32(2.0 * np.pi) * uniform(second))
+
+
+class Draws:
+    """Integers for the teacher on the host, from the raw words of NumPy's Philox (stable across versions)."""
+
+    def __init__(self, seed: int, stream: int):
+        self._bits = np.random.Philox(key=[seed, stream])
+
+    def words(self, *shape: int) -> np.ndarray:
+        """uint32 words of the given shape."""
+        raw = self._bits.random_raw(int(np.prod(shape, dtype=np.int64)))
+        return (np.asarray(raw, np.uint64) >> np.uint64(32)).astype(np.uint32).reshape(shape)
+
+    def below(self, bound: int) -> int:
+        """One integer in [0, bound)."""
+        return int((int(self.words(1)[0]) * bound) >> 32)
+
+    def below_array(self, bound: int, *shape: int) -> np.ndarray:
+        """int64 integers in [0, bound)."""
+        return ((self.words(*shape).astype(np.uint64) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+
+    def permutation(self, n: int) -> np.ndarray:
+        """A permutation of 0 ... n-1: the order of n 64-bit words."""
+        return np.argsort(np.asarray(self._bits.random_raw(n), np.uint64), kind="stable")
