@@ -27,6 +27,10 @@ from .ranker import Composed, Ranker
 # name -> (kind, module:attribute)
 _TABLE = {
     "rankmixer": ("backbone", ".mixers.rankmixer:RANKMIXER"),
+    "dlrm_mlp": ("backbone", ".baselines.dlrm_mlp:DLRM_MLP"),
+    "dcnv2": ("backbone", ".baselines.dcnv2:DCNV2"),
+    "sum_pooling": ("encoder", ".baselines.sum_pooling:SUM_POOLING"),
+    "din": ("encoder", ".baselines.din:DIN_SPEC"),
 }
 
 # name -> (name above, overrides). Sizes of arXiv 2507.15551, table 1; hidden widths chosen to meet its parameters.
@@ -48,7 +52,7 @@ class _Part:
 
 
 def list_models(kind: str | None = None) -> list[str]:
-    """Registered names, presets excluded; kind "backbone" or "encoder" selects. Any encoder composes with any backbone."""
+    """Registered names, presets excluded; kind "backbone" or "encoder" selects. Any encoder goes with any backbone."""
     return [name for name, (k, _) in _TABLE.items() if kind in (None, k)]
 
 

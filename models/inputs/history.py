@@ -54,7 +54,7 @@ class SequenceTokens(NamedTuple):
 
 
 class HistoryView(NamedTuple):
-    """events [R, S, A], zero on padding; valid bool [R, S]; position int32 [S], 0 = newest; delta_s int32 [R, S] or None."""
+    """events [R, S, A], zero on padding; valid bool [R, S]; position int32 [S]; delta_s int32 [R, S] or None."""
 
     events: Array
     valid: Array
@@ -124,7 +124,7 @@ def choose_sequence(schema: Schema, name: str | None) -> Sequence:
 def uses_time(sequence: Sequence, time_feature: str) -> bool:
     """Resolves the flag: "auto" = where the log has timestamps, "bucket" = always, "none" = never."""
     if time_feature == "bucket" and not sequence.timestamps:
-        raise ValueError(f"time_feature='bucket', but sequence {sequence.name!r} has no timestamps; use 'auto' or 'none'")
+        raise ValueError(f"time_feature='bucket', but history {sequence.name!r} has no timestamps; use 'none'")
     return sequence.timestamps if time_feature == "auto" else time_feature == "bucket"
 
 

@@ -182,9 +182,9 @@ class Tokenizer(nnx.Module):
         widths = [side.widths[0] for side in everything or ()]
         self.everything = SplitDense(*widths, plan.hidden or width, **kwargs) if everything else None
         self.everything_out = Dense(plan.hidden, width, axes=("hidden", "embed"), **kwargs) if deep else None
-        s, axes = plan.sequence, ("events", "embed")
-        self.user_history = PerTokenDense(s.user, s.width, width, axes=axes, **kwargs) if s.user else None
-        self.candidate_history = PerTokenDense(s.candidate, s.width, width, axes=axes, **kwargs) if s.candidate else None
+        s, kwargs["axes"] = plan.sequence, ("events", "embed")
+        self.user_history = PerTokenDense(s.user, s.width, width, **kwargs) if s.user else None
+        self.candidate_history = PerTokenDense(s.candidate, s.width, width, **kwargs) if s.candidate else None
 
     def encode_user(self, user: UserInputs, history: Array | None = None) -> UserTokens:
         """history: [R, t_u, A], tokens of a sequence encoder."""
@@ -236,7 +236,7 @@ class Tokenizer(nnx.Module):
     def _history(self, project: PerTokenDense | None, history: Array | None, expected: int) -> list[Array]:
         found = 0 if history is None else history.shape[-2]
         if found != expected:
-            raise ValueError(f"the tokenizer was built for {expected} history tokens, the sequence encoder gave {found}")
+            raise ValueError(f"the model was built for {expected} history tokens, the sequence encoder gave {found}")
         if project is None:
             return []
         *lead, tokens, width = history.shape
@@ -288,7 +288,7 @@ def _plan(schema: Schema, options: TokenizerOptions, width: int, sequence: Token
         ("tokens", options.tokens, plan.tokens), ("user_tokens", options.user_tokens, plan.user_tokens)
     ):
         if wanted is not None and wanted != found:
-            raise ValueError(f"{name} is {wanted}, but tokenizer={kind!r} makes {found} of this schema; set {name}={found}")
+            raise ValueError(f"{name} is {wanted}, but tokenizer={kind!r} makes {found} of this schema; set {found}")
     return plan
 
 
@@ -348,7 +348,8 @@ def _share_tokens(
 def _cut(fields: tuple[Field, ...], tokens: int, align: str) -> SidePlan:
     if align == "exact":
         width = -(-sum(field.width for field in fields) // tokens) if tokens else 0
-        return dataclasses.replace(_side([fields] if tokens else [], batched=True), widths=(width,) * tokens, exact=True)
+        side = _side([fields] if tokens else [], batched=True)
+        return dataclasses.replace(side, widths=(width,) * tokens, exact=True)
     return _side(_balanced_runs(fields, tokens), batched=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,6 +49,33 @@ class FFN(nnx.Module):
         return self.down(activation(self.act)(self.up(x)))
 
 
+class MLP(nnx.Module):
+    """act(... act(x W_1 + b_1) ...): x [..., width] -> [..., widths[-1]], the activation after every layer."""
+
+    def __init__(
+        self, width: int, widths: tuple[int, ...], *, activation: str = "relu", init: str = "lecun_normal",
+        dtype=jnp.float32, rngs: nnx.Rngs,
+    ):
+        self.act = activation
+        pairs = pairwise((width, *widths))
+        self.layers = nnx.List(Dense(a, b, init=init, dtype=dtype, rngs=rngs) for a, b in pairs)
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = activation(self.act)(layer(x))
+        return x
+
+
+def mlp_params(width: int, widths: tuple[int, ...]) -> int:
+    """Parameters of `MLP`."""
+    return sum(a * b + b for a, b in pairwise((width, *widths)))
+
+
+def mlp_flops(width: int, widths: tuple[int, ...]) -> int:
+    """Forward FLOPs of `MLP` per row."""
+    return 2 * sum(a * b for a, b in pairwise((width, *widths)))
+
+
 class SplitDense(nnx.Module):
     """x W + b for x = [x_user, x_candidate], split exactly: x_user W_user once per request, the rest per candidate.
 
@@ -58,10 +87,14 @@ class SplitDense(nnx.Module):
         axes: tuple[str, str] = ("embed", "hidden"), dtype=jnp.float32, rngs: nnx.Rngs,
     ):
         if candidate_width < 1:
-            raise ValueError(f"candidate width is {candidate_width}, expected at least 1: nothing depends on the candidate")
+            raise ValueError(f"candidate width is {candidate_width}, expected at least 1; else nothing depends on it")
         self.user_width, self.dtype = user_width, dtype
         self.kernel = param.kernel(rngs, (user_width + candidate_width, out), axes, init)
         self.bias = param.constant((out,), (axes[1],)) if use_bias else None
+
+    def __call__(self, x: Array) -> Array:
+        """The whole product on rows that are already joined: [B, d_u + d_c] -> [B, F]."""
+        return self._add_bias(contract("bd,df->bf", x, self.kernel[...], self.dtype))
 
     def encode_user(self, x: Array | None) -> Array | None:
         """x_user W_user: [R, d_u] -> [R, F]; None when the user side is empty."""
@@ -74,8 +107,9 @@ class SplitDense(nnx.Module):
         requests, candidates, width = x.shape
         rows = x.reshape(requests * candidates, width)
         y = contract("bd,df->bf", rows, self.kernel[...][self.user_width :], self.dtype)
-        if state is not None:
-            y = y + repeat_user(state, candidates)
+        return self._add_bias(y if state is None else y + repeat_user(state, candidates))
+
+    def _add_bias(self, y: Array) -> Array:
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)[None]
 
 

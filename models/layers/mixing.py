@@ -43,4 +43,4 @@ def revert_token_major(m: Array, tokens: int) -> Array:
 
 def _check(width: int, heads: int) -> None:
     if width % heads:
-        raise ValueError(f"cannot cut tokens of width {width} into {heads} equal heads; choose a width divisible by {heads}")
+        raise ValueError(f"cannot cut tokens of width {width} into {heads} equal heads; make the width a multiple")

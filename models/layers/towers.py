@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -50,5 +52,4 @@ def tower_flops(width: int, tasks: int, tower: tuple[int, ...] = ()) -> int:
 
 
 def _pairs(width: int, tower: tuple[int, ...]) -> list[tuple[int, int]]:
-    widths = (width, *tower, 1)
-    return list(zip(widths[:-1], widths[1:], strict=True))
+    return list(pairwise((width, *tower, 1)))

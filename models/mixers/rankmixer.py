@@ -14,9 +14,9 @@ Closed forms (mixer="mix", ffn="per_token"):
     flops  = 2 * tokenizer weights + L*4*T*D*F + 2*D*Y          per row
 
 Undisclosed -> flag (default): FFN ratio -> hidden; projection shared by tokens -> tokenizer_shared (False); norm gains
--> norm_affine (True), norm_per_token (False), norm_eps; GELU form -> activation ("gelu", tanh form); head -> tower (());
-dropout (0); init. Ablations of the paper: mixer none | self_attention | all_share | all_concat, ffn="shared",
-residual=False, norm=None, norm_place="pre".
+-> norm_affine (True), norm_per_token (False), norm_eps; GELU form -> activation ("gelu", tanh); head -> tower (());
+dropout (0, on the output of the feed-forward network); init. Ablations of the paper: ffn="shared", residual=False,
+norm=None, norm_place="pre" (adds a norm before the mean), and mixer:
 
     none            no mixing sub-layer (neither its skip nor its norm)
     self_attention  QKVO shared by all tokens instead of mix
@@ -61,7 +61,7 @@ _HIDDEN_RATIO = 2.8
 
 @dataclasses.dataclass(frozen=True)
 class RankMixerConfig(TokenizerOptions):
-    """width D, hidden F, layers L, heads (self_attention only; None: as many as tokens); the rest as in the file's docstring."""
+    """width D, hidden F, layers L, heads (self_attention only; None: as many as tokens); the rest: see the file."""
 
     width: int = 128
     hidden: int = 512

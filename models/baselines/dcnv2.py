@@ -1,0 +1,241 @@
+"""DCNv2 (arXiv 2008.13535): cross layers, then (or beside) an MLP.
+
+    x_0 = x = [x_user, x_candidate], d = d_in
+    full       x_{l+1} = x_0 * (x_l W + b) + x_l
+    low rank   x_{l+1} = x_0 * (x_l V U + b) + x_l
+    mixture    x_{l+1} = x_0 * (sum_i g_i act(act(x_l V_i) C_i) U_i + b) + x_l,   g = softmax(x_l W_g)
+    stacked    logits = towers(MLP(x_L))          parallel    logits = towers([x_L, MLP(x_0)])
+
+Letters: L cross layers, E experts, `rank` their width, F_1.. MLP widths. The gate is applied at rank width, so mixing
+experts costs no product of its own. The first product of x_0 is split exactly into a user half, once per request, and
+a candidate half.
+
+The width of the cross layers is fixed by the fields: only the MLP grows with size, which any scaling plot must say.
+
+Closed forms per cross layer: full d^2 + d parameters, 2*d^2 FLOPs; low rank 2*d*rank + d, 4*d*rank;
+mixture E*(2*d*rank + rank^2) + d + d*E, 2*E*(2*d*rank + rank^2) + 2*d*E.
+
+Flags: rank (None = full), experts (1 = no gate, no C_i, no activation), structure ("stacked"),
+cross_activation ("tanh").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..architecture import BackboneSpec
+from ..counts import Flops, Params
+from ..inputs.batch import CandidateInputs, Output, UserInputs
+from ..inputs.flat import FlatPlan, plan_flat
+from ..inputs.history import NO_TOKENS, TokenShape
+from ..inputs.schema import Schema
+from ..layers import param
+from ..layers.dense import MLP, SplitDense, mlp_flops, mlp_params, repeat_user
+from ..layers.matmul import contract
+from ..layers.per_token import activation
+from ..layers.towers import Towers, tower_flops, tower_params
+from ..ranker import Backbone
+from ..sizing import mlp_shapes
+
+Array = jax.Array
+
+# Cross parts `size_space` considers, largest first: (layers, rank).
+_CROSS_LADDER = ((3, None), (3, 64), (2, 32), (2, 16), (1, 16), (1, 8), (1, 4), (1, 2), (1, 1))
+# Largest share of the parameters it gives to them.
+_CROSS_SHARE = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class DCNv2Config:
+    """cross_layers L; rank None for full matrices; experts E; widths of the MLP, () for none."""
+
+    cross_layers: int = 3
+    rank: int | None = None
+    experts: int = 1
+    widths: tuple[int, ...] = (512, 256)
+    structure: Literal["stacked", "parallel"] = "stacked"
+    cross_activation: str = "tanh"
+    activation: str = "relu"
+    init: str = "lecun_normal"
+    tower: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.cross_layers < 1:
+            raise ValueError(f"cross_layers is {self.cross_layers}, expected at least 1")
+        if self.experts < 1 or (self.experts > 1 and self.rank is None):
+            raise ValueError(f"experts={self.experts} with rank={self.rank}: a mixture needs experts >= 1 and a rank")
+        if self.structure == "parallel" and not self.widths:
+            raise ValueError("structure='parallel' needs an MLP, but widths is empty")
+
+
+class CrossLayer(nnx.Module):
+    """One cross layer on rows x_0, x_l [B, d].
+
+    Args:
+        user_width, candidate_width: the two halves of d; only the first layer is ever called in halves.
+        rank, experts: see the file's docstring.
+    """
+
+    def __init__(
+        self, user_width: int, candidate_width: int, *, rank: int | None = None, experts: int = 1,
+        cross_activation: str = "tanh", init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+    ):
+        width = user_width + candidate_width
+        self.rank, self.experts, self.act, self.dtype = rank, experts, cross_activation, dtype
+        inner = inner_width(width, rank, experts)
+        # x V_1 .. x V_E and the gate's x W_g are one product.
+        self.inward = SplitDense(user_width, candidate_width, inner, use_bias=False, init=init, dtype=dtype, rngs=rngs)
+        between, outward = ("experts", "rank", "rank"), ("experts", "rank", "features")
+        self.between = param.kernel(rngs, (experts, rank, rank), between, init) if experts > 1 else None
+        self.outward = param.kernel(rngs, (experts, rank, width), outward, init) if rank else None
+        self.bias = param.constant((width,), ("features",))
+
+    def __call__(self, x0: Array, x: Array, inward: Array | None = None) -> Array:
+        """inward: the product x V, where it was computed in halves."""
+        inward = self.inward(x) if inward is None else inward
+        return x0 * (self._outward(inward) + self.bias[...].astype(self.dtype)[None]) + x
+
+    def _outward(self, y: Array) -> Array:
+        if self.rank is None:
+            return y
+        if self.experts == 1:
+            return contract("br,rd->bd", y, self.outward[...][0], self.dtype)
+        act, cut = activation(self.act), self.experts * self.rank
+        h = act(y[:, :cut]).reshape(-1, self.experts, self.rank).swapaxes(0, 1)
+        gate = jax.nn.softmax(y[:, cut:].astype(jnp.float32), axis=-1).astype(self.dtype)
+        h = act(contract("ebr,ers->ebs", h, self.between[...], self.dtype)) * gate.T[..., None]
+        return contract("ebr,erd->bd", h, self.outward[...], self.dtype)
+
+
+def inner_width(width: int, rank: int | None, experts: int) -> int:
+    """Columns of a cross layer's first product: d, rank, or E ranks and E gates."""
+    if rank is None:
+        return width
+    return rank if experts == 1 else experts * rank + experts
+
+
+class _State(NamedTuple):
+    """x_user [R, d_u], and its products with the first cross layer and, if parallel, with the MLP; None if d_u = 0."""
+
+    x: Array | None
+    cross: Array | None
+    deep: Array | None
+
+
+class DCNv2(Backbone):
+    """Cross layers on the flat inputs of `plan` and an MLP of `widths`, stacked or parallel."""
+
+    def __init__(
+        self, plan: FlatPlan, cross_layers: int, widths: tuple[int, ...], tasks: int, *, rank: int | None = None,
+        experts: int = 1, structure: str = "stacked", cross_activation: str = "tanh", activation: str = "relu",
+        tower: tuple[int, ...] = (), init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+    ):
+        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+        cross = dict(rank=rank, experts=experts, cross_activation=cross_activation)
+        self.plan, self.parallel, self.act, self.dtype = plan, structure == "parallel", activation, dtype
+        sides = (plan.user_width, plan.candidate_width)
+        self.cross = nnx.List(CrossLayer(*sides, **cross, **kwargs) for _ in range(cross_layers))
+        self.first = SplitDense(*sides, widths[0], **kwargs) if widths else None
+        self.rest = MLP(widths[0], widths[1:], activation=activation, **kwargs) if widths else None
+        self.towers = Towers(_head_width(plan.width, widths, structure), tasks, tower=tower, **kwargs)
+
+    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> _State:
+        x = self.plan.join_user(user, tokens)
+        return _State(x, self.cross[0].inward.encode_user(x), self.first.encode_user(x) if self.parallel else None)
+
+    def score(
+        self, state: _State, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+    ) -> Output:
+        own = self.plan.join_candidates(candidates, tokens)
+        requests, count, width = own.shape
+        x0 = own.reshape(requests * count, width)
+        if state.x is not None:
+            x0 = jnp.concatenate([repeat_user(state.x, count), x0], axis=-1)
+        x0 = x0.astype(self.dtype)
+        x = self.cross[0](x0, x0, self.cross[0].inward.score(state.cross, own))
+        for layer in list(self.cross)[1:]:
+            x = layer(x0, x)
+        if self.first is not None:
+            h = self.first.score(state.deep, own) if self.parallel else self.first(x)
+            h = self.rest(activation(self.act)(h))
+            x = jnp.concatenate([x, h], axis=-1) if self.parallel else h
+        return Output(logits=self.towers(x).reshape(requests, count, -1))
+
+
+def build(
+    config: DCNv2Config, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
+) -> DCNv2:
+    """The model of a config; `tokens` are those of a sequence encoder in front."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    cross_layers, widths = values.pop("cross_layers"), values.pop("widths")
+    plan = plan_flat(schema, tokens)
+    return DCNv2(plan, cross_layers, widths, len(schema.tasks), dtype=dtype, rngs=rngs, **values)
+
+
+def count_params(config: DCNv2Config, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
+    """Closed form of the parameter tree."""
+    d = plan_flat(schema, tokens).width
+    head = tower_params(_head_width(d, config.widths, config.structure), len(schema.tasks), config.tower)
+    return Params(dense=_cross_params(d, config) + mlp_params(d, config.widths) + head, head=head)
+
+
+def count_flops(config: DCNv2Config, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:
+    """Closed form of the matrix products: the user half of every product of x_0 per request, all else per candidate."""
+    plan = plan_flat(schema, tokens)
+    d, rank, experts, widths = plan.width, config.rank, config.experts, config.widths
+    inner = inner_width(d, rank, experts)
+    outward = 0 if rank is None else 2 * experts * rank * (d + (rank if experts > 1 else 0))
+    rest = config.cross_layers * outward + (config.cross_layers - 1) * 2 * d * inner
+    total = plan.split_flops(inner)
+    if config.structure == "parallel":
+        total += plan.split_flops(widths[0])
+        rest += mlp_flops(widths[0], widths[1:])
+    else:
+        rest += mlp_flops(d, widths)
+    rest += tower_flops(_head_width(d, widths, config.structure), len(schema.tasks), config.tower)
+    return total + Flops(candidate=rest)
+
+
+def size_space(
+    schema: Schema, config: DCNv2Config, target_dense_params: float, tokens: TokenShape = NO_TOKENS
+) -> Iterator[dict[str, Any]]:
+    """Overrides (cross_layers, rank, widths) near the target.
+
+    A given rank keeps the cross part as configured. With rank=None it starts at the largest cross part that leaves a
+    fifth of the parameters to the MLP (up to `cross_layers` full layers) and goes down in rank and depth from there.
+    """
+    d = plan_flat(schema, tokens).width
+    ladder = [(config.cross_layers, config.rank)]
+    if config.rank is None:
+        ladder += [step for step in _CROSS_LADDER if step[0] <= config.cross_layers and (step[1] or 0) < d / 2]
+    for layers, rank in dict.fromkeys(ladder):
+        shape = dataclasses.replace(config, cross_layers=layers, rank=rank)
+        if config.rank is None and _cross_params(d, shape) > _CROSS_SHARE * target_dense_params:
+            continue
+
+        def params(widths: tuple[int, ...], shape: DCNv2Config = shape) -> int:
+            return count_params(dataclasses.replace(shape, widths=widths), schema, tokens).dense
+
+        for widths in mlp_shapes(params, len(config.widths), target_dense_params):
+            yield {"cross_layers": layers, "rank": rank, "widths": widths}
+
+
+def _cross_params(d: int, config: DCNv2Config) -> int:
+    rank, experts = config.rank, config.experts
+    outward = 0 if rank is None else experts * rank * (d + (rank if experts > 1 else 0))
+    return config.cross_layers * (d * inner_width(d, rank, experts) + outward + d)
+
+
+def _head_width(d: int, widths: tuple[int, ...], structure: str) -> int:
+    if not widths:
+        return d
+    return widths[-1] + (d if structure == "parallel" else 0)
+
+
+DCNV2 = BackboneSpec(DCNv2Config, build, count_params, count_flops, size_space)

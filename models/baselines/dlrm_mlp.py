@@ -1,0 +1,257 @@
+"""DLRM-MLP (arXiv 1906.00091): an MLP on the concatenated fields, the plain baseline of ranking papers.
+
+    h_0 = x = [x_user, x_candidate]     h_l = relu(h_{l-1} W_l + b_l)     logits = towers(h_L)
+
+Letters: d_in = F_0 width of all fields, F_1..F_L layer widths, Y tasks, T tokens and D their width (interaction="dot").
+The first product is split exactly, x W_1 = x_user W_user + x_candidate W_candidate, its user half once per request.
+
+interaction="dot" (the DLRM of the paper): numeric fields go through a bottom MLP, one per side (so that the user's runs
+once per request), to a token of width D; every id field is a token; all pairwise dots join x. Fields whose width is not
+D are projected. History tokens join x only.
+
+Closed forms (interaction="none"):
+    params = sum_l (F_{l-1}*F_l + F_l) + Y*(F_L + 1)          flops = 2*sum_l F_{l-1}*F_l + 2*Y*F_L
+interaction="dot" adds T*(T-1)/2 inputs, 2*T^2*D FLOPs (the whole Gram matrix, as executed), bottom MLPs, projections.
+
+Undisclosed -> flag (default): the tower the comparison papers used -> widths; interaction ("none"); init; tower (()).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ..architecture import BackboneSpec
+from ..counts import Flops, Params
+from ..inputs.batch import CandidateInputs, Output, UserInputs
+from ..inputs.flat import FlatPlan, plan_flat
+from ..inputs.history import NO_TOKENS, TokenShape
+from ..inputs.schema import Field, Schema
+from ..layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_params, repeat_user
+from ..layers.matmul import contract
+from ..layers.per_token import activation
+from ..layers.towers import Towers, tower_flops, tower_params
+from ..ranker import Backbone
+from ..sizing import mlp_shapes
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DLRMMLPConfig:
+    """widths F_1..F_L; bottom: hidden widths of the bottom MLPs; interaction_width: D, None = that of all id fields."""
+
+    widths: tuple[int, ...] = (512, 256, 128)
+    interaction: Literal["none", "dot"] = "none"
+    interaction_width: int | None = None
+    bottom: tuple[int, ...] = (64,)
+    activation: str = "relu"
+    init: str = "lecun_normal"
+    tower: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if not self.widths:
+            raise ValueError("widths is empty, expected at least one layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class DotPlan:
+    """Tokens of interaction="dot", per side: id fields, numeric fields, and the widths of both."""
+
+    width: int
+    fields: tuple[tuple[Field, ...], tuple[Field, ...]]
+    numeric: tuple[tuple[Field, ...], tuple[Field, ...]]
+
+    @property
+    def tokens(self) -> int:
+        """T: id fields and one token per side that has numeric fields."""
+        return sum(map(len, self.fields)) + sum(map(bool, self.numeric))
+
+    @property
+    def pairs(self) -> int:
+        return self.tokens * (self.tokens - 1) // 2
+
+    def bottom_width(self, side: int) -> int:
+        """Width the side's numeric token adds to x."""
+        return self.width if self.numeric[side] else 0
+
+    def projected(self, side: int) -> tuple[Field, ...]:
+        return tuple(field for field in self.fields[side] if field.width != self.width)
+
+
+class DotSide(nnx.Module):
+    """Tokens of one side: fields -> (numeric token [..., D] or None, tokens [..., T_side, D] or None)."""
+
+    def __init__(
+        self, plan: DotPlan, side: int, bottom: tuple[int, ...], *, activation: str = "relu",
+        init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+    ):
+        numeric, kwargs = plan.numeric[side], dict(init=init, dtype=dtype, rngs=rngs)
+        self.numeric = tuple(field.name for field in numeric)
+        self.names = tuple(field.name for field in plan.fields[side])
+        width = sum(field.width for field in numeric)
+        self.bottom = MLP(width, (*bottom, plan.width), activation=activation, **kwargs) if numeric else None
+        self.project = nnx.Dict(
+            {f.name: Dense(f.width, plan.width, axes=("features", "embed"), **kwargs) for f in plan.projected(side)}
+        )
+
+    def __call__(self, fields: dict[str, Array]) -> tuple[Array | None, Array | None]:
+        tokens = [self.project[n](fields[n]) if n in self.project else fields[n] for n in self.names]
+        numeric = None
+        if self.bottom is not None:
+            numeric = self.bottom(jnp.concatenate([fields[name] for name in self.numeric], axis=-1))
+            tokens.append(numeric)
+        return numeric, jnp.stack(tokens, axis=-2) if tokens else None
+
+
+class _State(NamedTuple):
+    """first: x_user W_user [R, F_1] or None; tokens: the user's dot tokens [R, T_u, D] or None."""
+
+    first: Array | None
+    tokens: Array | None
+
+
+class DLRMMLP(Backbone):
+    """An MLP of `widths` on the flat inputs of `plan`, with pairwise dots if `dots` is given."""
+
+    def __init__(
+        self, plan: FlatPlan, widths: tuple[int, ...], tasks: int, *, dots: DotPlan | None = None,
+        bottom: tuple[int, ...] = (), activation: str = "relu", tower: tuple[int, ...] = (),
+        init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+    ):
+        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+        self.plan, self.dots, self.act, self.dtype = plan, dots, activation, dtype
+        sides = range(2 if dots else 0)
+        self.sides = nnx.List(DotSide(dots, side, bottom, activation=activation, **kwargs) for side in sides)
+        user, candidate = _first_widths(plan, dots)
+        self.first = SplitDense(user, candidate, widths[0], **kwargs)
+        self.rest = MLP(widths[0], widths[1:], activation=activation, **kwargs)
+        self.towers = Towers(widths[-1], tasks, tower=tower, **kwargs)
+
+    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> _State:
+        x, made = self.plan.join_user(user, tokens), None
+        if self.dots:
+            numeric, made = self.sides[0](user.fields)
+            x = _append(x, numeric)
+        return _State(self.first.encode_user(x), made)
+
+    def score(
+        self, state: _State, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+    ) -> Output:
+        x = self.plan.join_candidates(candidates, tokens)
+        if self.dots:
+            numeric, made = self.sides[1](candidates.fields)
+            x = _append(_append(x, numeric), self._pairwise(state.tokens, made))
+        requests, count = jax.tree.leaves(candidates.fields)[0].shape[:2]
+        h = self.rest(activation(self.act)(self.first.score(state.first, x)))
+        return Output(logits=self.towers(h).reshape(requests, count, -1))
+
+    def _pairwise(self, user: Array | None, own: Array) -> Array:
+        """Dots of all token pairs i < j: [R, T_u, D] and [R, C, T_c, D] -> [R, C, T*(T-1)/2]."""
+        requests, candidates, _, width = own.shape
+        rows = own.reshape(requests * candidates, -1, width)
+        if user is not None:
+            shared = repeat_user(user.reshape(requests, -1), candidates).reshape(requests * candidates, -1, width)
+            rows = jnp.concatenate([shared, rows], axis=1)
+        gram = contract("bid,bjd->bij", rows, rows, self.dtype)
+        i, j = np.triu_indices(rows.shape[1], k=1)
+        return gram[:, i, j].reshape(requests, candidates, -1)
+
+
+def build(
+    config: DLRMMLPConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
+) -> DLRMMLP:
+    """The model of a config; `tokens` are those of a sequence encoder in front."""
+    plan, dots = _plans(config, schema, tokens)
+    return DLRMMLP(
+        plan, config.widths, len(schema.tasks), dots=dots, bottom=config.bottom, activation=config.activation,
+        tower=config.tower, init=config.init, dtype=dtype, rngs=rngs,
+    )
+
+
+def count_params(config: DLRMMLPConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
+    """Closed form of the parameter tree."""
+    plan, dots = _plans(config, schema, tokens)
+    head = tower_params(config.widths[-1], len(schema.tasks), config.tower)
+    tokenizer = 0
+    for side in range(2 if dots else 0):
+        tokenizer += sum(field.width * dots.width + dots.width for field in dots.projected(side))
+        if dots.numeric[side]:
+            tokenizer += mlp_params(_width(dots.numeric[side]), (*config.bottom, dots.width))
+    dense = tokenizer + mlp_params(sum(_first_widths(plan, dots)), config.widths) + head
+    return Params(dense=dense, tokenizer=tokenizer, head=head)
+
+
+def count_flops(config: DLRMMLPConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:
+    """Closed form of the matrix products: the user half of the first layer per request, all else per candidate."""
+    plan, dots = _plans(config, schema, tokens)
+    widths = config.widths
+    rest = mlp_flops(widths[0], widths[1:]) + tower_flops(widths[-1], len(schema.tasks), config.tower)
+    if dots is None:
+        return plan.split_flops(widths[0]) + Flops(candidate=rest)
+    user, candidate = (2 * width * widths[0] for width in _first_widths(plan, dots))
+    trained = (plan.user_trained or bool(dots.numeric[0]), True)
+    total = Flops(user, candidate + rest + 2 * dots.tokens**2 * dots.width, user * (not trained[0]), 0)
+    sides = [_side_flops(config, dots, side) for side in (0, 1)]
+    return total + Flops(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
+
+
+def size_space(
+    schema: Schema, config: DLRMMLPConfig, target_dense_params: float, tokens: TokenShape = NO_TOKENS
+) -> Iterator[dict[str, Any]]:
+    """Overrides (widths) near the target, as many layers as configured."""
+
+    def params(widths: tuple[int, ...]) -> int:
+        return count_params(dataclasses.replace(config, widths=widths), schema, tokens).dense
+
+    for widths in mlp_shapes(params, len(config.widths), target_dense_params):
+        yield {"widths": widths}
+
+
+def _plans(config: DLRMMLPConfig, schema: Schema, tokens: TokenShape) -> tuple[FlatPlan, DotPlan | None]:
+    if config.interaction == "none":
+        return plan_flat(schema, tokens), None
+    sides = (schema.user_fields, schema.candidate_fields)
+    fields = tuple(tuple(field for field in side if not field.is_dense) for side in sides)
+    numeric = tuple(tuple(field for field in side if field.is_dense) for side in sides)
+    found = sorted({field.width for side in fields for field in side})
+    if config.interaction_width is None and len(found) != 1:
+        raise ValueError(
+            f"interaction='dot' needs id fields of one width, found {found or 'no id field'}; set interaction_width"
+        )
+    dots = DotPlan(config.interaction_width or found[0], fields, numeric)
+    return plan_flat(schema, tokens, keep=lambda field: not field.is_dense), dots
+
+
+def _first_widths(plan: FlatPlan, dots: DotPlan | None) -> tuple[int, int]:
+    """Widths of the two halves of x, numeric tokens and dots included."""
+    if dots is None:
+        return plan.user_width, plan.candidate_width
+    return plan.user_width + dots.bottom_width(0), plan.candidate_width + dots.bottom_width(1) + dots.pairs
+
+
+def _side_flops(config: DLRMMLPConfig, dots: DotPlan, side: int) -> tuple[int, int]:
+    """FLOPs of one side's projections and bottom MLP, and those of gradients nobody needs (raw numeric inputs)."""
+    total = sum(2 * field.width * dots.width for field in dots.projected(side))
+    if not dots.numeric[side]:
+        return total, 0
+    width, widths = _width(dots.numeric[side]), (*config.bottom, dots.width)
+    return total + mlp_flops(width, widths), 2 * width * widths[0]
+
+
+def _width(fields: tuple[Field, ...]) -> int:
+    return sum(field.width for field in fields)
+
+
+def _append(x: Array | None, more: Array | None) -> Array | None:
+    parts = [part for part in (x, more) if part is not None]
+    return jnp.concatenate(parts, axis=-1) if parts else None
+
+
+DLRM_MLP = BackboneSpec(DLRMMLPConfig, build, count_params, count_flops, size_space)
