@@ -233,8 +233,8 @@ def _compared(
     fits = {model: fit_pair(data, model, delta=options["delta"]) for model in LEVELS + RIVALS}
     verdicts = {model: admissible(fit, fits["own"], data.clusters) for model, fit in fits.items()}
     for model, fit in fits.items():
-        # Only what will be quoted is resampled: the multipliers, and differences a claim may rest on.
-        if model in ("shift", "own") or verdicts[model][0]:
+        # Only what will be quoted is resampled: rivals that are not admissible are not.
+        if model in ("shift", "exponents", "own") or verdicts[model][0]:
             fits[model] = resampled(fit, data, weights, delta=options["delta"], seed=options["seed"])
     found.append(gates.convergence(fits["own"].convergence_share))
     levels = _levels(data, fits, options["delta"])

@@ -40,7 +40,7 @@ _FREE = {
 _LEAST_SQUARES = 1e6  # a Huber width no residual reaches
 _MIN_DISTINCT_CLUSTERS = 4  # a resample with fewer cannot determine three parameters per architecture
 _RESTART_SPREAD = 0.3  # sd of the random restart in log parameters
-_F_LEVEL = 0.05
+_CLEARLY_WORSE = 0.01  # stricter than 5%: a true common floor must not be turned away one time in twenty
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def admissible(fit: PairFit, own: PairFit, clusters: np.ndarray) -> tuple[bool, 
     if fit.model == "own":
         return True, ""
     p = nesting_p_value(fit, own, clusters)
-    if p < _F_LEVEL:
+    if p < _CLEARLY_WORSE:
         return False, f"rejected against separate curves (p = {p:.2g})"
     return True, ""
 
