@@ -48,7 +48,7 @@ from ..layers.norms import Norm, norm_params
 from ..layers.per_token import PerTokenFFN
 from ..layers.towers import Towers, tower_flops, tower_params
 from ..ranker import Backbone
-from ..sizing import LARGE, grains, solve_affine
+from ..sizing import LARGE, grains
 
 Array = jax.Array
 
@@ -238,34 +238,40 @@ def size_space(
 ) -> Iterator[dict[str, Any]]:
     """Overrides (tokens, width, hidden) near the target; layers and a given number of tokens stay as configured.
 
-    For each T and D the hidden width that meets the target is solved for; shapes with F/D near 2.8 come first.
+    For each T and D the hidden width that meets the target is solved for. First come shapes with F/D near 2.8, the
+    number of tokens that suits the size, and hidden widths that are multiples of 64 (8 below 1e7 parameters).
     """
-    for T in _token_choices(schema, config, target_dense_params, tokens):
+    found = []
+    for T, token_cost in _token_choices(schema, config, target_dense_params, tokens):
         step = math.lcm(T or 1, 128 if target_dense_params >= LARGE else 4)
         ideal = math.sqrt(target_dense_params / (2 * _HIDDEN_RATIO * config.layers * (T or 16)))
-        shapes = [dataclasses.replace(config, tokens=T, width=D) for D in range(step, int(3 * ideal) + step + 1, step)]
-        solved = [(grain, shape, _solve_hidden(shape, schema, target_dense_params, tokens, grain))
-                  for grain in grains(target_dense_params) for shape in shapes]
-        fitting = [entry for entry in solved if entry[2] is not None]
-        fitting.sort(key=lambda entry: (-entry[0], abs(math.log(entry[2] / entry[1].width / _HIDDEN_RATIO))))
-        for _, shape, hidden in fitting:
-            yield {"tokens": T, "width": shape.width, "hidden": hidden}
+        for D in range(step, int(3 * ideal) + step + 1, step):
+            shape = dataclasses.replace(config, tokens=T, width=D)
+            for i, hidden in enumerate(_hidden_choices(shape, schema, target_dense_params, tokens)):
+                ratio_cost = abs(math.log2(hidden / D / _HIDDEN_RATIO))
+                found.append((ratio_cost + token_cost + i / 4, T or 0, D, hidden))
+    for _, T, D, hidden in sorted(found):
+        yield {"tokens": T or None, "width": D, "hidden": hidden}
 
 
-def _solve_hidden(config: RankMixerConfig, schema: Schema, target: float, tokens: TokenShape, grain: int) -> int | None:
-    return solve_affine(
-        lambda F: count_params(dataclasses.replace(config, hidden=F), schema, tokens).dense, target, grain
-    )
+def _hidden_choices(config: RankMixerConfig, schema: Schema, target: float, tokens: TokenShape) -> list[int]:
+    """Multiples of each grain, coarsest first, at which the parameters (affine in F) come nearest to the target."""
+    one, two = (count_params(dataclasses.replace(config, hidden=F), schema, tokens).dense for F in (1, 2))
+    exact = 1 + (target - one) / (two - one)
+    return list(dict.fromkeys(grain * round(exact / grain) for grain in grains(target) if exact >= grain / 2 + 1e-9))
 
 
-def _token_choices(schema: Schema, config: RankMixerConfig, target: float, tokens: TokenShape) -> list[int | None]:
-    """T as configured, or powers of two around the number that suits the size: more tokens for larger models."""
+def _token_choices(
+    schema: Schema, config: RankMixerConfig, target: float, tokens: TokenShape
+) -> list[tuple[int | None, float]]:
+    """T as configured, or powers of two with the cost of being far from what suits the size: more for larger models."""
     if config.tokens is not None or config.tokenizer != "cut":
-        return [config.tokens]
+        return [(config.tokens, 0.0)]
     suits = 4 if target < 3e4 else 8 if target < 3e5 else 16 if target < 3e8 else 32
     possible = possible_tokens(schema, config, tokens)
-    choices = [T for T in (2, 4, 8, 16, 32, 64) if T in possible]
-    return sorted(choices, key=lambda T: (abs(math.log2(T / suits)), T)) or [None]
+    powers = [T for T in (2, 4, 8, 16, 32, 64) if T in possible] or [possible[-1]]
+    nearest = min(powers, key=lambda T: (abs(math.log2(T / suits)), T))
+    return [(T, abs(math.log2(T / nearest)) / 2) for T in powers if abs(math.log2(T / nearest)) <= 1]
 
 
 def _dropout(x: Array, rate: float, key: Array | None) -> Array:
