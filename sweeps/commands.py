@@ -163,11 +163,9 @@ def sweep(
             click.echo(_outcome_line(out, outcome))
             _leave(outcome)
         table = collect_runs(out)
+        click.echo(_outcome_line(out, outcome))
+        click.echo(f"run table: {out / TABLE}")
         report = {} if no_report else _report(out)
-    click.echo(_outcome_line(out, outcome))
-    click.echo(f"run table: {out / TABLE}")
-    for line in report.get("summary", []):
-        click.echo(line)
     if as_json:
         result = {"out": str(out), "runs": len(table), "statuses": outcome.statuses}
         _json(result | {"wall_s": round(time.monotonic() - began, 1), "report": report})
@@ -205,10 +203,13 @@ def _launch(out: Path, workers: int | None, memory_gb: float | None, root: str |
 
 
 def _report(out: Path) -> dict[str, Any]:
-    from ..scaling.report import make_report
+    """Fits and draws with the options of the sweep file, prints the summary, and returns it."""
+    from ..scaling.report import make_report, print_summary
     from .plan import read_sweep
 
-    return make_report(out, **read_sweep(out).get("report", {}))
+    summary = make_report(out, **read_sweep(out).get("report", {}))
+    print_summary(summary)
+    return summary
 
 
 def _free(root: str | None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
     get_config() -> ConfigDict        the base configuration of every run
     get_sweep() -> list of points     what varies, built from the combinators
-    get_report() -> dict              options of the report: form, axes, target, hold_out, ... (optional)
+    get_report() -> dict              options of the report: form, axes, target, truth, ... (optional)
 
 A sweep file is named by its path or, for those installed with the package, by its name alone (`quickstart`).
 """

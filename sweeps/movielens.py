@@ -24,4 +24,4 @@ def get_sweep() -> Sweep:
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss"}
+    return {"form": "power_offset", "axes": ["dense_params"], "target": "logloss"}

@@ -22,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from .. import models
+from ..scaling.counting.sizing import size
 from ..scaling.data import make_source
 from ..scaling.overrides import OverrideError, apply, leaves, parse
 from ..scaling.runs import FINISHED, read_record, write_atomically
@@ -157,8 +158,6 @@ class _Planner:
 
     def _sized(self, config: ConfigDict, schema: Any, targets: dict[str, float]) -> ConfigDict:
         """The architecture's model section nearest to a target; every distinct question is solved once."""
-        from ..scaling.counting.sizing import size
-
         model = resolved(config)["model"]
         key = config_hash({"name": config.architecture, "of": model, "to": targets, "schema": schema.hash()})
         if key not in self.shapes:

@@ -26,4 +26,4 @@ def get_sweep() -> Sweep:
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss", "hold_out": "largest"}
+    return {"form": "power_offset", "axes": ["dense_params", "train_flops"], "target": "logloss"}
