@@ -1,0 +1,57 @@
+"""Where a measurement was taken: versions, device, date and command, stored with every number."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import host_memory
+
+_PACKAGES = ("recscale", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
+
+
+def environment() -> dict[str, Any]:
+    """JSON-able provenance: date (UTC), command, versions, device, cores, and what else changes speed.
+
+    `huge_pages` says whether malloc puts large blocks on huge pages (see `recscale.scaling.host_memory`).
+    """
+    import jax
+
+    first = jax.local_devices()[0]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": versions(),
+        "device": {"platform": first.platform, "kind": first.device_kind, "count": jax.local_device_count()},
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "huge_pages": host_memory.has_huge_pages(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that decide speed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,97 @@
+"""What a training step pays for large embedding tables, and for generating its batch.
+
+Both are ratios of steps that differ in one thing, run by turns in one process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from ...models.inputs import Field, Schema
+from ..counting.sizing import size
+from ..data.sources import make_source
+from ..training import get_config
+from ..training.step import make_trainer
+from .fixed_batch import FixedBatch
+from .timing import alternate, summary
+
+# Tables compared: rows of width 16.
+SMALL_ROWS, LARGE_ROWS, TABLE_WIDTH = 10_000, 10_000_000, 16
+
+
+def table_rows(
+    *, rows: int = 1024, fields: int = 8, rounds: int = 8, per_round: int = 4, large: int = LARGE_ROWS
+) -> dict[str, Any]:
+    """Step time with a table of `large` rows over that with 10,000.
+
+    One table of width 16 shared by 8 id fields, 1,024 rows per batch, row-wise Adagrad, and a small RankMixer (8 tokens
+    of width 16, F 64, one block) so that the table, not the model, decides the time.
+
+    Returns:
+        ratio of medians, and both times; `large_rows`, `small_rows`.
+    """
+    steps = {}
+    for name, vocabulary in (("small", SMALL_ROWS), ("large", large)):
+        schema = Schema(
+            tuple(
+                Field(f"f{i}", "user" if i < fields // 2 else "candidate", TABLE_WIDTH, vocabulary, table="shared")
+                for i in range(fields)
+            )
+        )
+        config = get_config("rankmixer")
+        config.model.update({"tokenizer": "identity", "width": TABLE_WIDTH, "hidden": 64, "layers": 1})
+        steps[name] = _step(config, FixedBatch(schema, rows))
+    times = {name: summary(samples) for name, samples in alternate(steps, rounds=rounds, per_round=per_round).items()}
+    return {
+        "ratio": times["large"]["median_ms"] / times["small"]["median_ms"],
+        "large_rows": large,
+        "small_rows": SMALL_ROWS,
+        "width": TABLE_WIDTH,
+        "large": times["large"],
+        "small": times["small"],
+    }
+
+
+def generation(
+    *, preset: str = "dense", dense_params: float = 1e6, rows: int = 1024, rounds: int = 8, per_round: int = 4
+) -> dict[str, Any]:
+    """Share of a training step spent generating its known-truth batch on the device.
+
+    The step that generates its batch is compared with the same step given that batch, for a RankMixer of 1M dense
+    parameters; the batch alone is timed as well.
+
+    Returns:
+        share = 1 - given / generated (medians); the three times; preset and model size.
+    """
+    config = get_config("rankmixer", "known_truth")
+    config.data.preset = preset
+    config.training.requests = rows
+    source = make_source(config.data.to_dict(), requests=rows, candidates=1)
+    sized = size("rankmixer", source.schema, dense_params=dense_params)
+    config.model = sized.config
+    batch = jax.block_until_ready(jax.jit(source.batch)(0))
+    alone = jax.jit(source.batch)
+    steps = {
+        "generated": _step(config, source, generate=True),
+        "given": _step(config, source, batch=batch),
+        "batch_alone": lambda: jax.block_until_ready(alone(1)),
+    }
+    times = {name: summary(samples) for name, samples in alternate(steps, rounds=rounds, per_round=per_round).items()}
+    return {
+        "share": 1.0 - times["given"]["median_ms"] / times["generated"]["median_ms"],
+        "preset": preset,
+        "dense_params": sized.count.dense_params,
+        **times,
+    }
+
+
+def _step(config: Any, source: Any, *, batch: Any = None, generate: bool = False):
+    """One step of one replica: on `batch`, on the source's first batch, or (`generate`) on one made inside."""
+    from .train_step import stepper
+
+    trainer = make_trainer(config, source, [(0, 1e-3)], warmup=0)
+    if not generate and batch is None:
+        batch = source.batch(0)
+    return stepper(trainer, trainer.fresh_state(), batch)
