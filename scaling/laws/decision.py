@@ -18,6 +18,7 @@ from scipy import stats
 
 from . import forms as form_registry
 from . import solver
+from .forms_base import Form
 from .frontier import Excluded, usable_rows
 
 _GAP_SDS = 2.0
@@ -80,117 +81,97 @@ def decision_accuracy(
     one-axis laws fitted below it.
 
     `scale` holds the levels all settings share; `axis` is what laws are fitted on. The noise of a pair is the
-    sd of per-seed differences (`data_seed`, else `seed`) pooled over scales; without repeats the gap rule
+    sd of differences per `data_seed` and `seed`, pooled over scales; without repeats the gap rule
     cannot be applied and the verdict says so. Raises KeyError for a missing column, ValueError with fewer
     than two settings or scales.
     """
     rows, excluded = usable_rows(table, [scale, axis, target])
     if by not in rows.columns:
         raise KeyError(f"no column {by!r}; columns: {list(rows.columns)}")
-    means = rows.groupby([by, scale])[target].mean().unstack(scale)
-    shared = means.columns[means.notna().all()]
+    runs = pd.DataFrame(
+        {"setting": rows[by], "scale": rows[scale], "x": rows[axis], "y": rows[target]}, dtype=object
+    )
+    runs = runs.astype({"scale": float, "x": float, "y": float})
+    seeds = [name for name in ("data_seed", "seed") if name in rows.columns]
+    runs[seeds] = rows[seeds]
+    means = runs.groupby(["setting", "scale"])["y"].mean().unstack("scale")
+    shared = sorted(means.columns[means.notna().all()])
     if len(means) < 2 or len(shared) < 2:
         raise ValueError(
             f"need two settings and two scales run by all of them, found {len(means)} and {len(shared)}"
         )
-    largest = float(shared.max())
-    final = means[largest]
-    pairs, close, known = _pairs(rows, final, by, scale, target)
-    accuracies = [
-        _accuracy(
-            "scale",
-            f"{level:.4g}",
-            [np.sign(means.at[a, level] - means.at[b, level]) for a, b in pairs],
-            pairs,
-            final,
-        )
-        for level in sorted(shared)[:-1]
-    ]
+    final = means[shared[-1]]
+    pairs, close, known = _pairs(runs, final, seeds)
+    accuracies = [_accuracy("scale", f"{level:.4g}", means[level], pairs, final) for level in shared[:-1]]
     for form in forms:
-        accuracies.append(
-            _form_accuracy(
-                form, rows[rows[scale] < largest], rows, largest, by, scale, axis, target, delta, pairs, final
-            )
-        )
-    return DecisionAccuracy(accuracies, close, largest, _verdict(accuracies, pairs, close, known), excluded)
-
-
-def _pairs(
-    rows: pd.DataFrame, final: pd.Series, by: str, scale: str, target: str
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]], bool]:
-    """Pairs that can be called, pairs that cannot, and whether the noise is known."""
-    seed = "data_seed" if "data_seed" in rows.columns else "seed" if "seed" in rows.columns else None
-    callable_pairs, close = [], []
-    known = False
-    for a, b in combinations(final.index, 2):
-        sd = None if seed is None else _paired_sd(rows, a, b, by, scale, seed, target)
-        known = known or sd is not None
-        too_near = sd is not None and abs(final[a] - final[b]) < _GAP_SDS * sd
-        (close if too_near else callable_pairs).append((a, b))
-    return callable_pairs, close, known
-
-
-def _paired_sd(
-    rows: pd.DataFrame, a: str, b: str, by: str, scale: str, seed: str, target: str
-) -> float | None:
-    """sd of y_a - y_b over shared seeds, pooled over scales; None without two shared seeds at any scale."""
-    means = rows[rows[by].isin([a, b])].groupby([by, scale, seed])[target].mean().unstack(by)
-    if not {a, b} <= set(means.columns):
-        return None
-    difference = (means[a] - means[b]).dropna().groupby(level=scale)
-    free = difference.count() - 1
-    if (free > 0).sum() == 0:
-        return None
-    return float(np.sqrt((difference.var()[free > 0] * free[free > 0]).sum() / free[free > 0].sum()))
-
-
-def _accuracy(
-    kind: str,
-    name: str,
-    predicted: list[float],
-    pairs: list[tuple[str, str]],
-    final: pd.Series,
-    note: str = "",
-) -> Accuracy:
-    counted = [
-        (p, np.sign(final[a] - final[b]))
-        for p, (a, b) in zip(predicted, pairs, strict=True)
-        if np.isfinite(p)
-    ]
-    right = sum(int(p == truth) for p, truth in counted)
-    if not counted:
-        return Accuracy(kind, name, 0, 0, None, None, note or "no pair to call")
-    return Accuracy(
-        kind, name, right, len(counted), right / len(counted), wilson_interval(right, len(counted)), note
+        predicted, short = _form_predictions(form_registry.get(form), runs, shared[-1], delta)
+        note = f"too few scales below the largest for {', '.join(short)}" if short else ""
+        accuracies.append(_accuracy("form", form_registry.get(form).id, predicted, pairs, final, note))
+    return DecisionAccuracy(
+        accuracies, close, shared[-1], _verdict(accuracies, pairs, close, known), excluded
     )
 
 
-def _form_accuracy(form_id, below, rows, largest, by, scale, axis, target, delta, pairs, final) -> Accuracy:
-    """Fit the form to every setting below the largest scale and order the predictions at that scale's own
-    axis values.
+def _pairs(
+    runs: pd.DataFrame, final: pd.Series, seeds: list[str]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]], bool]:
+    """Pairs that can be called, pairs that cannot, and whether the noise is known."""
+    counted, close = [], []
+    known = False
+    for a, b in combinations(final.index, 2):
+        sd = _paired_sd(runs, a, b, seeds) if seeds else None
+        known = known or sd is not None
+        too_near = sd is not None and abs(final[a] - final[b]) < _GAP_SDS * sd
+        (close if too_near else counted).append((a, b))
+    return counted, close, known
+
+
+def _paired_sd(runs: pd.DataFrame, a: str, b: str, seeds: list[str]) -> float | None:
+    """sd of y_a - y_b over shared seeds, pooled over scales; None without two shared seeds at any scale."""
+    both = runs[runs["setting"].isin([a, b])]
+    means = both.groupby(["setting", "scale", *seeds])["y"].mean().unstack("setting")
+    if not {a, b} <= set(means.columns):
+        return None
+    difference = (means[a] - means[b]).dropna().groupby(level="scale")
+    free = difference.count() - 1
+    repeated = free > 0
+    if not repeated.any():
+        return None
+    return float(np.sqrt((difference.var()[repeated] * free[repeated]).sum() / free[repeated].sum()))
+
+
+def _accuracy(
+    kind: str, name: str, predicted: pd.Series, pairs: list[tuple[str, str]], final: pd.Series, note: str = ""
+) -> Accuracy:
+    """Score predicted metrics (setting -> y; settings may be missing) against the order at the largest scale."""
+    called = [(a, b) for a, b in pairs if a in predicted.index and b in predicted.index]
+    right = sum(bool((predicted[a] < predicted[b]) == (final[a] < final[b])) for a, b in called)
+    if not called:
+        return Accuracy(kind, name, 0, 0, None, None, note or "no pair to call")
+    interval = wilson_interval(right, len(called))
+    return Accuracy(kind, name, right, len(called), right / len(called), interval, note)
+
+
+def _form_predictions(
+    form: Form, runs: pd.DataFrame, largest: float, delta: float
+) -> tuple[pd.Series, list[str]]:
+    """The law of each setting, fitted below the largest scale, at that scale's own x; and settings too short
+    to fit.
     """
-    form = form_registry.get(form_id)
     if len(form.slots) != 1:
-        raise ValueError(f"decision accuracy fits one-axis forms, {form_id} has axes {form.axes}")
+        raise ValueError(f"decision accuracy fits one-axis forms, {form.id} has axes {form.axes}")
     predictions, short = {}, []
-    at_largest = rows[rows[scale] == largest].groupby(by)[axis].mean()
-    for setting, group in below.groupby(by):
-        if group[axis].nunique() < len(form.parameters) + 1:
+    wanted = runs[runs["scale"] == largest].groupby("setting")["x"].mean()
+    for setting, group in runs[runs["scale"] < largest].groupby("setting"):
+        if group["x"].nunique() < len(form.parameters) + 1:
             short.append(str(setting))
             continue
-        log_x = np.log(group[axis].to_numpy(float))
+        log_x = np.log(group["x"].to_numpy())
         centre = log_x.mean()
-        problem = solver.make_problem(
-            form, (log_x - centre)[:, None], group[target].to_numpy(float), delta=delta
-        )
-        where = np.array([[np.log(at_largest[setting]) - centre]])
+        problem = solver.make_problem(form, (log_x - centre)[:, None], group["y"].to_numpy(), delta=delta)
+        where = np.array([[np.log(wanted[setting]) - centre]])
         predictions[setting] = float(form.value(solver.solve(problem).phi, where)[0])
-    signs = [
-        np.sign(predictions[a] - predictions[b]) if a in predictions and b in predictions else np.nan
-        for a, b in pairs
-    ]
-    note = f"too few scales below the largest for {', '.join(short)}" if short else ""
-    return _accuracy("form", form.id, signs, pairs, final, note)
+    return pd.Series(predictions, dtype=float), short
 
 
 def _verdict(accuracies: list[Accuracy], pairs: list, close: list, known: bool) -> str:

@@ -18,9 +18,7 @@ MATCH_COLUMNS = ("flops_target", "match_id")
 
 @dataclass(frozen=True)
 class Matching:
-    """Cluster codes [n] of the rows, whether a code names one shape of both architectures, and why or why
-    not.
-    """
+    """Cluster codes [n]; whether a code names one shape of both architectures, and why or why not."""
 
     codes: np.ndarray
     matched: bool
