@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from . import diagnostics, forms, gates, table, uncertainty
+from . import diagnostics, forms, gates, uncertainty
+from . import table as run_tables
 from .forms_base import Form
 from .gates import EVERYTHING, INTERVALS, Gate
 from .metrics import t_to_auc
@@ -182,6 +183,13 @@ class LawFit:
             raise Refused(f"no optimum: {'; '.join(f'{name} refused ({self.reason(name)})' for name in missing)}")
         return optimum(self, budget, cost, interval)
 
+    def solution_params(self) -> dict[str, float]:
+        """Raw parameters at the optimum whatever the gates say: for computing with, never for quoting."""
+        if self.solution is None:
+            raise Refused(f"the {self.form.id} fit was refused before solving: {'; '.join(g.reason for g in self.refusals)}")
+        raw = self.form.uncentre(self.form.to_natural(self.solution.phi), self.centre)
+        return {name: float(value) for name, value in raw.items()}
+
     def seed_intervals(self) -> dict[str, tuple[float, float] | None]:
         """95% intervals from redrawn seed noise (empty without repeated seeds): noise of the runs, not of the choice of shapes."""
         if self.seed_draws is None or self.refused:
@@ -195,6 +203,14 @@ class LawFit:
         profile = self.profiles.get(self.form.floor or "")
         return None if profile is None or self.refused else profile.interval[1]
 
+    def headline(self) -> str:
+        """One line with everything an exponent needs beside it: form, metric, floor, exponents and fitted range."""
+        ranges = ", ".join(f"{self.rows.columns[s]} {v.min():.3g} to {v.max():.3g}" for s, v in self.rows.axes.items() if len(v))
+        if self.refused:
+            return f"{self.form.id} on {self.rows.target}: refused"
+        parts = [f"{p.name} = {_short(self.params[p.name])}" for p in self.form.parameters if p.role != "coefficient"]
+        return f"{self.form.id} on {self.rows.target}: {', '.join(parts)}; fitted over {ranges}"
+
     @cached_property
     def record(self) -> dict:
         """The frozen fit record: hypothesis, runs, fit, result, validation, ranking extras, provenance, checklist."""
@@ -206,7 +222,7 @@ class LawFit:
 
 
 def fit(
-    table_: pd.DataFrame,
+    table: pd.DataFrame,
     form: str | Form = "chinchilla",
     axes: Mapping[str, str] | Sequence[str] | str | None = None,
     target: str | None = None,
@@ -226,12 +242,14 @@ def fit(
     Raises ValueError for an unknown column, form or option. Degenerate or broken tables do not raise: they return a fit
     whose `params` are None with the reasons in `refusals`.
     """
-    settings, form = _resolve(table_, form, axes, bootstrap, options)
-    columns = table.resolve_axes(form, axes)
+    settings, form = _resolve(table, form, axes, bootstrap, options)
+    columns = run_tables.resolve_axes(form, axes)
     if target is None:
-        target = "auc" if form.target == "auc" else "loss" if "logloss" not in table_ and "loss" in table_ else "logloss"
+        target = "auc" if form.target == "auc" else "loss" if "logloss" not in table and "loss" in table else "logloss"
+    if settings.residuals == "plain" and target in table and (pd.to_numeric(table[target], errors="coerce") <= 0).any():
+        form = forms.with_real_floor(form)
     positive = settings.residuals == "log" or (settings.residuals == "auto" and form.target in ("positive", "log_target"))
-    rows = table.prepare(table_, form, columns, target, cluster=cluster, weights=settings.weights, where=settings.where,
+    rows = run_tables.prepare(table, form, columns, target, cluster=cluster, weights=settings.weights, where=settings.where,
                          invalid=settings.invalid, positive=positive or form.streams,
                          auc=settings.auc if form.streams else None)  # fmt: skip
     return fit_rows(form, rows, settings)
@@ -252,8 +270,6 @@ def _resolve(frame, form, axes, bootstrap: int, options: dict) -> tuple[Settings
         raise ValueError(f"fit or form {form!r} has no option among {', '.join(rest)}; fit takes {offered}") from error
     if own.get("residuals", "auto") not in ("auto", "log", "plain"):
         raise ValueError(f"residuals must be auto, log or plain, found {own['residuals']!r}")
-    if own.get("residuals") == "plain":
-        resolved = forms.with_real_floor(resolved)
     return Settings(bootstrap=int(bootstrap), form_options=rest, **own), resolved
 
 
@@ -432,6 +448,10 @@ def _with_numbers(result: LawFit) -> LawFit:
 
 def _keep(values: Mapping[str, np.ndarray], refused: set[str], convert) -> dict:
     return {name: None if name in refused else convert(value) for name, value in values.items()}
+
+
+def _short(value: float | None) -> str:
+    return "refused" if value is None else f"{value:.4g}"
 
 
 def _percentiles(draws: np.ndarray) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from .forms_base import Form
 from .grid import starting_points
 
 VERSION = "1"
-SMALL_BATCH, LARGE_BATCH = 8, 128  # the two compiled batch sizes: one fit, and blocks of resampled fits
+SMALL_BATCH, LARGE_BATCH = 8, 100  # the two compiled batch sizes: one fit, and blocks of resampled fits
 MAX_ITERATIONS = 400
 # A start counts as converged when its objective is within this of the best one.
 SHARE_RELATIVE, SHARE_ABSOLUTE = 1e-4, 1e-14
@@ -125,7 +125,6 @@ class _State(NamedTuple):
     value: jax.Array
     gradient: jax.Array
     hessian: jax.Array
-    exact_hessian: jax.Array
     damping: jax.Array
     calm: jax.Array
     iteration: jax.Array
@@ -163,11 +162,12 @@ def _program(family, kind: str):
             lambda: jnp.where(absolute <= delta, 0.5 * residual**2, delta * (absolute - 0.5 * delta)),
         )
 
-    def curvature(residual, delta, nu, scale):
+    def curvature(residual, delta, nu, scale, exact):
         absolute = jnp.abs(residual)
 
         def huber():
-            return jnp.minimum(1.0, delta / jnp.maximum(absolute, 1e-300)), jnp.where(absolute <= delta, 1.0, 0.0)
+            soft = jnp.minimum(1.0, delta / jnp.maximum(absolute, 1e-300))
+            return soft, jnp.where(exact, jnp.where(absolute <= delta, 1.0, 0.0), soft)
 
         def student():
             soft = (nu + 1.0) / (nu + (residual / scale) ** 2)
@@ -181,20 +181,19 @@ def _program(family, kind: str):
             return residual, residual
 
         def advance(state):
-            hessian = jnp.where(state.exact, state.exact_hessian, state.hessian)
-            diagonal = jnp.diagonal(hessian)
+            diagonal = jnp.diagonal(state.hessian)
             largest = jnp.max(diagonal)
             ridge = state.damping * diagonal + 1e-14 * largest + 1e-300 + (1.0 - free) * (largest + 1.0)
             # One unit is a factor e in a positive parameter; bounds apply to free entries only.
-            move = jnp.clip(jnp.nan_to_num(_solve_spd(hessian + jnp.diag(ridge), -state.gradient)), -1.0, 1.0)
+            move = jnp.clip(jnp.nan_to_num(_solve_spd(state.hessian + jnp.diag(ridge), -state.gradient)), -1.0, 1.0)
             trial = jnp.where(free > 0, jnp.clip(state.phi + move, low, high), state.phi)
 
             jacobian, residual = jax.jacfwd(function, has_aux=True)(trial)
             jacobian = jacobian * free[None, :]
             value = jnp.sum(weights * deviance(residual, delta, nu, scale))
-            soft, hard = curvature(residual, delta, nu, scale)
-            weighted = jacobian * weights[:, None]
-            gradient = (soft * residual) @ weighted
+            slope, bend = curvature(residual, delta, nu, scale, state.exact)
+            gradient = (weights * slope * residual) @ jacobian
+            hessian = (jacobian * (weights * bend)[:, None]).T @ jacobian
 
             better = value < state.value
             gain = jnp.where(better, (state.value - value) / jnp.maximum(state.value, 1e-300), 1.0)
@@ -207,8 +206,7 @@ def _program(family, kind: str):
                 jnp.where(better, trial, state.phi),
                 jnp.where(better, value, state.value),
                 jnp.where(better, gradient, state.gradient),
-                jnp.where(better, (weighted * soft[:, None]).T @ jacobian, state.hessian),
-                jnp.where(better, (weighted * hard[:, None]).T @ jacobian, state.exact_hessian),
+                jnp.where(better, hessian, state.hessian),
                 jnp.where(promote, 1e-4, damping),
                 jnp.where(promote, 0, calm),
                 state.iteration + 1,
@@ -220,7 +218,7 @@ def _program(family, kind: str):
         square = jnp.zeros((phi.shape[0], phi.shape[0]))
         no, zero = jnp.asarray(False), jnp.asarray(0)
         start = _State(
-            phi, jnp.asarray(jnp.inf), jnp.zeros_like(phi), square, square, jnp.asarray(control.damping), zero, zero, no, no
+            phi, jnp.asarray(jnp.inf), jnp.zeros_like(phi), square, jnp.asarray(control.damping), zero, zero, no, no
         )
         state = jax.lax.while_loop(lambda s: ~s.done & (s.iteration < control.limit), advance, start)
         return state.phi, state.value, state.iteration, jnp.max(jnp.abs(state.gradient))

@@ -67,8 +67,9 @@ def bootstrap(
     *,
     counts: np.ndarray | None = None,
     weights: np.ndarray | None = None,
+    restart: bool = True,
 ) -> np.ndarray:
-    """phi[b, p] of refits on resampled clusters, each the better of a warm start and one random restart.
+    """phi[b, p] of refits on resampled clusters, each the better of a warm start and (with `restart`) one random restart.
 
     codes[n]: cluster of each row. counts[b, c]: resamples drawn elsewhere, so that two fits can share them (paired comparison).
     """
@@ -77,6 +78,9 @@ def bootstrap(
         counts = cluster_counts(int(codes.max()) + 1, draws, generator)
     base = problem.weights if weights is None else weights
     resampled = counts[:, codes] * base
+    if not restart:
+        starts = np.broadcast_to(solution.phi, (len(resampled), len(solution.phi)))
+        return refine(problem, starts, weights=resampled, control=WARM).phi
     return _better_of_two(problem, solution, generator, weights=resampled)
 
 
