@@ -142,6 +142,31 @@ def _movielens_100k(asked: _Request) -> Source:
     )
 
 
+def _known_truth(asked: _Request) -> Source:
+    from .known_truth_source import KnownTruthSource
+
+    config = asked.config
+    if config.passes != 1 or config.order != "time":
+        raise ValueError(
+            f"{config.name} is an endless stream: order is {config.order!r} and passes {config.passes}, "
+            "expected 'time' and 1"
+        )
+    if asked.hosts != 1:
+        raise ValueError(f"{config.name} is generated inside the step, sharded by the mesh; hosts must be 1")
+    given = {"config": config.preset, "holdout_rows": config.holdout_rows}
+    given = {key: value for key, value in given.items() if value is not None}  # the rest has the source's defaults
+    return KnownTruthSource(
+        requests=asked.requests,
+        candidates=asked.candidates,
+        log_seed=config.log_seed,
+        history_length=config.history_length,
+        overrides=config.overrides,
+        cache_dir=asked.cache_dir,
+        **given,
+    )
+
+
 _SOURCES: dict[str, Callable[[_Request], Source]] = {
+    "known_truth": _known_truth,
     "movielens-100k": _movielens_100k,
 }

@@ -57,16 +57,40 @@ def test_errors_name_the_nearest(config, error, text):
 
 
 def test_names():
-    assert "movielens-100k" in list_sources()
+    assert list_sources() == ["known_truth", "movielens-100k"]
 
 
-def test_one_set_does_not_import_another(write_recbole, tmp_path):
-    root = write_recbole(tmp_path / "set")
+def test_known_truth_by_name(tmp_path):
+    """A run configuration reaches the generator: preset, overrides, stream, history length and holdout."""
+    config = ConfigDict({"name": "known_truth", "preset": "smoke", "overrides": {"embedding_width": 4}, "log_seed": 2})
+    config.update({"root": "", "history_length": 7, "holdout_rows": 100, "order": "time", "passes": 1})
+    source = make_source(config, requests=8, candidates=2, cache_dir=tmp_path)
+    assert isinstance(source, Source) and source.on_device and source.total_rows is None
+    assert (source.requests, source.candidates, source.log_seed, source.holdout_rows) == (8, 2, 2, 100)
+    assert source.schema.sequences[0].length == 7 and source.config.embedding_width == 4
+    assert source.config.history_max == 32, "the smoke preset"
+    whole = make_source({"name": "known_truth", "preset": "smoke"}, requests=8)
+    assert whole.schema.sequences[0].length == 32 and whole.log_seed == 0
+
+
+@pytest.mark.parametrize("change", [{"order": "shuffle"}, {"passes": 2}])
+def test_an_endless_stream_has_no_passes(change):
+    with pytest.raises(ValueError, match="known_truth is an endless stream"):
+        make_source({"name": "known_truth", "preset": "smoke"} | change, requests=8)
+    with pytest.raises(ValueError, match="hosts must be 1"):
+        make_source({"name": "known_truth", "preset": "smoke"}, requests=8, hosts=2)
+
+
+@pytest.mark.parametrize(("name", "other"), [("movielens-100k", "known_truth"), ("known_truth", "grain")])
+def test_one_set_does_not_import_another(write_recbole, tmp_path, name, other):
+    config = LOOSE | {"root": str(write_recbole(tmp_path / "set"))}
+    if name == "known_truth":
+        config = {"name": name, "preset": "smoke"}
     script = f"""
         import sys
         from recscale.scaling.data import make_source
-        make_source({LOOSE | {"root": str(root)}!r}, requests=8)
-        print([name for name in sys.modules if "known_truth" in name])
+        make_source({config!r}, requests=8)
+        print([name for name in sys.modules if name.split(".")[-1].startswith({other!r}) and "recscale" in name])
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
