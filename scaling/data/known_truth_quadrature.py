@@ -1,0 +1,142 @@
+"""Expectations over normal logit noise, and exact expected metrics of binary predictions, in NumPy float64.
+
+Nothing here knows the generator: inputs are logits, click probabilities and standard deviations.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.special import expit, log_expit, ndtri, xlogy
+
+NODES = 41
+_SPLINE_STEP = 1.0 / 128
+_CHUNK = 1 << 15  # rows per quadrature block: the [rows, nodes] block stays in cache
+
+
+@functools.lru_cache(maxsize=8)
+def hermite(nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of E f(xi), xi standard normal (probabilists' Gauss-Hermite, weights sum to 1)."""
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    return points, weights / weights.sum()
+
+
+def smoothed(z: Any, sd: Any, amplitude: Any = 0.0, nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
+    """(p, 1 - p) with p = E sigmoid(z + sd xi + amplitude c), xi standard normal, c a fair sign.
+
+    All arguments broadcast; `amplitude` is the size of an unobservable +-amplitude, 0 where there is none. Both
+    numbers are sums of positive terms, so neither loses digits when p is near 0 or 1.
+    """
+    z, sd, amplitude = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (z, sd, amplitude)))
+    flat = z.ravel(), sd.ravel(), amplitude.ravel()
+    p, q = np.empty(z.size), np.empty(z.size)
+    points, weights = hermite(nodes)
+    for start in range(0, z.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        logits = flat[0][part, None] + flat[1][part, None] * points
+        shift = flat[2][part, None]
+        p[part], q[part] = (0.5 * ((expit(s * logits + shift) + expit(s * logits - shift)) @ weights) for s in (1, -1))
+    return p.reshape(z.shape), q.reshape(z.shape)
+
+
+def entropy(p: Any, q: Any | None = None) -> np.ndarray:
+    """-p ln p - q ln q in nats, q = 1 - p unless given."""
+    p = np.asarray(p, np.float64)
+    q = 1.0 - p if q is None else np.asarray(q, np.float64)
+    return -(xlogy(p, p) + xlogy(q, q))
+
+
+def on_grid(function: Callable[[np.ndarray], np.ndarray], z: np.ndarray) -> np.ndarray:
+    """function(z) for a smooth function of many logits: evaluated on a grid of step 1/128, cubic spline between.
+
+    The error is below 1e-10 for averages of sigmoids and their entropies.
+    """
+    low, high = float(z.min()) - 0.1, float(z.max()) + 0.1
+    grid = np.linspace(low, high, max(8, int(np.ceil((high - low) / _SPLINE_STEP))))
+    return CubicSpline(grid, function(grid))(z)
+
+
+def noise_mean(function: Callable[[np.ndarray], np.ndarray], sd: float, nodes: int = NODES) -> Callable:
+    """z -> E function(z + sd xi)."""
+    points, weights = hermite(nodes)
+    return lambda z: function(np.asarray(z)[..., None] + sd * points) @ weights
+
+
+def entropy_of_logit(z: Any) -> np.ndarray:
+    """h(sigmoid(z)), exact for logits of any size."""
+    p, q = expit(z), expit(-np.asarray(z))
+    return -(p * log_expit(z) + q * log_expit(-np.asarray(z)))
+
+
+def divergence(p: np.ndarray, q: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """KL(Bernoulli(p) || Bernoulli(sigmoid(logits))) per row in nats, q = 1 - p."""
+    logits = np.asarray(logits, np.float64)
+    return p * (np.log(p) - log_expit(logits)) + q * (np.log(q) - log_expit(-logits))
+
+
+def logit(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """ln(p / q)."""
+    return np.log(p) - np.log(q)
+
+
+def gaussian_constants(b: float, variance: float, nodes: int = 101) -> dict[str, float]:
+    """What a log with logit ~ Normal(b, variance), all of it known, would have: base_rate, v, asymptote, auc, t.
+
+    The check of a generator that needs no generator: real logits are sums of many small parts.
+    """
+    points, weights = hermite(nodes)
+    z = b + variance**0.5 * points
+    p = expit(z)
+    rate = float(weights @ p)
+    # AUC = P(z of a positive > z of a negative): a double sum over a fine grid of logits.
+    grid = np.linspace(b - 9 * variance**0.5, b + 9 * variance**0.5, 20_001)
+    density = np.exp(-0.5 * (grid - b) ** 2 / variance)
+    density /= density.sum()
+    negative = density * expit(-grid)
+    below = np.cumsum(negative) - 0.5 * negative
+    auc = float((density * expit(grid)) @ below / (rate * (1 - rate)))
+    return {
+        "base_rate": rate,
+        "v": float(weights @ (p * expit(-z))),
+        "asymptote": float(weights @ entropy_of_logit(z)),
+        "auc": auc,
+        "t": t_of_auc(auc),
+    }
+
+
+def t_of_auc(auc: float) -> float:
+    """t = 2 Phi^-1(AUC)^2: the logit signal variance of normal logits at a small base rate."""
+    return float(2.0 * ndtri(auc) ** 2)
+
+
+def expected_auc(scores: Any, positive: Any, negative: Any, groups: Any | None = None) -> float:
+    """AUC in expectation over labels, from each row's expected positive and negative mass.
+
+    sum_{i != j} P_i N_j ([s_i > s_j] + [s_i = s_j] / 2) / (sum P sum N - sum P_i N_i), P = p*, N = 1 - p* for a
+    label that is always observed. With `groups` both sums run over pairs of one group: the mean of group AUCs weighted
+    by their expected positive-negative pairs. NaN if no group has a pair. O(n log n).
+    """
+    scores, positive, negative = (np.asarray(x, np.float64).ravel() for x in (scores, positive, negative))
+    groups = np.zeros(scores.size, np.int64) if groups is None else np.asarray(groups).ravel()
+    order = np.lexsort((scores, groups))
+    score, p, n, group = scores[order], positive[order], negative[order], groups[order]
+    new_group = np.r_[True, group[1:] != group[:-1]]
+    new_tie = new_group | np.r_[True, score[1:] != score[:-1]]
+    tie_starts = np.flatnonzero(new_tie)
+    tie_p, tie_n = np.add.reduceat(p, tie_starts), np.add.reduceat(n, tie_starts)
+    self_pairs = np.add.reduceat(p * n, tie_starts)
+    group_starts = np.flatnonzero(new_group[tie_starts])  # first tie of every group
+    group_of_tie = np.cumsum(new_group[tie_starts]) - 1
+    before = np.cumsum(tie_n) - tie_n
+    below = before - before[group_starts][group_of_tie]
+    wins = np.add.reduceat(tie_p * (below + 0.5 * tie_n) - 0.5 * self_pairs, group_starts)
+    totals = [np.add.reduceat(x, group_starts) for x in (tie_p, tie_n, self_pairs)]
+    pairs = totals[0] * totals[1] - totals[2]
+    # A group of one row has no pair; rounding may leave a trace of one.
+    single = np.diff(np.r_[tie_starts[group_starts], score.size]) == 1
+    pairs, wins = np.where(single, 0.0, pairs), np.where(single, 0.0, wins)
+    return float(wins.sum() / pairs.sum()) if pairs.sum() > 0 else float("nan")

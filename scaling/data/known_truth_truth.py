@@ -1,0 +1,223 @@
+"""Truth of known-truth rows: logit, its parts, Bayes click probability, and what partial knowledge would predict.
+
+Host side, float64; integer parts come from the same arithmetic as the generator, so z is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...models.inputs import Batch
+from .known_truth_config import KnownTruthConfig
+from .known_truth_drift import posterior, state_weights, states
+from .known_truth_parts import DRIFT_FIELD, SEQUENCE, decode, parts
+from .known_truth_quadrature import logit, smoothed
+from .known_truth_world import Terms, World, domain_biases
+
+PARTS = ("N1", "N2", "N3", "N4", "L", "M", "B_user", "B_item", "X")
+
+
+@dataclasses.dataclass(frozen=True)
+class TruthRows:
+    """Truth of a batch; arrays are float64 [R, C, Y] unless said otherwise.
+
+    z: logit without noise, drift states and the unobservable sign of fresh pairs; parts: its parts by name (`PARTS`),
+    and `N_request`, the share of N that is constant in a request; noise_sd: s_eta of the row; fresh: bool [R, C], the
+    pair's sign is unobservable; p: Bayes probability p* of the label given everything a model can see (for a cascade's
+    second label: given the first was 1); q: 1 - p.
+    """
+
+    z: np.ndarray
+    parts: dict[str, np.ndarray]
+    noise_sd: np.ndarray
+    fresh: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+
+    @property
+    def v(self) -> np.ndarray:
+        """p* (1 - p*) per row."""
+        return self.p * self.q
+
+    @property
+    def p_both(self) -> np.ndarray:
+        """p* of the first label times p* of the second: [R, C]. Needs two labels."""
+        return self.p[..., 0] * self.p[..., 1]
+
+
+def truth(world: World, batch: Batch) -> TruthRows:
+    """Truth per row of a batch with its whole history. Labels are not read.
+
+    p* = E sigmoid(z + eta) by 41-node Gauss-Hermite quadrature, averaged over both signs of fresh pairs and, with
+    drift, over the posterior of the hidden states.
+    """
+    config = world.config
+    values, fresh = integer_parts(world, batch)
+    z = _logit(world, values)
+    sd = noise_sd(config, batch)
+    amplitude = _amplitude(world, fresh)
+    offsets, weights = _drift_mixture(world, batch)
+    p, q = np.zeros(z.shape), np.zeros(z.shape)
+    for offset, weight in zip(offsets, np.moveaxis(weights, -1, 0), strict=True):
+        p_state, q_state = smoothed(z + offset, sd, amplitude)
+        p += weight[:, None, None] * p_state
+        q += weight[:, None, None] * q_state
+    return TruthRows(z, {k: v / world.scale for k, v in values.items()}, np.broadcast_to(sd, z.shape), fresh, p, q)
+
+
+def oracle_logits(
+    world: World,
+    batch: Batch,
+    *,
+    quanta: int | None = None,
+    history: int | None = None,
+    ranks: int | None = None,
+    orders: int | None = None,
+    biases: bool = True,
+) -> np.ndarray:
+    """Bayes logit of a model that knows exactly that much: float64 [R, C, Y].
+
+    Known: N terms k <= quanta of order <= orders, the newest `history` events, pair ranks <= ranks, biases of user and
+    item (and always the domain's); None means all there is. The rest is integrated out: missing terms and events as
+    normal noise of their exact variance, missing pairs as a fair sign.
+
+    Raises:
+        ValueError: with drift, whose missing part is not normal.
+    """
+    config = world.config
+    if config.drift:
+        raise ValueError("oracles are not defined with drift: turn it off (drift=0)")
+    known = _limited(world, quanta, orders, history)
+    values, fresh = integer_parts(known, batch)
+    if not biases:
+        values = values | {name: np.zeros_like(values[name]) for name in ("B_user", "B_item")}
+    unknown = fresh
+    if config.has_m and ranks is not None:
+        unknown = np.asarray(decode_ranks(world, batch)) >= min(ranks, config.pair_items)
+        values = values | {"M": np.where(unknown[..., None], 0, values["M"])}
+    missing = _missing_variance(world, batch, quanta, orders, history) + (0.0 if biases else config.c_b)
+    sd = np.sqrt(noise_sd(config, batch) ** 2 + missing)
+    return logit(*smoothed(_logit(world, values), sd, _amplitude(world, unknown)))
+
+
+def part_variances(config: KnownTruthConfig, task: int = 0) -> dict[str, float]:
+    """Exact variance of each observable part: N, L, M, B, X. Their sum is Var z."""
+    law, kappa = config.length_law(), config.history_variances(task)
+    seen = np.r_[0.0, np.cumsum(kappa)]
+    return {
+        "N": float(config.quanta_variances().sum()),
+        "L": float(law @ seen) if config.has_l else 0.0,
+        "M": config.c_m * (1.0 - config.fresh_share()) if task == 0 else 0.0,
+        "B": config.c_b,
+        "X": float(config.domain_law() @ domain_biases(config) ** 2),
+    }
+
+
+def order_variances(world: World, task: int = 0) -> dict[str, float]:
+    """Variance of N by order, and of its request-only terms (invisible inside a request): N1 ... N4, N_request."""
+    squares = world.config.quanta_variances()
+    out = {f"N{order}": 0.0 for order in range(1, 5)} | {"N_request": 0.0}
+    for terms in world.terms[task]:
+        amount = float(squares[np.asarray(terms.number) - 1].sum())
+        out[f"N{terms.order}"] += amount
+        out["N_request"] += amount if terms.request_only else 0.0
+    return out
+
+
+def noise_sd(config: KnownTruthConfig, batch: Batch) -> np.ndarray:
+    """s_eta per row: float64 [1, 1, Y], or [R, 1, Y] with ragged histories."""
+    variance = np.asarray([config.noise_variance(task) for task in range(config.tasks)])[None, None, :]
+    if config.ragged and config.has_l:
+        short = np.asarray(batch.user.histories[SEQUENCE].length) < config.history_max
+        tails = np.asarray([config.history_tail(task) for task in range(config.tasks)])
+        variance = variance - short[:, None, None] * tails
+    return np.sqrt(variance)
+
+
+def integer_parts(world: World, batch: Batch) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Parts of every task as int64 [R, C, Y], and the mask of fresh pairs [R, C]."""
+    values, fresh = jax.device_get(_integer_parts(world, batch))
+    return {name: value.astype(np.int64) for name, value in values.items()}, fresh
+
+
+def decode_ranks(world: World, batch: Batch) -> np.ndarray:
+    """Rank of each row's pair, counted from 0, `pair_items` where fresh: int32 [R, C]."""
+    return np.asarray(_ranks(world, batch))
+
+
+@jax.jit
+def _ranks(world: World, batch: Batch) -> jax.Array:
+    return decode(world, batch).rank
+
+
+@jax.jit
+def _integer_parts(world: World, batch: Batch):
+    config = world.config
+    rows = decode(world, batch)
+    by_task = [parts(world, rows, task) for task in range(config.tasks)]
+    fresh = jnp.zeros(batch.valid.shape, bool)
+    if config.has_m:
+        fresh = rows.rank >= config.pair_items
+    return {name: jnp.stack([values[name] for values in by_task], axis=-1) for name in by_task[0]}, fresh
+
+
+def _logit(world: World, values: dict[str, np.ndarray]) -> np.ndarray:
+    total = np.asarray(world.task_bias, np.int64) + sum(values[name] for name in PARTS)
+    return total / world.scale
+
+
+def _amplitude(world: World, unknown: np.ndarray) -> np.ndarray:
+    """+-m of pairs whose sign is not known; the second label has no M."""
+    first = np.arange(world.config.tasks) == 0
+    return np.where(unknown[..., None] & first, world.pair_amplitude / world.scale, 0.0)
+
+
+def _drift_mixture(world: World, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Logit offsets of every combination of hidden states [n] and their posterior weights [R, n]."""
+    config = world.config
+    if not config.drift:
+        return np.zeros(1), np.ones((batch.valid.shape[0], 1))
+    history = batch.user.histories[SEQUENCE]
+    up = posterior(
+        history.dense[DRIFT_FIELD], history.length, world.drift_refresh / 2.0**16, world.drift_flip / 2.0**15
+    )
+    return states(config.drift) @ (world.drift_weight / world.scale), state_weights(up)
+
+
+def _limited(world: World, quanta: int | None, orders: int | None, history: int | None) -> World:
+    """The world with the coefficients of unknown terms and events set to 0: same shapes, so the same program."""
+    terms = tuple(
+        tuple(
+            group.replace(coefficient=np.where(_known(group, quanta, orders), group.coefficient, 0).astype(np.int32))
+            for group in task
+        )
+        for task in world.terms
+    )
+    weight = np.array(world.event_weight)
+    if history is not None:
+        weight[:, history:] = 0
+    return world.replace(terms=terms, event_weight=weight)
+
+
+def _known(terms: Terms, quanta: int | None, orders: int | None) -> np.ndarray:
+    known = np.asarray(terms.number) <= (np.inf if quanta is None else quanta)
+    return known & (terms.order <= (np.inf if orders is None else orders))
+
+
+def _missing_variance(world: World, batch: Batch, quanta, orders, history) -> np.ndarray:
+    """Variance of the terms and events an oracle does not know, tails left out: [1, 1, Y], or [R, 1, Y] if ragged."""
+    config = world.config
+    squares = config.quanta_variances()
+    unknown = sum(
+        squares[np.asarray(group.number) - 1][~_known(group, quanta, orders)].sum() for group in world.terms[0]
+    )
+    missing = np.full((1, 1, config.tasks), float(unknown))
+    if config.has_l and history is not None and history < config.history_max:
+        seen = np.stack([np.r_[0.0, np.cumsum(config.history_variances(task))] for task in range(config.tasks)], -1)
+        length = np.asarray(batch.user.histories[SEQUENCE].length) if config.ragged else np.asarray([config.history_max])
+        missing = missing + (seen[length] - seen[np.minimum(length, history)])[:, None, :]
+    return missing
