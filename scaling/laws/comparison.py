@@ -1,5 +1,4 @@
-"""Does architecture a scale better than b? One answer (yes, no, cannot tell) with the numbers and reasons
-behind it.
+"""Does architecture a scale better than b? Yes, no or cannot tell, with the numbers and reasons behind it.
 
 "Scales better" means a larger exponent: a's advantage grows with the axis. A constant factor (the same
 exponent, less of the axis for the same metric) is a better architecture, not better scaling, and is reported
@@ -26,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from . import claim, forms, gates, table
+from .frontier import Excluded, decayed_rows
 from .gates import Gate
 from .pair_checks import (
     difference_specifications,
@@ -49,7 +49,6 @@ from .pair_models import (
 from .pairing import Matching, PairedSize, match_clusters, paired_seeds
 from .record import plain
 
-Excluded = list[tuple[str, str]]
 HIGHER_IS_BETTER = ("auc", "gauc", "qauc", "t", "hr", "ndcg", "recall")
 _LEVEL = 0.95
 
@@ -82,9 +81,7 @@ class EqualLoss:
 
 @dataclass(frozen=True)
 class Level:
-    """One nesting level: residual sum of squares of ln y, F-test against the next richer level, rolling-
-    origin error.
-    """
+    """One nesting level: residual sum of squares of ln y, F-test against the next, rolling-origin error."""
 
     model: str
     parameters: int
@@ -95,9 +92,7 @@ class Level:
 
 @dataclass(frozen=True)
 class ExponentDifference:
-    """alpha_a - alpha_b under one model (difference of slopes for log_linear). `reason` says why it is not
-    admissible.
-    """
+    """alpha_a - alpha_b under one model (of slopes for log_linear); `reason` says why it is not admissible."""
 
     model: str
     admissible: bool
@@ -193,7 +188,7 @@ def compare(
     }  # fmt: skip
     chosen = table_[table_[by].isin([a, b])].reset_index(drop=True)
     diverged = _diverged(chosen, by, names)
-    chosen, undecayed = _decayed_only(chosen)
+    chosen, undecayed = decayed_rows(chosen)
     rows = table.prepare(chosen, forms.get("power_offset"), {"x": axis}, target, cluster=cluster)
     excluded = undecayed + [(e.run_id, e.reason) for e in rows.exclusions]
     is_a = (rows.frame[by] == a).to_numpy() if len(rows.y) else np.zeros(0, bool)
@@ -304,19 +299,6 @@ def _diverged(rows: pd.DataFrame, by: str, names: tuple[str, str]) -> dict[str, 
     return {name: int(((runs[by] == name) & (runs["status"] == "diverged")).sum()) for name in names}
 
 
-def _decayed_only(rows: pd.DataFrame) -> tuple[pd.DataFrame, Excluded]:
-    """Rows at the end of a decay where the table has any; a sweep that never decays is compared as it is."""
-    if "decayed" not in rows.columns or not rows["decayed"].eq(True).any():
-        return rows, []
-    keep = rows["decayed"].eq(True)
-    ids = (
-        rows["run_id"].astype(str)
-        if "run_id" in rows.columns
-        else pd.Series(rows.index.astype(str), index=rows.index)
-    )
-    return rows[keep].reset_index(drop=True), [(name, "learning rate not decayed") for name in ids[~keep]]
-
-
 def _gates_before(rows: table.Rows, is_a: np.ndarray, names: tuple[str, str]) -> list[Gate]:
     """Rules that need only the table, per architecture."""
     found = list(rows.problems)
@@ -366,9 +348,7 @@ def _levels(data: PairData, fits: Mapping[str, PairFit], delta: float) -> list[L
 
 
 def _first_not_worse(levels: list[Level], fits: Mapping[str, PairFit], data: PairData) -> str:
-    """The first level that no richer one beats both by the F-test (5%) and by rolling-origin error (where
-    there is one).
-    """
+    """The first level that no richer one beats by the F-test (5%) and, where known, by rolling-origin error."""
     for i, level in enumerate(levels):
         beaten = False
         for richer in levels[i + 1 :]:

@@ -30,9 +30,7 @@ _MOST_LOST_REDRAWS = 0.5  # beyond this the surviving redraws no longer describe
 
 @dataclass(frozen=True)
 class Frontier:
-    """Rows on the lower convex hull of (ln compute, metric), cheapest first, and the rows that could not take
-    part.
-    """
+    """Rows on the lower convex hull of (ln compute, metric), cheapest first, and the rows left out."""
 
     rows: pd.DataFrame
     excluded: Excluded
@@ -40,9 +38,7 @@ class Frontier:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Minimum of one group: `size`, `value` (metric there), `log_sd` of ln size from seed noise (None: noise
-    unknown).
-    """
+    """Minimum of one group: size, metric there, and sd of ln size from seed noise (None: unknown)."""
 
     size: float
     value: float
@@ -51,9 +47,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class IsoflopGroup:
-    """One budget: `sizes` ascending with their metric `values`; an estimator without a minimum has a reason
-    in `rejected`.
-    """
+    """One budget: ascending sizes with their metric values; `rejected` says why there is no minimum."""
 
     budget: float
     sizes: np.ndarray
@@ -65,8 +59,7 @@ class IsoflopGroup:
 
 @dataclass(frozen=True)
 class AllocationLaw:
-    """N_opt = coefficient * C^exponent, by (weighted) least squares of ln N_opt on ln C over `n_optima`
-    groups.
+    """N_opt = coefficient * C^exponent, by weighted least squares of ln N_opt on ln C.
 
     `se_source` is "seed noise" (bootstrap of the metric) or "regression" (residual scatter only, noise
     unknown). `interval` is the 95% percentile interval of the bootstrap, None without noise.
@@ -82,8 +75,9 @@ class AllocationLaw:
 
 @dataclass(frozen=True)
 class Isoflop:
-    """Both estimators over all groups. `quotable` is False when they disagree or one has too few optima;
-    `reasons` says why.
+    """Both estimators over all groups.
+
+    `quotable` is False, with `reasons`, when they disagree, one has too few optima, or the noise is unknown.
     """
 
     groups: list[IsoflopGroup]
@@ -170,7 +164,9 @@ def isoflop(
         raise ValueError(f"reduce must be 'mean' or 'min', got {reduce!r}")
     if isinstance(noise, str) and noise != "seeds":
         raise ValueError(f"noise must be a number, a function, 'seeds' or None, got {noise!r}")
-    kept, excluded = usable_rows(table, [size, flops, budget, target])
+    decayed, undecayed = decayed_rows(table)  # a group that mixes schedule states has no minimum to speak of
+    kept, excluded = usable_rows(decayed, [size, flops, budget, target])
+    excluded = undecayed + excluded
     curves, _ = usable_rows(table, [size, flops, target])  # a row without a budget may still bracket one
     source = "unknown" if noise is None else "given" if not isinstance(noise, str) else "repeated seeds"
     if noise == "seeds":
@@ -202,6 +198,22 @@ def isoflop(
     return Isoflop(groups, akima, parabola, not reasons, reasons, excluded, settings)
 
 
+def decayed_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, Excluded]:
+    """Rows at the end of a decay where the table has any; a sweep that never decays is taken as it is."""
+    if "decayed" not in table.columns or not table["decayed"].eq(True).any():
+        return table, []
+    keep = table["decayed"].eq(True)
+    ids = _names(table)[~keep]
+    return table[keep].reset_index(drop=True), [(name, "learning rate not decayed") for name in ids]
+
+
+def _names(table: pd.DataFrame) -> pd.Series:
+    """The run of each row, or its position."""
+    if "run_id" in table.columns:
+        return table["run_id"].astype(str)
+    return pd.Series(table.index.astype(str), index=table.index)
+
+
 def usable_rows(
     table: pd.DataFrame, columns: list[str], *, decayed_only: bool = False
 ) -> tuple[pd.DataFrame, Excluded]:
@@ -212,11 +224,7 @@ def usable_rows(
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise KeyError(f"table has no column {missing}; columns: {list(table.columns)}")
-    names = (
-        table["run_id"].astype(str)
-        if "run_id" in table.columns
-        else pd.Series(table.index.astype(str), index=table.index)
-    )
+    names = _names(table)
     reasons = pd.Series("", index=table.index, dtype=object)
 
     def exclude(mask: np.ndarray, reason: Callable[[Any], str]) -> None:
@@ -269,8 +277,8 @@ def akima_minimum(
 
 
 def parabola_minimum(u: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertex position, height and curvature of the least-squares parabola through (u, values[:, draw]);
-    arrays [draws].
+    """Vertex position, height and curvature [draws] of the least-squares parabola through (u, values[:,
+    draw]).
 
     The position is NaN where the curvature is not positive.
     """
@@ -294,9 +302,7 @@ def _sizes_at_budget(
     tolerance: float,
     reduce: str,
 ) -> tuple[pd.DataFrame, Excluded]:
-    """One metric value per size at exactly `budget`; index = size, columns value and repeats (runs behind the
-    value).
-    """
+    """One row per size (the index) at exactly `budget`: its metric value and the number of runs behind it."""
     size, flops, target = columns
     cells: dict[float, list[float]] = {}
     excluded: Excluded = []
@@ -344,9 +350,7 @@ def _interpolated(curve: pd.DataFrame, budget: float, flops: str, target: str) -
 def _group_optima(
     budget: float, cell: pd.DataFrame, rules: _Rules, rng: np.random.Generator
 ) -> tuple[IsoflopGroup, dict[str, np.ndarray]]:
-    """Optima of one group and, with known noise, ln N_opt per redraw ([draws], NaN where a redraw has no
-    interior minimum).
-    """
+    """Optima of one group and, with known noise, ln N_opt per redraw [draws] (NaN without a minimum)."""
     sizes, values = cell.index.to_numpy(float), cell["value"].to_numpy(float)
     if len(sizes) < rules.min_sizes:
         reason = f"{len(sizes)} sizes, at least {rules.min_sizes} needed"

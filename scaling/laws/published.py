@@ -44,9 +44,7 @@ class OverlayRefused(ValueError):
 
 @dataclass(frozen=True)
 class PublishedLaw:
-    """One printed law. `axes`, `axis_units`, `conventions` are parallel; `range` is None where the paper
-    gives no numbers.
-    """
+    """One printed law; axes, axis_units, conventions are parallel, range is None where none is printed."""
 
     id: str
     paper: str
@@ -85,9 +83,7 @@ class PublishedLaw:
 
 @dataclass(frozen=True)
 class PublishedCurve:
-    """A published law as a function: `curve(x)` or `curve(x1, x2)` in the paper's own units, float64,
-    broadcasting.
-    """
+    """A published law as a function of its axes in the paper's own units: float64, broadcasting."""
 
     law: PublishedLaw
     _evaluate: Callable[..., np.ndarray]
@@ -276,9 +272,7 @@ _HYPER_POWERS = {"dense_params": "n", "examples": "d"}
 
 
 def _constants(law: PublishedLaw) -> dict[str, Any]:
-    """Printed constants brought to the names of `_CURVES`: logs undone, (x0 / x)^alpha rewritten as A
-    x^-alpha.
-    """
+    """Printed constants under the names of `_CURVES`: logs undone, (x0 / x)^alpha as A x^-alpha."""
     constants = dict(law.parameters)
     for name in [key for key in constants if key.startswith("log_")]:
         constants[name.removeprefix("log_")] = float(np.exp(constants[name]))
