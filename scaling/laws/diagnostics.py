@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from scipy import stats
 
-from .gates import effective_rows, f_test
+from .gates import f_test
 from .solver import Problem, Solution, refine, solve
-from .uncertainty import residuals
+from .uncertainty import cluster_sd, residuals
 
 _HELD_OUT_QUANTILE = 0.85
 
@@ -39,7 +40,8 @@ def held_out_masks(axes: np.ndarray) -> np.ndarray:
 def floor_evidence(problem: Problem, solution: Solution, codes: np.ndarray) -> tuple[dict[str, float], Solution]:
     """What the `floor` gate weighs, and the fit with the floor fixed at 0.
 
-    dof: rows - parameters. p_value: F-test of a zero floor by least squares, rows discounted for intra-cluster correlation.
+    dof: rows - parameters. p_value: F-test of a zero floor by least squares; where clusters hold several rows, the larger of
+    it and a t-test of the floor with cluster-robust errors.
     ratio: largest over smallest fitted y - E along an axis, others at their centre; the largest over axes.
     held_out_ratio: rms error on the largest values of each axis with a floor over that without.
     """
@@ -57,18 +59,28 @@ def floor_evidence(problem: Problem, solution: Solution, codes: np.ndarray) -> t
         rss[name] = float(np.sum(problem.weights * r[0] ** 2))
         outside = [r[1 + k][mask] for k, mask in enumerate(masks)]
         errors[name] = float(np.sqrt(np.mean(np.concatenate(outside) ** 2))) if outside else 0.0
-    r = residuals(problem, fits["with"][0])
     n, p = len(problem.y), len(form.names)
-    worth = effective_rows(r, codes)
     # Rounding is not evidence: errors below 1e-10 count as equal.
     held_out = (errors["with"] + 1e-10) / (errors["without"] + 1e-10)
     evidence = {
         "dof": float(n - p),
-        "p_value": f_test(rss["without"], rss["with"], worth, n, p),
+        "p_value": max(f_test(rss["without"], rss["with"], n, p), _cluster_p_value(problem, fits["with"][0], codes)),
         "ratio": _range_above_floor(problem, solution.phi),
         "held_out_ratio": held_out,
     }
     return evidence, rival
+
+
+def _cluster_p_value(problem: Problem, phi: np.ndarray, codes: np.ndarray) -> float:
+    """Two-sided p-value of floor = 0 with cluster-robust errors; 0 where every row is its own cluster."""
+    form, count = problem.form, int(codes.max()) + 1
+    if count == len(codes) or count < 3:
+        return 0.0
+    at = form.names.index(form.floor)
+    spread = cluster_sd(problem, phi, codes)[at]
+    # The error of ln E is that of E relative to E, so E / se(E) = 1 / se(ln E).
+    ratio = (1.0 if form[form.floor].searched == "log" else abs(phi[at])) / max(spread, 1e-300)
+    return float(2 * stats.t.sf(ratio, count - 1))
 
 
 def _without(problem: Problem, at: int) -> dict[str, np.ndarray]:

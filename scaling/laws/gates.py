@@ -241,13 +241,13 @@ def effective_rows(residuals: np.ndarray, codes: np.ndarray) -> float:
     return n / (1.0 + (n / count - 1.0) * rho)
 
 
-def f_test(rss_without: float, rss_with: float, rows: float, n: int, parameters: int) -> float:
-    """p-value of one extra parameter from residual sums of squares over n rows worth `rows` independent ones."""
+def f_test(rss_without: float, rss_with: float, rows: int, parameters: int) -> float:
+    """p-value of one extra parameter from the residual sums of squares with and without it."""
     free = rows - parameters
     if free < 1 or not np.isfinite(rss_without):
         return 1.0
     # Below rounding both sums are noise of the arithmetic and prove nothing.
-    tiny = 1e-26 * n
+    tiny = 1e-26 * rows
     if rss_without <= tiny:
         return 1.0
     statistic = (rss_without - rss_with) / (max(rss_with, tiny) / free)
