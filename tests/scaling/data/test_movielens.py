@@ -19,7 +19,7 @@ from recscale.scaling.training import get_config, train
 
 LOOSE = dict(max_dropped=0.2, allow_modified=True)
 
-# What the good rows of the fixture are, in the words of the specification rather than of the code.
+# What the good rows of the fixture are, worked out from the published description and not by the code under test.
 SPLIT_SIZES = {"train": 16 + 10 + 8 + 1, "valid": 2 + 1 + 1, "test": 2 + 1 + 1}
 PROFILES = {1: (24, "M", "technician", "8"), 2: (53, "F", "other", "9"), 3: (None, "M", "writer", "T"),
             4: (24, "F", "writer", "0")}  # fmt: skip
