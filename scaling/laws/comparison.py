@@ -92,7 +92,7 @@ class Level:
 
 @dataclass(frozen=True)
 class ExponentDifference:
-    """alpha_a - alpha_b under one model (of slopes for log_linear); `reason` says why it is not admissible."""
+    """alpha_a - alpha_b under one model (slopes for log_linear); `reason` says why it is not admissible."""
 
     model: str
     admissible: bool
@@ -348,7 +348,7 @@ def _levels(data: PairData, fits: Mapping[str, PairFit], delta: float) -> list[L
 
 
 def _first_not_worse(levels: list[Level], fits: Mapping[str, PairFit], data: PairData) -> str:
-    """The first level that no richer one beats by the F-test (5%) and, where known, by rolling-origin error."""
+    """First level that no richer one beats by the F-test (5%) and, where known, by rolling-origin error."""
     for i, level in enumerate(levels):
         beaten = False
         for richer in levels[i + 1 :]:

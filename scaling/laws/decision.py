@@ -143,7 +143,7 @@ def _paired_sd(runs: pd.DataFrame, a: str, b: str, seeds: list[str]) -> float | 
 def _accuracy(
     kind: str, name: str, predicted: pd.Series, pairs: list[tuple[str, str]], final: pd.Series, note: str = ""
 ) -> Accuracy:
-    """Each setting's law below the largest scale, at that scale's own x; and the settings too short to fit."""
+    """Score predicted metrics (setting -> y, some may be missing) against the order at the largest scale."""
     called = [(a, b) for a, b in pairs if a in predicted.index and b in predicted.index]
     right = sum(bool((predicted[a] < predicted[b]) == (final[a] < final[b])) for a, b in called)
     if not called:
