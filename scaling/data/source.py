@@ -24,6 +24,7 @@ class Source(Protocol):
         on_device: True if `batch(k)` may be traced with a traced int32 k (generation inside the training step);
             False if batches come from the host through `iterate`.
         total_rows: rows of one pass, None for an endless stream.
+        batches: batches in all passes together (padded last ones included), None for an endless stream.
     """
 
     schema: Schema
@@ -31,6 +32,7 @@ class Source(Protocol):
     candidates: int
     on_device: bool
     total_rows: int | None
+    batches: int | None
 
     def batch(self, index: Any) -> Batch:
         """Batch `index`: traced jnp arrays if `on_device`, NumPy arrays otherwise."""

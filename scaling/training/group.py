@@ -81,16 +81,18 @@ class Group:
         self.train_flops_per_row = counts.train_flops_user / source.candidates + counts.train_flops_candidate
 
     def _horizon(self, run: RunSpec, source: Source) -> int:
+        """Steps of a run: enough for its examples, or every batch there is."""
         examples = run.config.training.examples
-        available = None if source.total_rows is None else source.total_rows * run.config.data.passes
-        if examples <= 0 and available is None:
+        if examples <= 0 and source.batches is None:
             raise ValueError(f"training.examples is {examples}; an endless log needs a positive number of rows")
-        if available is not None and examples > available:
+        steps = math.ceil(examples / self.batch_rows) if examples > 0 else source.batches
+        if source.batches is not None and steps > source.batches:
             raise ValueError(
-                f"training.examples is {examples:,}, the data holds {available:,} rows in {run.config.data.passes} "
-                "pass(es); lower it, set it to 0 for everything, or raise data.passes (recorded as epochs)"
+                f"training.examples is {examples:,}: {steps:,} steps, but the data has {source.batches:,} batches of "
+                f"{self.batch_rows} rows in {run.config.data.passes} pass(es); lower it, set it to 0 for everything, "
+                "or raise data.passes (recorded as epochs)"
             )
-        return math.ceil((examples if examples > 0 else available) / self.batch_rows)
+        return steps
 
     def members(self, segment: Segment, replica: int) -> list[RunSpec]:
         """Runs whose own history includes a segment: every later horizon for the trunk, one horizon for a branch."""
@@ -158,8 +160,10 @@ class Group:
 
     def _record(self, run: RunSpec, facts: dict[str, Any]) -> dict[str, Any]:
         config, steps = run.config, self.steps[id(run)]
-        examples = steps * self.batch_rows
         total = self.source.total_rows
+        # The last batch of a pass is padded; rows that are not there are not examples.
+        all_of_it = steps == self.source.batches
+        examples = total * config.data.passes if all_of_it else steps * self.batch_rows
         replica = self.replicas.index((int(config.seed), float(config.training.lr)))
         counts = dataclasses.asdict(self.counts)
         return {
