@@ -18,7 +18,8 @@ import click
 
 GROUP = "recscale.commands"
 
-# One line per command, kept here so that `--help` need not import the modules. A test holds it against the entry points.
+# One line per command, kept here so that `--help` need not import the modules; a test compares the names with the
+# entry points.
 HELP = {
     "sweep": "Plan, launch, collect, fit and plot a sweep file; resumes what stopped.",
     "plan": "Show every run of a sweep file with predicted size, memory and time.",
@@ -116,7 +117,7 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def _on_purpose(error: Exception) -> bool:
-    """Whether this project raised the error to tell the user something, rather than tripping over a fault of its own."""
+    """Whether this project raised the error to tell the user something, and did not trip over a fault of its own."""
     if isinstance(error, FileNotFoundError):
         return True
     # A lookup in a dictionary also raises KeyError; a message has words.

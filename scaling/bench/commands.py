@@ -22,9 +22,7 @@ def bench() -> None:
 @click.option("--known-truth/--no-known-truth", default=True, help="Also measure the share of generating the data.")
 @click.option("--huge-pages/--no-huge-pages", default=True, help="Ask the kernel for huge pages, for both rivals.")
 @_JSON
-def train_step(
-    rounds: int, torch: bool, tables: bool, known_truth: bool, huge_pages: bool, as_json: bool
-) -> None:
+def train_step(rounds: int, torch: bool, tables: bool, known_truth: bool, huge_pages: bool, as_json: bool) -> None:
     """One RankMixer training step (T16 D128 F512 L2, 1,024 rows, float32, Adam) against PyTorch."""
     from . import train_step as measured
     from .timing import in_fresh_process

@@ -27,10 +27,12 @@ class FixedBatch:
         rng = np.random.default_rng(seed)
 
         def side(fields, *lead: int) -> tuple[dict[str, Any], dict[str, Any]]:
-            ids = {f.name: jnp.asarray(rng.integers(0, f.vocabulary, lead), jnp.int32) for f in fields if not f.is_dense}
-            dense = {
-                f.name: jnp.asarray(rng.standard_normal((*lead, f.width), dtype=np.float32)) for f in fields if f.is_dense
-            }
+            ids, dense = {}, {}
+            for f in fields:
+                if f.is_dense:
+                    dense[f.name] = jnp.asarray(rng.standard_normal((*lead, f.width), dtype=np.float32))
+                else:
+                    ids[f.name] = jnp.asarray(rng.integers(0, f.vocabulary, lead), jnp.int32)
             return ids, dense
 
         rows = (requests, candidates)

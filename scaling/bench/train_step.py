@@ -72,8 +72,9 @@ def run(
         tables, known_truth: also measure what large tables and on-device data cost (see `step_costs`).
 
     Returns:
-        rows_per_s, torch_rows_per_s and ratio (ours over theirs, above 1 is faster; None without a rival), from median
-        step times; `jax` and `torch` with the times, FLOP/s and the chosen layout; `tables`; `known_truth`; `environment`.
+        rows_per_s, torch_rows_per_s and ratio (ours over theirs, above 1 is faster; None without a rival), from
+        median step times; `jax` and `torch` with times, FLOP/s and the chosen layout; `tables`; `known_truth`;
+        `environment`.
 
     Raises:
         ValueError: the two models do not compute the same loss.
@@ -90,7 +91,7 @@ def run(
             steps["torch"] = rival.pop("step")
             rival["first_loss_difference"] = _same_loss(ours, rival["first_loss"])
     times = {name: summary(samples) for name, samples in alternate(steps, rounds=rounds, per_round=per_round).items()}
-    for name, time in times.items():
+    for time in times.values():
         time["rows_per_s"] = 1e3 * shape.rows / time["median_ms"]
         time["flops_per_s"] = 1e3 * flops / time["median_ms"]
     result["rows_per_s"] = times["jax"]["rows_per_s"]
@@ -105,7 +106,7 @@ def run(
 
 
 def jax_step(shape: Shape, rate: float = 1e-3) -> tuple[Callable[[], float], dict[str, np.ndarray], Batch]:
-    """(a function that does one step and returns the loss before it, the initial weights by rival's name, the batch)."""
+    """A function that does one step and returns the loss before it; the initial weights by rival's name; the batch."""
     config = get_config("rankmixer")
     config.model.update(shape.model_config())
     config.training.update({"optimizer": "adam", "schedule": "constant"})
@@ -166,9 +167,7 @@ def _torch_step(
     x, labels = tokens_of(batch)
     steps, first = {}, {}
     for layout in torch_rankmixer.LAYOUTS:
-        steps[layout], _ = torch_rankmixer.make_step(
-            weights, x, labels, layers=shape.layers, layout=layout, rate=rate
-        )
+        steps[layout], _ = torch_rankmixer.make_step(weights, x, labels, layers=shape.layers, layout=layout, rate=rate)
         first[layout] = float(steps[layout]())  # compiles
     trial = alternate(steps, rounds=2, per_round=2)
     medians = {layout: summary(samples)["median_ms"] for layout, samples in trial.items()}

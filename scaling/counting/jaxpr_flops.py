@@ -26,7 +26,7 @@ _RECOMPUTED = "rematted_computation"
 
 # Primitives that run their one sub-jaxpr once.
 _CALLS = frozenset(
-    "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr checkpoint remat remat2".split()
+    "jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split()
 )
 
 
@@ -146,7 +146,7 @@ def _refuse_unknown(eqn: JaxprEqn, counting: Counting) -> None:
         inside = list(_walk(sub, 1, counting))
         if inside:
             raise NotImplementedError(
-                f"primitive {eqn.primitive.name!r} runs a program with FLOPs ({inside[0].shapes}), and there is no rule "
+                f"primitive {eqn.primitive.name!r} runs a program with FLOPs ({inside[0].shapes}), and no rule here says "
                 "how often; add one to recscale.scaling.counting.jaxpr_flops"
             )
 
@@ -172,7 +172,8 @@ def _convolution(eqn: JaxprEqn) -> int:
     numbers = params["dimension_numbers"]
     left, right, out = (v.aval.shape for v in (*eqn.invars[:2], *eqn.outvars))
     flops = 2 * out[numbers.out_spec[0]] * right[numbers.rhs_spec[0]] * right[numbers.rhs_spec[1]]
-    for axis, (i, k, o) in enumerate(zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)):
+    spatial = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)
+    for axis, (i, k, o) in enumerate(spatial):
         position = np.arange(out[o])[:, None] * params["window_strides"][axis] - params["padding"][axis][0]
         position = position + np.arange(right[k])[None] * params["rhs_dilation"][axis]
         spread = params["lhs_dilation"][axis]

@@ -107,16 +107,15 @@ def size(
     _check_tree(model, schema, chosen, count)
     achieved = count.dense_params if quantity == "dense_params" else round(count.train_flops_per_row * scale)
     error = achieved / target - 1.0
-    return SizeResult(
-        chosen, dict(best.overrides), count, quantity, target, achieved, error, abs(error) <= tolerance
-    )
+    return SizeResult(chosen, dict(best.overrides), count, quantity, target, achieved, error, abs(error) <= tolerance)
 
 
 def _target(dense_params: float | None, train_flops: float | None, examples: float | None) -> tuple[str, float]:
     given = {"dense_params": dense_params, "train_flops": train_flops}
     given = {name: float(value) for name, value in given.items() if value is not None}
     if len(given) != 1:
-        raise ValueError(f"a size has exactly one target, dense_params or train_flops; given: {', '.join(given) or 'none'}")
+        named = ", ".join(given) or "none"
+        raise ValueError(f"a size has exactly one target, dense_params or train_flops; given: {named}")
     if examples is not None and "dense_params" in given:
         raise ValueError("examples belong to a target in train_flops; dense_params do not depend on them")
     ((name, value),) = given.items()

@@ -6,8 +6,8 @@
     forward      forward_flops_per_row, C = 1       F(C=1)
     train        train_flops_per_row, C = 1         forward and backward at C = 1
 
-with F(C) the count of a whole forward pass of one request. XLA's figure is that of a compiled batch divided by its rows,
-so it holds the element-wise work as well. Parameters are compared with the abstract parameter tree.
+with F(C) the count of a whole forward pass of one request. XLA's figure is that of a compiled batch divided by its
+rows, so it holds the element-wise work as well. Parameters are compared with the abstract parameter tree.
 """
 
 from __future__ import annotations

@@ -1,0 +1,84 @@
+"""The benchmark's rivals compute the same thing, and its bookkeeping is right. Speed is for `recscale bench`."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from recscale.models.inputs import Field, Schema, Sequence
+from recscale.scaling import host_memory
+from recscale.scaling.bench import timing, train_step
+from recscale.scaling.bench.fixed_batch import FixedBatch
+
+TINY = train_step.Shape(rows=32, tokens=4, width=8, hidden=12, layers=2)
+
+
+@pytest.fixture(scope="module")
+def ours():
+    """Losses of three Adam steps, the weights they start from, and the batch."""
+    step, weights, batch = train_step.jax_step(TINY, 1e-2)
+    return [step() for _ in range(3)], weights, batch
+
+
+@pytest.mark.parametrize("layout", ["baddbmm", "bmm", "einsum"])
+def test_torch_model_is_the_same_model_with_the_same_optimiser(ours, layout):
+    """Three Adam steps from the same weights on the same batch give the same losses."""
+    torch_rankmixer = pytest.importorskip("recscale.scaling.bench.torch_rankmixer", exc_type=ImportError)
+    losses, weights, batch = ours
+    x, labels = train_step.tokens_of(batch)
+    theirs, _ = torch_rankmixer.make_step(weights, x, labels, layers=2, layout=layout, rate=1e-2, compiled=False)
+    np.testing.assert_allclose(losses, [float(theirs()) for _ in range(3)], rtol=1e-5)
+    assert losses[2] < losses[0]
+
+
+def test_without_torch_there_is_an_instruction_and_our_half(monkeypatch):
+    monkeypatch.setattr(train_step.importlib.util, "find_spec", lambda name: None)
+    result = train_step.run(shape=TINY, rounds=1, per_round=2, tables=False, known_truth=False)
+    assert result["ratio"] is None and result["torch"] is None and "recscale[bench]" in result["note"]
+    assert result["rows_per_s"] == pytest.approx(1e3 * 32 / result["jax"]["median_ms"])
+    assert result["environment"]["versions"]["jax"] and result["jax"]["samples"] == 2
+
+
+def test_turns_alternate_and_leave_out_the_first_call():
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in "ab"}
+    samples = timing.alternate(steps, rounds=2, per_round=3)
+    assert "".join(calls) == "aaaabbbb" * 2
+    assert {name: len(times) for name, times in samples.items()} == {"a": 6, "b": 6}
+
+
+def test_summary_of_samples():
+    samples = [timing.Sample(wall, 2 * wall) for wall in (0.001, 0.002, 0.003, 0.004, 0.010)]
+    found = timing.summary(samples)
+    assert found["median_ms"] == pytest.approx(3) and found["min_ms"] == pytest.approx(1)
+    assert found["cpu_ms"] == pytest.approx(6) and found["samples"] == 5
+
+
+def test_fixed_batch_follows_its_schema():
+    schema = Schema((Field("id", "user", 4, vocabulary=9), Field("x", "candidate", 3)))
+    batch = FixedBatch(schema, 6, 2).batch(5)
+    assert batch.user.ids["id"].shape == (6,) and batch.candidates.dense["x"].shape == (6, 2, 3) and batch.rows == 12
+    with pytest.raises(ValueError, match="histories"):
+        FixedBatch(dataclasses.replace(schema, sequences=(Sequence("s", 2, (Field("e", "user", 1),)),)), 6)
+
+
+def test_huge_pages_are_asked_for_where_offered_and_not_twice(monkeypatch):
+    monkeypatch.setattr(host_memory, "_offered", lambda: True)
+    assert host_memory.huge_page_environment({}) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    kept = host_memory.huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.check=1"})
+    assert kept == {"GLIBC_TUNABLES": "glibc.malloc.check=1:glibc.malloc.hugetlb=1"}
+    assert host_memory.huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}) == {}
+    monkeypatch.setattr(host_memory, "_offered", lambda: False)
+    assert host_memory.huge_page_environment({}) == {}
+
+
+def test_fresh_process_returns_results_and_restores_the_environment(monkeypatch):
+    monkeypatch.setattr(host_memory, "huge_page_environment", lambda: {"RECSCALE_TEST_VARIABLE": "1"})
+    assert timing.in_fresh_process(_environment_of, "RECSCALE_TEST_VARIABLE") == "1"
+    assert _environment_of("RECSCALE_TEST_VARIABLE") is None
+
+
+def _environment_of(name):
+    import os
+
+    return os.environ.get(name)

@@ -1,0 +1,115 @@
+"""The sizing solver: targets met, nearest shapes named, closed forms checked, no memory used."""
+
+import dataclasses
+import resource
+
+import pytest
+from ml_collections import ConfigDict
+
+from recscale import models
+from recscale.models.inputs import reference_schema
+from recscale.scaling.counting import sizing
+from recscale.scaling.counting.sizing import size
+
+SCHEMA = reference_schema()
+BACKBONES = models.list_models("backbone")
+
+
+@pytest.mark.parametrize("target", [1e4, 1e5, 1e6, 1e7, 1e8, 1e9])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_dense_params_within_three_percent_over_five_decades(name, target):
+    result = size(name, SCHEMA, dense_params=target)
+    assert result.reachable and abs(result.relative_error) <= 0.03
+    assert result.achieved == result.count.dense_params == models.count(name, SCHEMA, result.config).dense_params
+    assert result.relative_error == pytest.approx(result.achieved / target - 1.0)
+
+
+@pytest.mark.parametrize("target", [2e5, 1e7, 1e9])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_training_flops_per_row(name, target):
+    result = size(name, SCHEMA, train_flops=target)
+    assert result.reachable and abs(result.relative_error) <= 0.03
+    assert result.achieved == models.count(name, SCHEMA, result.config).train_flops_per_row
+
+
+def test_training_flops_of_a_run():
+    per_row, run = size("rankmixer", SCHEMA, train_flops=1e7), size("rankmixer", SCHEMA, train_flops=1e13, examples=1e6)
+    assert per_row.config.to_dict() == run.config.to_dict()
+    assert run.achieved == 1_000_000 * per_row.achieved and run.target == 1e13
+
+
+def test_impossible_target_gives_the_nearest_shape_and_says_so():
+    """512 inputs times any width exceed 1,000 parameters."""
+    result = size("rankmixer", SCHEMA, dense_params=1000)
+    assert not result.reachable and result.relative_error > 0.03
+    smaller = size("rankmixer", SCHEMA, dense_params=1500)
+    assert result.achieved <= smaller.achieved * 1.02
+
+
+def test_fifteen_billion_parameters_need_no_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = size("rankmixer", SCHEMA, dense_params=15e9)
+    grown_bytes = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    assert result.reachable and result.config.width % 128 == 0 and result.config.hidden % 64 == 0
+    assert grown_bytes < result.achieved / 100
+
+
+def test_result_is_a_complete_config_of_the_architecture():
+    result = size("rankmixer", SCHEMA, dense_params=1e5, config={"layers": 3, "activation": "relu"})
+    assert isinstance(result.config, ConfigDict)
+    assert set(result.config) == set(models.get_config("rankmixer"))
+    assert result.config.layers == 3 and result.config.activation == "relu"
+    changed = {k for k, v in result.config.items() if v != models.get_config("rankmixer")[k]}
+    assert changed <= {*result.overrides, "layers", "activation"}
+    again = size("rankmixer", SCHEMA, dense_params=1e5, config=models.get_config("rankmixer"))
+    assert again.config.layers == 2
+
+
+def test_the_first_proposal_within_tolerance_wins(monkeypatch):
+    """Proposals come friendliest first; a nearer but less friendly one must not displace it."""
+    proposals = [{"tokens": 8, "width": 32, "hidden": hidden} for hidden in (300, 82, 80, 81)]
+    monkeypatch.setattr(sizing.models, "size_space", lambda *_: iter(proposals), raising=False)
+    target = models.count("rankmixer", SCHEMA, proposals[2]).dense_params
+    assert size("rankmixer", SCHEMA, dense_params=target).overrides["hidden"] == 82
+    assert size("rankmixer", SCHEMA, dense_params=target, tolerance=1e-6).overrides["hidden"] == 80
+
+
+def test_nearest_wins_where_nothing_is_within_tolerance(monkeypatch):
+    proposals = [{"tokens": 8, "width": 32, "hidden": hidden} for hidden in (300, 60, 120)]
+    monkeypatch.setattr(sizing.models, "size_space", lambda *_: iter(proposals), raising=False)
+    target = models.count("rankmixer", SCHEMA, {**proposals[0], "hidden": 70}).dense_params
+    result = size("rankmixer", SCHEMA, dense_params=target)
+    assert result.overrides["hidden"] == 60 and not result.reachable
+
+
+def test_wrong_closed_form_is_refused(monkeypatch):
+    right = models.count
+
+    def wrong(*args):
+        count = right(*args)
+        return dataclasses.replace(count, dense_params=count.dense_params + 1)
+
+    monkeypatch.setattr(sizing.models, "count", wrong, raising=False)
+    with pytest.raises(ValueError, match=r"closed form says .*difference -1"):
+        size("rankmixer", SCHEMA, dense_params=1e5)
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        ({}, "exactly one target"),
+        ({"dense_params": 1e5, "train_flops": 1e6}, "exactly one target"),
+        ({"dense_params": 1e5, "examples": 1e6}, "examples belong to"),
+        ({"dense_params": -1.0}, "positive"),
+        ({"train_flops": float("nan")}, "positive"),
+        ({"train_flops": 1e9, "examples": 0}, "positive"),
+    ],
+)
+def test_senseless_targets_are_refused(targets, message):
+    with pytest.raises(ValueError, match=message):
+        size("rankmixer", SCHEMA, **targets)
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(ValueError, match="rankmixer"):
+        size("rankmixr", SCHEMA, dense_params=1e5)
