@@ -26,7 +26,8 @@ _RECOMPUTED = "rematted_computation"
 
 # Primitives that run their one sub-jaxpr once.
 _CALLS = frozenset(
-    "jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split()
+    {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+    | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 )
 
 
@@ -146,8 +147,8 @@ def _refuse_unknown(eqn: JaxprEqn, counting: Counting) -> None:
         inside = list(_walk(sub, 1, counting))
         if inside:
             raise NotImplementedError(
-                f"primitive {eqn.primitive.name!r} runs a program with FLOPs ({inside[0].shapes}), and no rule here says "
-                "how often; add one to recscale.scaling.counting.jaxpr_flops"
+                f"primitive {eqn.primitive.name!r} runs a program with FLOPs ({inside[0].shapes}) and has no rule here "
+                "that says how often; add one to recscale.scaling.counting.jaxpr_flops"
             )
 
 
