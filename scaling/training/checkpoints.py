@@ -25,7 +25,13 @@ class Checkpoints:
         # step's donated buffers would overwrite under an asynchronous writer.
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        # A manager learns an item's handler when it saves one; a fresh process restores before it ever saved.
+        handlers = {
+            "position": ocp.JsonCheckpointHandler(),
+            "state": ocp.StandardCheckpointHandler(),
+            "trunk": ocp.StandardCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     def save(self, tick: int, position: dict[str, Any], state: Any, trunk: Any | None) -> None:
         """Stores a state; `tick` grows along the program, `position` is plain JSON."""

@@ -183,7 +183,8 @@ class _Loop:
             at = int(failed[replica])
             if at < 0 and not np.isfinite(logits[replica]).all():
                 at = segment.stop  # the last update broke it: no batch was left to notice
-            metrics = self.source.evaluate(logits[replica]) if at < 0 else None
+            with jax.transfer_guard("allow"):  # metrics are computed on the host and compare with host arrays
+                metrics = self.source.evaluate(logits[replica]) if at < 0 else None
             for run in self.group.members(segment, replica):
                 self.group.finish(run, metrics, cost, at)
 
