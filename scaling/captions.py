@@ -9,8 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from .laws import LawFit
-from .views import FITTED, HELD_OUT, Prediction, Series, View
+from .views import FITTED, HELD_OUT, Prediction, Quantity, Series, View
 from .wording import amount, axis_words, decimals, shortened, target_words, value_text
 
 CHARACTERS = 158  # of a line across a figure
@@ -21,13 +20,20 @@ def series_text(series: Series) -> str:
     if series.fit.refused:
         return f"no law. Refused: {shortened(refusal_text(series), 230)}"
     quoted = [q for q in (series.floor(), series.exponent()) if q is not None]
-    text = ", ".join(f"{q.name} = {q.text()}" if q.value is not None else f"{q.name} {q.text()}" for q in quoted)
     prediction = series.prediction()
-    if prediction is not None:
-        text += f"; {prediction_text(prediction)}"
-    names = {q.name for q in quoted if q.value is None}
-    reasons = [f"{g.id}: {g.reason}" for g in series.fit.refusals if names & set(g.refuses)]
-    return f"{text}. Refused by {shortened('; '.join(dict.fromkeys(reasons)), 230)}" if reasons else text
+    held_out = f"; {prediction_text(prediction)}" if prediction is not None else ""
+    return _quoted(quoted) + held_out + _reasons(series, quoted)
+
+
+def _quoted(quantities: Sequence[Quantity]) -> str:
+    return ", ".join(f"{q.name} {'= ' if q.value is not None else ''}{q.text()}" for q in quantities)
+
+
+def _reasons(series: Series, quantities: Sequence[Quantity]) -> str:
+    """Why some of these quantities are refused; empty if none is."""
+    names = {q.name for q in quantities if q.value is None}
+    reasons = dict.fromkeys(f"{g.id}: {g.reason}" for g in series.fit.refusals if names & set(g.refuses))
+    return f". Refused by {shortened('; '.join(reasons), 230)}" if reasons else ""
 
 
 def headline(series: Series) -> str:
@@ -109,7 +115,7 @@ def coverages(series: Sequence[Series]) -> list[str]:
     for one in series:
         ratio = extrapolation(one)
         if ratio is not None:
-            found.setdefault(coverage_at(one.fit, ratio), []).append(ratio)
+            found.setdefault(coverage_at(one, ratio), []).append(ratio)
     return [f"coverage at ×{_range(ratios)}: {text}" for text, ratios in found.items()]
 
 
@@ -124,7 +130,7 @@ def _reservations(series: Sequence[Series]) -> list[str]:
 
 def missing_facts(series: Series) -> list[str]:
     """Required facts that the fit record lacks."""
-    return list(series.fit.record.get("checklist", {}).get("missing", ()))
+    return list(series.record["checklist"]["missing"])
 
 
 def _range(values: Sequence[float]) -> str:
@@ -138,9 +144,10 @@ def extrapolation(series: Series) -> float | None:
     return None if held.empty or span is None else float(held[series.axis].max()) / span[1]
 
 
-def coverage_at(fit: LawFit, ratio: float) -> str:
+def coverage_at(series: Series, ratio: float) -> str:
     """Measured coverage of nominal 95 % intervals at an extrapolation ratio, or `uncalibrated`."""
-    return "uncalibrated"
+    measured = series.coverage(ratio)
+    return "uncalibrated" if measured is None else f"{measured[0]:.2f} of nominal 0.95 ({measured[1]} held-out points)"
 
 
 def joint_text(series: Series, columns: Mapping[str, str]) -> tuple[str, str]:
@@ -156,7 +163,7 @@ def joint_text(series: Series, columns: Mapping[str, str]) -> tuple[str, str]:
     rests_on = " · ".join(parts + _reservations([series]))
     if series.fit.refused:
         return f"no law. Refused: {refusal_text(series)}", rests_on
-    return ", ".join(f"{q.name} {'= ' if q.value is not None else ''}{q.text()}" for q in series.quantities()), rests_on
+    return _quoted(series.quantities()) + _reasons(series, series.quantities()), rests_on
 
 
 def wrapped(text: str) -> list[str]:

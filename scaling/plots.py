@@ -123,7 +123,8 @@ def _draw_points(ax: Axes, series: Series, number: int, floor: float) -> None:
             zorder=3,
             linestyle="none",
         )
-        bars = np.stack([cells["mean"] - cells["low"], cells["high"] - cells["mean"]])
+        # A mean of equal values may differ from them in the last bit.
+        bars = np.maximum(np.stack([cells["mean"] - cells["low"], cells["high"] - cells["mean"]]), 0.0)
         ax.errorbar(
             cells["x"],
             cells["mean"] - floor,
@@ -183,13 +184,16 @@ def _finish_loss(ax: Axes, view: View, truth: Truth) -> None:
     drawn = [series.rows(FITTED, HELD_OUT)[view.target] for series in view.series]
     values = np.concatenate([column.to_numpy(float) for column in drawn]) if drawn else np.array([])
     if len(values):
-        reach = 2.0 * max(np.ptp(values), 1e-3 * abs(values.mean()))
-        low, high = values.min() - 0.08 * np.ptp(values), values.max() + 0.16 * np.ptp(values)
-        levels = [v for v in (truth.asymptote, truth.entropy_floor) if v is not None and v > values.min() - reach]
+        spread = max(np.ptp(values), 1e-3 * abs(values.mean()), 1e-9)
+        reach = 2.0 * spread
+        low, high = values.min() - 0.08 * spread, values.max() + 0.16 * spread
+        levels = [
+            v for v in (truth.floor(view.axis), truth.entropy_floor) if v is not None and v > values.min() - reach
+        ]
         if levels:
             low = min(low, min(levels) - 0.06 * (high - min(levels)))
         ax.set_ylim(low, high)
-    _true_level(ax, truth.asymptote, "asymptote $E_\\infty$", "-.", low)
+    _true_level(ax, truth.floor(view.axis), _asymptote_name(view, truth), "-.", low)
     _true_level(ax, truth.entropy_floor, "entropy floor $H^*$", ":", low)
     ax.legend(
         handles=_architecture_handles(view),
@@ -198,6 +202,10 @@ def _finish_loss(ax: Axes, view: View, truth: Truth) -> None:
         handlelength=2.4,
         fontsize=9.5,
     )
+
+
+def _asymptote_name(view: View, truth: Truth) -> str:
+    return "asymptote of this axis" if view.axis in truth.floors else "asymptote $E_\\infty$"
 
 
 def _true_level(ax: Axes, value: float | None, name: str, style: str, low: float) -> None:
@@ -243,7 +251,7 @@ def _excess_panel(ax: Axes, view: View, truth: Truth, span: tuple[float, float])
     """Metric minus floor on logarithmic axes; returns whether anything could be drawn."""
     absent, drawn = [], []
     for number, series in enumerate(view.series):
-        floor = truth.asymptote
+        floor = truth.floor(view.axis)
         if floor is None:
             own = series.floor()
             floor = own.value if own is not None else None
@@ -262,7 +270,8 @@ def _excess_panel(ax: Axes, view: View, truth: Truth, span: tuple[float, float])
         _draw_lost(ax, series, mark_of(number)[0])
         drawn.append((series, floor))
     _axis_in_words(ax, view.axis)
-    name = "$E_\\infty$ (true asymptote)" if truth.asymptote is not None else "fitted floor $E$"
+    true_floor = truth.floor(view.axis)
+    name = f"true {_asymptote_name(view, truth)}" if true_floor is not None else "fitted floor $E$"
     ax.set_ylabel(f"{view.target} − {name}")
     if drawn:
         _log_excess(ax, drawn)
@@ -274,8 +283,8 @@ def _excess_panel(ax: Axes, view: View, truth: Truth, span: tuple[float, float])
     for k, text in enumerate(absent):
         place, side = ((0.5, 0.6 - 0.09 * k), "center") if not drawn else ((0.99, 0.97 - 0.06 * k), "right")
         ax.annotate(textwrap.fill(text, 64), place, xycoords="axes fraction", ha=side, va="top", fontsize=9, color=GREY)
-    if drawn and truth.asymptote is not None and truth.entropy_floor is not None:
-        _floor_above_asymptote(ax, truth.entropy_floor - truth.asymptote)
+    if drawn and true_floor is not None and truth.entropy_floor is not None:
+        _floor_above_asymptote(ax, truth.entropy_floor - true_floor)
     return bool(drawn)
 
 

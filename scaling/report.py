@@ -77,11 +77,12 @@ def make_report(
     drawn = views.make_views(
         table, form=view_form, axes=columns, target=target, hold_out_largest=hold_out_largest, **options
     )
+    # Held-out scores of the first axis only: they refit the law at every cut.
+    drawn[0] = views.scored(drawn[0])
     joint = views.joint_series(table, joint_form, joint_axes, target, hold_out_largest, **options) if joint_axes else []
     paths, figures = _draw(out / FOLDER, drawn, joint, joint_axes, known)
-    summary = build_summary(out, drawn, joint, joint_axes, known, paths, table) | {
-        "provenance": _provenance(out, table)
-    }
+    summary = build_summary(out, drawn, joint, joint_axes, known, paths, table)
+    summary = plain(summary | {"provenance": _provenance(out, table)})
     _write(out / FOLDER, summary, drawn, joint, figures, table)
     return summary
 
@@ -148,9 +149,9 @@ def _write(
     table: pd.DataFrame,
 ) -> None:
     """`fit.json` and `report.html`, each replaced in one step."""
-    records = {view.axis: {s.architecture: plain(s.fit.record) for s in view.series} for view in drawn}
+    records = {view.axis: {s.architecture: s.record for s in view.series} for view in drawn}
     if joint:
-        records["joint"] = {s.architecture: plain(s.fit.record) for s in joint}
+        records["joint"] = {s.architecture: s.record for s in joint}
     text = json.dumps(plain(summary | {"records": records}), indent=1)
     runs.write_atomically(folder / FIT, text + "\n")
     runs.write_atomically(folder / PAGE, report_page.page(summary, figures, drawn, joint, records, table))

@@ -107,6 +107,7 @@ def page(
         _truth(summary["truth"]),
         "<h2>The held-out largest size</h2>",
         _predictions(drawn),
+        _extrapolation(drawn),
         "<h2>What the fits refuse, and why</h2>",
         _gates(drawn, joint),
         "<h2>Runs</h2>",
@@ -126,7 +127,7 @@ def page(
 
 def inline_svg(svg: str, prefix: str) -> str:
     """The `<svg>` element alone, its ids prefixed so that several figures can share a page."""
-    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # An id that another figure also uses would make a reference draw that figure's shape.
     body = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', body)
     body = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}\2"', body)
@@ -186,7 +187,7 @@ def _quantity_cells(q: Quantity) -> list[str]:
 
 def _true(q: Quantity, axis: str, truth: Mapping[str, Any]) -> str:
     if q.role == "floor":
-        return true_text(truth["asymptote"], "asymptote")
+        return true_text(truth["floors"].get(axis, truth["asymptote"]), "asymptote")
     if q.role == "exponent" and axis:
         return true_text(truth["exponents"].get(axis), EXPONENT_UNITS.get(axis, ""))
     return ""
@@ -198,7 +199,11 @@ def _truth(truth: Mapping[str, Any]) -> str:
     rows = [
         [_text(name), _text(true_text(value, unit))]
         for name, value, unit in (
-            ("asymptote", truth["asymptote"], "nats per label"),
+            ("asymptote E", truth["asymptote"], "nats per label, every resource unlimited"),
+            *(
+                (f"asymptote, {axis_words(axis)} alone", value, "nats per label, others as in the runs")
+                for axis, value in truth["floors"].items()
+            ),
             ("entropy floor", truth["entropy_floor"], "nats per label"),
             *(
                 (f"exponent, {axis_words(axis)}", value, EXPONENT_UNITS.get(axis, ""))
@@ -253,6 +258,27 @@ def _predictions(drawn: Sequence[View]) -> str:
         "error of repeating the last fitted size",
     )
     return _table(head, rows, numeric=(2, 3, 4, 5, 7, 9))
+
+
+def _extrapolation(drawn: Sequence[View]) -> str:
+    """Held-out error of the law and its rivals when fitted to the smaller sizes only."""
+    rows = [
+        [
+            _text(c)
+            for c in (s.architecture, axis_words(view.axis), form, f"{r.mean_rms:.2e}", f"{r.worst_rms:.2e}", r.cuts)
+        ]
+        for view in drawn
+        for s in view.series
+        if s.rolling is not None
+        for form, r in s.rolling.ranking.iterrows()
+    ]
+    if not rows:
+        return '<p class="quiet">Too few runs to score extrapolation by rolling origin: bands are uncalibrated.</p>'
+    head = ("architecture", "axis", "form", "mean held-out rms of ln y", "worst", "cuts")
+    note = (
+        "Every form is fitted to the sizes below each of several cuts and scored on those above; the first row is best."
+    )
+    return f'<h3>Rolling origin</h3><p class="quiet">{note}</p>{_table(head, rows, numeric=(3, 4, 5))}'
 
 
 def _gates(drawn: Sequence[View], joint: Sequence[Series]) -> str:

@@ -79,7 +79,8 @@ def _parameter_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(architecture, *(escape(_short(row[name])) for name in ("E", "exponent")))
     exponent = truth["exponents"].get(axis)
     unit = truth["exponent_units"].get(axis, "")
-    floor = "unknown" if truth["asymptote"] is None else f"{truth['asymptote']:.4f} (asymptote)"
+    asymptote = truth["floors"].get(axis, truth["asymptote"])
+    floor = "unknown" if asymptote is None else f"{asymptote:.4f} (asymptote)"
     table.add_row("true", floor, "unknown" if exponent is None else f"{exponent:.4g} ({unit})")
     if truth["entropy_floor"] is not None:
         table.add_row("", f"{truth['entropy_floor']:.4f} (entropy floor)", "")

@@ -9,8 +9,9 @@ On the known-truth log "true" has a precise and limited meaning:
                    learner, lambda per event seen, a - 1 per pair stored. A network's exponent in dense parameters
                    need not equal alpha: nothing says how many quanta a parameter buys.
 
-A sweep holds its other resources where they are (rows of training above all), so the floor of its own law may lie above
-the asymptote. A real log knows none of this and has no truth.
+E_inf is the asymptote of an axis only where the log has no other resource to be short of. On a log with a history or
+pairs, the asymptote of one axis keeps the others as in the runs: `Truth.floor(axis)`. Neither knows how many examples a
+sweep trained on: its own floor may lie above both. A real log knows none of this and has no truth.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import pandas as pd
 
 from . import runs
 from .data.known_truth_config import KnownTruthConfig, preset
+from .data.known_truth_laws import predict
+from .data.known_truth_world import build_world
 
 KNOWN_TRUTH = "known_truth"
 
@@ -39,7 +42,12 @@ EXPONENT_UNITS = {
 # Metrics in nats per label, on which asymptote and entropy floor can be drawn.
 LOSSES = ("logloss", "progressive_logloss", "observed_logloss")
 
-_KEYS = ("asymptote", "entropy_floor", "alpha", "exponents", "source")
+_NO_FLOORS = (
+    "the log has several resources and its card is not recorded: the asymptote shown is that of all of them, "
+    "the true floor of one axis lies above it"
+)
+
+_KEYS = ("asymptote", "entropy_floor", "alpha", "exponents", "floors", "source")
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,14 @@ class Truth:
     """Known constants of a log; None and missing axes are unknown.
 
     asymptote, entropy_floor: nats per label. exponents: axis -> true exponent, see `EXPONENT_UNITS`.
+    floors: axis -> asymptote with only that resource (and data) unlimited, where it is not `asymptote`.
     source: where the constants come from. notes: what could not be established, and why.
     """
 
     asymptote: float | None = None
     entropy_floor: float | None = None
     exponents: Mapping[str, float] = field(default_factory=dict)
+    floors: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     notes: tuple[str, ...] = ()
 
@@ -60,6 +70,10 @@ class Truth:
     def alpha(self) -> float | None:
         """The quanta exponent."""
         return self.exponents.get("dense_params")
+
+    def floor(self, axis: str) -> float | None:
+        """The true E of a law along this axis: that resource unlimited, the log's others as in the runs."""
+        return self.floors.get(axis, self.asymptote)
 
     @property
     def known(self) -> bool:
@@ -69,6 +83,7 @@ class Truth:
         """Plain data for JSON, with `alpha` on its own."""
         return {
             "asymptote": self.asymptote,
+            "floors": dict(self.floors),
             "entropy_floor": self.entropy_floor,
             "alpha": self.alpha,
             "exponents": dict(self.exponents),
@@ -79,7 +94,9 @@ class Truth:
 
 
 def from_mapping(values: Mapping[str, Any]) -> Truth:
-    """Truth the caller states: any of asymptote, entropy_floor, alpha, exponents (axis -> value), source.
+    """Truth the caller states: any of asymptote, entropy_floor, alpha, exponents and floors (axis -> value), source.
+
+    What `Truth.as_dict` returned is read back.
 
     Raises:
         ValueError: an unknown key.
@@ -94,22 +111,34 @@ def from_mapping(values: Mapping[str, Any]) -> Truth:
         values.get("asymptote"),
         values.get("entropy_floor"),
         exponents,
+        dict(values.get("floors") or {}),
         str(values.get("source") or "given by the caller"),
+        tuple(values.get("notes") or ()),
     )
 
 
 def find(table: pd.DataFrame, out_dir: Path | str | None = None) -> Truth:
-    """Truth of the runs of a table: constants from its columns, exponents from the runs' own configurations.
+    """Truth of the runs of a table: constants from its columns, exponents and floors from the runs' records.
 
     Runs of different logs have no common truth; then nothing is returned and `notes` says so.
     """
     notes: list[str] = []
     floor = _constant(table, "entropy_floor", notes)
     asymptote = _constant(table, "asymptote", notes)
-    exponents, source = _exponents(table, out_dir, notes)
     columns = [name for name, value in (("asymptote", asymptote), ("entropy_floor", floor)) if value is not None]
     sources = [f"{' and '.join(columns)} from the run table"] if columns else []
-    return Truth(asymptote, floor, exponents, "; ".join([*sources, *([source] if source else [])]), tuple(notes))
+    logs = _recorded_logs(out_dir) if out_dir is not None else []
+    exponents = _common([exponents_of(log.config) for log in logs], "exponents", notes)
+    floors = _common([_floors(log, notes) for log in logs], "asymptotes per axis", notes)
+    if logs:
+        sources.append("exponents from the run records")
+    else:
+        configs = _named_presets(table)
+        exponents = _common([exponents_of(config) for config in configs], "exponents", notes)
+        sources += ["exponents of the preset named in the run table"] if exponents else []
+        if any(config.has_l or config.has_m for config in configs):
+            notes.append(_NO_FLOORS)
+    return Truth(asymptote, floor, exponents, floors, "; ".join(sources), tuple(dict.fromkeys(notes)))
 
 
 def exponents_of(config: KnownTruthConfig) -> dict[str, float]:
@@ -136,29 +165,59 @@ def _constant(table: pd.DataFrame, column: str, notes: list[str]) -> float | Non
     return float(values[0])
 
 
-def _exponents(table: pd.DataFrame, out_dir: Path | str | None, notes: list[str]) -> tuple[dict[str, float], str]:
-    """Exponents from the configuration in the run records; without records, from the preset the table names."""
-    configs = _recorded_configs(out_dir) if out_dir is not None else []
-    source = "exponents from the run records"
-    if not configs:
-        configs, source = _named_presets(table), "exponents of the preset named in the run table"
-    if not configs:
-        return {}, ""
-    found = [exponents_of(config) for config in configs]
-    if any(one != found[0] for one in found[1:]):
-        notes.append("runs were trained on logs with different exponents: no single true exponent")
-        return {}, ""
-    return found[0], source
+@dataclass(frozen=True)
+class _Log:
+    """One log of a sweep as its runs recorded it; card: its constants, empty if they were not recorded."""
+
+    config: KnownTruthConfig
+    history_length: int | None
+    card: Mapping[str, Any]
 
 
-def _recorded_configs(out_dir: Path | str) -> list[KnownTruthConfig]:
-    configs = {}
+def _common(found: list[dict[str, float]], what: str, notes: list[str]) -> dict[str, float]:
+    """Entries that all logs share."""
+    shared = (
+        {axis: value for axis, value in found[0].items() if all(one.get(axis) == value for one in found)}
+        if found
+        else {}
+    )
+    differing = sorted({axis for one in found for axis in one} - set(shared))
+    if differing:
+        notes.append(f"runs were trained on logs with different {what} ({', '.join(differing)}): none is common to all")
+    return shared
+
+
+def _floors(log: _Log, notes: list[str]) -> dict[str, float]:
+    """Axis -> loss with that resource unlimited and the others as in the runs, for logs with several resources."""
+    config = log.config
+    if not (config.has_l or config.has_m):
+        return {}
+    if not {"asymptote", "v"} <= set(log.card):
+        notes.append(_NO_FLOORS)
+        return {}
+    world = build_world(config)
+    # The exact integral knows one label without drift; the second-order form covers the rest.
+    own = {"history_length": log.history_length, "exact": config.tasks == 1 and not config.drift}
+    unlimited = {
+        "dense_params": {"quanta": np.inf},
+        "train_flops": {"quanta": np.inf},
+        "history_length": {"history_length": np.inf},
+        "memory_slots": {"ranks": np.inf},
+    }
+    return {axis: float(predict(world, constants=log.card, **{**own, **free})) for axis, free in unlimited.items()}
+
+
+def _recorded_logs(out_dir: Path | str) -> list[_Log]:
+    logs: dict[tuple[str, int | None], _Log] = {}
     for folder in sorted((Path(out_dir) / "runs").glob("*")):
-        data = ((runs.read_record(folder) or {}).get("config") or {}).get("data") or {}
+        record = runs.read_record(folder) or {}
+        data = (record.get("config") or {}).get("data") or {}
         if data.get("name") == KNOWN_TRUTH:
             config = preset(data["preset"], **_lists_as_tuples(data.get("overrides") or {}))
-            configs[config.hash] = config
-    return list(configs.values())
+            length = data.get("history_length") or None
+            card = (record.get("data") or {}).get("card") or {}
+            logs.setdefault((config.hash, length), _Log(config, length, card))
+    return list(logs.values())
 
 
 def _named_presets(table: pd.DataFrame) -> list[KnownTruthConfig]:

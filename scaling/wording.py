@@ -65,7 +65,8 @@ def value_text(value: float, interval: tuple[float, float] | None = None) -> str
 
 
 def shortened(text: str, length: int) -> str:
-    """At most `length` characters, cut at a word with an ellipsis."""
+    """At most `length` characters, cut between words, with an ellipsis."""
     if len(text) <= length:
         return text
-    return text[: length - 1].rsplit(" ", 1)[0].rstrip(" ;,:") + "…"
+    # One more character tells whether the last word is whole.
+    return text[:length].rsplit(" ", 1)[0][: length - 1].rstrip(" ;,:") + "…"
