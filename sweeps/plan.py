@@ -136,7 +136,7 @@ class _Planner:
                     )
         counts = models.count(config.architecture, source.schema, config.model)
         if "budget_flops" in targets:
-            config.training.examples = max(round(targets["budget_flops"] / counts.train_flops_per_row), 1)
+            config.training.examples = max(round(targets["budget_flops"] / _row_flops(counts, source)), 1)
         run = run_id(config)
         if run not in self.rows:
             self.configs[run], self.counts[run] = config, counts
@@ -171,11 +171,13 @@ class _Planner:
     def _row(self, config: ConfigDict, run: str, counts: Any, source: Any, targets: dict[str, float]) -> dict[str, Any]:
         training = config.training
         rows = source.requests * source.candidates
-        examples = training.examples
-        if examples <= 0 and source.total_rows is not None:
-            examples = source.total_rows * config.data.passes
-        examples = math.ceil(examples / rows) * rows
-        train_flops = counts.train_flops_per_row * examples
+        if training.examples <= 0 and source.batches is None:
+            raise ValueError(
+                f"training.examples is {training.examples}; an endless log needs a positive number of rows"
+            )
+        steps = math.ceil(training.examples / rows) if training.examples > 0 else source.batches
+        examples = steps * rows
+        train_flops = _row_flops(counts, source) * examples
         per_row = targets.get("train_flops")
         whole = targets.get("budget_flops", None if per_row is None else per_row * examples)
         return {
@@ -185,7 +187,7 @@ class _Planner:
             "trunk_id": trunk_id(config),
             "sweep": self.sweep,
             "stage": self.stage,
-            "config": config.to_dict(),
+            "config": json.loads(json.dumps(config.to_dict())),  # as it will be read back: no tuples
             "counts": dataclasses.asdict(counts),
             "targets": {
                 "dense_params": targets.get("dense_params"),
@@ -214,7 +216,7 @@ class _Planner:
             memory = predict.peak_memory_bytes(
                 configs[0], source.schema, counts, replicas=replicas, horizons=len(set(examples))
             )
-            seconds = predict.seconds(counts.train_flops_per_row * rows, rows, self.core_flops)
+            seconds = predict.seconds(_row_flops(counts, source) * rows, rows, self.core_flops)
             whole = sum(examples)
             for run, count in zip(runs, examples, strict=True):
                 self.rows[run]["predicted"] |= {
@@ -377,6 +379,11 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
 def _listed(values: set[str]) -> str:
     shown = sorted(values)[:4]
     return ("absent" if not shown else ", ".join(shown)) + (", ..." if len(values) > 4 else "")
+
+
+def _row_flops(counts: Any, source: Any) -> float:
+    """Training FLOPs per row: the user side is computed once per request and shared by its candidates."""
+    return counts.train_flops_user / source.candidates + counts.train_flops_candidate
 
 
 def _given(targets: Mapping[str, Any]) -> str:
