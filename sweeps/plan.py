@@ -26,7 +26,7 @@ from ..scaling.counting.sizing import size
 from ..scaling.data import make_source
 from ..scaling.overrides import OverrideError, apply, leaves, parse
 from ..scaling.runs import FINISHED, read_record, write_atomically
-from ..scaling.training import group_id, resolved, run_id, shape_id
+from ..scaling.training import group_id, resolved, run_id, shape_id, trunk_id
 from ..scaling.training.config import config_hash
 from . import machine, predict
 from .worker import hold
@@ -176,7 +176,8 @@ class _Planner:
                 f"training.examples is {training.examples}; an endless log needs a positive number of rows"
             )
         steps = math.ceil(training.examples / rows) if training.examples > 0 else source.batches
-        examples = steps * rows
+        # The last batch of a pass is padded; rows that are not there are not examples.
+        examples = source.total_rows * config.data.passes if steps == source.batches else steps * rows
         train_flops = _row_flops(counts, source) * examples
         per_row = targets.get("train_flops")
         whole = targets.get("budget_flops", None if per_row is None else per_row * examples)
@@ -225,15 +226,6 @@ class _Planner:
                     "seconds": round(seconds * count / whole, 1),
                 }
         return Plan(list(self.rows.values()), self.notes)
-
-
-def trunk_id(config: ConfigDict) -> str:
-    """Hash of one trajectory: the resolved configuration without its number of examples. A cosine schedule decays from
-    the start, so there every horizon is a trajectory of its own."""
-    plain = resolved(config)
-    if plain["training"]["schedule"] != "cosine":
-        plain["training"].pop("examples")
-    return config_hash(plain)
 
 
 def write_plan(out: Path | str, plan: Plan, *, extend: bool = False) -> tuple[list[dict[str, Any]], int]:

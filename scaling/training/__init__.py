@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .config import get_config, group_id, resolved, run_id, shape_id
+from .config import get_config, group_id, resolved, run_id, shape_id, trunk_id
 
 if TYPE_CHECKING:
     from .group import RunSpec
     from .loop import train, train_group
 
-__all__ = ["RunSpec", "get_config", "group_id", "resolved", "run_id", "shape_id", "train", "train_group"]
+__all__ = [
+    "RunSpec",
+    "get_config",
+    "group_id",
+    "resolved",
+    "run_id",
+    "shape_id",
+    "train",
+    "train_group",
+    "trunk_id",
+]
 
 
 def __getattr__(name: str):

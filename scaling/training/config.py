@@ -111,9 +111,19 @@ def group_id(config: ConfigDict) -> str:
 
 
 def shape_id(config: ConfigDict) -> str:
-    """Hash of the architecture and its size settings, without seed, rate or amount of data."""
+    """Hash of the architecture and its size settings, history length included, without seed, rate or amount of data."""
     plain = resolved(config)
-    return config_hash({"architecture": plain["architecture"], "model": plain["model"]})
+    shape = {"architecture": plain["architecture"], "model": plain["model"]}
+    return config_hash(shape | {"history_length": plain["data"]["history_length"]})
+
+
+def trunk_id(config: ConfigDict) -> str:
+    """Hash of one trajectory: the resolved configuration without its number of examples. A cosine schedule decays from
+    the start, so there every horizon is a trajectory of its own."""
+    plain = resolved(config)
+    if plain["training"]["schedule"] != "cosine":
+        plain["training"].pop("examples")
+    return config_hash(plain)
 
 
 def _plain_value(value: Any) -> Any:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ... import models
 from .. import runs as records
 from ..data.source import Source
-from .config import config_hash, group_id, resolved, run_id, shape_id
+from .config import config_hash, group_id, resolved, run_id, shape_id, trunk_id
 from .intervals import progressive_metrics
 from .mirror import WandbMirror
 from .schedule import Segment, program
@@ -164,13 +164,12 @@ class Group:
         # The last batch of a pass is padded; rows that are not there are not examples.
         all_of_it = steps == self.source.batches
         examples = total * config.data.passes if all_of_it else steps * self.batch_rows
-        replica = self.replicas.index((int(config.seed), float(config.training.lr)))
         counts = dataclasses.asdict(self.counts)
         return {
             "run_id": run_id(config),
             "group_id": self.id,
             "shape_id": shape_id(config),
-            "trunk_id": f"{self.id}-{replica}",
+            "trunk_id": trunk_id(config),
             "sweep": run.labels.get("sweep"),
             "labels": run.labels,
             "status": "running",
