@@ -8,19 +8,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from scipy.special import expit
 
-from .known_truth import make_batch
 from .known_truth_config import BLOCK, TASK_NAMES, KnownTruthConfig
 from .known_truth_drift import states
 from .known_truth_quadrature import entropy, entropy_of_logit, expected_auc, noise_mean, on_grid, t_of_auc
-from .known_truth_truth import order_variances, part_variances, truth
+from .known_truth_truth import order_variances, part_variances, sample
 from .known_truth_world import World, popularity
 
 CARD_SEED = 0xCA4D  # the card reads a stream of its own, so it depends on the world alone
-_CHUNK = 8192
+SAMPLE_ROWS = 4096  # rows drawn at a time: the arrays of one history pass stay small
 _CARDS: dict[tuple[str, int], dict[str, Any]] = {}
 
 
@@ -82,7 +80,7 @@ def _compute(world: World, rows: int) -> dict[str, Any]:
         "missing_variance": _curves(config),
         "popularity": {
             "ids_per_field": config.vocabulary, "most_likely_id": float(block.max() / BLOCK),
-            "least_likely_id": float(block.min() / BLOCK), "share_of_ids_with_half_of_the_rows": float(top / len(block)),
+            "least_likely_id": float(block.min() / BLOCK), "share_of_ids_in_half_of_the_rows": float(top / len(block)),
         },
         "exponents": {
             "quanta": config.alpha, "examples": config.alpha / (1 + config.alpha), "history": config.lam,
@@ -92,20 +90,18 @@ def _compute(world: World, rows: int) -> dict[str, Any]:
 
 
 def _sample(world: World, rows: int) -> dict[str, np.ndarray]:
-    """z, p*, 1 - p*, noise sd [n, Y] and fresh [n] of the first evaluation rows of the card's stream."""
-    count = min(_CHUNK, rows)
-    make = jax.jit(lambda world, index: make_batch(world, CARD_SEED, index, count, 1, evaluation=True))
-    kept: dict[str, list[np.ndarray]] = {"z": [], "p": [], "q": [], "sd": [], "fresh": []}
-    for index in range(-(-rows // count)):
-        row = truth(world, make(world, np.uint32(index)))
-        for name, value in (("z", row.z), ("p", row.p), ("q", row.q), ("sd", row.noise_sd), ("fresh", row.fresh)):
+    """z, p*, noise sd [n, Y] and fresh [n] of the first evaluation rows of the card's stream."""
+    kept: dict[str, list[np.ndarray]] = {"z": [], "p": [], "sd": [], "fresh": []}
+    for index in range(-(-rows // SAMPLE_ROWS)):
+        _, row = sample(world, CARD_SEED, index, SAMPLE_ROWS)
+        for name, value in (("z", row.z), ("p", row.p), ("sd", row.noise_sd), ("fresh", row.fresh)):
             kept[name].append(value[:, 0])
     return {name: np.concatenate(values)[:rows] for name, values in kept.items()}
 
 
 def _constants(world: World, samples: dict[str, np.ndarray], task: int) -> dict[str, Any]:
     config = world.config
-    z, p, q, sd = (samples[name][:, task] for name in ("z", "p", "q", "sd"))
+    z, p, sd = (samples[name][:, task] for name in ("z", "p", "sd"))
     amplitude = np.where(samples["fresh"] & (task == 0), world.pair_amplitude / world.scale, 0.0)
     # In a cascade the second label exists with the probability of the first.
     weight = samples["p"][:, 0] if config.cascade and task else np.ones_like(z)
@@ -113,7 +109,7 @@ def _constants(world: World, samples: dict[str, np.ndarray], task: int) -> dict[
     deviation = z - config.task_bias(task)
     controls = np.stack([deviation, deviation**2 - sum(variances.values())], axis=1)
     latent = _latent_means(world, z, sd, amplitude)
-    values = {"base_rate": p, "entropy_floor": entropy(p, q), **latent}
+    values = {"base_rate": p, "entropy_floor": entropy(p), **latent}
     means, errors = {}, {}
     for name, value in values.items():
         means[name], errors[name] = _controlled_mean(value, weight, controls, config.cascade and task > 0)
@@ -123,12 +119,10 @@ def _constants(world: World, samples: dict[str, np.ndarray], task: int) -> dict[
     plateaus = []
     for order in range(1, 4):
         missing = sum(by_order[f"N{o}"] for o in range(order + 1, 5))
-        plateaus.append(
-            {"order": order, "missing_variance": missing, "excess_half_v": 0.5 * means["v"] * missing}
-        )
+        plateaus.append({"order": order, "missing_variance": missing, "excess_half_v": 0.5 * means["v"] * missing})
     return {
         **means,
-        "auc_best": expected_auc(p, weight * p, weight * q),
+        "auc_best": expected_auc(p, weight * p, weight * (1.0 - p)),
         "auc_asymptote": auc,
         "t_asymptote": t_of_auc(auc),
         "noise_variance": config.noise_variance(task),
@@ -164,8 +158,10 @@ def _draw_latent(world: World, z: np.ndarray, sd: np.ndarray, amplitude: np.ndar
     return drawn
 
 
-def _controlled_mean(value: np.ndarray, weight: np.ndarray, controls: np.ndarray, weighted: bool) -> tuple[float, float]:
-    """(mean, standard error) with control variates of known mean 0; a weighted mean has none, the weights being random."""
+def _controlled_mean(
+    value: np.ndarray, weight: np.ndarray, controls: np.ndarray, weighted: bool
+) -> tuple[float, float]:
+    """(mean, standard error); control variates of known mean 0 unless the weights are random themselves."""
     n = value.size
     if weighted:
         mean = float((weight @ value) / weight.sum())
@@ -194,5 +190,8 @@ def _curves(config: KnownTruthConfig) -> dict[str, Any]:
         out["history"] = {"known": length.tolist(), "variance": np.asarray(missing).tolist()}
     if config.has_m:
         ranks = 2 ** np.arange(int(np.log2(config.pair_items)) + 1)
-        out["ranks"] = {"known": ranks.tolist(), "variance": (config.c_m * config.missed_mass(ranks)).tolist()}
+        out["ranks"] = {
+            "known": ranks.tolist(),
+            "variance": (config.c_m * config.missed_mass(ranks)).tolist(),
+        }
     return out

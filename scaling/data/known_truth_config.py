@@ -289,9 +289,7 @@ def preset(name: str, **overrides: Any) -> KnownTruthConfig:
     known = {field.name for field in dataclasses.fields(KnownTruthConfig)}
     unknown = sorted(set(overrides) - known)
     if unknown:
-        raise ValueError(
-            f"unknown fields {', '.join(unknown)}; a configuration has {', '.join(sorted(known))}"
-        )
+        raise ValueError(f"unknown fields {', '.join(unknown)}; a configuration has {', '.join(sorted(known))}")
     return KnownTruthConfig(**{**PRESETS[name], **overrides})
 
 

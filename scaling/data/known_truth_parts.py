@@ -6,7 +6,6 @@ it, `decode` recovers it from a batch; both feed the same `parts`.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import flax.struct
@@ -15,11 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...models.inputs import Batch
-from .known_truth_config import BLOCK, CANDIDATE_FIELDS, CROSS_FIELDS, REQUEST_FIELDS, KnownTruthConfig
+from .known_truth_config import (
+    BLOCK,
+    CANDIDATE_FIELDS,
+    CROSS_FIELDS,
+    MAX_ORDER,
+    REQUEST_FIELDS,
+    KnownTruthConfig,
+)
 from .known_truth_world import Terms, World
 
 SEQUENCE = "clicks"
 DRIFT_FIELD = "drift"
+ITEM = CROSS_FIELDS.index("item")
 _TERM_CHUNK = 256  # terms per step of the term-parallel layout
 
 
@@ -82,28 +89,25 @@ def total(world: World, values: dict[str, jax.Array], task: int = 0) -> jax.Arra
     return sum((values[n] for n in values if n != "N_request"), jnp.asarray(world.task_bias)[task])
 
 
-def term_sum(
-    words: jax.Array, terms: Terms, domain: jax.Array | None = None, layout: str | None = None
-) -> jax.Array:
-    """sum_k A_k psi_k over a group of terms: int32 [n].
+def term_sums(words: jax.Array, terms: Terms, domain: jax.Array | None = None, layout: str | None = None) -> jax.Array:
+    """sum_k A_k psi_k of every group of terms: int32 [groups, n].
 
-    words: uint32 [fields, n], one code word per field and row; domain: int32 [n], needed with more than one
-    domain. layout: "rows" walks the terms and keeps rows vectorised (fastest on CPUs), "terms" forms [chunk
-    of terms, n] blocks that fuse with their sum (accelerators); None picks by platform. No [n, terms] array
-    is ever live.
+    words: uint32 [9, n], one code word per cross field and row, the last row 0; domain: int32 [n], needed with more
+    than one domain. layout: "rows" walks the terms and keeps rows vectorised (fastest on CPUs), "terms" forms [chunk of
+    terms, n] blocks that fuse with their sum (accelerators); None picks by platform. Neither ever holds [terms, n].
     """
-    arrays = (words, *(jnp.asarray(x) for x in (terms.field, terms.bit, terms.coefficient)))
-    arrays += (jnp.zeros(words.shape[1], jnp.int32) if domain is None else domain,)
-    by_rows, by_terms = partial(_by_rows, terms.order), partial(_by_terms, terms.order)
     if layout is None:
-        return jax.lax.platform_dependent(*arrays, cpu=by_rows, default=by_terms)
-    return {"rows": by_rows, "terms": by_terms}[layout](*arrays)
+        return jax.lax.platform_dependent(words, domain, terms, cpu=_by_rows, default=_by_terms)
+    return {"rows": _by_rows, "terms": _by_terms}[layout](words, domain, terms)
 
 
-def code_word(world: World, field: int, ids: jax.Array) -> jax.Array:
-    """uint32 word of ids (popularity order): bit j, 1 <= j <= code_bits, is set where sign j is -1."""
-    block, member = ids // BLOCK, ids % BLOCK
-    return jnp.asarray(world.code_words)[field][block] ^ jnp.asarray(world.code_member)[member]
+def code_words(world: World, first: int, ids: jax.Array) -> jax.Array:
+    """Words of the ids (popularity order) of consecutive cross fields first, first + 1, ...: uint32, shaped as `ids`.
+
+    ids: int32 [fields, ...]. Bit j, 1 <= j <= code_bits, is set where sign j is -1.
+    """
+    field = (first + jnp.arange(ids.shape[0])).reshape(-1, *(1,) * (ids.ndim - 1))
+    return jnp.asarray(world.code_words)[field, ids // BLOCK] ^ jnp.asarray(world.code_member)[ids % BLOCK]
 
 
 def history_word(world: World, ids: jax.Array) -> jax.Array:
@@ -118,8 +122,10 @@ def signs(word: jax.Array, count: int, first: int) -> jax.Array:
     return 1 - 2 * ((word[..., None] >> shift) & 1).astype(jnp.int32)
 
 
-def permute(world: World, field: int, ids: jax.Array) -> jax.Array:
-    """Popularity-ordered ids of a cross field -> ids in batches: a fixed bijection, the identity unless
+def permute(world: World, first: int, ids: jax.Array) -> jax.Array:
+    """Popularity-ordered ids [fields, ...] of consecutive cross fields -> ids in batches.
+
+    A fixed bijection per field (xor-shifts and odd multiplications modulo the vocabulary); the identity unless
     `permute_ids`.
     """
     if not world.config.permute_ids:
@@ -127,20 +133,21 @@ def permute(world: World, field: int, ids: jax.Array) -> jax.Array:
     mask, shift = _mix_sizes(world.config)
     x = ids.astype(jnp.uint32)
     for r in range(3):
+        multiplier, offset = _mix_constants(world, first, ids, r)
         x = x ^ (x >> shift)
-        x = (x * jnp.asarray(world.id_multiplier)[field, r] + jnp.asarray(world.id_offset)[field, r]) & mask
+        x = (x * multiplier + offset) & mask
     return x.astype(jnp.int32)
 
 
-def unpermute(world: World, field: int, ids: jax.Array) -> jax.Array:
+def unpermute(world: World, first: int, ids: jax.Array) -> jax.Array:
     """Inverse of `permute`."""
     if not world.config.permute_ids:
         return jnp.asarray(ids)
     mask, shift = _mix_sizes(world.config)
     x = jnp.asarray(ids).astype(jnp.uint32)
     for r in reversed(range(3)):
-        inverse = odd_inverse(jnp.asarray(world.id_multiplier)[field, r])
-        x = ((x - jnp.asarray(world.id_offset)[field, r]) * inverse) & mask
+        multiplier, offset = _mix_constants(world, first, x, r)
+        x = ((x - offset) * odd_inverse(multiplier)) & mask
         x = x ^ (x >> shift)
     return x.astype(jnp.int32)
 
@@ -156,9 +163,7 @@ def odd_inverse(odd: jax.Array) -> jax.Array:
 def pair_column(world: World, cluster: jax.Array, rank: jax.Array) -> jax.Array:
     """pi_u(k) = (odd_u k + offset_u) mod pair_items: the item column of pair rank k (from 0) in cluster u."""
     odd, offset = jnp.asarray(world.pair_odd)[cluster], jnp.asarray(world.pair_offset)[cluster]
-    return ((rank.astype(jnp.uint32) * odd + offset) & jnp.uint32(world.config.pair_items - 1)).astype(
-        jnp.int32
-    )
+    return ((rank.astype(jnp.uint32) * odd + offset) & jnp.uint32(world.config.pair_items - 1)).astype(jnp.int32)
 
 
 def decode(world: World, batch: Batch) -> Rows:
@@ -169,24 +174,22 @@ def decode(world: World, batch: Batch) -> Rows:
     user, candidates = batch.user, batch.candidates
     requests, count = batch.valid.shape
     fields: dict[str, Any] = {}
-    ids = {}
-    for index, name in enumerate(CROSS_FIELDS):
-        side = user if name in REQUEST_FIELDS else candidates
-        if name in side.ids:
-            ids[name] = unpermute(world, index, side.ids[name])
-    if config.codes == "oracle":
-        fields["request_words"] = jnp.stack([_pack(user.dense[f"{n}_code"]) for n in REQUEST_FIELDS])
-        fields["candidate_words"] = jnp.stack(
-            [_pack(candidates.dense[f"{n}_code"]) for n in CANDIDATE_FIELDS]
-        )
-    else:
-        fields.update(code_words(world, ids))
-    fields["user"], fields["item"] = ids.get("user"), ids.get("item")
+    for side, names, first, words in (
+        (user, REQUEST_FIELDS, 0, "request_words"),
+        (candidates, CANDIDATE_FIELDS, len(REQUEST_FIELDS), "candidate_words"),
+    ):
+        if config.codes == "oracle":
+            fields[words] = _pack(jnp.stack([jnp.asarray(side.dense[f"{name}_code"]) for name in names]))
+        else:
+            ids = unpermute(world, first, jnp.stack([jnp.asarray(side.ids[name]) for name in names]))
+            fields[words] = code_words(world, first, ids)
+        if names[0] in side.ids:  # `user` and `item` are the first of their side
+            fields[names[0]] = unpermute(world, first, jnp.asarray(side.ids[names[0]])[None])[0]
     if config.has_history:
         history = user.histories[SEQUENCE]
         fields["length"] = jnp.asarray(history.length)
     if config.has_l:
-        fields["event_item"] = unpermute(world, CROSS_FIELDS.index("item"), history.ids["item"])
+        fields["event_item"] = unpermute(world, ITEM, jnp.asarray(history.ids["item"])[None])[0]
         if config.match_groups > 1:
             fields["event_category"] = jnp.asarray(history.ids["cat"])
             fields["category"] = jnp.asarray(candidates.ids["cat"])
@@ -198,17 +201,6 @@ def decode(world: World, batch: Batch) -> Rows:
     if config.domains > 1:
         fields["domain"] = jnp.asarray(user.domain)
     return Rows(**fields)
-
-
-def code_words(world: World, ids: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Code words of all cross fields from popularity-ordered ids: request_words [5, R], candidate_words [3,
-    R, C].
-    """
-    words = {name: code_word(world, index, ids[name]) for index, name in enumerate(CROSS_FIELDS)}
-    return {
-        "request_words": jnp.stack([words[name] for name in REQUEST_FIELDS]),
-        "candidate_words": jnp.stack([words[name] for name in CANDIDATE_FIELDS]),
-    }
 
 
 def pair_id(config: KnownTruthConfig, mem_u: jax.Array, mem_i: jax.Array) -> jax.Array:
@@ -238,21 +230,21 @@ def _decode_pairs(world: World, batch: Batch) -> dict[str, jax.Array]:
 
 def _n_parts(world: World, rows: Rows, task: int, zero: jax.Array) -> dict[str, jax.Array]:
     requests, candidates = zero.shape
-    flat = jnp.broadcast_to(rows.request_words[:, :, None], (len(REQUEST_FIELDS), requests, candidates))
-    words = jnp.concatenate([flat, rows.candidate_words]).reshape(len(CROSS_FIELDS), requests * candidates)
-    domain = (
-        None if rows.domain is None else jnp.repeat(rows.domain, candidates, total_repeat_length=zero.size)
-    )
-    out = {f"N{order}": zero for order in range(1, 5)}
-    out["N_request"] = zero
-    for terms in world.terms[task]:
-        name = f"N{terms.order}"
-        if terms.request_only:
-            value = term_sum(rows.request_words, terms, rows.domain)[:, None]
+    out = {f"N{order}": zero for order in range(1, MAX_ORDER + 1)} | {"N_request": zero}
+    if not world.terms:
+        return out
+    repeated = jnp.broadcast_to(rows.request_words[:, :, None], (len(REQUEST_FIELDS), requests, candidates))
+    words = jnp.concatenate([repeated, rows.candidate_words, jnp.zeros((1, requests, candidates), jnp.uint32)])
+    domain = None
+    if rows.domain is not None:
+        domain = jnp.broadcast_to(rows.domain[:, None], zero.shape).reshape(zero.size)
+    terms = world.terms[task]
+    sums = term_sums(words.reshape(len(CROSS_FIELDS) + 1, zero.size), terms, domain)
+    for index, group in enumerate(terms.groups):
+        value = sums[index].reshape(zero.shape)
+        out[f"N{group.order}"] = out[f"N{group.order}"] + value
+        if group.request_only:
             out["N_request"] = out["N_request"] + value
-        else:
-            value = term_sum(words, terms, domain).reshape(zero.shape)
-        out[name] = out[name] + value
     return out
 
 
@@ -289,46 +281,46 @@ def _pair_part(world: World, rows: Rows) -> jax.Array:
 
 def _bias(world: World, which: int, ids: jax.Array) -> jax.Array:
     block, member = ids // BLOCK, ids % BLOCK
-    return jnp.asarray(world.bias_scores)[
-        (member ^ jnp.asarray(world.bias_words)[which][block].astype(jnp.int32))
-    ]
+    return jnp.asarray(world.bias_scores)[(member ^ jnp.asarray(world.bias_words)[which][block].astype(jnp.int32))]
 
 
-def _by_rows(order: int, words, field, bit, coefficient, domain) -> jax.Array:
-    columns = jnp.arange(words.shape[1])
+def _by_rows(words: jax.Array, domain: jax.Array | None, terms: Terms) -> jax.Array:
+    field, bit, coefficient = (jnp.asarray(x) for x in (terms.field, terms.bit, terms.coefficient))
+    group, owner = jnp.asarray(terms.group), jnp.asarray(terms.domain)
 
-    def sign_bit(k, i):
-        if field.shape[0] == 1:
-            return jax.lax.dynamic_index_in_dim(words, field[0, k, i], 0, keepdims=False) >> bit[
-                0, k, i
-            ].astype(jnp.uint32)
-        return words[field[:, k, i][domain], columns] >> bit[:, k, i][domain].astype(jnp.uint32)
-
-    def step(k, total):
-        x = sign_bit(k, 0)
-        for i in range(1, order):
-            x = x ^ sign_bit(k, i)
-        return total + jnp.where((x & 1) == 1, -coefficient[k], coefficient[k])
-
-    # Zeros made from `words` so that a sharded batch keeps its layout through the loop.
-    return jax.lax.fori_loop(0, field.shape[1], step, (words[0] & 0).astype(jnp.int32))
-
-
-def _by_terms(order: int, words, field, bit, coefficient, domain) -> jax.Array:
-    columns = jnp.arange(words.shape[1])[None, :]
-    result = jnp.zeros(words.shape[1], jnp.int32)
-    for start in range(0, field.shape[1], _TERM_CHUNK):
-        chunk = slice(start, start + _TERM_CHUNK)
+    def step(k, sums):
         x = jnp.uint32(0)
-        for i in range(order):
-            if field.shape[0] == 1:
-                x = x ^ (words[field[0, chunk, i]] >> bit[0, chunk, i].astype(jnp.uint32)[:, None])
-            else:
-                chosen = field[:, chunk, i].T[:, domain]
-                x = x ^ (words[chosen, columns] >> bit[:, chunk, i].T[:, domain].astype(jnp.uint32))
-        a = coefficient[chunk][:, None]
-        result = result + jnp.sum(jnp.where((x & 1) == 1, -a, a), axis=0, dtype=jnp.int32)
-    return result
+        for i in range(MAX_ORDER):
+            word = jax.lax.dynamic_index_in_dim(words, field[k, i], 0, keepdims=False)
+            x = x ^ (word >> bit[k, i].astype(jnp.uint32))
+        value = jnp.where((x & 1) == 1, -coefficient[k], coefficient[k])
+        if domain is not None:
+            value = jnp.where((owner[k] < 0) | (owner[k] == domain), value, 0)
+        return sums.at[group[k]].add(value)
+
+    # Zeros made from `words`, so that a batch sharded over requests keeps its layout through the loop.
+    start = jnp.broadcast_to((words[0] & 0).astype(jnp.int32), (len(terms.groups), words.shape[1]))
+    return jax.lax.fori_loop(0, field.shape[0], step, start)
+
+
+def _by_terms(words: jax.Array, domain: jax.Array | None, terms: Terms) -> jax.Array:
+    field, bit, coefficient = (jnp.asarray(x) for x in (terms.field, terms.bit, terms.coefficient))
+    owner = jnp.asarray(terms.domain)[:, None]
+    sums = []
+    for group in terms.groups:
+        total = jnp.zeros(words.shape[1], jnp.int32)
+        for start in range(group.start, group.stop, _TERM_CHUNK):
+            chunk = slice(start, min(start + _TERM_CHUNK, group.stop))
+            x = jnp.uint32(0)
+            for i in range(group.order):
+                x = x ^ (words[field[chunk, i]] >> bit[chunk, i].astype(jnp.uint32)[:, None])
+            a = coefficient[chunk][:, None]
+            value = jnp.where((x & 1) == 1, -a, a)
+            if domain is not None:
+                value = jnp.where((owner[chunk] < 0) | (owner[chunk] == domain), value, 0)
+            total = total + jnp.sum(value, axis=0, dtype=jnp.int32)
+        sums.append(total)
+    return jnp.stack(sums)
 
 
 def _pack(dense: jax.Array) -> jax.Array:
@@ -342,3 +334,9 @@ def _pack(dense: jax.Array) -> jax.Array:
 def _mix_sizes(config: KnownTruthConfig) -> tuple[jax.Array, jax.Array]:
     bits = config.vocabulary.bit_length() - 1
     return jnp.uint32(config.vocabulary - 1), jnp.uint32((bits + 1) // 2)
+
+
+def _mix_constants(world: World, first: int, ids: jax.Array, r: int) -> tuple[jax.Array, jax.Array]:
+    shape = (ids.shape[0], *(1,) * (ids.ndim - 1))
+    rows = slice(first, first + ids.shape[0])
+    return tuple(jnp.asarray(x)[rows, r].reshape(shape) for x in (world.id_multiplier, world.id_offset))

@@ -28,19 +28,22 @@ def hermite(nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
 def smoothed(z: Any, sd: Any, amplitude: Any = 0.0, nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
     """(p, 1 - p) with p = E sigmoid(z + sd xi + amplitude c), xi standard normal, c a fair sign.
 
-    All arguments broadcast; `amplitude` is the size of an unobservable +-amplitude, 0 where there is none. Both
-    numbers are sums of positive terms, so neither loses digits when p is near 0 or 1.
+    All arguments broadcast; `amplitude` is the size of an unobservable +-amplitude, 0 where there is none.
     """
     z, sd, amplitude = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (z, sd, amplitude)))
-    flat = z.ravel(), sd.ravel(), amplitude.ravel()
-    p, q = np.empty(z.size), np.empty(z.size)
+    low, spread, shift = z.ravel(), sd.ravel(), amplitude.ravel()
+    p = _normal_mean(low - shift, spread, nodes)
+    coin = shift != 0
+    if coin.any():
+        p[coin] = 0.5 * (p[coin] + _normal_mean((low + shift)[coin], spread[coin], nodes))
+    p = p.reshape(z.shape)
+    return p, 1.0 - p
+
+
+def _normal_mean(z: np.ndarray, sd: np.ndarray, nodes: int) -> np.ndarray:
     points, weights = hermite(nodes)
-    for start in range(0, z.size, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        logits = flat[0][part, None] + flat[1][part, None] * points
-        shift = flat[2][part, None]
-        p[part], q[part] = (0.5 * ((expit(s * logits + shift) + expit(s * logits - shift)) @ weights) for s in (1, -1))
-    return p.reshape(z.shape), q.reshape(z.shape)
+    blocks = [slice(start, start + _CHUNK) for start in range(0, z.size, _CHUNK)]
+    return np.concatenate([expit(z[b, None] + sd[b, None] * points) @ weights for b in blocks] or [np.zeros(0)])
 
 
 def entropy(p: Any, q: Any | None = None) -> np.ndarray:

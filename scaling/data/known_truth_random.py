@@ -61,31 +61,24 @@ def stream_key(log_seed: Any, stream: int, index: jax.Array) -> tuple[jax.Array,
     return threefry((seed, jnp.uint32(stream)), (index, jnp.zeros_like(index)))
 
 
-def words(key: tuple[jax.Array, jax.Array], stream: int, count: int) -> list[jax.Array]:
-    """`count` words per key, each of the key's shape. Word n does not depend on `count`."""
-    hashes = (count + 1) // 2
-    counter = jnp.arange(hashes, dtype=jnp.uint32).reshape(hashes, *(1,) * key[0].ndim)
+def words(key: tuple[jax.Array, jax.Array], stream: int, count: int) -> jax.Array:
+    """`count` (even) words per key: uint32 [count, R]. Word n does not depend on `count`."""
+    counter = jnp.arange(count // 2, dtype=jnp.uint32)[:, None]
     pair = threefry(key, (counter, jnp.uint32(stream)))
-    return [pair[n % 2][n // 2] for n in range(count)]
+    return jnp.stack(pair, axis=1).reshape(count, *key[0].shape)
 
 
-def candidate_words(
-    key: tuple[jax.Array, jax.Array], stream: int, candidates: int, count: int
-) -> list[jax.Array]:
-    """`count` words per (request, candidate), each [R, C]. A candidate's words do not depend on how many
-    there are.
-    """
-    hashes = (count + 1) // 2
+def candidate_words(key: tuple[jax.Array, jax.Array], stream: int, candidates: int, count: int) -> jax.Array:
+    """`count` (even) words per (request, candidate): uint32 [count, R, C]; the same however many candidates follow."""
+    hashes = count // 2
     wide = (key[0][:, None], key[1][:, None])
     first = hashes * jnp.arange(candidates, dtype=jnp.uint32)
     counter = jnp.arange(hashes, dtype=jnp.uint32)[:, None, None] + first
     pair = threefry(wide, (counter, jnp.uint32(stream)))
-    return [pair[n % 2][n // 2] for n in range(count)]
+    return jnp.stack(pair, axis=1).reshape(count, key[0].shape[0], candidates)
 
 
-def event_words(
-    key: tuple[jax.Array, jax.Array], stream: int, counter: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def event_words(key: tuple[jax.Array, jax.Array], stream: int, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both words of counters [S] or [R, S] under keys [R]: two uint32 arrays [R, S]."""
     wide = (key[0][:, None], key[1][:, None])
     return threefry(wide, (counter, jnp.uint32(stream)))

@@ -15,18 +15,18 @@ import numpy as np
 
 from ...models.inputs import Batch, History
 from .known_truth import build_world, make_batch, make_schema
-from .known_truth_card import card, write_atomic
+from .known_truth_card import SAMPLE_ROWS, card, write_atomic
 from .known_truth_config import GENERATOR_VERSION, KnownTruthConfig, preset
 from .known_truth_eval import evaluate_rows, row_groups, stack_truth
 from .known_truth_parts import SEQUENCE
-from .known_truth_truth import TruthRows, truth
+from .known_truth_truth import TruthRows, sample
 
 _READ_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Holdout:
-    """What metrics need of the holdout, all batches stacked: truth, labels, mask [n, R, C, Y], valid, groups [n, R, C]."""
+    """What metrics need of the holdout, batches stacked: truth, labels, mask [n, R, C, Y]; valid, groups [n, R, C]."""
 
     rows: TruthRows
     labels: np.ndarray
@@ -57,6 +57,8 @@ class KnownTruthSource:
 
     on_device = True
     total_rows = None
+    batches = None
+    batches = None
 
     def __init__(
         self,
@@ -76,7 +78,8 @@ class KnownTruthSource:
             config = dataclasses.replace(config, **dict(overrides))
         if holdout_rows < 1 or requests < 1 or candidates < 1:
             raise ValueError(
-                f"requests, candidates and holdout_rows must be positive, found {requests}, {candidates}, {holdout_rows}"
+                "requests, candidates and holdout_rows must be positive, found "
+                f"{requests}, {candidates}, {holdout_rows}"
             )
         if history_length is not None and not (config.has_history and 1 <= history_length <= config.history_max):
             have = f"1 to {config.history_max} events" if config.has_history else "no history"
@@ -105,13 +108,20 @@ class KnownTruthSource:
     def holdout(self) -> Iterator[Batch]:
         """Holdout batches as a model sees them, all [R, C]."""
         for index in range(self.holdout_batches):
-            yield self._cut(self._whole_holdout(index))
+            yield self._make_holdout(np.uint32(index))
 
     def evaluate(self, logits: np.ndarray) -> dict[str, Any]:
-        """Exact metrics of holdout logits [number of batches, R, C, Y]; keys as in `evaluate_rows`, and gauc_weighting."""
+        """Exact metrics of holdout logits [number of batches, R, C, Y]: keys of `evaluate_rows` and gauc_weighting."""
         stored = self.truth
         metrics = evaluate_rows(
-            self.world, stored.rows, logits, stored.labels, stored.mask, stored.valid, stored.groups, self.card
+            self.world,
+            stored.rows,
+            logits,
+            stored.labels,
+            stored.mask,
+            stored.valid,
+            stored.groups,
+            self.card,
         )
         return metrics | {"gauc_weighting": stored.weighting}
 
@@ -154,15 +164,21 @@ class KnownTruthSource:
         return found
 
     def _compute_holdout(self) -> Holdout:
-        # Ids are only needed for the groups; histories would fill the memory.
-        rows, slim = [], []
-        for index in range(self.holdout_batches):
-            batch = self._whole_holdout(index)
-            rows.append(truth(self.world, batch))
-            slim.append(jax.device_get(batch.replace(user=batch.user.replace(histories={}))))
-        groups, weighting = row_groups(slim)
-        labels, mask, valid = (np.stack([getattr(b, n) for b in slim]) for n in ("labels", "label_mask", "valid"))
-        return Holdout(stack_truth(rows), labels, mask, valid, groups, weighting)
+        """Truth of the holdout, drawn in pieces of one size whatever R is, so that all sources share a program."""
+        requests = self.holdout_batches * self.requests
+        piece = max(1, SAMPLE_ROWS // self.candidates)
+        drawn = [sample(self.world, self.log_seed, i, piece, self.candidates) for i in range(-(-requests // piece))]
+        batches = [batch for batch, _ in drawn]
+        shape = (self.holdout_batches, self.requests)
+
+        def fold(values: np.ndarray) -> np.ndarray:
+            return values.reshape(-1, *values.shape[2:])[:requests].reshape(*shape, *values.shape[2:])
+
+        rows = jax.tree.map(fold, stack_truth([row for _, row in drawn]))
+        groups, weighting = row_groups(batches)
+        labels, mask = (fold(np.stack([getattr(b, name) for b in batches])) for name in ("labels", "label_mask"))
+        valid = np.arange(requests * self.candidates).reshape(*shape, self.candidates) < self.holdout_rows
+        return Holdout(rows, labels, mask, valid, fold(groups), weighting)
 
     @functools.cached_property
     def _make(self):
@@ -173,12 +189,9 @@ class KnownTruthSource:
         def make(index):
             batch = make_batch(self.world, self.log_seed, index, self.requests, self.candidates, evaluation=True)
             row = index.astype(jnp.int32) * self.requests * self.candidates + jnp.arange(batch.valid.size)
-            return batch.replace(valid=(row < self.holdout_rows).reshape(batch.valid.shape))
+            return self._cut(batch.replace(valid=(row < self.holdout_rows).reshape(batch.valid.shape)))
 
         return jax.jit(make)
-
-    def _whole_holdout(self, index: int) -> Batch:
-        return self._make_holdout(np.uint32(index))
 
     def _cut(self, batch: Batch) -> Batch:
         """The batch with histories cut to what a model is given."""

@@ -53,9 +53,7 @@ def plan_terms(config: KnownTruthConfig) -> TermPlan:
     chooser = _Chooser(config)
     orders, request_only, shared, common, parents = [], [], [], [], []
     order_walk = _Walk(config.order_shares)
-    domain_walk = _Walk(
-        (config.domain_shared, 1 - config.domain_shared) if config.domains > 1 else (1.0, 0.0)
-    )
+    domain_walk = _Walk((config.domain_shared, 1 - config.domain_shared) if config.domains > 1 else (1.0, 0.0))
     task_walk = _Walk((config.task_common, 1 - config.task_common) if config.tasks > 1 else (1.0, 0.0))
     for variance in config.quanta_variances():
         is_shared = domain_walk.take(variance) == 0
@@ -63,7 +61,7 @@ def plan_terms(config: KnownTruthConfig) -> TermPlan:
         order, parent = chooser.place(order_walk.ranking(variance), is_shared, is_common)
         if order is None:
             raise ValueError(
-                f"known-truth log: quanta is {config.quanta}, but only {len(orders)} distinct terms could be drawn from "
+                f"known-truth log: quanta is {config.quanta}, but only {len(orders)} distinct terms exist for "
                 f"{len(CROSS_FIELDS)} fields x {config.code_bits} signs at order_shares {config.order_shares}; lower "
                 "quanta, raise code_bits, or give a share to a higher order"
             )

@@ -7,6 +7,7 @@ exact in any order.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,7 +15,7 @@ import flax.struct
 import numpy as np
 from scipy.special import ndtri
 
-from .known_truth_config import BIASED_FIELDS, BLOCK, CROSS_FIELDS, KnownTruthConfig
+from .known_truth_config import BIASED_FIELDS, BLOCK, CROSS_FIELDS, MAX_ORDER, KnownTruthConfig
 from .known_truth_random import Draws
 from .known_truth_terms import TermPlan, plan_terms
 
@@ -22,19 +23,32 @@ _MAX_SCALE_BITS = 22
 _THRESHOLD_BITS = 12
 
 
+@dataclasses.dataclass(frozen=True)
+class TermGroup:
+    """Entries start ... stop - 1 of a list of terms have this order and side."""
+
+    order: int
+    request_only: bool
+    start: int
+    stop: int
+
+
 @flax.struct.dataclass
 class Terms:
-    """N terms of one order and one side, in the order of k.
+    """The N terms of one task as a list of n entries, sorted by order, side and k.
 
-    field, bit: int32 [G, n, order]; coefficient: int32 [n]; number: int32 [n], k counted from 1.
+    A term shared by all domains is one entry, a private one has an entry per domain. field, bit: int32 [n, 4], padded
+    with field 8, whose word is 0; coefficient: int32 [n]; number: int32 [n], k counted from 1; domain: int32 [n], -1:
+    all; group: int32 [n], index into `groups`.
     """
 
     field: Any
     bit: Any
     coefficient: Any
     number: Any
-    order: int = flax.struct.field(pytree_node=False)
-    request_only: bool = flax.struct.field(pytree_node=False)
+    domain: Any
+    group: Any
+    groups: tuple[TermGroup, ...] = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
@@ -73,7 +87,7 @@ class World:
     drift_flip: Any
     drift_weight: Any
     task_bias: Any
-    terms: tuple[tuple[Terms, ...], ...]
+    terms: tuple[Terms, ...]
     config: KnownTruthConfig = flax.struct.field(pytree_node=False)
     scale_bits: int = flax.struct.field(pytree_node=False)
 
@@ -130,7 +144,7 @@ def build_world(config: KnownTruthConfig) -> World:
         drift_flip=flip,
         drift_weight=np.round(scale * weight).astype(np.int32),
         task_bias=np.asarray([round(scale * config.task_bias(t)) for t in range(config.tasks)], np.int32),
-        terms=_group_terms(config, plan_terms(config), scale) if config.has_n else ((),) * config.tasks,
+        terms=_sorted_terms(config, plan_terms(config), scale) if config.has_n else (),
         config=config,
         scale_bits=bits,
     )
@@ -266,26 +280,34 @@ def _drift(config: KnownTruthConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray
     )
 
 
-def _group_terms(config: KnownTruthConfig, plan: TermPlan, scale: float) -> tuple[tuple[Terms, ...], ...]:
-    """Terms of each task grouped by (order, side), so that a group of order o reads exactly o words per row."""
+def _sorted_terms(config: KnownTruthConfig, plan: TermPlan, scale: float) -> tuple[Terms, ...]:
+    """Entries of each task's terms, sorted so that those of one order and side are neighbours."""
     coefficient = np.round(scale * np.sqrt(config.quanta_variances())).astype(np.int32)
+    index = np.lexsort((np.arange(config.quanta), plan.request_only, plan.order))
     out = []
     for task in range(config.tasks):
-        groups = []
-        for order in sorted(set(plan.order.tolist())):
-            for request_only in (True, False):
-                index = np.flatnonzero((plan.order == order) & (plan.request_only == request_only))
-                if not len(index):
-                    continue
-                pairs = np.asarray(
-                    [[plan.terms[task][g][k] for k in index] for g in range(config.domains)], np.int32
-                )
-                groups.append(
-                    Terms(
-                        field=np.ascontiguousarray(pairs[..., 0]), bit=np.ascontiguousarray(pairs[..., 1]),
-                        coefficient=coefficient[index], number=(index + 1).astype(np.int32),
-                        order=order, request_only=request_only,
-                    )
-                )  # fmt: skip
-        out.append(tuple(groups))
+        entries, pairs = [], []
+        for k in index:
+            for domain in [-1] if plan.shared[k] else range(config.domains):
+                term = plan.terms[task][max(domain, 0)][k]
+                entries.append((k, domain, plan.order[k], plan.request_only[k]))
+                pairs.append(term + ((len(CROSS_FIELDS), 0),) * (MAX_ORDER - len(term)))
+        k, domain, order, request_only = np.asarray(entries, np.int64).T
+        starts = np.flatnonzero(np.r_[True, (np.diff(order) != 0) | (np.diff(request_only) != 0)])
+        stops = np.r_[starts[1:], len(k)]
+        groups = tuple(
+            TermGroup(int(order[i]), bool(request_only[i]), int(i), int(j)) for i, j in zip(starts, stops, strict=True)
+        )
+        field, bit = np.moveaxis(np.asarray(pairs, np.int32), -1, 0)
+        out.append(
+            Terms(
+                field=np.ascontiguousarray(field),
+                bit=np.ascontiguousarray(bit),
+                coefficient=coefficient[k],
+                number=(k + 1).astype(np.int32),
+                domain=domain.astype(np.int32),
+                group=np.repeat(np.arange(len(groups)), stops - starts).astype(np.int32),
+                groups=groups,
+            )
+        )
     return tuple(out)
