@@ -1,7 +1,7 @@
 """Starting points: exponents on a grid, coefficients exactly by non-negative weighted least squares (variable projection).
 
 For fixed exponents a form is a sum of k known columns times coefficients. Relative residuals (columns / y against 1) make
-the least-squares problem scale-free. Non-negativity is exact: all 2^k - 1 active sets are solved as small normal systems
+the least-squares problem scale-free. Non-negativity is exact: all 2^k active sets are solved as small normal systems
 and the best feasible one is kept.
 
 Legend: n rows, d axes, g grid points, k linear terms, m exponents.
@@ -51,7 +51,7 @@ def _grid(linear: Linear) -> dict[str, np.ndarray]:
 
 def _active_sets(terms: int, signed: tuple[bool, ...]) -> np.ndarray:
     """0/1 masks [sets, k] of which terms are in; signed terms always are."""
-    masks = [mask for mask in product((1.0, 0.0), repeat=terms) if any(mask)]
+    masks = list(product((1.0, 0.0), repeat=terms))
     return np.array([mask for mask in masks if all(on or not free for on, free in zip(mask, signed, strict=True))])
 
 

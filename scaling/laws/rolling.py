@@ -91,9 +91,10 @@ class Rolling:
         return pd.DataFrame(rows, columns=["form", "ratio", "level", "coverage", "points"])
 
     def widening(self, form: str, level: float = 0.95) -> dict[str, float | None]:
-        """Conformal factor on the half-width per ratio bin; None ("uncalibrated") below ten held-out errors.
+        """Conformal factor on the 95% half-width per ratio bin; None ("uncalibrated") with too few held-out errors.
 
-        The factor is the ceil((n + 1) level)-th smallest |error| / half-width; infinite when n is too small for the level.
+        The factor is the ceil((n + 1) level)-th smallest |error| / half-width, so n must be at least level / (1 - level), and
+        ten in any case.
         """
         factors: dict[str, float | None] = {}
         for name in RATIO_NAMES:
@@ -106,7 +107,7 @@ class Rolling:
             half = np.maximum(0.5 * (group["high_95"] - group["low_95"]).to_numpy(), 1e-300)
             score = np.sort(np.abs(group["error"].to_numpy()) / half)
             place = int(np.ceil((len(score) + 1) * level))
-            factors[name] = float(score[place - 1]) if place <= len(score) else float("inf")
+            factors[name] = float(score[place - 1]) if place <= len(score) else None
         return factors
 
     def forecast(self, axes: Mapping[str, object], *, beyond_range: bool = False) -> dict:

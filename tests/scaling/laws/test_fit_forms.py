@@ -177,7 +177,7 @@ def test_saturating_form_satisfies_its_own_equation_at_both_ends():
         assert np.all(np.diff(y) <= 0) and 0.3 <= y.min() and y.max() <= 0.7
 
 
-def noisy(sizes=9, amounts=9, noise=2e-3):
+def noisy(sizes=8, amounts=8, noise=2e-3):
     n, d = grid(np.geomspace(5e7, 1.6e10, sizes), np.geomspace(8e8, 3e11, amounts))
     y = (1.8 + 480 * n**-0.35 + 2100 * d**-0.37) * np.exp(noise * np.random.default_rng(3).standard_normal(len(n)))
     return pd.DataFrame({"N": n, "D": d, "loss": y})
