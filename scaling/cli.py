@@ -27,7 +27,7 @@ HELP = {
     "status": "Show how far the runs of a folder are.",
     "collect": "Gather the runs of a folder into one table.",
     "fit": "Fit a scaling law to a run table.",
-    "compare": "Compare two sets of runs at equal budget.",
+    "compare": "Does one architecture scale better than another?",
     "plot": "Draw a fitted law and its runs.",
     "train": "Train one run.",
     "models": "List the architectures.",
