@@ -104,8 +104,8 @@ def _popular_id(world: World, word: jax.Array) -> jax.Array:
     column = _top_bits(word, world.config.blocks)
     member = (word >> np.uint32(27 - column_bits)) & np.uint32(BLOCK - 1)
     threshold = (word >> np.uint32(15 - column_bits)) & np.uint32(4095)
-    keep = threshold < jnp.asarray(world.alias_threshold)[column]
-    block = jnp.where(keep, column, jnp.asarray(world.alias_block)[column])
+    entry = jnp.asarray(world.alias)[column]
+    block = jnp.where(threshold < entry >> 16, column, entry & np.uint32(0xFFFF))
     return (block * np.uint32(BLOCK) + member).astype(jnp.int32)
 
 

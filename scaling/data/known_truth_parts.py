@@ -104,16 +104,18 @@ def term_sums(words: jax.Array, terms: Terms, domain: jax.Array | None = None, l
 def code_words(world: World, first: int, ids: jax.Array) -> jax.Array:
     """Words of the ids (popularity order) of consecutive cross fields first, first + 1, ...: uint32, shaped as `ids`.
 
-    ids: int32 [fields, ...]. Bit j, 1 <= j <= code_bits, is set where sign j is -1.
+    ids: int32 [fields, ...]. Bit j, 1 <= j <= code_bits, is set where sign j is -1: bit j of the block's word XOR
+    parity(member AND j), so that over the 32 ids of a block the signs are Walsh functions.
     """
     field = (first + jnp.arange(ids.shape[0])).reshape(-1, *(1,) * (ids.ndim - 1))
-    return jnp.asarray(world.code_words)[field, ids // BLOCK] ^ jnp.asarray(world.code_member)[ids % BLOCK]
+    mask = np.uint32(2 ** (world.config.code_bits + 1) - 2)
+    return jnp.asarray(world.code_words)[field, ids // BLOCK] ^ (_walsh(ids) & mask)
 
 
 def history_word(world: World, ids: jax.Array) -> jax.Array:
-    """uint32 word of item ids: bit j, 0 <= j < d, is set where history sign j is -1."""
-    block, member = ids // BLOCK, ids % BLOCK
-    return jnp.asarray(world.history_words)[block] ^ jnp.asarray(world.history_member)[member]
+    """uint32 word of item ids: bit j, 0 <= j < d, is set where history sign j is -1 (Walsh functions 1 ... d)."""
+    mask = np.uint32(2**world.config.code_width - 1)
+    return jnp.asarray(world.history_words)[ids // BLOCK] ^ ((_walsh(ids) >> np.uint32(1)) & mask)
 
 
 def signs(word: jax.Array, count: int, first: int) -> jax.Array:
@@ -282,6 +284,14 @@ def _pair_part(world: World, rows: Rows) -> jax.Array:
 def _bias(world: World, which: int, ids: jax.Array) -> jax.Array:
     block, member = ids // BLOCK, ids % BLOCK
     return jnp.asarray(world.bias_scores)[(member ^ jnp.asarray(world.bias_words)[which][block].astype(jnp.int32))]
+
+
+def _walsh(ids: jax.Array) -> jax.Array:
+    """Bit j, 0 <= j < 32, is parity(member AND j): the XOR of the j-patterns of the member's five bits."""
+    word = jnp.uint32(0)
+    for i, pattern in enumerate((0xAAAAAAAA, 0xCCCCCCCC, 0xF0F0F0F0, 0xFF00FF00, 0xFFFF0000)):
+        word = word ^ jnp.where((ids >> i) & 1 == 1, np.uint32(pattern), np.uint32(0))
+    return word
 
 
 def _by_rows(words: jax.Array, domain: jax.Array | None, terms: Terms) -> jax.Array:

@@ -62,20 +62,17 @@ def stream_key(log_seed: Any, stream: int, index: jax.Array) -> tuple[jax.Array,
 
 
 def words(key: tuple[jax.Array, jax.Array], stream: int, count: int) -> jax.Array:
-    """`count` (even) words per key: uint32 [count, R]. Word n does not depend on `count`."""
+    """`count` (even) words per key: uint32 [count, R]."""
     counter = jnp.arange(count // 2, dtype=jnp.uint32)[:, None]
-    pair = threefry(key, (counter, jnp.uint32(stream)))
-    return jnp.stack(pair, axis=1).reshape(count, *key[0].shape)
+    return jnp.concatenate(threefry(key, (counter, jnp.uint32(stream))))
 
 
 def candidate_words(key: tuple[jax.Array, jax.Array], stream: int, candidates: int, count: int) -> jax.Array:
     """`count` (even) words per (request, candidate): uint32 [count, R, C]; the same however many candidates follow."""
-    hashes = count // 2
     wide = (key[0][:, None], key[1][:, None])
-    first = hashes * jnp.arange(candidates, dtype=jnp.uint32)
-    counter = jnp.arange(hashes, dtype=jnp.uint32)[:, None, None] + first
-    pair = threefry(wide, (counter, jnp.uint32(stream)))
-    return jnp.stack(pair, axis=1).reshape(count, key[0].shape[0], candidates)
+    first = count // 2 * jnp.arange(candidates, dtype=jnp.uint32)
+    counter = jnp.arange(count // 2, dtype=jnp.uint32)[:, None, None] + first
+    return jnp.concatenate(threefry(wide, (counter, jnp.uint32(stream))))
 
 
 def event_words(key: tuple[jax.Array, jax.Array], stream: int, counter: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -58,7 +58,6 @@ class KnownTruthSource:
     on_device = True
     total_rows = None
     batches = None
-    batches = None
 
     def __init__(
         self,

@@ -56,21 +56,17 @@ class World:
     """A teacher: host arrays and static sizes; a pytree that can be closed over or passed to a jitted
     function.
 
-    alias_threshold, alias_block: uint32 [blocks], the popularity; code_words: uint32 [8, blocks] and
-    code_member: uint32 [32], bit j of their XOR is sign j of an id; history_words, history_member: the same
-    for the d history signs; event_weight: int32 [Y, S]; matrix: int32 [Y, d, d]; rank_threshold: uint32
-    [pair_items]; pair_odd, pair_offset: uint32 [clusters]; pair_signs: uint32 [clusters, pair_items / 32],
-    packed; bias_words: uint32 [2, blocks]; bias_scores: int32 [32]; domain_threshold: uint32 [G];
-    domain_bias: int32 [G]; id_multiplier, id_offset: uint32 [8, 3]; drift_*: uint32 or int32 [r]; terms: one
-    tuple of `Terms` per task.
+    alias: uint32 [blocks], threshold (in 2^-12) << 16 | other block of the popularity's alias table; code_words: uint32
+    [8, blocks] and history_words: uint32 [blocks], per block, see `known_truth_parts.code_words`; event_weight: int32
+    [Y, S]; matrix: int32 [Y, d, d]; rank_threshold: uint32 [pair_items]; pair_odd, pair_offset: uint32 [clusters];
+    pair_signs: uint32 [clusters, pair_items / 32], packed; bias_words: uint32 [2, blocks]; bias_scores: int32 [32];
+    domain_threshold: uint32 [G]; domain_bias: int32 [G]; id_multiplier, id_offset: uint32 [8, 3]; drift_*: uint32 or
+    int32 [r]; task_bias: int32 [Y]; terms: one `Terms` per task, none without N.
     """
 
-    alias_threshold: Any
-    alias_block: Any
+    alias: Any
     code_words: Any
-    code_member: Any
     history_words: Any
-    history_member: Any
     event_weight: Any
     matrix: Any
     rank_threshold: Any
@@ -114,20 +110,14 @@ def build_world(config: KnownTruthConfig) -> World:
     scale = 2.0**bits
     blocks, seed = config.blocks, config.world_seed
     threshold, alias = _alias_table(blocks, config.zipf)
-    code_mask = np.uint32((2 ** (config.code_bits + 1)) - 2)
-    history_mask = np.uint32(2**config.code_width - 1)
     tau = (config.c_b / 2) ** 0.5
     odd, offset, signs = _pairs(config)
     refresh, flip, weight = _drift(config)
     draws = Draws(seed, 2)
     return World(
-        alias_threshold=threshold,
-        alias_block=alias,
-        code_words=draws.words(len(CROSS_FIELDS), blocks) & code_mask,
-        code_member=_walsh() & code_mask,
-        history_words=draws.words(blocks) & history_mask,
-        # Walsh functions 1 ... d as bits 0 ... d-1.
-        history_member=(_walsh() >> np.uint32(1)) & history_mask,
+        alias=threshold << np.uint32(16) | alias,
+        code_words=draws.words(len(CROSS_FIELDS), blocks) & np.uint32(2 ** (config.code_bits + 1) - 2),
+        history_words=draws.words(blocks) & np.uint32(2**config.code_width - 1),
         event_weight=np.stack([np.round(scale * w).astype(np.int32) for w in _event_weights(config)]),
         matrix=_matrices(config),
         rank_threshold=_rank_thresholds(config),
@@ -158,8 +148,9 @@ def popularity(world: World, field: str = "item") -> np.ndarray:
     """
     if field not in CROSS_FIELDS:
         raise ValueError(f"no popularity for field {field!r}; cross fields are {', '.join(CROSS_FIELDS)}")
-    keep = world.alias_threshold.astype(np.float64) / 2**_THRESHOLD_BITS
-    return (keep + np.bincount(world.alias_block, weights=1 - keep, minlength=len(keep))) / len(keep)
+    keep = (world.alias >> np.uint32(16)) / 2.0**_THRESHOLD_BITS
+    other = (world.alias & np.uint32(0xFFFF)).astype(np.int64)
+    return (keep + np.bincount(other, weights=1 - keep, minlength=len(keep))) / len(keep)
 
 
 def scale_bits(config: KnownTruthConfig) -> int:
@@ -191,13 +182,6 @@ def domain_biases(config: KnownTruthConfig) -> np.ndarray:
     raw = ndtri(grid)[Draws(config.world_seed, 5).permutation(config.domains)]
     raw = raw - law @ raw
     return config.domain_spread * raw / np.sqrt(law @ raw**2)
-
-
-def _walsh() -> np.ndarray:
-    """Bit j of entry m is parity(m AND j): uint32 [32]."""
-    member, j = np.arange(BLOCK)[:, None], np.arange(BLOCK)[None, :]
-    parity = np.bitwise_count((member & j).astype(np.uint32)) & 1
-    return (parity.astype(np.uint64) << np.arange(BLOCK, dtype=np.uint64)).sum(axis=1).astype(np.uint32)
 
 
 def _alias_table(blocks: int, zipf: float) -> tuple[np.ndarray, np.ndarray]:
