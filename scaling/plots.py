@@ -334,7 +334,9 @@ def _true_slope(ax: Axes, view: View, truth: Truth, drawn: Sequence[tuple[Series
 def _style_handles(view: View, truth: Truth, drawn: bool) -> list:
     """What the drawing means, listing only what this figure contains."""
     series = view.series
-    handles: list = [Line2D([], [], color=GREY, marker="o", ms=6, lw=0, label="mean over seeds, bar: range")]
+    several = any((s.cells(FITTED, HELD_OUT)["seeds"] > 1).any() for s in series)
+    measured = "mean over seeds, bar: range" if several else "measured, one run each"
+    handles: list = [Line2D([], [], color=GREY, marker="o", ms=6, lw=0, label=measured)]
     if any(len(s.rows(HELD_OUT)) for s in series):
         handles.append(
             Line2D([], [], color=GREY, marker="o", mfc="white", ms=6, mew=1.4, lw=0, label="held out, not fitted")
