@@ -108,7 +108,7 @@ def _constants(world: World, samples: dict[str, np.ndarray], task: int) -> dict[
     variances = part_variances(config, task)
     deviation = z - config.task_bias(task)
     controls = np.stack([deviation, deviation**2 - sum(variances.values())], axis=1)
-    latent = _latent_means(world, z, sd, amplitude)
+    latent = _latent_means(_drift_offsets(world, task), z, sd, amplitude)
     values = {"base_rate": p, "entropy_floor": entropy(p), **latent}
     means, errors = {}, {}
     for name, value in values.items():
@@ -132,9 +132,15 @@ def _constants(world: World, samples: dict[str, np.ndarray], task: int) -> dict[
     }
 
 
-def _latent_means(world: World, z: np.ndarray, sd: np.ndarray, amplitude: np.ndarray) -> dict[str, np.ndarray]:
+def _drift_offsets(world: World, task: int) -> np.ndarray:
+    """Logit of every combination of hidden states; drift belongs to the first label."""
+    if task or not world.config.drift:
+        return np.zeros(1)
+    return states(world.config.drift) @ (world.drift_weight / world.scale)
+
+
+def _latent_means(offsets: np.ndarray, z: np.ndarray, sd: np.ndarray, amplitude: np.ndarray) -> dict[str, np.ndarray]:
     """E h(p) and E p(1-p) at p = sigmoid(everything), over what is unobservable in each row."""
-    offsets = states(world.config.drift) @ (world.drift_weight / world.scale) if world.config.drift else np.zeros(1)
     out = {"asymptote": np.zeros_like(z), "v": np.zeros_like(z)}
     functions = {"asymptote": entropy_of_logit, "v": lambda x: expit(x) * expit(-x)}
     for name, function in functions.items():
@@ -152,9 +158,7 @@ def _draw_latent(world: World, z: np.ndarray, sd: np.ndarray, amplitude: np.ndar
     """One draw per row of z plus all that is unobservable."""
     rng = np.random.Generator(np.random.Philox(key=[CARD_SEED, task]))
     drawn = z + sd * rng.standard_normal(z.size) + amplitude * rng.choice([-1.0, 1.0], z.size)
-    if world.config.drift:
-        signs = rng.choice([-1.0, 1.0], (z.size, world.config.drift))
-        drawn = drawn + signs @ (world.drift_weight / world.scale)
+    drawn = drawn + rng.choice(_drift_offsets(world, task), z.size)
     return drawn
 
 

@@ -81,7 +81,8 @@ class KnownTruthConfig:
         ragged: history lengths uniform on 0 ... history_max. continuing: one user's events are one stream,
             which moves on by one event every `continuing_stride` requests of the log (no exact claims: user
             leaks history).
-        drift: r <= 8 hidden states revealed by noisy event fields; drift_variance: their variance together.
+        drift: r <= 8 hidden states of the first label's logit, revealed by noisy event fields; drift_variance: their
+            variance together.
         pair_field: one crossed pair id instead of `mem_u` and `mem_i`.
         soft_labels: labels are p* instead of draws (a diagnostic: it changes the data exponent).
         permute_ids: ids of cross fields go through a fixed bijection, so their order says nothing about

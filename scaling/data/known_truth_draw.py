@@ -170,7 +170,7 @@ def _labels(world: World, rows: Rows, values, key, coin: jax.Array, fresh: jax.A
     for task in range(config.tasks):
         z = total(world, values[task], task)
         amplitude = jnp.where(fresh, world.pair_amplitude if task == 0 else 0, 0)
-        if hidden is not None:
+        if hidden is not None and task == 0:
             z = z + jnp.sum(hidden * jnp.asarray(world.drift_weight), axis=1, dtype=jnp.int32)[:, None]
         spread = jnp.sqrt(_noise_variance(config, rows, task))
         if config.soft_labels:

@@ -166,7 +166,8 @@ def _rows(world: World, batch: Batch, values: dict[str, np.ndarray], fresh: np.n
     offsets, weights = _drift_mixture(world, batch)
     p, q = np.zeros(z.shape), np.zeros(z.shape)
     for offset, weight in zip(offsets, np.moveaxis(weights, -1, 0), strict=True):
-        p_state, q_state = smoothed(z + offset, sd, amplitude)
+        first = np.arange(world.config.tasks) == 0  # like M, drift belongs to the first label
+        p_state, q_state = smoothed(z + offset * first, sd, amplitude)
         p += weight[:, None, None] * p_state
         q += weight[:, None, None] * q_state
     parts_ = {name: value / world.scale for name, value in values.items()}
