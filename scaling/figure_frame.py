@@ -91,7 +91,7 @@ def two_panels(caption_lines: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH, height))
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        1, 2, left=0.075, right=0.985, top=1 - _TITLE / height, bottom=below / height, wspace=0.2
+        1, 2, left=0.085, right=0.985, top=1 - _TITLE / height, bottom=below / height, wspace=0.2
     )
     return figure, [figure.add_subplot(grid[0, k]) for k in range(2)]
 

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from . import captions
 from .figure_frame import (
@@ -93,6 +93,8 @@ def joint_figure(series: Series, columns: Mapping[str, str]) -> Figure:
 
 def _heading(view: View) -> str:
     word = "fitted law" if view.series and all(s.is_law for s in view.series) else "fitted trend"
+    if all(s.fit.refused for s in view.series):
+        word = "measured, every fit refused"
     return f"{view.target} against {axis_words(view.axis)}: {word}"
 
 
@@ -187,20 +189,20 @@ def _finish_loss(ax: Axes, view: View, truth: Truth) -> None:
         spread = max(np.ptp(values), 1e-3 * abs(values.mean()), 1e-9)
         reach = 2.0 * spread
         low, high = values.min() - 0.08 * spread, values.max() + 0.16 * spread
-        levels = [
-            v for v in (truth.floor(view.axis), truth.entropy_floor) if v is not None and v > values.min() - reach
-        ]
-        if levels:
-            low = min(low, min(levels) - 0.06 * (high - min(levels)))
+        true = (truth.floor(view.axis), truth.entropy_floor)
+        near = [v for v in true if v is not None and v > values.min() - reach]
+        if near:
+            low = min(low, min(near) - 0.06 * (high - min(near)))
         ax.set_ylim(low, high)
-    _true_level(ax, truth.floor(view.axis), _asymptote_name(view, truth), "-.", low)
-    _true_level(ax, truth.entropy_floor, "entropy floor $H^*$", ":", low)
+    levels = [
+        (truth.floor(view.axis), _asymptote_name(view, truth), "-."),
+        (truth.entropy_floor, "entropy floor $H^*$", ":"),
+    ]
+    _true_levels(ax, [level for level in levels if level[0] is not None], low)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    # Not over the crosses at the top edge.
     ax.legend(
-        handles=_architecture_handles(view),
-        loc="upper right",
-        bbox_to_anchor=(1.0, 0.96),
-        handlelength=2.4,
-        fontsize=9.5,
+        handles=_architecture_handles(view), loc="best", bbox_to_anchor=(0, 0, 1, 0.96), handlelength=2.4, fontsize=9.5
     )
 
 
@@ -208,25 +210,23 @@ def _asymptote_name(view: View, truth: Truth) -> str:
     return "asymptote of this axis" if view.axis in truth.floors else "asymptote $E_\\infty$"
 
 
-def _true_level(ax: Axes, value: float | None, name: str, style: str, low: float) -> None:
-    if value is None:
-        return
-    if value < low:
-        ax.annotate(
-            f"{name} = {value:.4f} (true), below", (0.01, 0.015), xycoords="axes fraction", fontsize=8.5, color="black"
-        )
-        return
-    ax.axhline(value, color="black", lw=1.1, linestyle=style, zorder=1.8)
-    ax.annotate(
-        f"{name} = {value:.4f} (true)",
-        (0.01, value),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 2.5),
-        textcoords="offset points",
-        fontsize=8.5,
-        color="black",
-        va="bottom",
-    )
+def _true_levels(ax: Axes, levels: Sequence[tuple[float, str, str]], low: float) -> None:
+    """True constants as named lines; those far below the data are named at the lower edge."""
+    below = [f"{name} = {value:.4f}" for value, name, _ in levels if value < low]
+    if below:
+        ax.annotate(f"below: {', '.join(below)} (true)", (0.01, 0.015), xycoords="axes fraction", fontsize=8.5)
+    drawn = sorted((level for level in levels if level[0] >= low), reverse=True)
+    for k, (value, name, dash) in enumerate(drawn):
+        ax.axhline(value, color="black", lw=1.1, linestyle=dash, zorder=1.8)
+        crowded = k > 0 and drawn[k - 1][0] - value < 0.06 * np.ptp(ax.get_ylim())
+        _name_level(ax, value, f"{name} = {value:.4f} (true)", under=crowded)
+
+
+def _name_level(ax: Axes, height: float, text: str, under: bool = False) -> None:
+    """A text just above (or under) a horizontal line, at the left edge."""
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    shift, side = ((0, -2.5), "top") if under else ((0, 2.5), "bottom")
+    ax.annotate(text, (0.01, height), xytext=shift, va=side, fontsize=8.5, **place)
 
 
 def _architecture_handles(view: View) -> list[Line2D]:
@@ -293,15 +293,7 @@ def _floor_above_asymptote(ax: Axes, height: float) -> None:
     if 0.3 * low < height < high:
         ax.set_ylim(min(low, height / 1.25), high)
     ax.axhline(height, color="black", lw=1.1, linestyle=":", zorder=1.8)
-    ax.annotate(
-        "entropy floor $H^*$ (true)",
-        (0.01, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 2.5),
-        textcoords="offset points",
-        fontsize=8.5,
-        va="bottom",
-    )
+    _name_level(ax, height, "entropy floor $H^*$ (true)")
 
 
 def _log_excess(ax: Axes, drawn: Sequence[tuple[Series, float]]) -> None:

@@ -97,11 +97,15 @@ def _short(entry: Mapping[str, Any] | None) -> str:
 
 
 def _refusals(summary: Mapping[str, Any]) -> list[str]:
+    """One line per architecture and reason: which numbers are refused, and by what."""
     lines = []
     for architecture, row in summary["architectures"].items():
-        for name in ("E", "exponent"):
-            if row[name] is not None and row[name]["value"] is None:
-                lines.append(f"{architecture}: {row[name]['name']} is refused. {row[name]['refused']}")
+        by_reason: dict[str, list[str]] = {}
+        for entry in (row["E"], row["exponent"]):
+            if entry is not None and entry["value"] is None:
+                by_reason.setdefault(entry["refused"], []).append(entry["name"])
+        for reason, names in by_reason.items():
+            lines.append(f"{architecture}: {' and '.join(names)} refused. {reason}")
     return lines
 
 

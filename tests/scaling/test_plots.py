@@ -181,6 +181,20 @@ def test_the_joint_figure_draws_a_curve_per_level_of_the_other_axis(make_runs):
     assert "beta" in words(figure) and "uncalibrated" in words(figure) and "held out" in words(figure)
 
 
+def test_every_text_fits_on_the_figure_and_captions_do_not_overlap(figure, short_view, known):
+    for drawn in (figure, plots.law_figure(short_view, truth=known)):
+        plots.png(drawn)
+        width, height = drawn.bbox.width, drawn.bbox.height
+        texts = [*drawn.texts, *(text for legend in drawn.legends for text in legend.get_texts())]
+        for ax in drawn.axes:
+            texts += [ax.xaxis.label, ax.yaxis.label, *ax.texts]
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text.get_text()
+        lines = sorted((text.get_window_extent() for text in drawn.texts), key=lambda box: box.y0)
+        assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(lines))
+
+
 def test_global_settings_are_left_alone(view, known):
     before = dict(matplotlib.rcParams)
     plots.png(plots.law_figure(view, truth=known))
