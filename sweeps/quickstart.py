@@ -1,7 +1,8 @@
 """Two architectures over two decades of dense parameters on a log whose law is known.
 
 Preset `dense` of the known-truth log: all signal is in products of code signs that are given as inputs, so excess
-logloss falls with dense parameters and with nothing else; seven shapes an architecture, one pass each.
+logloss falls with dense parameters and with nothing else; seven shapes an architecture, one pass each, two seeds
+trained as replicas of one program.
 
     recscale sweep quickstart --out runs/quickstart
 """
@@ -9,21 +10,26 @@ logloss falls with dense parameters and with nothing else; seven shapes an archi
 from ml_collections import ConfigDict
 
 from recscale.scaling.training import get_config as base_config
-from recscale.sweeps import Sweep, architectures, by_dense_params, product
+from recscale.sweeps import Sweep, architectures, axis, by_dense_params, chain, product, seeds
+
+# Seven rungs over two decades: the largest is held out, and six remain for three parameters.
+SIZES = [1.5e3, 3e3, 6e3, 1.25e4, 2.5e4, 5e4, 1e5]
 
 
 def get_config() -> ConfigDict:
     config = base_config("rankmixer", "known_truth")
     config.data.preset = "dense"
-    config.training.examples = 1_000_000
+    config.training.requests = 512
+    config.training.examples = 800_000
+    config.training.lr = 5e-3
     return config
 
 
 def get_sweep() -> Sweep:
-    # Seven rungs over two decades: the largest is held out, and six remain for three parameters.
-    sizes = [1e3, 2.2e3, 4.6e3, 1e4, 2.2e4, 4.6e4, 1e5]
-    return product(architectures(["rankmixer", "dlrm_mlp"]), by_dense_params(sizes))
+    # One block learns faster than two at these sizes and this amount of data.
+    rankmixer = product(architectures(["rankmixer"]), axis("model.layers", [1]))
+    return product(chain(rankmixer, architectures(["dlrm_mlp"])), by_dense_params(SIZES), seeds(2))
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": ["dense_params", "train_flops"], "target": "logloss"}
+    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss"}
