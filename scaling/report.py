@@ -108,8 +108,11 @@ def _forms(form: str, axes: Any, table: pd.DataFrame) -> tuple[str, str, list[st
     named = dict(axes) if isinstance(axes, Mapping) else {}
     columns = [axes] if isinstance(axes, str) else list(named.values() or axes or []) or None
     resolved = laws.forms.get(form, tuple(named) or None)
+    if columns and not named and all(slot.name == slot.column for slot in resolved.slots):
+        # The axes of a plain sum are whatever columns it is given.
+        resolved = laws.forms.get(form, tuple(columns))
     if len(resolved.slots) > 1:
-        slots = laws.table.resolve_axes(resolved, named or None)
+        slots = laws.table.resolve_axes(resolved, named or columns)
         return VIEW_FORM, form, columns or list(slots.values()), slots
     joint = laws.table.resolve_axes(laws.forms.get(JOINT_FORM), None)
     wanted = views.both_vary(table) and (columns is None or set(joint.values()) <= set(columns))

@@ -329,6 +329,21 @@ def test_sizes_and_examples_give_a_joint_law_as_well(make_runs, tmp_path):
     }  # fmt: skip
 
 
+def test_a_form_of_several_axes_is_fitted_jointly_on_the_axes_given(make_runs, tmp_path):
+    examples = np.geomspace(1e4, 1e7, 5)
+    table = make_runs({"rankmixer": (0.03, 0.5)}, examples=examples, data_term=(0.02, 0.4), seeds=1, diverged=False)
+    table.to_parquet(tmp_path / "runs.parquet")
+    for form, axes, exponent in (
+        ("sum", ["dense_params", "examples"], "alpha_dense_params"),
+        ("chinchilla_tied", {"N": "dense_params", "D": "examples"}, "alpha"),
+    ):
+        made = make_report(tmp_path, form=form, axes=axes, bootstrap=0, profile=False)
+        assert list(made["axes"]) == ["dense_params", "examples"] and made["form"] == "power_offset"
+        joint = made["joint"]["rankmixer"]
+        assert joint["form"] == form and set(joint["axes"].values()) == {"dense_params", "examples"}
+        assert joint["parameters"][exponent]["value"] is not None
+
+
 def test_a_table_is_collected_from_run_folders(tmp_path):
     for k, dense in enumerate(np.geomspace(1e3, 1e6, 8).round()):
         record = {
