@@ -1,9 +1,9 @@
 """Scaling laws: fit a form to a table of runs, with intervals, refusals and a record; compare architectures.
 
-    from recscale.scaling.laws import fit, compare, forms
+from recscale.scaling.laws import fit, compare, forms
 
-    law = fit(table, form="chinchilla", axes={"N": "dense_params", "D": "examples"}, target="logloss")
-    law.params, law.intervals, law.refusals, law.predict({"N": 1e6, "D": 1e8}), law.to_json()
+law = fit(table, form="chinchilla", axes={"N": "dense_params", "D": "examples"}, target="logloss")
+law.params, law.intervals, law.refusals, law.predict({"N": 1e6, "D": 1e8}), law.to_json()
 """
 
 from importlib import import_module

@@ -1,7 +1,9 @@
-"""Measurements of the law fitter on this machine: seconds per fit, per thousand refits, memory, and recovered constants.
+"""Measurements of the law fitter on this machine: seconds per fit, per thousand refits, memory, and recovered
+constants.
 
-Times are the median of repeats after compilation, with versions and the device beside them. Data are generated here from
-laws whose parameters are known, so the accuracy next to each time is part of the measurement.
+Times are the median of repeats after compilation, with versions and the device beside them. Data are
+generated here from laws whose parameters are known, so the accuracy next to each time is part of the
+measurement.
 """
 
 from __future__ import annotations
@@ -61,8 +63,11 @@ def _one_axis(form: str, count: int):
     """A noise-free problem on one axis for the slow forms."""
     found = forms.get(form)
     u = np.linspace(-8, 8, count)
-    natural = {"E": 0.3, "E0": 0.7, "a": 1.3, "A": 1.0, "c": 0.4} if form == "m4" else {
-        "a": 0.4, "b": 0.3, "c0": 0.1, "c1": 0.4, "d1": 1.0, "f1": 0.5}  # fmt: skip
+    natural = (
+        {"E": 0.3, "E0": 0.7, "a": 1.3, "A": 1.0, "c": 0.4}
+        if form == "m4"
+        else {"a": 0.4, "b": 0.3, "c0": 0.1, "c1": 0.4, "d1": 1.0, "f1": 0.5}
+    )
     y = found.value(found.to_search({name: np.array(value) for name, value in natural.items()}), u[:, None])
     return make_problem(found, u[:, None], y)
 
@@ -74,38 +79,75 @@ def run(repeats: int = REPEATS) -> dict:
 
     def note(name: str, target: float, action: Callable[[], object], times: int = repeats) -> None:
         first, later = _timed(action, times)
-        results[name] = {"seconds": later, "target_s": target, "first_call_s": first, "within": later <= target}
+        results[name] = {
+            "seconds": later,
+            "target_s": target,
+            "first_call_s": first,
+            "within": later <= target,
+        }
 
     for form, target in (("chinchilla", 0.12), ("kappa", 0.5)):
         problem = _problem(hundred, form)
         note(f"{form}, 100 points, eight grid starts", target, lambda problem=problem: solve(problem))
-    note("fit() chinchilla, 100 points, with its gates, no bootstrap", 0.12, lambda: fit(hundred, "chinchilla", bootstrap=0))
+    note(
+        "fit() chinchilla, 100 points, with its gates, no bootstrap",
+        0.12,
+        lambda: fit(hundred, "chinchilla", bootstrap=0),
+    )
     for form, count in (("m4", 24), ("bnsl", 32)):
         problem = _one_axis(form, count)
         note(f"{form}, {count} points, 64 starts", 3.0, lambda problem=problem: solve(problem), 2)
     problem = _problem(many, "chinchilla")
     solution, codes = solve(problem), pd.factorize(many["shape_id"])[0]
-    note("1,000 cluster-bootstrap refits of 240 points, chinchilla, two starts each", 5.0,
-         lambda: uncertainty.bootstrap(problem, solution, codes, 1000, 0), 3)  # fmt: skip
-    eight = ["chinchilla", "chinchilla_tied", "kaplan", "kaplan_offset", "kappa", "kappa_tied", "power_offset", "power"]
-    note("rolling origin, 8 forms x 5 cuts, 200 draws", 10.0,
-         lambda: rolling_origin(many, eight, {"N": "dense_params", "D": "examples"}), 1)  # fmt: skip
+    note(
+        "1,000 cluster-bootstrap refits of 240 points, chinchilla, two starts each",
+        5.0,
+        lambda: uncertainty.bootstrap(problem, solution, codes, 1000, 0),
+        3,
+    )
+    eight = [
+        "chinchilla",
+        "chinchilla_tied",
+        "kaplan",
+        "kaplan_offset",
+        "kappa",
+        "kappa_tied",
+        "power_offset",
+        "power",
+    ]
+    note(
+        "rolling origin, 8 forms x 5 cuts, 200 draws",
+        10.0,
+        lambda: rolling_origin(many, eight, {"N": "dense_params", "D": "examples"}),
+        1,
+    )
     exact = fit(language_like(16, 15, noise=0.0), "chinchilla", bootstrap=0)
     return {
         "times": results,
         "accuracy": {
-            "parameters_relative_error": max(abs(exact.solution_params()[k] / v - 1) for k, v in TRUTH.items()),
+            "parameters_relative_error": max(
+                abs(exact.solution_params()[k] / v - 1) for k, v in TRUTH.items()
+            ),
             "convergence_share": exact.solution.convergence_share,
         },
         "peak_memory_bytes": _peak_memory(),
         "peak_memory_target_bytes": 10**9,
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__,
-                     "scipy": scipy.__version__, "pandas": pd.__version__},
-        "device": {"jax": str(cpu_device()), "cores": os.cpu_count(), "machine": platform.machine(),
-                   "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None},
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "pandas": pd.__version__,
+        },
+        "device": {
+            "jax": str(cpu_device()),
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
-    }  # fmt: skip
+    }
 
 
 def _peak_memory() -> int:

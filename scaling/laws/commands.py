@@ -19,7 +19,10 @@ from .rolling import Rolling, ladder_ends, rolling_origin
 from .table import read
 
 # What every fit is ranked against when extrapolation is scored; one-axis forms meet one-axis rivals.
-_RIVALS = {1: ("power", "power_offset"), 2: ("chinchilla", "chinchilla_tied", "kaplan_offset", "kappa", "kappa_tied")}
+_RIVALS = {
+    1: ("power", "power_offset"),
+    2: ("chinchilla", "chinchilla_tied", "kaplan_offset", "kappa", "kappa_tied"),
+}
 
 
 def parse_axes(text: str | None) -> dict[str, str] | None:
@@ -31,7 +34,9 @@ def parse_axes(text: str | None) -> dict[str, str] | None:
         return {"x": pairs[0]}
     broken = [part for part in pairs if part.count("=") != 1 or part.startswith("=") or part.endswith("=")]
     if broken:
-        raise click.BadParameter(f"{broken[0]!r} is not SLOT=COLUMN, as in N=dense_params,D=examples", param_hint="--axes")
+        raise click.BadParameter(
+            f"{broken[0]!r} is not SLOT=COLUMN, as in N=dense_params,D=examples", param_hint="--axes"
+        )
     return dict(part.split("=") for part in pairs)
 
 
@@ -53,30 +58,70 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
 @click.command()
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("--form", default="chinchilla", show_default=True, help="Form id or alias; see --forms.")
-@click.option("--axes", help="SLOT=COLUMN pairs, as in N=dense_params,D=examples [default: the form's columns].")
+@click.option(
+    "--axes", help="SLOT=COLUMN pairs, as in N=dense_params,D=examples [default: the form's columns]."
+)
 @click.option("--target", help="Metric column [default: logloss, or loss].")
 @click.option("--cluster", help="Column whose rows are resampled together [default: shape_id].")
-@click.option("--bootstrap", default=1000, show_default=True, help="Resampled refits for the intervals; 0 for none.")
+@click.option(
+    "--bootstrap", default=1000, show_default=True, help="Resampled refits for the intervals; 0 for none."
+)
 @click.option("--where", help="Keep rows that meet a condition, as in \"decayed and dataset == 'a'\".")
 @click.option("--weights", help="Column of precision weights; a column ending in _se holds standard errors.")
-@click.option("--huber-delta", default=1e-3, show_default=True, help="Width of the Huber loss; inf is least squares.")
+@click.option(
+    "--huber-delta", default=1e-3, show_default=True, help="Width of the Huber loss; inf is least squares."
+)
 @click.option("--residuals", type=click.Choice(["auto", "log", "plain"]), default="auto", show_default=True)
-@click.option("--invalid", type=click.Choice(["refuse", "exclude"]), default="refuse", show_default=True,
-              help="What to do with a table that has broken rows.")  # fmt: skip
+@click.option(
+    "--invalid",
+    type=click.Choice(["refuse", "exclude"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with a table that has broken rows.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
-@click.option("--rolling", "score", is_flag=True, help="Also score extrapolation of this form and its rivals.")
+@click.option(
+    "--rolling", "score", is_flag=True, help="Also score extrapolation of this form and its rivals."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the full record to this JSON file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-@click.option("--forms", is_flag=True, is_eager=True, expose_value=False, callback=_show_forms, help="List the forms and stop.")
-def fit(table: Path, form: str, axes: str | None, target: str | None, cluster: str | None, bootstrap: int, where: str | None,
-        weights: str | None, huber_delta: float, residuals: str, invalid: str, seed: int, score: bool, out: Path | None,
-        as_json: bool) -> None:  # fmt: skip
+@click.option(
+    "--forms",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_forms,
+    help="List the forms and stop.",
+)
+def fit(
+    table: Path,
+    form: str,
+    axes: str | None,
+    target: str | None,
+    cluster: str | None,
+    bootstrap: int,
+    where: str | None,
+    weights: str | None,
+    huber_delta: float,
+    residuals: str,
+    invalid: str,
+    seed: int,
+    score: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Fit a scaling law to TABLE (csv, parquet, jsonl, or the folder of a sweep).
 
     Refused quantities are printed with the reason and never as a number.
     """
-    options = {"huber_delta": huber_delta, "residuals": residuals, "weights": weights, "where": where, "invalid": invalid,
-               "seed": seed}  # fmt: skip
+    options = {
+        "huber_delta": huber_delta,
+        "residuals": residuals,
+        "weights": weights,
+        "where": where,
+        "invalid": invalid,
+        "seed": seed,
+    }
     try:
         frame = read(table)
         named = parse_axes(axes)
@@ -149,10 +194,14 @@ def _parameters(law: LawFit) -> Table:
         profile = law.profiles.get(name)
         exponent = law.form[name].role not in ("coefficient", "location", "level")
         listing.add_row(
-            name, _cell(law.centred[name]), _interval(law.centred_intervals[name]),
-            _interval(seeds.get(name)) if exponent else "", _interval(profile.interval if profile else None),
-            f"[dim]{_cell(law.params[name])}[/dim]", f"[dim]{escape(law.form[name].unit)}[/dim]",
-        )  # fmt: skip
+            name,
+            _cell(law.centred[name]),
+            _interval(law.centred_intervals[name]),
+            _interval(seeds.get(name)) if exponent else "",
+            _interval(profile.interval if profile else None),
+            f"[dim]{_cell(law.params[name])}[/dim]",
+            f"[dim]{escape(law.form[name].unit)}[/dim]",
+        )
     for name, value in law.derived.items():
         listing.add_row(name, _cell(value) or "refused", _interval(law.intervals.get(name)))
     return listing
@@ -164,7 +213,10 @@ def _print(law: LawFit, rolling: Rolling | None) -> None:
     console.print(f"[bold]{escape(law.headline())}[/bold]")
     console.print(escape(law.form.equation))
     excluded = law.rows.exclusions
-    console.print(f"{len(law.rows.y)} rows, {len(law.rows.cluster_labels)} clusters by {law.rows.cluster}, {len(excluded)} rows excluded")
+    console.print(
+        f"{len(law.rows.y)} rows, {len(law.rows.cluster_labels)} clusters by {law.rows.cluster}, "
+        f"{len(excluded)} rows excluded"
+    )
     for exclusion in excluded[:10]:
         console.print(f"  excluded {escape(exclusion.run_id)}: {escape(exclusion.reason)}")
     if len(excluded) > 10:
@@ -172,11 +224,15 @@ def _print(law: LawFit, rolling: Rolling | None) -> None:
     if not law.refused:
         console.print(_parameters(law))
     for gate in law.refusals:
-        console.print(f"[yellow]refused by {gate.id}:[/yellow] {escape(gate.reason)}; {escape(gate.consequence)}")
+        console.print(
+            f"[yellow]refused by {gate.id}:[/yellow] {escape(gate.reason)}; {escape(gate.consequence)}"
+        )
     if law.solution is not None and not law.refused:
         influence = law.jackknife.get("most_influential")
-        console.print(f"{law.solution.convergence_share:.0%} of the starts reached the optimum"
-                      + (f"; leaving out {escape(str(influence))} moves the fit most" if influence is not None else ""))  # fmt: skip
+        console.print(
+            f"{law.solution.convergence_share:.0%} of the starts reached the optimum"
+            + (f"; leaving out {escape(str(influence))} moves the fit most" if influence is not None else "")
+        )
     if law.floor_upper_bound is not None and law.reason(law.form.floor or ""):
         console.print(f"95% upper bound of {law.form.floor}: {law.floor_upper_bound:.5g}")
     for notice in law.warnings:
@@ -191,11 +247,20 @@ def _print_rolling(console: Console, rolling: Rolling) -> None:
     for heading in ("form", "mean rms", "worst rms", "bias", "cuts", "weight"):
         listing.add_column(heading)
     for name, row in rolling.ranking.iterrows():
-        listing.add_row(str(name), f"{row['mean_rms']:.3g}", f"{row['worst_rms']:.3g}", f"{row['bias']:+.2g}",
-                        f"{row['cuts']:.0f}", f"{row['weight']:.2f}")  # fmt: skip
+        listing.add_row(
+            str(name),
+            f"{row['mean_rms']:.3g}",
+            f"{row['worst_rms']:.3g}",
+            f"{row['bias']:+.2g}",
+            f"{row['cuts']:.0f}",
+            f"{row['weight']:.2f}",
+        )
     console.print(listing)
     measured = rolling.coverage
     for _, row in measured[(measured["form"] == rolling.best) & (measured["level"] == 0.95)].iterrows():
-        console.print(f"coverage of {row['form']} at {row['ratio']}: {row['coverage']:.2f} of .95 ({row['points']:.0f} points)")
+        console.print(
+            f"coverage of {row['form']} at {row['ratio']}: {row['coverage']:.2f} of .95 "
+            f"({row['points']:.0f} points)"
+        )
     for name, reason in rolling.refused.items():
         console.print(f"[yellow]{name} not ranked:[/yellow] {escape(reason)}")

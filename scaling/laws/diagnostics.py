@@ -16,8 +16,14 @@ _HELD_OUT_QUANTILE = 0.85
 
 
 def slopes(axes: Mapping[str, np.ndarray], y: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    """d y / d ln x of every axis, by weighted least squares on all axes together: what may be said when exponents may not."""
-    varying = {slot: np.log(values) for slot, values in axes.items() if np.all(values > 0) and np.ptp(np.log(values)) > 0}
+    """d y / d ln x of every axis, by weighted least squares on all axes together: what may be said when
+    exponents may not.
+    """
+    varying = {
+        slot: np.log(values)
+        for slot, values in axes.items()
+        if np.all(values > 0) and np.ptp(np.log(values)) > 0
+    }
     if not varying:
         return {}
     design = np.stack([u - u.mean() for u in varying.values()] + [np.ones(len(y))], axis=1)
@@ -27,7 +33,9 @@ def slopes(axes: Mapping[str, np.ndarray], y: np.ndarray, weights: np.ndarray) -
 
 
 def held_out_masks(axes: np.ndarray) -> np.ndarray:
-    """Rows to hold out, one mask per varying axis [d', n]: its largest values (the top 15% of the distinct ones, at least one)."""
+    """Rows to hold out, one mask per varying axis [d', n]: its largest values (the top 15% of the distinct
+    ones, at least one).
+    """
     masks = []
     for column in axes.T:
         distinct = np.unique(column)
@@ -37,13 +45,15 @@ def held_out_masks(axes: np.ndarray) -> np.ndarray:
     return np.array(masks, bool).reshape(len(masks), len(axes))
 
 
-def floor_evidence(problem: Problem, solution: Solution, codes: np.ndarray) -> tuple[dict[str, float], Solution]:
+def floor_evidence(
+    problem: Problem, solution: Solution, codes: np.ndarray
+) -> tuple[dict[str, float], Solution]:
     """What the `floor` gate weighs, and the fit with the floor fixed at 0.
 
-    dof: rows - parameters. p_value: F-test of a zero floor by least squares; where clusters hold several rows, the larger of
-    it and a t-test of the floor with cluster-robust errors.
-    ratio: largest over smallest fitted y - E along an axis, others at their centre; the largest over axes.
-    held_out_ratio: rms error on the largest values of each axis with a floor over that without.
+    dof: rows - parameters. p_value: F-test of a zero floor by least squares; where clusters hold several
+    rows, the larger of it and a t-test of the floor with cluster-robust errors. ratio: largest over smallest
+    fitted y - E along an axis, others at their centre; the largest over axes. held_out_ratio: rms error on
+    the largest values of each axis with a floor over that without.
     """
     form = problem.form
     bare = replace(problem, form=form.without_floor(), **_without(problem, form.names.index(form.floor)))
@@ -64,7 +74,9 @@ def floor_evidence(problem: Problem, solution: Solution, codes: np.ndarray) -> t
     held_out = (errors["with"] + 1e-10) / (errors["without"] + 1e-10)
     evidence = {
         "dof": float(n - p),
-        "p_value": max(f_test(rss["without"], rss["with"], n, p), _cluster_p_value(problem, fits["with"][0], codes)),
+        "p_value": max(
+            f_test(rss["without"], rss["with"], n, p), _cluster_p_value(problem, fits["with"][0], codes)
+        ),
         "ratio": _range_above_floor(problem, solution.phi),
         "held_out_ratio": held_out,
     }

@@ -1,14 +1,14 @@
 """What a form is: axes, parameters with units and ranges, a value function, and its linear part.
 
-A form predicts the metric y from axes x. Every axis enters as its centred logarithm u = ln x - mean(ln x) over the
-fitted rows, so coefficients are contributions at the geometric-mean x; `uncentre` turns them into raw ones.
-Positive quantities are searched as logarithms.
+A form predicts the metric y from axes x. Every axis enters as its centred logarithm u = ln x - mean(ln x)
+over the fitted rows, so coefficients are contributions at the geometric-mean x; `uncentre` turns them into
+raw ones. Positive quantities are searched as logarithms.
 
 Legend: n rows, d axes, p parameters of a form, P parameters of its family, g grid points, k linear terms.
 
-Several forms are one *family* under affine constraints in search space: theta = T phi + c. Chinchilla with alpha = beta,
-the power law without a floor and the sum over two axes all run one compiled program; Kaplan's form with a floor is the
-kappa form with ln kappa = -ln beta.
+Several forms are one *family* under affine constraints in search space: theta = T phi + c. Chinchilla with
+alpha = beta, the power law without a floor and the sum over two axes all run one compiled program; Kaplan's
+form with a floor is the kappa form with ln kappa = -ln beta.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+# What the note of a form says when its equation has been taken from a summary of the paper, not the paper.
+UNCHECKED = "equation not yet checked against the paper: do so before citing it"
 # exp(ABSENT) is exactly 0 in float64: how an affine constraint removes a positive term.
 ABSENT = -1e3
 
-# Search interval of an exponent. Far wider than the starting grid: printed ranking laws have exponents below 1e-3, and
-# a degenerate table must be able to run to a large one and be caught by the gates rather than stopped at a wall.
+# Search interval of an exponent. Far wider than the starting grid: printed ranking laws have exponents below
+# 1e-3, and a degenerate table must be able to run to a large one, where the gates catch it.
 EXPONENT_RANGE = (1e-6, 20.0)
 EXPONENT_GRID = tuple(np.geomspace(0.03, 2.5, 16))
 
@@ -47,7 +49,8 @@ class Parameter:
     """One free parameter: its role, how it is searched, its search interval, unit and the axes it belongs to.
 
     role: floor | ceiling | coefficient | exponent | shape | location | level | slope.
-    scale: what `low` and `high` multiply: "one", "target" (the median metric), or "axis:<slot>" (interval of the centred axis).
+    scale: what `low` and `high` multiply: "one", "target" (the median metric), or "axis:<slot>" (the
+    interval of the centred axis).
     powers: (slot, exponent parameter, sign) triples; raw coefficient = centred * prod x0^(sign * exponent).
     """
 
@@ -65,7 +68,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Family:
-    """A value function over search-space parameters: value(theta[P], axes[n, d], xp) -> y[n], xp being numpy or jax.numpy."""
+    """A value function over search-space parameters: value(theta[P], axes[n, d], xp) -> y[n].
+
+    xp is numpy or jax.numpy; the function must work under both.
+    """
 
     id: str
     names: tuple[str, ...]
@@ -77,8 +83,8 @@ class Linear:
     """The part solved exactly once the exponents are fixed (variable projection).
 
     columns(exponents, axes): exponents maps a name to [g, 1]; returns k arrays that broadcast to [g, n].
-    signed: which coefficients may be negative. `of` is "target" or "log" (the form is linear in ln y).
-    grid: values of exponents that need their own; sampler(axes) -> {exponent: [g]} replaces the grid altogether.
+    signed: which coefficients may be negative. of: "target" or "log" (the form is linear in ln y).
+    grid: values of exponents that need their own; sampler(axes) -> {exponent: [g]} replaces the grid.
     """
 
     exponents: tuple[str, ...]
@@ -94,11 +100,14 @@ class Linear:
 class Form:
     """A scaling law: see the module docstring. Use `recscale.scaling.laws.forms.get(id)` to obtain one.
 
-    embed maps a family parameter to ({own parameter: weight}, constant) in search space; absent names map to themselves.
+    embed: family parameter -> ({own parameter: weight}, constant) in search space; absent names map to
+    themselves.
     starts, if set, replaces the grid: starts(axes[n, d], y[n], generator) -> {name: [s]} natural, centred.
-    start_count: how many grid points are refined. streams: rows carry a last axis that tells logloss (0) from t (1).
+    start_count: how many grid points are refined.
     extra_starts: values tried for parameters that are not part of the linear problem.
-    target: "positive" (log residuals wherever y > 0), "any", "auc" (t = 2 Phi^-1(AUC)^2), "log_target".
+    streams: rows carry a last axis that tells logloss (0) from t (1).
+    target: "positive" (log residuals), "any", "auc" (t = 2 Phi^-1(AUC)^2), "log_target" (linear in ln y).
+    raw(centred, log_centre) replaces the general rule of `uncentre`.
     """
 
     id: str
@@ -151,7 +160,9 @@ class Form:
         raise KeyError(f"form {self.id} has no parameter {name!r}; it has {', '.join(self.names)}")
 
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """T[P, P] and c[P] of theta = T phi + c; phi holds the free parameters first, unused columns are zero."""
+        """T[P, P] and c[P] of theta = T phi + c; phi holds the free parameters first, unused columns are
+        zero.
+        """
         size = len(self.family.names)
         matrix, constant = np.zeros((size, size)), np.zeros(size)
         for row, name in enumerate(self.family.names):
@@ -161,7 +172,9 @@ class Form:
         return matrix, constant
 
     def to_search(self, natural: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Stack natural centred parameters (name -> [...]) into search space [..., p]; zeros of logs become tiny."""
+        """Stack natural centred parameters (name -> [...]) into search space [..., p]; zeros of logs become
+        tiny.
+        """
         rows = []
         for parameter in self.parameters:
             values = np.asarray(natural[parameter.name], float)
@@ -176,7 +189,9 @@ class Form:
             for i, parameter in enumerate(self.parameters)
         }
 
-    def uncentre(self, centred: Mapping[str, np.ndarray], log_centre: Mapping[str, float]) -> dict[str, np.ndarray]:
+    def uncentre(
+        self, centred: Mapping[str, np.ndarray], log_centre: Mapping[str, float]
+    ) -> dict[str, np.ndarray]:
         """Raw parameters from centred ones: A = A' * prod x0^(sign * exponent); locations times x0."""
         if self.raw is not None:
             return self.raw(dict(centred), log_centre)
@@ -198,7 +213,9 @@ class Form:
         return np.asarray(self.family.value(matrix @ full + constant, np.asarray(axes, float), np))
 
     def bounds(self, axes: np.ndarray, target_scale: float) -> tuple[np.ndarray, np.ndarray]:
-        """Search-space bounds (low[p], high[p]) for a table with centred axes[n, d] and metric of size target_scale."""
+        """Search-space bounds (low[p], high[p]) for a table with centred axes[n, d] and metric of size
+        target_scale.
+        """
         low, high = [], []
         for parameter in self.parameters:
             edges = np.array([parameter.low, parameter.high], float)
@@ -222,7 +239,9 @@ class Form:
         linear = self.linear
         if linear is not None:
             linear = _drop_column(linear, self.floor)
-        return replace(self, id=self.id + "_no_floor", parameters=kept, embed=embed, linear=linear, floor=None)
+        return replace(
+            self, id=self.id + "_no_floor", parameters=kept, embed=embed, linear=linear, floor=None
+        )
 
 
 def _drop_column(linear: Linear, name: str) -> Linear:
@@ -242,7 +261,16 @@ def _drop_column(linear: Linear, name: str) -> Linear:
 def floor_parameter(name: str = "E", searched: str = "log") -> Parameter:
     """E, the metric with every axis unlimited. Positive metrics search ln E; others E itself."""
     low, high = (1e-9, 2.0) if searched == "log" else (-1e6, 1e6)
-    return Parameter(name, "floor", low, high, searched, "target", unit="target", meaning="metric with every axis unlimited")
+    return Parameter(
+        name,
+        "floor",
+        low,
+        high,
+        searched,
+        "target",
+        unit="target",
+        meaning="metric with every axis unlimited",
+    )
 
 
 def coefficient(name: str, slot: str, exponent: str, sign: float = 1.0) -> Parameter:
@@ -263,4 +291,6 @@ def coefficient(name: str, slot: str, exponent: str, sign: float = 1.0) -> Param
 
 def exponent(name: str, *slots: str) -> Parameter:
     """A positive exponent."""
-    return Parameter(name, "exponent", *EXPONENT_RANGE, "log", "one", slots, meaning=f"exponent of {', '.join(slots)}")
+    return Parameter(
+        name, "exponent", *EXPONENT_RANGE, "log", "one", slots, meaning=f"exponent of {', '.join(slots)}"
+    )

@@ -1,15 +1,17 @@
-"""Starting points: exponents on a grid, coefficients exactly by non-negative weighted least squares (variable projection).
+"""Starting points: exponents on a grid, coefficients exactly by non-negative weighted least squares (variable
+projection).
 
-For fixed exponents a form is a sum of k known columns times coefficients. Relative residuals (columns / y against 1) make
-the least-squares problem scale-free. Non-negativity is exact: all 2^k active sets are solved as small normal systems
-and the best feasible one is kept.
+For fixed exponents a form is a sum of k known columns times coefficients. Relative residuals (columns / y
+against 1) make the least-squares problem scale-free. Non-negativity is exact: all 2^k active sets are solved
+as small normal systems and the best feasible one is kept.
 
 Legend: n rows, d axes, g grid points, k linear terms, m exponents.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -25,9 +27,9 @@ _SOBOL_SEED = 20240229  # the grid is part of the method: the same for every tab
 _CHUNK_ELEMENTS = 2**21  # bounds the memory of a grid block to tens of megabytes
 
 
-@lru_cache(maxsize=None)
+@cache
 def exponent_grid(free: int) -> np.ndarray:
-    """Exponent combinations [g, free] in [.03, 2.5]: product of 16 up to two exponents, Sobol points beyond."""
+    """Exponent combinations [g, free] in [.03, 2.5]: 16 per exponent up to two, Sobol points beyond."""
     if free == 0:
         return np.zeros((1, 0))
     if free <= 2:
@@ -39,7 +41,9 @@ def exponent_grid(free: int) -> np.ndarray:
 
 
 def _grid(linear: Linear) -> dict[str, np.ndarray]:
-    """Every exponent's value at every grid point (name -> [g]); exponents with a grid of their own are crossed in."""
+    """Every exponent's value at every grid point (name -> [g]); exponents with a grid of their own are
+    crossed in.
+    """
     common = [name for name in linear.exponents if name not in linear.grid]
     points = exponent_grid(len(common))
     own = list(product(*(linear.grid[name] for name in linear.exponents if name in linear.grid)))
@@ -52,11 +56,15 @@ def _grid(linear: Linear) -> dict[str, np.ndarray]:
 def _active_sets(terms: int, signed: tuple[bool, ...]) -> np.ndarray:
     """0/1 masks [sets, k] of which terms are in; signed terms always are."""
     masks = list(product((1.0, 0.0), repeat=terms))
-    return np.array([mask for mask in masks if all(on or not free for on, free in zip(mask, signed, strict=True))])
+    return np.array(
+        [mask for mask in masks if all(on or not free for on, free in zip(mask, signed, strict=True))]
+    )
 
 
-def nonnegative(gram: np.ndarray, moment: np.ndarray, signed: tuple[bool, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """argmin_c c'Gc - 2 c'm with c >= 0 where not signed: gram[g, k, k], moment[g, k] -> (c[g, k], value[g])."""
+def nonnegative(
+    gram: np.ndarray, moment: np.ndarray, signed: tuple[bool, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """argmin_c c'Gc - 2 c'm with c >= 0 where not signed: G[g, k, k], m[g, k] -> (c[g, k], value[g])."""
     terms = gram.shape[-1]
     norm = np.sqrt(np.maximum(np.einsum("gkk->gk", gram), 1e-300))
     scaled = gram / (norm[:, :, None] * norm[:, None, :])
@@ -75,13 +83,15 @@ def nonnegative(gram: np.ndarray, moment: np.ndarray, signed: tuple[bool, ...]) 
     return solved[rows, best] / norm, value[rows, best]
 
 
-def project(linear: Linear, axes: np.ndarray, y: np.ndarray, weights: np.ndarray, relative: bool) -> tuple[dict, np.ndarray]:
+def project(
+    linear: Linear, axes: np.ndarray, y: np.ndarray, weights: np.ndarray, relative: bool
+) -> tuple[dict, np.ndarray]:
     """Best coefficients at every grid point: ({name: [g]} natural and centred, objective[g])."""
     exponents = linear.sampler(axes) if linear.sampler is not None else _grid(linear)
     count = len(next(iter(exponents.values()))) if exponents else 1
     kept = weights > 0
     axes, y, weights = axes[kept], y[kept], weights[kept]
-    # In the log-linear case the columns describe ln y itself; otherwise residuals are relative where y is positive.
+    # In the log-linear case the columns describe ln y itself; otherwise residuals are relative where y > 0.
     target = np.log(y) if linear.of == "log" else y
     divide = 1.0 / y if relative and linear.of == "target" else np.full(len(y), 1.0 / (np.std(target) or 1.0))
     block = max(1, _CHUNK_ELEMENTS // (len(y) * len(linear.coefficients)))
@@ -103,7 +113,7 @@ def project(linear: Linear, axes: np.ndarray, y: np.ndarray, weights: np.ndarray
 
 
 def _spread(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the best count/2 grid points and count/2 spread evenly over the better half of the ranking."""
+    """Indices of the best count/2 grid points and of count/2 spread evenly over the better half."""
     order = np.argsort(values, kind="stable")
     best = order[: count // 2]
     half = order[count // 2 : max(len(order) // 2, count // 2 + 1)]
@@ -129,7 +139,7 @@ def starting_points(problem: Problem, weights: np.ndarray) -> np.ndarray:
     return form.to_search(_crossed(natural, form.extra_starts, len(chosen)))
 
 
-def _crossed(natural: dict, extra: dict, count: int) -> dict:
+def _crossed(natural: dict, extra: Mapping[str, tuple[float, ...]], count: int) -> dict:
     """Every start with every combination of the extra values."""
     choices = list(product(*extra.values()))
     crossed = {name: np.tile(value, len(choices)) for name, value in natural.items()}

@@ -1,7 +1,8 @@
 """Optimal allocation: the point of a cost level set where a fitted form is lowest.
 
-For a cost k x1 x2 and the forms with two power terms the answer is closed: x1* = G (cost/k)^a with a = beta / (alpha + beta)
-and G = (alpha A / beta B)^(1/(alpha+beta)) for the sum (kappa only changes G's power); tests hold the numeric search to it.
+For a cost k x1 x2 and the forms with two power terms the answer is closed: x1* = G (cost/k)^a with a = beta /
+(alpha + beta) and G = (alpha A / beta B)^(1/(alpha+beta)) for the sum (kappa only changes G's power); tests
+hold the numeric search to it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from scipy.optimize import brentq, minimize, minimize_scalar
 
 if TYPE_CHECKING:
-    from .fitting import LawFit
+    from .law_fit import LawFit
 
 _REACH = 60.0  # search interval in ln x around the fitted centre: 26 decades either side
 _INTERVAL_DRAWS = 200
@@ -27,13 +28,12 @@ def product_cost(*axes: np.ndarray) -> np.ndarray:
     return total
 
 
-def allocate(value: Callable, centre: Sequence[float], cost: Callable, budget: float) -> np.ndarray:
+def allocate(value: Callable, centre: np.ndarray, cost: Callable, budget: float) -> np.ndarray:
     """ln x[d] minimising value(ln x[d]) subject to cost(*x) = budget, cost increasing in every axis.
 
-    Raises ValueError when no allocation reaches the budget, or when the best one runs to the edge of the search: then the
-    form has no interior optimum under this cost.
+    Raises ValueError when no allocation reaches the budget, or when the best one runs to the edge of the
+    search: then the form has no interior optimum under this cost.
     """
-    centre = np.asarray(centre, float)
     dims = len(centre)
 
     def last(first: np.ndarray) -> float | None:
@@ -43,7 +43,7 @@ def allocate(value: Callable, centre: Sequence[float], cost: Callable, budget: f
         low, high = centre[-1] - _REACH, centre[-1] + _REACH
         if gap(low) > 0 or gap(high) < 0:
             return None
-        return brentq(gap, low, high, xtol=1e-13)
+        return float(brentq(gap, low, high, xtol=1e-13))  # pyright: ignore[reportArgumentType]
 
     def loss(first: np.ndarray) -> float:
         at = last(np.atleast_1d(first))
@@ -62,10 +62,17 @@ def allocate(value: Callable, centre: Sequence[float], cost: Callable, budget: f
         k = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
         inside = 0 < k < len(grid) - 1 and np.isfinite(values[k - 1]) and np.isfinite(values[k + 1])
         if not inside or values[k - 1] == values[k] == values[k + 1]:
-            raise ValueError(f"the optimum at cost {budget:g} lies on the edge of the search: the form has no interior optimum")
-        found = minimize_scalar(loss, bounds=(grid[k - 1], grid[k + 1]), method="bounded", options={"xatol": 1e-10})
+            raise ValueError(
+                f"the optimum at cost {budget:g} lies on the edge of the search: "
+                "the form has no interior optimum"
+            )
+        found = minimize_scalar(
+            loss, bounds=(grid[k - 1], grid[k + 1]), method="bounded", options={"xatol": 1e-10}
+        )
         return np.array([found.x, last(np.array([found.x]))])
-    found = minimize(loss, centre[:-1], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-14, "maxiter": 20000})
+    found = minimize(
+        loss, centre[:-1], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-14, "maxiter": 20000}
+    )
     if not np.isfinite(found.fun) or np.any(np.abs(found.x - centre[:-1]) > 0.9 * _REACH):
         raise ValueError(f"no interior optimum at cost {budget:g}")
     return np.array([*found.x, last(found.x)])
@@ -75,7 +82,9 @@ def optimum(fit: LawFit, budget: float | Sequence[float], cost: Callable | None,
     """See `LawFit.optimum`."""
     form, cost = fit.form, cost or product_cost
     if any(slot.transform != "log" for slot in form.slots):
-        raise ValueError(f"form {form.id} has an axis that is not a resource to buy; fix it and use the base form")
+        raise ValueError(
+            f"form {form.id} has an axis that is not a resource to buy; fix it and use the base form"
+        )
     centre = np.array([fit.centre[slot] for slot in form.axes])
     budgets = np.atleast_1d(np.asarray(budget, float))
 
@@ -85,8 +94,10 @@ def optimum(fit: LawFit, budget: float | Sequence[float], cost: Callable | None,
 
         return np.stack([allocate(metric, centre, cost, float(b)) for b in budgets])
 
-    chosen = best(fit.solution.phi)
-    values = np.array([form.value(fit.solution.phi, (row - centre)[None])[0] for row in chosen])
+    assert fit.solution is not None  # LawFit.optimum has refused otherwise
+    phi = fit.solution.phi
+    chosen = best(phi)
+    values = np.array([form.value(phi, (row - centre)[None])[0] for row in chosen])
     scalar = np.ndim(budget) == 0
     take = (lambda array: float(array[0])) if scalar else (lambda array: array)
     result = {slot: take(np.exp(chosen[:, j])) for j, slot in enumerate(form.axes)}

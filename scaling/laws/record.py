@@ -1,8 +1,9 @@
 """The fit record: everything a reader needs to believe or repeat a fit, as plain data.
 
-Sections: hypothesis, runs, fit, result, validation, ranking, provenance, and a checklist that says which required facts are
-present. Facts no fit can know (how shape was chosen, what the size counts) come from the run table's columns or from the
-`notes` of the call; what neither holds is listed as missing, and a plot of such a record carries the word incomplete.
+Sections: hypothesis, runs, fit, result, validation, ranking, provenance, and a checklist that says which
+required facts are present. Facts no fit can know (how shape was chosen, what the size counts) come from the
+run table's columns or from the `notes` of the call; what neither holds is listed as missing, and a plot of
+such a record carries the word incomplete.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -24,31 +25,49 @@ from . import gates, solver
 from .uncertainty import residual_scale, residuals
 
 if TYPE_CHECKING:
-    from .fitting import LawFit
+    from .law_fit import LawFit
 
 # Facts a record needs besides what the fit computes: section -> {name: run-table columns that may hold it}.
 _REPORTED = {
     "hypothesis": {
-        "size_counts": ("size_counts",), "data_counts": ("data_counts",), "flop_convention": ("flop_convention",),
+        "size_counts": ("size_counts",),
+        "data_counts": ("data_counts",),
+        "flop_convention": ("flop_convention",),
     },
     "runs": {
-        "shape_choice": ("shape_choice",), "data_order": ("data_order", "data_seed"), "batch": ("batch_rows",),
-        "optimizer": ("optimizer",), "lr_rule": ("lr_rule",), "lr_trials": ("lr_trials",), "warmup": ("warmup_examples",),
-        "schedule": ("schedule",), "decayed": ("decayed",), "seeds": ("seed",), "smoothing": ("smoothing",),
+        "shape_choice": ("shape_choice",),
+        "data_order": ("data_order", "data_seed"),
+        "batch": ("batch_rows",),
+        "optimizer": ("optimizer",),
+        "lr_rule": ("lr_rule",),
+        "lr_trials": ("lr_trials",),
+        "warmup": ("warmup_examples",),
+        "schedule": ("schedule",),
+        "decayed": ("decayed",),
+        "seeds": ("seed",),
+        "smoothing": ("smoothing",),
         "checkpoints_used": ("checkpoints_used",),
     },
     "ranking": {
-        "metric_window_rows": ("metric_window_rows",), "base_rate": ("base_rate",), "calibration": ("calibration",),
-        "time_split": ("time_split",), "epochs": ("epochs",), "negative_sampling": ("negative_sampling",),
-        "table_sizes": ("embedding_params",), "table_start": ("table_start",), "hash_collision_share": ("hash_collision_share",),
+        "metric_window_rows": ("metric_window_rows",),
+        "base_rate": ("base_rate",),
+        "calibration": ("calibration",),
+        "time_split": ("time_split",),
+        "epochs": ("epochs",),
+        "negative_sampling": ("negative_sampling",),
+        "table_sizes": ("embedding_params",),
+        "table_start": ("table_start",),
+        "hash_collision_share": ("hash_collision_share",),
         "history_length": ("history_length",),
     },
-}  # fmt: skip
+}
 _LISTED_VALUES = 8
 
 
 def build_record(fit: LawFit, validation: dict | None = None) -> dict:
-    """The record of a fit as nested plain dictionaries; `validation` holds rolling-origin results where there are any."""
+    """The record of a fit as nested plain dictionaries; `validation` holds rolling-origin results where there
+    are any.
+    """
     sections = {
         "hypothesis": _hypothesis(fit),
         "runs": _runs(fit),
@@ -88,7 +107,12 @@ def summarise(values: pd.Series):
     if len(distinct) <= _LISTED_VALUES:
         return sorted(distinct.tolist(), key=str)
     if pd.api.types.is_numeric_dtype(values):
-        return {"min": float(values.min()), "median": float(values.median()), "max": float(values.max()), "distinct": len(distinct)}
+        return {
+            "min": float(values.min()),
+            "median": float(values.median()),
+            "max": float(values.max()),
+            "distinct": len(distinct),
+        }
     return {"distinct": len(distinct)}
 
 
@@ -142,7 +166,11 @@ def _fit(fit: LawFit) -> dict:
     settings, problem, solution = fit.settings, fit.problem, fit.solution
     found = {
         "objective": "sum of weight * Huber(residual), never averaged",
-        "residual": None if problem is None else "ln yhat - ln y" if problem.kind == "log" else "(yhat - y) / unit",
+        "residual": None
+        if problem is None
+        else "ln yhat - ln y"
+        if problem.kind == "log"
+        else "(yhat - y) / unit",
         "transform": "t = 2 Phi^-1(AUC)^2" if fit.form.target == "auc" else "none",
         "huber_delta": settings.huber_delta if np.isfinite(settings.huber_delta) else "inf (least squares)",
         "weights": settings.weights or "one per row",
@@ -163,13 +191,27 @@ def _fit(fit: LawFit) -> dict:
             "residual_scale": scale,
             "residual_rms": float(np.sqrt(np.mean(r**2))),
             "residual_sd": float(np.std(r)),
+            "information_criteria": information_criteria(r, len(fit.form.names)),
             "starts": len(solution.starts.phi),
             "convergence_share": solution.convergence_share,
             "iterations": solution.iterations,
             "gradient_norm": solution.gradient,
-            "bounds": {p.name: (low, high) for p, low, high in zip(fit.form.parameters, problem.low, problem.high, strict=True)},
+            "bounds": {
+                p.name: (low, high)
+                for p, low, high in zip(fit.form.parameters, problem.low, problem.high, strict=True)
+            },
         }
     return found
+
+
+def information_criteria(residuals: np.ndarray, parameters: int) -> dict[str, float | None]:
+    """AICc and BIC of Gaussian residuals[n]: shown beside a fit, never used to choose between forms."""
+    n, p = len(residuals), parameters + 1  # the noise scale is a parameter too
+    mean_square = float(np.mean(residuals**2))
+    if mean_square <= 0 or n - p - 1 <= 0:
+        return {"aicc": None, "bic": None}
+    deviance = n * np.log(mean_square)
+    return {"aicc": deviance + 2 * p * n / (n - p - 1), "bic": deviance + p * np.log(n)}
 
 
 def _result(fit: LawFit) -> dict:
@@ -193,7 +235,11 @@ def _result(fit: LawFit) -> dict:
         "gates": [gate.as_dict() for gate in fit.gates],
         "refusals": [gate.as_dict() for gate in fit.refusals],
         "warnings": list(fit.warnings),
-        "bootstrap": {"draws": 0 if fit.draws is None else len(fit.draws), "seed": fit.settings.seed, "level": 0.95},
+        "bootstrap": {
+            "draws": 0 if fit.draws is None else len(fit.draws),
+            "seed": fit.settings.seed,
+            "level": 0.95,
+        },
     }
     if fit.draws is not None and len(fit.form.names) > 1:
         spread = fit.draws.std(axis=0)
@@ -233,7 +279,7 @@ def _provenance(fit: LawFit) -> dict:
     }
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """JSON-safe copy: arrays to lists, NumPy scalars to Python, NaN and infinities to None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}

@@ -1,21 +1,25 @@
-"""Minimise sum_i w_i rho(r_i) over a form's parameters: grid by variable projection, then many damped Gauss-Newton runs.
+"""Minimise sum_i w_i rho(r_i) over a form's parameters: grid by variable projection, then many damped
+Gauss-Newton runs.
 
 Residual r_i = ln yhat_i - ln y_i for positive metrics, (yhat_i - y_i) / unit_i otherwise. rho is Huber's
-(r^2/2 up to delta, delta (|r| - delta/2) beyond), always summed and never averaged, or the Student-t deviance.
+(r^2/2 up to delta, delta (|r| - delta/2) beyond), always summed and never averaged, or the Student-t
+deviance.
 
-Stage 1 (host, NumPy): exponents on a grid, the non-negative weighted least-squares coefficients of each point exactly.
-Stage 2 (JAX, float64 on the CPU backend inside a scoped `jax.enable_x64`): all starts at once under `vmap`, weights
-min(1, delta/|r|) that majorise Huber, damping scaled by the diagonal, then the same loop with the second derivative of
-Huber itself, which converges to the last digits. Bootstrap draws, profile points and jackknife fits are further rows of
-the same batch, so one program per (family, padded rows, batch) serves everything.
+Stage 1 (host, NumPy): exponents on a grid, the non-negative weighted least-squares coefficients of each point
+exactly. Stage 2 (JAX, float64 on the CPU backend inside a scoped `jax.enable_x64`): all starts at once under
+`vmap`, weights min(1, delta/|r|) that majorise Huber, damping scaled by the diagonal, then the same loop with
+the second derivative of Huber itself, which converges to the last digits. Bootstrap draws, profile points and
+jackknife fits are further rows of the same batch, so one program per (family, padded rows, batch) serves
+everything.
 
-Legend: n rows (padded to a power of two with weight 0), d axes, P family parameters, b batch entries, g grid points, k terms.
+Legend: n rows (padded to a power of two with weight 0), d axes, P family parameters, b batch entries, g grid
+points, k terms.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -27,6 +31,7 @@ from .grid import starting_points
 
 VERSION = "1"
 SMALL_BATCH, LARGE_BATCH = 8, 100  # the two compiled batch sizes: one fit, and blocks of resampled fits
+MAX_ROWS_IN_LARGE_BATCH = 8192  # keeps the memory of a block below a few hundred megabytes
 MAX_ITERATIONS = 400
 # A start counts as converged when its objective is within this of the best one.
 SHARE_RELATIVE, SHARE_ABSOLUTE = 1e-4, 1e-14
@@ -36,8 +41,8 @@ SHARE_RELATIVE, SHARE_ABSOLUTE = 1e-4, 1e-14
 class Problem:
     """One table prepared for one form. Arrays hold n real rows; padding happens at the call of the program.
 
-    kind: "log" or "plain". target is ln y for "log", y for "plain"; delta[n] is Huber's width, unit[n] scales residuals.
-    low, high: search-space bounds [p].
+    kind: "log" or "plain". target is ln y for "log", y for "plain"; delta[n] is Huber's width, unit[n] scales
+    residuals. low, high: search-space bounds [p].
     """
 
     form: Form
@@ -58,7 +63,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Batch:
-    """Results of b refinements: phi[b, p], objective[b], iterations[b], gradient norm[b] (inf-norm over free parameters)."""
+    """Results of b refinements: phi[b, p], objective[b], iterations[b], gradient norm[b] (inf-norm over free
+    parameters).
+    """
 
     phi: np.ndarray
     objective: np.ndarray
@@ -92,12 +99,14 @@ def make_problem(
     axes, y = np.asarray(axes, float), np.asarray(y, float)
     n = len(y)
     if kind == "log" and not np.all(y > 0):
-        raise ValueError(f"form {form.id}: log residuals need a positive metric, found a minimum of {y.min():g}")
+        raise ValueError(
+            f"form {form.id}: log residuals need a positive metric, found a minimum of {y.min():g}"
+        )
     weights = np.ones(n) if weights is None else np.asarray(weights, float)
     scale = float(np.median(np.abs(y))) or 1.0
     low, high = form.bounds(axes, scale)
-    broadcast = [np.broadcast_to(np.asarray(value, float), (n,)) for value in (delta, unit)]
-    return Problem(form, axes, y, weights, *broadcast, kind, low, high)
+    widths, units = (np.broadcast_to(np.asarray(value, float), (n,)) for value in (delta, unit))
+    return Problem(form, axes, y, weights, widths, units, kind, low, high)
 
 
 def _padded(n: int) -> int:
@@ -143,7 +152,7 @@ class _Switches(NamedTuple):
     damping: jax.Array
 
 
-@lru_cache(maxsize=None)
+@cache
 def _program(family, kind: str):
     """The compiled refinement of one family: see `refine` for the arguments."""
 
@@ -185,7 +194,9 @@ def _program(family, kind: str):
             largest = jnp.max(diagonal)
             ridge = state.damping * diagonal + 1e-14 * largest + 1e-300 + (1.0 - free) * (largest + 1.0)
             # One unit is a factor e in a positive parameter; bounds apply to free entries only.
-            move = jnp.clip(jnp.nan_to_num(_solve_spd(state.hessian + jnp.diag(ridge), -state.gradient)), -1.0, 1.0)
+            move = jnp.clip(
+                jnp.nan_to_num(_solve_spd(state.hessian + jnp.diag(ridge), -state.gradient)), -1.0, 1.0
+            )
             trial = jnp.where(free > 0, jnp.clip(state.phi + move, low, high), state.phi)
 
             jacobian, residual = jax.jacfwd(function, has_aux=True)(trial)
@@ -197,7 +208,9 @@ def _program(family, kind: str):
 
             better = value < state.value
             gain = jnp.where(better, (state.value - value) / jnp.maximum(state.value, 1e-300), 1.0)
-            calm = jnp.where(better & (gain < control.tolerance), state.calm + 1, jnp.where(better, 0, state.calm))
+            calm = jnp.where(
+                better & (gain < control.tolerance), state.calm + 1, jnp.where(better, 0, state.calm)
+            )
             settled = (calm >= control.calm) | (~better & (state.damping > control.stuck))
             # First settle on the majoriser, then once more on Huber's own second derivative.
             promote = settled & ~state.exact & control.polish
@@ -218,7 +231,15 @@ def _program(family, kind: str):
         square = jnp.zeros((phi.shape[0], phi.shape[0]))
         no, zero = jnp.asarray(False), jnp.asarray(0)
         start = _State(
-            phi, jnp.asarray(jnp.inf), jnp.zeros_like(phi), square, jnp.asarray(control.damping), zero, zero, no, no
+            phi,
+            jnp.asarray(jnp.inf),
+            jnp.zeros_like(phi),
+            square,
+            jnp.asarray(control.damping),
+            zero,
+            zero,
+            no,
+            no,
         )
         state = jax.lax.while_loop(lambda s: ~s.done & (s.iteration < control.limit), advance, start)
         return state.phi, state.value, state.iteration, jnp.max(jnp.abs(state.gradient))
@@ -228,7 +249,9 @@ def _program(family, kind: str):
 
 @dataclass(frozen=True)
 class Control:
-    """When a refinement stops: `calm` accepted steps in a row below `tolerance`, or damping above `stuck`, or `limit` steps."""
+    """When a refinement stops: `calm` accepted steps in a row below `tolerance`, or damping above `stuck`, or
+    `limit` steps.
+    """
 
     limit: int = MAX_ITERATIONS
     tolerance: float = 1e-12
@@ -253,12 +276,13 @@ def refine(
     scale: np.ndarray | float = 1.0,
     control: Control = Control(),  # noqa: B008  frozen
 ) -> Batch:
-    """Refine starts[b, p] (search space). Every per-entry argument may be left out or given for all entries at once.
+    """Refine starts[b, p] (search space). Every per-entry argument may be left out or given for all entries
+    at once.
 
-    weights[n] or [b, n]: replace the problem's own (integer bootstrap multiplicities times them, zeros leave rows out).
-    targets[n] or [b, n]: replace `problem.target` (redrawn metrics).
-    free[p] or [b, p]: 0 keeps a parameter at its start, outside bounds if need be.
-    nu > 0: Student-t deviance with `nu` degrees of freedom and residual `scale`[b] instead of Huber; large nu is Gaussian.
+    weights[n] or [b, n]: replace the problem's own (integer bootstrap multiplicities times them, zeros leave
+    rows out). targets[n] or [b, n]: replace `problem.target` (redrawn metrics). free[p] or [b, p]: 0 keeps a
+    parameter at its start, outside bounds if need be. nu > 0: Student-t deviance with `nu` degrees of freedom
+    and residual `scale`[b] instead of Huber; large nu is Gaussian.
     """
     starts = np.atleast_2d(np.asarray(starts, float))
     count, p = starts.shape
@@ -275,21 +299,35 @@ def refine(
     weights = pad(problem.weights if weights is None else weights, rows)
     targets = pad(problem.target if targets is None else targets, rows)
     scale = np.broadcast_to(np.asarray(scale, float), (count,))
-    shared_rows = [np.pad(problem.axes, ((0, rows - n), (0, 0))), *(
-        np.pad(array, (0, rows - n), constant_values=1.0) for array in (problem.unit, problem.delta)
-    )]  # fmt: skip
+    shared_rows = [
+        np.pad(problem.axes, ((0, rows - n), (0, 0))),
+        *(np.pad(array, (0, rows - n), constant_values=1.0) for array in (problem.unit, problem.delta)),
+    ]
     low, high = (np.pad(edge, (0, size - p)) for edge in (problem.low, problem.high))
     start_inside = np.where(free > 0, np.clip(phi, low, high), phi)
 
     program = _program(problem.form.family, problem.kind)
-    batch = SMALL_BATCH if count <= 8 * SMALL_BATCH else LARGE_BATCH
+    small = count <= 8 * SMALL_BATCH or rows > MAX_ROWS_IN_LARGE_BATCH
+    batch = SMALL_BATCH if small else LARGE_BATCH
     pieces = []
     with jax.enable_x64(True), jax.default_device(cpu_device()):
         shared = [jnp.asarray(a) for a in (*shared_rows, matrix, constant, low, high)]
-        switches = jnp.asarray(float(nu)), _Switches(
-            *(jnp.asarray(v) for v in (control.limit, control.tolerance, control.calm, control.stuck, control.polish,
-                                       control.damping))
-        )  # fmt: skip
+        switches = (
+            jnp.asarray(float(nu)),
+            _Switches(
+                *(
+                    jnp.asarray(v)
+                    for v in (
+                        control.limit,
+                        control.tolerance,
+                        control.calm,
+                        control.stuck,
+                        control.polish,
+                        control.damping,
+                    )
+                )
+            ),
+        )
         for begin in range(0, count, batch):
             index = np.minimum(np.arange(begin, begin + batch), count - 1)
             entries = [jnp.asarray(a[index]) for a in (start_inside, free, weights, targets, scale)]
@@ -322,5 +360,10 @@ def solve(problem: Problem, weights: np.ndarray | None = None, control: Control 
     ordered = Batch(batch.phi[order], batch.objective[order], batch.iterations[order], batch.gradient[order])
     top = order[0]
     return Solution(
-        batch.phi[top], float(best), int(batch.iterations[top]), float(batch.gradient[top]), float(np.mean(close)), ordered
+        batch.phi[top],
+        float(best),
+        int(batch.iterations[top]),
+        float(batch.gradient[top]),
+        float(np.mean(close)),
+        ordered,
     )

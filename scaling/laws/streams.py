@@ -1,8 +1,9 @@
-"""The joint form's two streams, logloss and t of AUC: one set of parameters, each stream with its own residual scale.
+"""The joint form's two streams, logloss and t of AUC: one set of parameters, each stream with its own
+residual scale.
 
-Residuals are (yhat - y) / unit with one unit per stream. The units are profiled: fit, measure each stream's robust residual
-scale, set the units so both streams are equally noisy, refit until the ratio settles. An AUC with large noise then carries
-little weight instead of drowning logloss.
+Residuals are (yhat - y) / unit with one unit per stream. The units are profiled: fit, measure each stream's
+robust residual scale, set the units so both streams are equally noisy, refit until the ratio settles. An AUC
+with large noise then carries little weight instead of drowning logloss.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ V_RATIO = (0.8, 1.6)
 
 
 def stream_problem(form: Form, columns: Sequence[np.ndarray], rows: Rows, delta: float) -> Problem:
-    """Rows twice, logloss then t, with a last axis 0 or 1; units are each stream's median, so residuals are relative."""
+    """Rows twice, logloss then t, with a last axis 0 or 1; units are each stream's median, so residuals are
+    relative.
+    """
     assert rows.second is not None, "the joint form needs the AUC column"
     n = len(rows.y)
     marker = np.repeat([0.0, 1.0], n)
@@ -54,10 +57,15 @@ def solve_streams(problem: Problem) -> tuple[Problem, Solution]:
 
 
 def v_warning(fitted: float, measured: float | None) -> tuple[str, ...]:
-    """Warning when fitted v over measured E[p (1 - p)] leaves [.8, 1.6]; a ratio a little above 1 is expected."""
+    """Warning when fitted v over measured E[p (1 - p)] leaves [.8, 1.6]; a ratio a little above 1 is
+    expected.
+    """
     if measured is None:
         return ()
     ratio = fitted / measured
     if V_RATIO[0] <= ratio <= V_RATIO[1]:
         return ()
-    return (f"fitted v {fitted:.4g} is {ratio:.2f} times the measured E[p(1-p)] {measured:.4g}, outside {V_RATIO}",)
+    return (
+        f"fitted v {fitted:.4g} is {ratio:.2f} times the measured E[p(1-p)] {measured:.4g}, "
+        f"outside {V_RATIO}",
+    )

@@ -1,8 +1,9 @@
-"""From a run table to arrays: which rows enter a fit, which do not and why, and what makes the table unusable.
+"""From a run table to arrays: which rows enter a fit, which do not and why, what makes a table unusable.
 
-Nothing is dropped silently. Rows whose status says they did not finish are excluded by name. Values that are wrong (missing,
-not a number, zero or negative where a logarithm is taken, copies of another row) refuse the whole fit unless the caller asks
-for them to be excluded: a fit over the rest of a broken table is a choice, not a default.
+Nothing is dropped silently. Rows whose status says they did not finish are excluded by name. Values that are
+wrong (missing, not a number, zero or negative where a logarithm is taken, copies of another row) refuse the
+whole fit unless the caller asks for them to be excluded: a fit over the rest of a broken table is a choice,
+not a default.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ class Exclusion:
 class Rows:
     """The rows of one fit.
 
-    axes: slot -> raw values [n]; columns: slot -> column name; y[n]: the metric on the scale that is fitted (t for AUC forms);
-    weights[n]: precision weights with mean 1; codes[n]: cluster index; problems: gates that refuse the table as it is.
-    second[n]: t of the AUC column, for forms of two streams.
+    axes: slot -> raw values [n]; columns: slot -> column name.
+    y[n]: the metric on the scale that is fitted (t for AUC forms); second[n]: t, for forms of two streams.
+    weights[n]: precision weights with mean 1; codes[n]: cluster index.
+    problems: gates that refuse the table as it is.
     """
 
     axes: dict[str, np.ndarray]
@@ -73,7 +75,9 @@ def read(path: str | Path) -> pd.DataFrame:
         inside = path / "runs.parquet"
         if not inside.exists():
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise ValueError(f"{path} has no runs.parquet (found {found}); collect the sweep first, or name a table file")
+            raise ValueError(
+                f"{path} has no runs.parquet (found {found}); collect the sweep first, or name a table file"
+            )
         path = inside
     if not path.exists():
         raise ValueError(f"no such table: {path}")
@@ -91,7 +95,7 @@ def require(table: pd.DataFrame, column: str, purpose: str) -> None:
 
 
 def resolve_axes(form: Form, axes: Mapping[str, str] | Sequence[str] | str | None) -> dict[str, str]:
-    """Slot -> column. Accepts slot names or their aliases, a sequence in slot order, one column name, or None for defaults."""
+    """Slot -> column, from slot names or aliases, a sequence in slot order, one column, or None."""
     columns = {slot.name: slot.column for slot in form.slots}
     if axes is None:
         return columns
@@ -123,14 +127,18 @@ def prepare(
 ) -> Rows:
     """Validate a table for one form. See `fit` for the arguments.
 
-    positive: whether the metric must be above 0. auc: AUC column of forms that also fit t (the second stream).
+    positive: whether the metric must be above 0. auc: AUC column of forms that also fit t (the second
+    stream).
 
-    Raises ValueError for an unknown column, form axis or `invalid` policy. Everything else becomes exclusions and problems.
+    Raises ValueError for an unknown column, form axis or `invalid` policy. Everything else becomes exclusions
+    and problems.
     """
     if invalid not in ("refuse", "exclude"):
         raise ValueError(f"invalid must be 'refuse' or 'exclude', found {invalid!r}")
     if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"table must be a pandas DataFrame, found {type(table).__name__}; use laws.table.read for a file")
+        raise TypeError(
+            f"table must be a pandas DataFrame, found {type(table).__name__}; use laws.table.read for a file"
+        )
     for slot, column in columns.items():
         require(table, column, f"axis {slot} of form {form.id}")
     named = ((target, "the target"), (auc, "the AUC stream"), (cluster, "cluster"), (weights, "weights"))
@@ -145,12 +153,16 @@ def prepare(
 
     metrics = {target: "auc" if form.target == "auc" else "positive" if positive else "any"}
     metrics |= {auc: "auc"} if auc is not None else {}
-    numeric = {c: pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in {*columns.values(), *metrics}}
+    numeric = {
+        c: pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in {*columns.values(), *metrics}
+    }
     wrong = _wrong_values(table, numeric, form, columns, metrics, reasons)
     copies = _copies(table, {**reasons, **wrong})
     problems = []
     if invalid == "refuse":
-        problems = [gate for gate in (_problem("values", wrong, runs), _problem("duplicates", copies, runs)) if gate]
+        problems = [
+            gate for gate in (_problem("values", wrong, runs), _problem("duplicates", copies, runs)) if gate
+        ]
     reasons |= wrong | copies
 
     keep = np.array([i for i in range(len(table)) if i not in reasons], int)
@@ -161,12 +173,25 @@ def prepare(
     labels, codes, name, warnings = _clusters(kept, cluster)
     exclusions = tuple(Exclusion(i, runs[i], reasons[i]) for i in sorted(reasons))
     if not len(keep):
-        problems.append(_refusal("empty", 0, ">= 1 row", f"no row of {len(table)} is left: {_tally(reasons)}"))
+        problems.append(
+            _refusal("empty", 0, ">= 1 row", f"no row of {len(table)} is left: {_tally(reasons)}")
+        )
     return Rows(
-        {slot: numeric[column][keep] for slot, column in columns.items()}, dict(columns), y, target,
-        _weights(kept, weights), codes, name, labels, tuple(runs[i] for i in keep), kept, exclusions, tuple(problems), warnings,
+        {slot: numeric[column][keep] for slot, column in columns.items()},
+        dict(columns),
+        y,
+        target,
+        _weights(kept, weights),
+        codes,
+        name,
+        labels,
+        tuple(runs[i] for i in keep),
+        kept,
+        exclusions,
+        tuple(problems),
+        warnings,
         auc_to_t(numeric[auc][keep]) if auc is not None and len(keep) else None,
-    )  # fmt: skip
+    )
 
 
 def _run_ids(table: pd.DataFrame) -> list[str]:
@@ -201,7 +226,9 @@ def _exclude_by_query(table: pd.DataFrame, where: str | None, reasons: dict[int,
 def _wrong_values(table, numeric, form, columns, metrics, done) -> dict[int, str]:
     """Row -> reason for values no fit may use; metrics: column -> "positive", "any" or "auc"."""
     wrong: dict[int, str] = {}
-    checks = [(column, slot, next(s for s in form.slots if s.name == slot)) for slot, column in columns.items()]
+    checks = [
+        (column, slot, next(s for s in form.slots if s.name == slot)) for slot, column in columns.items()
+    ]
     for i in range(len(table)):
         if i in done:
             continue
@@ -231,7 +258,11 @@ def _copies(table: pd.DataFrame, done: Mapping[int, str]) -> dict[int, str]:
     """Row -> reason for rows equal to an earlier one in every column."""
     left = table.loc[[i for i in range(len(table)) if i not in done]]
     plain = left.apply(lambda column: column.map(repr) if column.dtype == object else column)
-    groups = plain.groupby(list(plain.columns), dropna=False, sort=False).ngroup() if len(plain) else pd.Series(dtype=int)
+    groups = (
+        plain.groupby(list(plain.columns), dropna=False, sort=False).ngroup()
+        if len(plain)
+        else pd.Series(dtype=int)
+    )
     first: dict[int, int] = {}
     copies = {}
     for i, group in groups.items():
@@ -252,34 +283,55 @@ def _problem(name: str, found: Mapping[int, str], runs: list[str]) -> Gate | Non
 
 
 def _refusal(name: str, value: int, threshold: str, reason: str) -> Gate:
-    return Gate(name, value, threshold, False, reason, "mend the table, or pass invalid='exclude' to leave those rows out",
-                (EVERYTHING,))  # fmt: skip
+    return Gate(
+        name,
+        value,
+        threshold,
+        False,
+        reason,
+        "mend the table, or pass invalid='exclude' to leave those rows out",
+        (EVERYTHING,),
+    )
 
 
 def _tally(reasons: Mapping[int, str]) -> str:
     """Reasons with counts, most frequent first."""
     counts = pd.Series(list(reasons.values())).value_counts()
-    return ", ".join(f"{reason} ({count})" for reason, count in counts.head(4).items()) or "the table is empty"
+    return (
+        ", ".join(f"{reason} ({count})" for reason, count in counts.head(4).items()) or "the table is empty"
+    )
 
 
-def _clusters(kept: pd.DataFrame, cluster: str | None) -> tuple[tuple[str, ...], np.ndarray, str, tuple[str, ...]]:
-    """(labels, code per row, column used, warnings): the named column, else shape_id, else one cluster per row."""
+def _clusters(
+    kept: pd.DataFrame, cluster: str | None
+) -> tuple[tuple[str, ...], np.ndarray, str, tuple[str, ...]]:
+    """(labels, code per row, column used, warnings): the named column, else shape_id, else one cluster per
+    row.
+    """
     column = cluster or ("shape_id" if "shape_id" in kept.columns else None)
     if column is None:
         repeated = [c for c in RUN_COLUMNS if c in kept.columns and kept[c].duplicated().any()]
         hint = f"; {repeated[0]} repeats, so pass cluster={repeated[0]!r}" if repeated else ""
-        warning = f"no shape_id column: every row is its own cluster, which understates uncertainty if runs share a shape{hint}"
+        warning = (
+            "no shape_id column: every row is its own cluster, which understates uncertainty if runs "
+            f"share a shape{hint}"
+        )
         return tuple(str(i) for i in range(len(kept))), np.arange(len(kept)), "row", (warning,)
     values = kept[column].astype(object)
     missing = values.isna()
-    named = [f"{column} missing, row {i}" if gone else str(v) for i, (v, gone) in enumerate(zip(values, missing, strict=True))]
+    named = [
+        f"{column} missing, row {i}" if gone else str(v)
+        for i, (v, gone) in enumerate(zip(values, missing, strict=True))
+    ]
     codes, labels = pd.factorize(pd.Series(named, dtype=object))
-    warnings = (f"{int(missing.sum())} rows have no {column}: each is its own cluster",) if missing.any() else ()
+    warnings = (
+        (f"{int(missing.sum())} rows have no {column}: each is its own cluster",) if missing.any() else ()
+    )
     return tuple(str(label) for label in labels), np.asarray(codes, int), column, warnings
 
 
 def _weights(kept: pd.DataFrame, column: str | None) -> np.ndarray:
-    """Precision weights scaled to mean 1; a column called metric_se or ending in _se holds standard errors."""
+    """Precision weights scaled to mean 1; a column ending in _se holds standard errors."""
     if column is None:
         return np.ones(len(kept))
     values = pd.to_numeric(kept[column], errors="coerce").to_numpy(float)

@@ -1,7 +1,9 @@
-"""Uncertainty of a fit: resampled clusters, redrawn seed noise, profile likelihood with a proper noise model, jackknife.
+"""Uncertainty of a fit: resampled clusters, redrawn seed noise, profile likelihood with a proper noise model,
+jackknife.
 
-Every method is a batch of refits of one compiled program: clusters are resampled as integer row weights, metrics are redrawn
-as other targets, profile points hold one parameter, jackknife fits give one cluster weight 0.
+Every method is a batch of refits of one compiled program: clusters are resampled as integer row weights,
+metrics are redrawn as other targets, profile points hold one parameter, jackknife fits give one cluster
+weight 0.
 
 Legend: b draws, n rows, p parameters, c clusters.
 """
@@ -17,8 +19,9 @@ from scipy import special, stats
 from .solver import WARM, Control, Problem, Solution, refine
 
 MIN_SEED_SIZES = 2
+_MAX_CHI2 = 2.0
 _NU_GRID = np.geomspace(2.0, 30.0, 6)
-# Multiples of the curvature's standard deviation at which a profile is evaluated, wide enough for skewed parameters.
+# Multiples of the curvature's standard deviation at which a profile is evaluated; wide, for skewed ones.
 _OFFSETS = np.array([0.3, 0.7, 1.1, 1.5, 1.9, 2.3, 2.8, 3.5, 5.0, 8.0, 14.0, 30.0])
 _DEVIANCE = Control(limit=80, tolerance=1e-9, calm=2, stuck=1e4, polish=False)
 
@@ -39,9 +42,11 @@ class SeedNoise:
 
 @dataclass(frozen=True)
 class Profile:
-    """Profile likelihood of one parameter: values tried (natural), twice the drop in log likelihood, and the interval.
+    """Profile likelihood of one parameter: values tried (natural), twice the drop in log likelihood, and the
+    interval.
 
-    noise: "student" with nu, or "gaussian" with the sd of repeated seeds. Rows count as independent given the law.
+    noise: "student" with nu, or "gaussian" with the sd of repeated seeds. Rows count as independent given the
+    law.
     """
 
     name: str
@@ -69,9 +74,11 @@ def bootstrap(
     weights: np.ndarray | None = None,
     restart: bool = True,
 ) -> np.ndarray:
-    """phi[b, p] of refits on resampled clusters, each the better of a warm start and (with `restart`) one random restart.
+    """phi[b, p] of refits on resampled clusters, each the better of a warm start and (with `restart`) one
+    random restart.
 
-    codes[n]: cluster of each row. counts[b, c]: resamples drawn elsewhere, so that two fits can share them (paired comparison).
+    codes[n]: cluster of each row. counts[b, c]: resamples drawn elsewhere, so that two fits can share them
+    (paired comparison).
     """
     generator = np.random.default_rng(seed)
     if counts is None:
@@ -84,8 +91,12 @@ def bootstrap(
     return _better_of_two(problem, solution, generator, weights=resampled)
 
 
-def _better_of_two(problem: Problem, solution: Solution, generator: np.random.Generator, **changes) -> np.ndarray:
-    """Refits from the optimum and from a random one of the refined or perturbed starts; the lower objective wins."""
+def _better_of_two(
+    problem: Problem, solution: Solution, generator: np.random.Generator, **changes
+) -> np.ndarray:
+    """Refits from the optimum and from a random one of the refined or perturbed starts; the lower objective
+    wins.
+    """
     count = len(next(iter(changes.values())))
     warm = np.broadcast_to(solution.phi, (count, len(solution.phi)))
     ends = solution.starts.phi[generator.integers(len(solution.starts.phi), size=count)]
@@ -97,10 +108,14 @@ def _better_of_two(problem: Problem, solution: Solution, generator: np.random.Ge
 
 
 def seed_noise(frame: pd.DataFrame, same: list[str], y: np.ndarray) -> SeedNoise | None:
-    """sd over rows that share the columns `same` and differ in `seed`; None without repeats at two or more sizes."""
+    """sd over rows that share the columns `same` and differ in `seed`; None without repeats at two or more
+    sizes.
+    """
     if "seed" not in frame.columns:
         return None
-    groups = pd.DataFrame({**{c: frame[c].to_numpy() for c in same}, "seed": frame["seed"].to_numpy(), "y": y})
+    groups = pd.DataFrame(
+        {**{c: frame[c].to_numpy() for c in same}, "seed": frame["seed"].to_numpy(), "y": y}
+    )
     per_seed = groups.groupby([*same, "seed"], dropna=False, sort=True)["y"].mean().reset_index()
     table = per_seed.groupby(same, dropna=False)["y"].agg(["mean", "var", "count"])
     table = table[(table["count"] >= 2) & (table["var"] > 0)]
@@ -117,7 +132,9 @@ def seed_noise(frame: pd.DataFrame, same: list[str], y: np.ndarray) -> SeedNoise
     return SeedNoise(intercept, slope, len(table), int(table["count"].sum()))
 
 
-def seed_bootstrap(problem: Problem, solution: Solution, noise: SeedNoise, draws: int, seed: int) -> np.ndarray:
+def seed_bootstrap(
+    problem: Problem, solution: Solution, noise: SeedNoise, draws: int, seed: int
+) -> np.ndarray:
     """phi[b, p] of refits to metrics redrawn around the fitted law with the sd of repeated seeds."""
     generator = np.random.default_rng(seed)
     fitted = problem.form.value(solution.phi, problem.axes)
@@ -149,7 +166,9 @@ def residuals(problem: Problem, phi: np.ndarray) -> np.ndarray:
 
 
 def _student(problem: Problem, phi: np.ndarray, free: np.ndarray, nu: float, scale: np.ndarray, rounds: int):
-    """Location and scale of Student-t residuals at fixed nu, by turns: (phi[b, p], scale[b], -2 log likelihood[b])."""
+    """Location and scale of Student-t residuals at fixed nu, by turns: (phi[b, p], scale[b], -2 log
+    likelihood[b]).
+    """
     weights, total = problem.weights, problem.weights.sum()
     for _ in range(rounds):
         phi = refine(problem, phi, free=free, nu=nu, scale=scale, control=_DEVIANCE).phi
@@ -163,34 +182,47 @@ def _student(problem: Problem, phi: np.ndarray, free: np.ndarray, nu: float, sca
 
 
 def _gaussian(problem: Problem, noise: SeedNoise, phi: np.ndarray) -> Problem:
-    """The problem with squared residuals weighted by the sd of repeated seeds: its objective is half the deviance."""
+    """The problem with squared residuals weighted by the sd of repeated seeds: its objective is half the
+    deviance.
+    """
     fitted = problem.form.value(phi, problem.axes)
     sd = noise.sd(fitted) / (fitted if problem.kind == "log" else problem.unit)
     return replace(problem, weights=1.0 / sd**2, delta=np.full(len(sd), np.inf))
 
 
-def profiles(problem: Problem, solution: Solution, names: list[str], noise: SeedNoise | None = None) -> dict[str, Profile]:
+def profiles(
+    problem: Problem, solution: Solution, names: list[str], noise: SeedNoise | None = None
+) -> dict[str, Profile]:
     """Profile-likelihood intervals (95%) of the named parameters under Student-t noise, nu in [2, 30] fitted.
 
-    With `noise` the residuals are Gaussian with the sd of repeated seeds instead. Huber's objective is not a likelihood
-    and is never profiled. The cut is n ln(1 + F_95(1, n - p) / (n - p)), which tends to 3.84 for large n; an end that is not
-    reached inside the search interval is infinite (or 0).
+    With `noise` the residuals are Gaussian with the sd of repeated seeds instead, unless they are larger than
+    that (chi^2 per degree of freedom above 2): then the law misses by more than seeds do, and Student-t
+    stands. A profile is centred at its own likelihood's optimum, which need not be Huber's: Huber's objective
+    is not a likelihood and is never profiled. The cut is n ln(1 + F_95(1, n - p) / (n - p)), which tends to
+    3.84 for large n; an end that is not reached inside the search interval is infinite (or 0).
     """
     form, n, p = problem.form, len(problem.y), len(problem.form.names)
     if n - p < 1 or not names:
         return {}
     nu, scale = np.inf, 1.0
+    best, least = solution.phi, 0.0
+    if noise is not None:
+        gaussian = _gaussian(problem, noise, solution.phi)
+        batch = refine(gaussian, solution.phi[None])
+        best, least = batch.phi[0], 2 * float(batch.objective[0])
+        noise = None if least / (n - p) > _MAX_CHI2 else noise
     if noise is None:
         cut = float(n * np.log1p(stats.f.ppf(0.95, 1, n - p) / (n - p)))
         start = np.array([max(residual_scale(residuals(problem, solution.phi)), 1e-12)])
-        fits = [(float(v), *_student(problem, solution.phi[None], np.ones((1, p)), float(v), start, 3)) for v in _NU_GRID]
+        fits = [
+            (float(v), *_student(problem, solution.phi[None], np.ones((1, p)), float(v), start, 3))
+            for v in _NU_GRID
+        ]
         nu, best, scale, least = min(fits, key=lambda fit: fit[3][0])
         best, scale, least = best[0], float(scale[0]), float(least[0])
     else:
         cut = float(stats.chi2.ppf(0.95, 1))
         problem = _gaussian(problem, noise, solution.phi)
-        batch = refine(problem, solution.phi[None])
-        best, least = batch.phi[0], 2 * float(batch.objective[0])
     index = np.array([form.names.index(name) for name in names])
     values = _profile_values(problem, best, index)
     phi = np.tile(best, (values.size, 1))
@@ -205,13 +237,17 @@ def profiles(problem: Problem, solution: Solution, names: list[str], noise: Seed
     deviance = np.maximum(deviance.reshape(values.shape) - least, 0.0)
     kind = "student" if noise is None else "gaussian"
     return {
-        name: _one_profile(form[name].searched == "log", name, values[k], deviance[k], best[index[k]], cut, kind, nu, scale)
+        name: _one_profile(
+            form[name].searched == "log", name, values[k], deviance[k], best[index[k]], cut, kind, nu, scale
+        )
         for k, name in enumerate(names)
     }
 
 
 def _profile_values(problem: Problem, best: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Search-space values [names, 2 * offsets] to hold: multiples of the curvature's standard deviation, both sides."""
+    """Search-space values [names, 2 * offsets] to hold: multiples of the curvature's standard deviation, both
+    sides.
+    """
     sd = curvature_sd(problem, best)[index]
     offsets = np.concatenate([-_OFFSETS[::-1], _OFFSETS])
     values = best[index][:, None] + np.clip(sd, 1e-6, 1.0)[:, None] * offsets
@@ -230,7 +266,9 @@ def jacobian(problem: Problem, phi: np.ndarray) -> np.ndarray:
 
 
 def curvature_sd(problem: Problem, phi: np.ndarray) -> np.ndarray:
-    """Standard deviations [p] from (J'J)^-1 times the residual variance at phi: independent rows of equal noise."""
+    """Standard deviations [p] from (J'J)^-1 times the residual variance at phi: independent rows of equal
+    noise.
+    """
     j = jacobian(problem, phi)
     r = residuals(problem, phi) * np.sqrt(problem.weights)
     variance = np.sum(r**2) / max(len(r) - len(phi), 1)
@@ -254,7 +292,9 @@ def cluster_sd(problem: Problem, phi: np.ndarray, codes: np.ndarray) -> np.ndarr
 
 
 def _one_profile(log: bool, name, values, deviance, best, cut, noise, nu, scale) -> Profile:
-    """Interval by linear interpolation of the signed root of the deviance, which is straight where the profile is quadratic."""
+    """Interval by linear interpolation of the signed root of the deviance, which is straight where the
+    profile is quadratic.
+    """
     order = np.argsort(values)
     values, deviance = values[order], deviance[order]
     natural = np.exp if log else np.asarray

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+
 from recscale.scaling.laws import bench, fit, metrics
 from recscale.scaling.laws.commands import fit as command
 from recscale.scaling.laws.record import plain, table_hash
@@ -30,8 +31,20 @@ def run(*arguments):
 
 
 def test_json_is_one_object_on_the_last_line(folder):
-    done = run(folder / "runs.csv", "--form", "C", "--axes", "N=dense_params,D=examples", "--target", "logloss",
-               "--cluster", "shape_id", "--bootstrap", "50", "--json")  # fmt: skip
+    done = run(
+        folder / "runs.csv",
+        "--form",
+        "C",
+        "--axes",
+        "N=dense_params,D=examples",
+        "--target",
+        "logloss",
+        "--cluster",
+        "shape_id",
+        "--bootstrap",
+        "50",
+        "--json",
+    )
     assert done.exit_code == 0, done.output
     told = json.loads(done.output.strip().splitlines()[-1])
     assert told["form"] == "chinchilla" and told["params"]["alpha"] == pytest.approx(0.35, abs=0.05)
@@ -48,16 +61,37 @@ def test_a_sweep_folder_is_a_table_and_the_record_is_written(folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert "chinchilla on logloss: E =" in done.output and "excluded run 5: status diverged" in done.output
     record = json.loads(out.read_text())
-    assert set(record) == {"hypothesis", "runs", "fit", "result", "validation", "ranking", "provenance", "checklist"}
+    assert set(record) == {
+        "hypothesis",
+        "runs",
+        "fit",
+        "result",
+        "validation",
+        "ranking",
+        "provenance",
+        "checklist",
+    }
     assert record["provenance"]["settings"]["bootstrap"] == 0
 
 
 def test_refusals_are_printed_with_the_reason_and_no_number(folder):
-    done = run(folder / "runs.csv", "--axes", "N=dense_params,D=examples", "--where", "examples < 2e9", "--bootstrap", "0")
+    done = run(
+        folder / "runs.csv",
+        "--axes",
+        "N=dense_params,D=examples",
+        "--where",
+        "examples < 2e9",
+        "--bootstrap",
+        "0",
+    )
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.split())
     assert "beta = refused" in text and "refused by span: axis D has" in text
-    told = json.loads(run(folder / "runs.csv", "--where", "examples < 8.1e8", "--bootstrap", "0", "--json").output.splitlines()[-1])
+    told = json.loads(
+        run(
+            folder / "runs.csv", "--where", "examples < 8.1e8", "--bootstrap", "0", "--json"
+        ).output.splitlines()[-1]
+    )
     assert set(told["params"].values()) == {None} and told["objective"] is None
     assert "single value" in " ".join(gate["reason"] for gate in told["refusals"])
 
@@ -85,13 +119,17 @@ def test_missing_table_and_list_of_forms(tmp_path):
 
 
 def test_rolling_scores_reach_the_output(folder):
-    done = run(folder, "--form", "power_offset", "--axes", "examples", "--bootstrap", "0", "--rolling", "--json")
+    done = run(
+        folder, "--form", "power_offset", "--axes", "examples", "--bootstrap", "0", "--rolling", "--json"
+    )
     told = json.loads(done.output.strip().splitlines()[-1])
     ranked = {row["form"] for row in told["validation"]["rolling_origin"]["ranking"]}
     assert {"power", "power_offset", "last_value", "log_linear_baseline"} <= ranked
     assert told["record"]["validation"]["ladder_ends"]["largest"]["rows"] > 0
     assert "validation" not in told["record"]["checklist"]["missing"]
-    shown = run(folder, "--form", "power_offset", "--axes", "examples", "--bootstrap", "0", "--rolling").output
+    shown = run(
+        folder, "--form", "power_offset", "--axes", "examples", "--bootstrap", "0", "--rolling"
+    ).output
     assert "Held-out error of ln y, cuts along examples" in shown
 
 
@@ -102,8 +140,13 @@ def test_record_lists_what_is_missing_and_what_columns_and_notes_supply():
     missing = record["checklist"]["missing"]
     assert "runs.lr_rule" in missing and "validation" in missing and not record["checklist"]["complete"]
     assert not {"runs.optimizer", "runs.schedule", "runs.batch", "hypothesis.size_counts"} & set(missing)
-    assert record["runs"]["optimizer"] == ["adamw"] and record["hypothesis"]["size_counts"] == "dense, head left out"
+    assert (
+        record["runs"]["optimizer"] == ["adamw"]
+        and record["hypothesis"]["size_counts"] == "dense, head left out"
+    )
     assert record["fit"]["delta_over_sigma"] == pytest.approx(1e-3 / record["fit"]["residual_scale"])
+    criteria = record["fit"]["information_criteria"]
+    assert criteria["bic"] - criteria["aicc"] == pytest.approx(6 * np.log(64) - 12 * 64 / 57)
     assert record["fit"]["starts"] == 8 and record["fit"]["solver"].startswith("recscale")
     correlation = np.array(record["result"]["correlation"]["matrix"])
     assert correlation.shape == (5, 5) and np.allclose(np.diag(correlation), 1)
@@ -113,8 +156,11 @@ def test_record_lists_what_is_missing_and_what_columns_and_notes_supply():
 
 def test_plain_data_has_no_infinities_and_hashes_follow_the_rows():
     assert plain({"a": np.inf, "b": [np.float64(2), np.nan], "c": (np.int64(3), True), 4: None}) == {
-        "a": None, "b": [2.0, None], "c": [3, True], "4": None
-    }  # fmt: skip
+        "a": None,
+        "b": [2.0, None],
+        "c": [3, True],
+        "4": None,
+    }
     frame = pd.DataFrame({"x": [1.0, 2.0]})
     assert table_hash(frame) == table_hash(frame.copy()) != table_hash(frame.assign(x=[1.0, 2.5]))
 
@@ -128,8 +174,12 @@ def test_metric_maps():
     assert metrics.absolute_auc(0.01, 0.7, "ratio") == pytest.approx(0.707)
     assert metrics.absolute_auc(0.01, 0.7, "excess_ratio") == pytest.approx(0.702)
     assert metrics.absolute_auc(0.01, 0.7, "points") == pytest.approx(0.71)
-    for call in (lambda: metrics.auc_to_t(0.4), lambda: metrics.absolute_auc(0.01, 0.7, "relative"),
-                 lambda: metrics.absolute_auc(0.01, 0.4, "ratio"), lambda: metrics.base_rate_entropy(0.0)):  # fmt: skip
+    for call in (
+        lambda: metrics.auc_to_t(0.4),
+        lambda: metrics.absolute_auc(0.01, 0.7, "relative"),
+        lambda: metrics.absolute_auc(0.01, 0.4, "ratio"),
+        lambda: metrics.base_rate_entropy(0.0),
+    ):
         with pytest.raises(ValueError, match="must"):
             call()
 
@@ -137,7 +187,9 @@ def test_metric_maps():
 @pytest.mark.slow
 def test_benchmark_reports_times_versions_and_recovered_constants():
     told = bench.run(repeats=1)
-    assert told["accuracy"]["parameters_relative_error"] < 1e-9 and told["accuracy"]["convergence_share"] == 1.0
+    assert (
+        told["accuracy"]["parameters_relative_error"] < 1e-9 and told["accuracy"]["convergence_share"] == 1.0
+    )
     assert {"jax", "numpy", "scipy", "pandas", "python"} <= set(told["versions"])
     assert all(entry["seconds"] > 0 and entry["target_s"] > 0 for entry in told["times"].values())
     assert told["peak_memory_bytes"] > 0 and json.dumps(told)

@@ -1,14 +1,15 @@
-"""Every registered form: noise-free recovery from its own starts, metadata, optima, and invariances of a fit."""
+"""Every registered form: noise-free recovery from its own starts, metadata, optima, invariances."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import qmc
+
 from recscale.scaling.laws import fit, forms
 from recscale.scaling.laws.forms_base import Form
 from recscale.scaling.laws.metrics import t_to_auc
-from scipy.stats import qmc
 
 
 def grid(*axes):
@@ -44,26 +45,48 @@ CASES = {
     "sum": (FIVE, FIVE_TRUTH, {"axes": {name: name for name in FIVE_NAMES}}),
     "kappa_sum": (
         [FIVE[0], FIVE[2], FIVE[3], FIVE[4]],
-        KAPPA | {"A_history_length": 0.6, "alpha_history_length": 0.3, "A_memory_slots": 2.0, "alpha_memory_slots": 0.4},
+        KAPPA
+        | {
+            "A_history_length": 0.6,
+            "alpha_history_length": 0.3,
+            "A_memory_slots": 2.0,
+            "alpha_memory_slots": 0.4,
+        },
         {"axes": {name: name for name in FOUR_NAMES}},
     ),
     "m4": ([np.geomspace(1e3, 1e9, 24)], {"E": 0.3, "E0": 0.7, "a": 1.3, "A": 200.0, "c": 0.5}, {}),
-    "bnsl": ([np.geomspace(1e2, 1e9, 32)], {"a": 0.4, "b": 2.0, "c0": 0.1, "c1": 0.4, "d1": 1e5, "f1": 0.5}, {}),
+    "bnsl": (
+        [np.geomspace(1e2, 1e9, 32)],
+        {"a": 0.4, "b": 2.0, "c0": 0.1, "c1": 0.4, "d1": 1e5, "f1": 0.5},
+        {},
+    ),
     "repeated_data": (UNIQUE, CHINCHILLA | {"R_star": 5.0}, {}),
     "moe_granularity": (
-        FINE, {"c": 0.47, "g": 2.1, "gamma": 0.58, "a": 18.1, "alpha": 0.115, "b": 30.8, "beta": 0.147}, {},
+        FINE,
+        {"c": 0.47, "g": 2.1, "gamma": 0.58, "a": 18.1, "alpha": 0.115, "b": 30.8, "beta": 0.147},
+        {},
     ),
     "moe_unified": (EXPERTS, {"a": -0.08, "b": -0.1, "c": 0.005, "d": 2.0}, {}),
     "moe_sparsity": (
         SPARSE,
-        {"e": 0.42, "a": 30.0, "alpha": 0.5, "b": 30.0, "beta": 0.4, "c": 0.02, "lambda": 0.5, "d": 1.0, "delta": 0.8,
-         "gamma": 0.25},
+        {
+            "e": 0.42,
+            "a": 30.0,
+            "alpha": 0.5,
+            "b": 30.0,
+            "beta": 0.4,
+            "c": 0.02,
+            "lambda": 0.5,
+            "d": 1.0,
+            "delta": 0.8,
+            "gamma": 0.25,
+        },
         {},
     ),
     "auc": (ONE, {"S": 1.1, "A": 3.0, "alpha": 0.35}, {}),
     "joint": (ONE, {"E": 0.42, "v": 0.15, "S": 1.1, "A": 3.0, "alpha": 0.35}, {}),
     "gain": (ONE, {"c": 0.01, "gamma": 0.2}, {}),
-}  # fmt: skip
+}
 MIN_SHARE = {"bnsl": 0.2}
 
 
@@ -72,7 +95,9 @@ def raw_value(form: Form, truth: dict, axes: list[np.ndarray], stream: float | N
     columns = [np.log(x) if slot.transform == "log" else x for slot, x in zip(form.slots, axes, strict=True)]
     if stream is not None:
         columns.append(np.full(len(axes[0]), stream))
-    return form.value(form.to_search({name: np.array(value) for name, value in truth.items()}), np.stack(columns, axis=1))
+    return form.value(
+        form.to_search({name: np.array(value) for name, value in truth.items()}), np.stack(columns, axis=1)
+    )
 
 
 def made_table(name: str) -> tuple[pd.DataFrame, Form, dict]:
@@ -80,7 +105,10 @@ def made_table(name: str) -> tuple[pd.DataFrame, Form, dict]:
     form = forms.get(name, tuple(options["axes"]) if "axes" in options else None)
     frame = pd.DataFrame({slot.name: x for slot, x in zip(form.slots, axes, strict=True)})
     if form.streams:
-        frame["logloss"], frame["auc"] = raw_value(form, truth, axes, 0.0), t_to_auc(raw_value(form, truth, axes, 1.0))
+        frame["logloss"], frame["auc"] = (
+            raw_value(form, truth, axes, 0.0),
+            t_to_auc(raw_value(form, truth, axes, 1.0)),
+        )
     elif form.target == "auc":
         frame["auc"] = t_to_auc(raw_value(form, truth, axes))
     else:
@@ -111,7 +139,13 @@ def test_two_breaks_are_recovered_up_to_their_order():
     truth = {"a": 0.4, "b": 2.0, "c0": 0.1, "c1": 0.4, "d1": 1e4, "f1": 0.3, "c2": -0.3, "d2": 1e7, "f2": 0.3}
     x = np.geomspace(1e2, 1e9, 64)
     form = forms.get("bnsl", breaks=2)
-    law = fit(pd.DataFrame({"x": x, "logloss": raw_value(form, truth, [x])}), "bnsl", {"x": "x"}, bootstrap=0, breaks=2)
+    law = fit(
+        pd.DataFrame({"x": x, "logloss": raw_value(form, truth, [x])}),
+        "bnsl",
+        {"x": "x"},
+        bootstrap=0,
+        breaks=2,
+    )
     found = law.solution_params()
     assert sorted([found["d1"], found["d2"]]) == pytest.approx([1e4, 1e7], rel=1e-6)
     assert found["a"] == pytest.approx(0.4, rel=1e-6)
@@ -130,10 +164,25 @@ def test_repeated_data_on_other_bases(base):
 
 
 def test_aliases_and_readable_ids_are_the_same_form():
-    for alias, name in (("P0", "power"), ("P1", "power_offset"), ("LL", "log_linear"), ("C", "chinchilla"),
-                        ("C=", "chinchilla_tied"), ("K", "kaplan"), ("K+E", "kaplan_offset"), ("kappa=", "kappa_tied"),
-                        ("SUM", "sum"), ("KSUM", "kappa_sum"), ("M4", "m4"), ("BNSL", "bnsl"), ("RC", "repeated_data"),
-                        ("AUC", "auc"), ("JOINT", "joint"), ("GAIN", "gain"), ("MOE-S", "moe_sparsity")):  # fmt: skip
+    for alias, name in (
+        ("P0", "power"),
+        ("P1", "power_offset"),
+        ("LL", "log_linear"),
+        ("C", "chinchilla"),
+        ("C=", "chinchilla_tied"),
+        ("K", "kaplan"),
+        ("K+E", "kaplan_offset"),
+        ("kappa=", "kappa_tied"),
+        ("SUM", "sum"),
+        ("KSUM", "kappa_sum"),
+        ("M4", "m4"),
+        ("BNSL", "bnsl"),
+        ("RC", "repeated_data"),
+        ("AUC", "auc"),
+        ("JOINT", "joint"),
+        ("GAIN", "gain"),
+        ("MOE-S", "moe_sparsity"),
+    ):
         assert forms.get(alias) is forms.get(name)
     with pytest.raises(ValueError, match="nearest: .*chinchilla"):
         forms.get("chinchila")
@@ -159,7 +208,9 @@ def test_nested_forms_coincide_where_they_should():
 
     np.testing.assert_allclose(value("kappa", kappa=1.0), value("chinchilla"), rtol=1e-14)
     np.testing.assert_allclose(value("kappa", kappa=1 / 0.28), value("kaplan_offset"), rtol=1e-14)
-    np.testing.assert_allclose(value("kappa", alpha=0.3, beta=0.3), value("kappa_tied", alpha=0.3), rtol=1e-14)
+    np.testing.assert_allclose(
+        value("kappa", alpha=0.3, beta=0.3), value("kappa_tied", alpha=0.3), rtol=1e-14
+    )
     np.testing.assert_allclose(value("kaplan_offset") - 0.42, value("kaplan"), rtol=1e-12)
     bottleneck = np.maximum(3.0 * np.exp(-0.35 * log_axes[:, 0]), 8.0 * np.exp(-0.28 * log_axes[:, 1])) + 0.42
     np.testing.assert_allclose(value("kappa", kappa=500.0), bottleneck, rtol=2e-3)
@@ -179,7 +230,9 @@ def test_saturating_form_satisfies_its_own_equation_at_both_ends():
 
 def noisy(sizes=8, amounts=8, noise=2e-3):
     n, d = grid(np.geomspace(5e7, 1.6e10, sizes), np.geomspace(8e8, 3e11, amounts))
-    y = (1.8 + 480 * n**-0.35 + 2100 * d**-0.37) * np.exp(noise * np.random.default_rng(3).standard_normal(len(n)))
+    y = (1.8 + 480 * n**-0.35 + 2100 * d**-0.37) * np.exp(
+        noise * np.random.default_rng(3).standard_normal(len(n))
+    )
     return pd.DataFrame({"N": n, "D": d, "loss": y})
 
 
@@ -229,8 +282,15 @@ def test_optimum_under_a_cost_that_is_not_a_product():
 def test_optimum_over_three_axes_beats_its_neighbours():
     names = ("dense_params", "examples", "history_length")
     axes = [FIVE[0], FIVE[2], FIVE[3]]
-    truth = {"E": 0.42, "A_dense_params": 0.5, "alpha_dense_params": 0.35, "A_examples": 0.8, "alpha_examples": 0.26,
-             "A_history_length": 0.6, "alpha_history_length": 0.3}  # fmt: skip
+    truth = {
+        "E": 0.42,
+        "A_dense_params": 0.5,
+        "alpha_dense_params": 0.35,
+        "A_examples": 0.8,
+        "alpha_examples": 0.26,
+        "A_history_length": 0.6,
+        "alpha_history_length": 0.3,
+    }
     form = forms.get("sum", names)
     frame = pd.DataFrame(dict(zip(names, axes, strict=True))).assign(logloss=raw_value(form, truth, axes))
     law = fit(frame, "sum", bootstrap=0)

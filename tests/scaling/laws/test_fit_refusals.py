@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+
 from recscale.scaling.laws import Refused, fit
 from recscale.scaling.laws import table as run_tables
 
@@ -17,14 +18,18 @@ AXES = {"N": "N", "D": "D"}
 def two_axes(sizes=8, amounts=8, noise=1e-3, seed=0):
     n, d = np.meshgrid(np.geomspace(1e4, 1e7, sizes), np.geomspace(1e5, 1e9, amounts), indexing="ij")
     n, d = n.ravel(), d.ravel()
-    y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
+    y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28) * np.exp(
+        noise * np.random.default_rng(seed).standard_normal(len(n))
+    )
     return pd.DataFrame({"N": n, "D": d, "loss": y})
 
 
 def one_axis(count=9, decades=4.0, floor=0.42, noise=1e-4, seed=0):
     x = np.geomspace(1e4, 1e4 * 10**decades, count)
     y = floor + 3 * x**-0.35
-    return pd.DataFrame({"x": x, "loss": y * np.exp(noise * np.random.default_rng(seed).standard_normal(count))})
+    return pd.DataFrame(
+        {"x": x, "loss": y * np.exp(noise * np.random.default_rng(seed).standard_normal(count))}
+    )
 
 
 def fit_one(frame, form="power_offset", **options):
@@ -68,10 +73,12 @@ BROKEN = {
     "constant loss": (two_axes().assign(loss=0.5), "degenerate", "metric is constant"),
     "three points": (two_axes().iloc[[0, 20, 63]], "dof", "3 rows"),
     "three distinct points": (
-        pd.concat([two_axes(noise=0.01, seed=s).iloc[[0, 20, 63]] for s in range(5)]), "dof", "3 distinct points",
+        pd.concat([two_axes(noise=0.01, seed=s).iloc[[0, 20, 63]] for s in range(5)]),
+        "dof",
+        "3 distinct points",
     ),
     "empty": (two_axes().iloc[:0], "empty", "the table is empty"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", list(BROKEN))
@@ -122,8 +129,11 @@ def test_diverged_and_failed_runs_are_excluded_by_name_and_counted():
     frame.loc[12, "status"] = "running"
     law = fit(frame, "chinchilla", AXES, "loss", bootstrap=0)
     assert {(e.run_id, e.reason) for e in law.rows.exclusions} == {
-        ("r3", "status diverged"), ("r9", "status failed"), ("r11", "status diverged"), ("r12", "status running")
-    }  # fmt: skip
+        ("r3", "status diverged"),
+        ("r9", "status failed"),
+        ("r11", "status diverged"),
+        ("r12", "status running"),
+    }
     told = json.loads(law.to_json())["runs"]
     assert (told["diverged"], told["failed"], told["rows"]) == (2, 1, 60)
     assert told["excluded_counts"]["status diverged"] == 2
@@ -138,6 +148,12 @@ def test_too_few_sizes_refuse_the_exponent_and_the_floor_but_not_the_slope():
     assert law.slopes["x"] < 0 and law.reason("alpha").startswith("span")
 
 
+def test_the_log_linear_slope_is_never_refused_for_a_short_axis():
+    line = fit_one(one_axis(6, decades=0.7), "log_linear")
+    assert line.params["b"] > 0 and not line.refusals
+    assert line.params["b"] == pytest.approx(-line.slopes["x"], rel=0.05)
+
+
 def test_one_decade_refuses_the_exponent():
     law = fit_one(one_axis(9, decades=1.0))
     assert "span" in [refusal.id for refusal in law.refusals] and law.params["alpha"] is None
@@ -146,7 +162,9 @@ def test_one_decade_refuses_the_exponent():
 def test_a_short_axis_refuses_only_what_rests_on_it():
     n, d = np.meshgrid(np.geomspace(1e4, 1e7, 8), np.geomspace(1e8, 4e8, 6), indexing="ij")
     y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28).ravel()
-    law = fit(pd.DataFrame({"N": n.ravel(), "D": d.ravel(), "loss": y}), "chinchilla", AXES, "loss", bootstrap=0)
+    law = fit(
+        pd.DataFrame({"N": n.ravel(), "D": d.ravel(), "loss": y}), "chinchilla", AXES, "loss", bootstrap=0
+    )
     assert law.params["alpha"] == pytest.approx(0.35, rel=1e-6)
     assert law.params["beta"] is None and law.params["B"] is None and law.params["E"] is None
     assert law.derived["a"] is None
@@ -221,7 +239,14 @@ def test_forecasts_far_beyond_the_rows_are_refused():
 def test_a_gain_exponent_is_flagged_as_not_comparable():
     x = 2.0 ** np.arange(1, 8)
     for alpha, expected in ((0.2, 0.3495), (0.35, 0.2930), (0.5, 0.2456), (1.0, 0.1392)):
-        law = fit(pd.DataFrame({"x": x, "gain": 1 - x**-alpha}), "gain", {"x": "x"}, "gain", bootstrap=0, huber_delta=np.inf)
+        law = fit(
+            pd.DataFrame({"x": x, "gain": 1 - x**-alpha}),
+            "gain",
+            {"x": "x"},
+            "gain",
+            bootstrap=0,
+            huber_delta=np.inf,
+        )
         assert law.params["gamma"] == pytest.approx(expected, abs=5e-4)
         refusal = next(gate for gate in law.refusals if gate.id == "gain")
         assert refusal.refuses == ("comparison",)

@@ -1,18 +1,23 @@
-"""Extrapolation scored: which form wins on the closed-form capacity and data surface, coverage, widening, ladder ends."""
+"""Extrapolation scored: which form wins on the closed-form capacity and data surface, coverage, widening,
+ladder ends.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
-from recscale.scaling.laws import Refused, fit, rolling, uncertainty
 from scipy.special import zeta
+
+from recscale.scaling.laws import Refused, fit, rolling, uncertainty
 
 AXES = {"N": "dense_params", "D": "examples"}
 
 
 def capacity_data(alpha, c, v, n, data):
-    """f(n, D) = sum_{k <= n} a_k^2 / (1 + v D a_k^2) + c (n + 1)^-alpha with a_k^2 = c (k^-alpha - (k+1)^-alpha)."""
+    """f(n, D) = sum_{k <= n} a_k^2 / (1 + v D a_k^2) + c (n + 1)^-alpha with a_k^2 = c (k^-alpha -
+    (k+1)^-alpha).
+    """
     k = np.arange(1, n.max() + 1, dtype=float)
     a2 = c * (k**-alpha - (k + 1) ** -alpha)
     learned = np.stack([np.cumsum(a2 / (1 + v * d * a2))[n - 1] for d in data], axis=1)
@@ -28,7 +33,9 @@ def surface(alpha, c=1.0, v=0.15, floor=0.42):
 
 
 def four_resources(floor=0.3777, v=0.116):
-    """1,764 points over capacity, data, history and stored pairs: shares .48, .36 and .24 of the logit variance."""
+    """1,764 points over capacity, data, history and stored pairs: shares .48, .36 and .24 of the logit
+    variance.
+    """
     n, data = np.geomspace(30, 3e4, 7).astype(int), np.geomspace(3e3, 3e8, 7)
     history, ranks = np.geomspace(1, 4096, 6).astype(int), np.geomspace(1, 65536, 6).astype(int)
     pair = capacity_data(0.35, 0.48, v, n, data)[:, :, None, None]
@@ -37,7 +44,9 @@ def four_resources(floor=0.3777, v=0.116):
     y = floor + 0.5 * v * (pair + seen[None, None, :, None] + missed)
     grids = np.meshgrid(n + 1.0, data, history + 1.0, ranks + 0.5, indexing="ij")
     names = ("dense_params", "examples", "history_length", "memory_slots")
-    return pd.DataFrame({**{name: g.ravel() for name, g in zip(names, grids, strict=True)}, "logloss": y.ravel()})
+    return pd.DataFrame(
+        {**{name: g.ravel() for name, g in zip(names, grids, strict=True)}, "logloss": y.ravel()}
+    )
 
 
 def residual_rms(law):
@@ -53,7 +62,9 @@ def test_kappa_describes_the_surface_and_the_sum_does_not():
     assert law.params["beta"] == pytest.approx(0.246, abs=0.003)
     assert law.params["kappa"] == pytest.approx(4.3, abs=0.2)
     # What the sum is wrong by is the point: floor within 1e-3 and exponent within 5% for kappa only.
-    assert law.params["E"] == pytest.approx(0.42, abs=1e-3) and law.params["alpha"] == pytest.approx(0.35, rel=0.05)
+    assert law.params["E"] == pytest.approx(0.42, abs=1e-3) and law.params["alpha"] == pytest.approx(
+        0.35, rel=0.05
+    )
     added = fit(frame, "chinchilla", bootstrap=0)
     assert residual_rms(added) >= 20 * residual_rms(law)
     assert added.solution_params()["alpha"] > 0.48
@@ -68,16 +79,23 @@ def test_a_steeper_surface():
 
 @pytest.mark.parametrize("alpha", [0.35, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_rolling_origin_selects_a_bottleneck_form_on_the_surface(alpha):
-    scored = rolling.rolling_origin(surface(alpha), ["chinchilla", "chinchilla_tied", "kappa", "kaplan_offset"], AXES, draws=0)
+    scored = rolling.rolling_origin(
+        surface(alpha), ["chinchilla", "chinchilla_tied", "kappa", "kaplan_offset"], AXES, draws=0
+    )
     ranking = scored.ranking
     assert scored.best in ("kappa", "kaplan_offset")
     assert ranking.loc["chinchilla", "mean_rms"] > 5 * ranking.loc[scored.best, "mean_rms"]
-    assert ranking.loc[["last_value", "log_linear_baseline"], "mean_rms"].min() > ranking.loc[scored.best, "mean_rms"]
+    assert (
+        ranking.loc[["last_value", "log_linear_baseline"], "mean_rms"].min()
+        > ranking.loc[scored.best, "mean_rms"]
+    )
     assert ranking["weight"].sum() == pytest.approx(1.0)
     assert ranking.loc["last_value", "weight"] == 0.0 and len(scored.cuts) == 5
     told = scored.forecast({"N": 5e4, "D": 1e9})
     assert told["low"] <= told["mean"] <= told["high"]
-    assert told["mean"] == pytest.approx(0.42 + 0.075 * capacity_data(alpha, 1.0, 0.15, np.array([49_999]), [1e9])[0, 0], abs=2e-3)
+    assert told["mean"] == pytest.approx(
+        0.42 + 0.075 * capacity_data(alpha, 1.0, 0.15, np.array([49_999]), [1e9])[0, 0], abs=2e-3
+    )
 
 
 def test_four_resources_need_a_bottleneck_and_a_sum():
@@ -85,8 +103,12 @@ def test_four_resources_need_a_bottleneck_and_a_sum():
     law = fit(frame, "kappa_sum", bootstrap=0, profile=False)
     assert law.form.axes == ("N", "D", "history_length", "memory_slots")
     found = law.solution_params()
-    for name, measured, true in (("alpha", 0.347, 0.35), ("beta", 0.253, 0.35 / 1.35), ("alpha_history_length", 0.300, 0.30),
-                                 ("alpha_memory_slots", 0.346, 0.35)):  # fmt: skip
+    for name, measured, true in (
+        ("alpha", 0.347, 0.35),
+        ("beta", 0.253, 0.35 / 1.35),
+        ("alpha_history_length", 0.300, 0.30),
+        ("alpha_memory_slots", 0.346, 0.35),
+    ):
         assert found[name] == pytest.approx(measured, abs=0.004)
         assert found[name] == pytest.approx(true, rel=0.05)
     assert found["E"] == pytest.approx(0.3777, abs=2e-4)
@@ -100,8 +122,13 @@ def test_four_resources_read_as_a_plain_sum_are_misread():
 
 
 def generated(noise=3e-3, seed=0, sizes=12, amounts=12):
-    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 3e7, sizes), np.geomspace(1e5, 1e9, amounts), indexing="ij"))
-    y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
+    n, d = (
+        v.ravel()
+        for v in np.meshgrid(np.geomspace(1e4, 3e7, sizes), np.geomspace(1e5, 1e9, amounts), indexing="ij")
+    )
+    y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28) * np.exp(
+        noise * np.random.default_rng(seed).standard_normal(len(n))
+    )
     return pd.DataFrame({"dense_params": n, "examples": d, "logloss": y, "train_flops": 6 * n * d})
 
 
@@ -130,8 +157,15 @@ def test_a_wrong_form_is_widened_and_few_errors_stay_uncalibrated():
     few = rolling.rolling_origin(generated(sizes=5, amounts=5), ["chinchilla_tied"], AXES, draws=50)
     assert set(few.widening("chinchilla_tied").values()) == {None}
     thin = few.fits["chinchilla_tied"]
-    assert rolling.calibrated_interval(fit(thin.rows.frame, "chinchilla_tied", AXES, bootstrap=20, profile=False), few,
-                                       {"N": 1e6, "D": 1e8}, ratio=2.0)[3] == "uncalibrated"  # fmt: skip
+    assert (
+        rolling.calibrated_interval(
+            fit(thin.rows.frame, "chinchilla_tied", AXES, bootstrap=20, profile=False),
+            few,
+            {"N": 1e6, "D": 1e8},
+            ratio=2.0,
+        )[3]
+        == "uncalibrated"
+    )
 
 
 def test_conformal_factor_is_the_corrected_quantile():
@@ -145,7 +179,9 @@ def test_conformal_factor_is_the_corrected_quantile():
 def test_a_form_refused_on_the_whole_table_is_listed_and_not_ranked():
     frame = generated()
     frame["one_value"] = 7.0
-    scored = rolling.rolling_origin(frame, ["chinchilla"], {"N": "dense_params", "D": "one_value"}, axis="train_flops", draws=0)
+    scored = rolling.rolling_origin(
+        frame, ["chinchilla"], {"N": "dense_params", "D": "one_value"}, axis="train_flops", draws=0
+    )
     assert "single value" in scored.refused["chinchilla"] and scored.best is None
     with pytest.raises(Refused):
         scored.forecast({"N": 1e5, "D": 1e6})

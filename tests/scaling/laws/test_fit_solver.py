@@ -1,4 +1,6 @@
-"""The solver: the mean-reduction trap, what the objective is, exact coefficients on the grid, and no global side effects."""
+"""The solver: the mean-reduction trap, what the objective is, exact coefficients on the grid, and no global
+side effects.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import optimize
+
 from recscale.scaling.laws import fit, forms, solver
 from recscale.scaling.laws.grid import nonnegative
-from scipy import optimize
 
 TRUTH = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 SPLIT = 0.37 / 0.72
@@ -22,7 +25,9 @@ def trap_table(noise: float) -> pd.DataFrame:
     n, d = np.meshgrid(np.geomspace(5e7, 1.6e10, 16), np.geomspace(8e8, 3e11, 15), indexing="ij")
     n, d = n.ravel(), d.ravel()
     y = TRUTH["E"] + TRUTH["A"] * n ** -TRUTH["alpha"] + TRUTH["B"] * d ** -TRUTH["beta"]
-    return pd.DataFrame({"N": n, "D": d, "loss": y * np.exp(noise * np.random.default_rng(0).standard_normal(len(y)))})
+    return pd.DataFrame(
+        {"N": n, "D": d, "loss": y * np.exp(noise * np.random.default_rng(0).standard_normal(len(y)))}
+    )
 
 
 def raw_lbfgs(frame: pd.DataFrame, reduce) -> np.ndarray:
@@ -70,7 +75,9 @@ def test_objective_is_a_sum_so_doubling_rows_by_weight_doubles_it():
     frame["precision"] = np.where(np.arange(len(frame)) % 2, 1.0, 4.0)
     law = fit(frame, "chinchilla", {"N": "N", "D": "D"}, "loss", bootstrap=0)
     logs = np.log(frame[["N", "D"]].to_numpy())
-    problem = solver.make_problem(law.form, logs - logs.mean(0), frame["loss"].to_numpy(), weights=np.full(len(frame), 2.0))
+    problem = solver.make_problem(
+        law.form, logs - logs.mean(0), frame["loss"].to_numpy(), weights=np.full(len(frame), 2.0)
+    )
     assert solver.solve(problem).objective == pytest.approx(2 * law.solution.objective, rel=1e-9)
     # As a column, weights are scaled to mean 1: only ratios matter.
     same = fit(frame, "chinchilla", {"N": "N", "D": "D"}, "loss", bootstrap=0, weights="twice")
@@ -85,7 +92,11 @@ def test_infinite_huber_width_is_least_squares():
     log_n, log_d, log_y = (np.log(frame[c].to_numpy()) for c in ("N", "D", "loss"))
 
     def residual(p):
-        terms = [p[0] - p[1] * (log_n - log_n.mean()), p[2] - p[3] * (log_d - log_d.mean()), np.full(len(log_n), p[4])]
+        terms = [
+            p[0] - p[1] * (log_n - log_n.mean()),
+            p[2] - p[3] * (log_d - log_d.mean()),
+            np.full(len(log_n), p[4]),
+        ]
         return np.logaddexp.reduce(terms, axis=0) - log_y
 
     start = [np.log(0.3), 0.3, np.log(0.3), 0.3, np.log(1.7)]
@@ -111,7 +122,9 @@ def test_grid_coefficients_equal_scipy_nonnegative_least_squares():
         expected, _ = optimize.nnls(design, target)
         found, value = nonnegative((design.T @ design)[None], (design.T @ target)[None], (False,) * terms)
         np.testing.assert_allclose(found[0], expected, atol=1e-9)
-        assert value[0] == pytest.approx(np.sum((design @ expected - target) ** 2) - np.sum(target**2), abs=1e-9)
+        assert value[0] == pytest.approx(
+            np.sum((design @ expected - target) ** 2) - np.sum(target**2), abs=1e-9
+        )
     signed, _ = nonnegative((design.T @ design)[None], (design.T @ target)[None], (True,) * 6)
     np.testing.assert_allclose(signed[0], np.linalg.lstsq(design, target, rcond=None)[0], atol=1e-8)
 
@@ -144,7 +157,8 @@ def test_bounds_hold_free_parameters_and_fixed_ones_stay_put():
 def test_fitting_changes_no_global_jax_flag():
     script = """
 import jax, jax.numpy as jnp
-before = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_default_matmul_precision", "jax_platforms")}
+flags = ("jax_enable_x64", "jax_default_matmul_precision", "jax_platforms")
+before = {name: getattr(jax.config, name) for name in flags}
 import numpy as np, pandas as pd
 from recscale.scaling.laws import fit
 x = np.geomspace(1e4, 1e7, 9)
@@ -155,5 +169,7 @@ assert before == after, (before, after)
 assert jnp.zeros(2).dtype == jnp.float32 and jnp.asarray(1.5).dtype == jnp.float32
 print("unchanged")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.stdout.strip().endswith("unchanged"), done.stderr

@@ -1,4 +1,4 @@
-"""Public run tables: the fitter against numbers their authors print or store (see `tests/tables/README.md`)."""
+"""Public run tables: the fitter against numbers their authors print or store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from recscale.scaling.laws import fit, forms, rolling, solver
 
 TABLES = Path(__file__).parents[2] / "tables"
@@ -65,10 +66,14 @@ def test_overtraining_law_from_five_points(name):
     """E + (a M^eta + b M^-eta) C^-eta with C = 6 N D and M = D / N is the tied sum with alpha = 2 eta."""
     entry = GOLDEN[name]
     frame = pd.read_csv(TABLES / entry["table"])
-    frame = frame[(frame["train_set"] == entry["select"]["train_set"]) & frame["val_set"].str.contains("c4_val")]
+    frame = frame[
+        (frame["train_set"] == entry["select"]["train_set"]) & frame["val_set"].str.contains("c4_val")
+    ]
     sizes = sorted(frame["params"].unique())[:4]
-    chosen = frame[(frame["params"].isin(sizes) & (frame["token_multiplier"] == 1))
-                   | ((frame["params"] == sizes[0]) & (frame["token_multiplier"] == 16))]  # fmt: skip
+    chosen = frame[
+        (frame["params"].isin(sizes) & (frame["token_multiplier"] == 1))
+        | ((frame["params"] == sizes[0]) & (frame["token_multiplier"] == 16))
+    ]
     assert len(chosen) == 5
     form, logs = forms.get("chinchilla_tied"), np.log(chosen[["params", "tokens"]].to_numpy(float))
     centre = logs.mean(axis=0)
@@ -82,7 +87,9 @@ def test_overtraining_law_from_five_points(name):
     for row in entry["expect"]["predictions"]:
         point = np.log([[row["params"], row["params"] * row["M"]]]) - centre
         error = 100 * abs(form.value(solution.phi, point)[0] / row["loss"] - 1)
-        assert error == pytest.approx(row["relative_error_percent"], abs=entry["tolerance"]["relative_error_percent"])
+        assert error == pytest.approx(
+            row["relative_error_percent"], abs=entry["tolerance"]["relative_error_percent"]
+        )
         if row["name"] in entry.get("published", {}):
             assert error == pytest.approx(entry["published"][row["name"]], abs=0.01)
     refused = fit(chosen, "chinchilla_tied", {"N": "params", "D": "tokens"}, "loss", bootstrap=0)
@@ -94,13 +101,19 @@ def ladder():
     frame = pd.read_csv(TABLES / "olmo_ladder" / "ladder_runs.csv").sort_values(["run", "step"])
     groups = frame.groupby("run")
     last = groups.last().reset_index()
-    return last.assign(loss=groups["ce_c4_en"].mean().to_numpy(), last=last["ce_c4_en"], N=last["params"], D=last["tokens"])
+    return last.assign(
+        loss=groups["ce_c4_en"].mean().to_numpy(), last=last["ce_c4_en"], N=last["params"], D=last["tokens"]
+    )
 
 
 def test_ladder_fit_and_its_thirteen_billion_forecast():
     entry = GOLDEN["olmo_ladder_c4"]
     runs = ladder()
-    chosen = runs[runs["size"].isin(entry["select"]["size"]) & runs["length"].isin(entry["select"]["length"]) & (runs["rerun"] == 0)]
+    chosen = runs[
+        runs["size"].isin(entry["select"]["size"])
+        & runs["length"].isin(entry["select"]["length"])
+        & (runs["rerun"] == 0)
+    ]
     law = fit(chosen, "chinchilla", {"N": "N", "D": "D"}, "loss", bootstrap=200, profile=False, cluster="run")
     assert len(law.rows.y) == 16
     found, expect = law.solution_params(), entry["expect"]
@@ -112,7 +125,8 @@ def test_ladder_fit_and_its_thirteen_billion_forecast():
     target = {"N": 13202396160, "D": 5.0e12}
     forced = law.predict(target, beyond_range=True)
     assert forced == pytest.approx(expect["predicted_13B"], abs=entry["tolerance"]["predicted_13B"])
-    # .8 decades of size carry no exponent, and 13 B is further beyond them than they are wide: no number is offered.
+    # .8 decades of size carry no exponent, and 13 B is further beyond them than they are wide: no number is
+    # offered.
     assert law.params["alpha"] is None and law.params["E"] is None
     with pytest.warns(UserWarning, match="refused"):
         value, low, high = law.predict(target, interval=True)
@@ -143,14 +157,18 @@ def test_run_to_run_noise_at_fixed_configuration():
 
 
 def test_wukong_points_by_least_squares():
-    """Seven printed points (arXiv 2403.02545, table 5): relative logloss in percent against GFLOP per example."""
+    """Seven printed points (arXiv 2403.02545, table 5): relative logloss in percent against GFLOP per
+    example.
+    """
     gflop = np.array([0.53, 1.25, 2.12, 5.6, 22.23, 61.0, 108.0])
     percent = np.array([-0.35, -0.45, -0.53, -0.6, -0.67, -0.7, -0.76])
     frame = pd.DataFrame({"gflop": gflop, "percent": percent, "ratio": 100 + percent})
     squares = {"bootstrap": 0, "huber_delta": np.inf, "residuals": "plain"}
     law = fit(frame, "power", {"x": "gflop"}, "ratio", **squares)
     assert law.params["A"] == pytest.approx(99.5602, abs=5e-4) and round(law.params["A"], 2) == 99.56
-    assert law.params["alpha"] == pytest.approx(7.072e-4, abs=1e-6) and round(law.params["alpha"], 5) == 0.00071
+    assert (
+        law.params["alpha"] == pytest.approx(7.072e-4, abs=1e-6) and round(law.params["alpha"], 5) == 0.00071
+    )
     line = fit(frame, "log_linear", {"x": "gflop"}, "percent", **squares)
     assert line.params["b"] == pytest.approx(0.07029, abs=5e-6)
     offset = fit(frame, "power_offset", {"x": "gflop"}, "percent", **squares)
