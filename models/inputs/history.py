@@ -8,6 +8,7 @@ A shorter history keeps the first columns. A history of length 0 is legal everyw
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,9 @@ Array = jax.Array
 
 TIME_BUCKETS = 64
 TIME_WIDTH = 8
+
+# First second of buckets 1, 2, ...: the smallest d with 2*log2(1 + d) >= k. An int32 never reaches bucket 63.
+_BUCKET_STARTS = np.asarray([math.isqrt(2**k - 1) for k in range(1, TIME_BUCKETS - 1)], np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +92,9 @@ def read_history(history: Events, length: int | None = None, *, check: bool = Fa
 
 
 def time_bucket(delta_s: Array) -> Array:
-    """clip(floor(2 * log2(1 + seconds)), 0, 63), int32 of the same shape."""
-    bucket = jnp.floor(2.0 * jnp.log2(1.0 + delta_s.astype(jnp.float32)))
-    return jnp.clip(bucket, 0, TIME_BUCKETS - 1).astype(jnp.int32)
+    """clip(floor(2 * log2(1 + seconds)), 0, 63), int32 of the same shape; exact, by comparing with integer bounds."""
+    starts = jnp.asarray(_BUCKET_STARTS)
+    return jnp.searchsorted(starts, delta_s, side="right", method="scan_unrolled").astype(jnp.int32)
 
 
 class TimeFeature(nnx.Module):

@@ -31,8 +31,12 @@ def kernel(
     logical_axes: tuple[str, ...],
     init: str = "lecun_normal",
     std_scale: float = 1.0,
+    transposed: bool = False,
 ) -> nnx.Param:
     """A float32 kernel [..., in, out] with variance `std_scale`^2 * scale / fan.
+
+    `shape` is [..., in, out]; `transposed=True` stores the same numbers as [..., out, in], and names the axes in that
+    order.
 
     Every axis before the last two is a batch axis (tokens, experts, tasks) and does not enter the fan. JAX's default
     would count it as receptive field and shrink the weights by the square root of its size.
@@ -51,7 +55,8 @@ def kernel(
         value = jax.random.uniform(rngs.params(), flat, jnp.float32, -math.sqrt(3), math.sqrt(3)) * std
     else:
         value = jax.random.truncated_normal(rngs.params(), -2, 2, flat, jnp.float32) * (std / _TRUNCATED_STD)
-    return _param(value.reshape(shape), logical_axes)
+    value = value.reshape(shape)
+    return _param(value.swapaxes(-2, -1) if transposed else value, logical_axes)
 
 
 def constant(shape: tuple[int, ...], logical_axes: tuple[str, ...], value: float = 0.0) -> nnx.Param:

@@ -46,6 +46,7 @@ from ..layers.dense import FFN
 from ..layers.mixing import mix_token_major
 from ..layers.norms import Norm, norm_params
 from ..layers.per_token import PerTokenFFN
+from ..layers.pooling import mean_tokens
 from ..layers.towers import Towers, tower_flops, tower_params
 from ..ranker import Backbone
 from ..sizing import LARGE, grains
@@ -189,7 +190,7 @@ class RankMixer(Backbone):
             x = block(x, key=None if key is None else jax.random.fold_in(key, i))
         if self.final_norm is not None:
             x = self.final_norm(x)
-        logits = self.towers(x.astype(jnp.float32).mean(axis=0))
+        logits = self.towers(mean_tokens(x))
         return Output(logits=logits.reshape(*own.shape[1:3], -1))
 
 

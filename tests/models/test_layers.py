@@ -51,7 +51,8 @@ def test_bad_parameters_are_refused():
 def test_per_token_with_equal_weights_is_the_shared_ffn():
     shared, own = FFN(8, 12, rngs=nnx.Rngs(0)), PerTokenFFN(3, 8, 12, rngs=nnx.Rngs(1))
     for mine, theirs in ((own.up, shared.up), (own.down, shared.down)):
-        mine.kernel[...] = jnp.broadcast_to(theirs.kernel[...], mine.kernel.shape)
+        theirs_stored = theirs.kernel[...].T if mine.transposed else theirs.kernel[...]
+        mine.kernel[...] = jnp.broadcast_to(theirs_stored, mine.kernel.shape)
         mine.bias[...] = jnp.broadcast_to(normal(theirs.bias.shape[0]), mine.bias.shape)
         theirs.bias[...] = mine.bias[...][0]
     x = normal(3, 5, 8)

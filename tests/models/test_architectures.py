@@ -1,0 +1,242 @@
+"""What every registered architecture must satisfy; a new registry line is tested without a change here.
+
+Each runs at about 20,000 dense parameters, on a schema with both sides, dense and id fields, a history and two tasks.
+The golden steps lie in golden_steps.json; `RECSCALE_WRITE_GOLDEN=1 pytest tests/models/test_architectures.py -k golden`
+writes them anew (delete the entries of models that no longer exist by hand).
+"""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from recscale.models import build, count, list_models, size_space
+from recscale.models.inputs.examples import random_inputs
+from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
+from recscale.scaling.counting.jaxpr_flops import count_flops
+
+NAMES = [*list_models(), "din+rankmixer"]
+
+# Parameters that the task gradient does not reach in inference, each with its reason.
+UNREACHED: dict[str, dict[str, str]] = {}
+
+GOLDEN = Path(__file__).with_name("golden_steps.json")
+
+R, C = 4, 3
+
+pytestmark = pytest.mark.parametrize("name", NAMES, scope="module")
+
+
+class Case:
+    """A small model split into graph and parameters, jitted once, and a batch of inputs."""
+
+    def __init__(self, name, schema, config):
+        self.schema, self.config = schema, config
+
+        def make():
+            return nnx.split(build(name, schema, config, rngs=nnx.Rngs(0)))
+
+        self.graph = nnx.split(nnx.eval_shape(lambda: build(name, schema, config, rngs=nnx.Rngs(0))))[0]
+        self.params = jax.jit(lambda: make()[1])()
+        self.inputs = random_inputs(schema, R, C, seed=1)
+        self.forward = jax.jit(self.logits_of)
+
+    def logits_of(self, params, inputs):
+        return nnx.merge(self.graph, params)(inputs).logits
+
+    def model(self):
+        return nnx.merge(self.graph, self.params)
+
+
+@pytest.fixture(scope="module")
+def case(name, schema, small_config):
+    return Case(name, schema, small_config(name, schema))
+
+
+def floats(inputs):
+    """The arrays an output may depend on: user fields, candidate fields, events."""
+    events = {name: history.events for name, history in inputs.user.histories.items()}
+    return inputs.user.fields, inputs.candidates.fields, events
+
+
+def with_floats(inputs, values):
+    user, candidates, events = values
+    histories = {name: history.replace(events=events[name]) for name, history in inputs.user.histories.items()}
+    return inputs.replace(
+        user=inputs.user.replace(fields=user, histories=histories),
+        candidates=inputs.candidates.replace(fields=candidates),
+    )
+
+
+def test_shapes_are_finite_for_one_and_many_candidates(case):
+    for candidates in (1, C):
+        logits = case.forward(case.params, random_inputs(case.schema, R, candidates, seed=2))
+        assert logits.shape == (R, candidates, 2) and logits.dtype == jnp.float32
+        assert jnp.isfinite(logits).all()
+
+
+def test_two_calls_are_one(case):
+    model = case.model()
+    whole = model(case.inputs).logits
+    staged = model.score(model.encode_user(case.inputs.user), case.inputs.candidates).logits
+    np.testing.assert_array_equal(whole, staged)
+    np.testing.assert_allclose(case.forward(case.params, case.inputs), whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(model(case.inputs).logits, whole)  # nothing was changed by calling it
+
+
+def test_bfloat16_stays_close_and_keeps_float32_outside(name, case):
+    graph = nnx.split(
+        nnx.eval_shape(lambda: build(name, case.schema, case.config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    )[0]
+
+    def total(params):
+        logits = nnx.merge(graph, params)(case.inputs).logits
+        return jnp.sum(logits**2), logits
+
+    (_, low), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(case.params)
+    full = case.forward(case.params, case.inputs)
+    assert low.dtype == jnp.float32
+    assert float(jnp.abs(low - full).max()) < 0.05 * float(jnp.abs(full).max()) + 0.01
+    for leaf in jax.tree.leaves(gradient):
+        assert leaf.dtype == jnp.float32 and jnp.isfinite(leaf).all()
+
+
+def test_empty_histories_and_padded_rows_are_finite(case, task_loss, random_labels):
+    empty = {k: jax.tree.map(jnp.zeros_like, h) for k, h in case.inputs.user.histories.items()}
+    inputs = case.inputs.replace(user=case.inputs.user.replace(histories=empty))
+    user, candidates, events = floats(inputs)
+    candidates = {k: x.at[1].set(0.0) for k, x in candidates.items()}
+
+    def loss(params, values):
+        return task_loss(case.logits_of(params, with_floats(inputs, values)), random_labels((R, C, 2)))
+
+    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(case.params, (user, candidates, events))
+    assert jnp.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_influence_by_gradient(name, case):
+    """Own candidate, own request and valid events act on a logit; nothing else does."""
+    inputs = case.inputs
+
+    def logits(values):
+        return case.logits_of(case.params, with_floats(inputs, values)).sum(axis=-1)
+
+    user, candidates, events = jax.tree.map(np.asarray, jax.jit(jax.jacrev(logits))(floats(inputs)))
+    same_request = np.eye(R, dtype=bool)
+    for jacobian in user.values():  # [R, C, R', width]
+        touched = np.abs(jacobian).max(axis=(1, 3)) > 0
+        np.testing.assert_array_equal(touched, same_request)
+    for jacobian in candidates.values():  # [R, C, R', C', width]
+        touched = (np.abs(jacobian).max(axis=-1) > 0).reshape(R * C, R * C)
+        np.testing.assert_array_equal(touched, np.eye(R * C, dtype=bool))
+    reads_history = "+" in name or name in list_models("encoder")
+    for key, jacobian in events.items():  # [R, C, R', S, A]
+        touched = np.abs(jacobian).max(axis=(1, 4)) > 0
+        columns = touched.shape[-1]
+        valid = np.arange(columns)[None] < np.asarray(inputs.user.histories[key].length)[:, None]
+        np.testing.assert_array_equal(touched, same_request[:, :, None] & valid[None] & reads_history)
+
+
+def test_nan_in_a_padded_candidate_or_event_stays_there(case):
+    plain = np.asarray(case.forward(case.params, case.inputs))
+    user, candidates, events = floats(case.inputs)
+    lengths = {k: np.asarray(h.length) for k, h in case.inputs.user.histories.items()}
+    junk = {
+        k: jnp.where((np.arange(x.shape[1])[None] < lengths[k][:, None])[..., None], x, jnp.nan)
+        for k, x in events.items()
+    }
+    candidates = {k: x.at[1, 2].set(jnp.nan) for k, x in candidates.items()}
+    found = np.asarray(case.forward(case.params, with_floats(case.inputs, (user, candidates, junk))))
+    others = np.ones((R, C), bool)
+    others[1, 2] = False
+    np.testing.assert_array_equal(found[others], plain[others])
+
+
+def test_candidates_are_exchangeable_and_equal_single_rows(case):
+    plain = np.asarray(case.forward(case.params, case.inputs))
+    user, candidates, events = floats(case.inputs)
+    order = np.asarray([2, 0, 1])
+    turned = {k: x[:, order] for k, x in candidates.items()}
+    permuted = case.forward(case.params, with_floats(case.inputs, (user, turned, events)))
+    np.testing.assert_allclose(permuted, plain[:, order], rtol=1e-5, atol=1e-5)
+    single = jax.tree.map(lambda x: x.reshape(R * C, 1, *x.shape[2:]), case.inputs.candidates)
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, C, axis=0), case.inputs.user)
+    rows = case.forward(case.params, case.inputs.replace(user=repeated, candidates=single))
+    np.testing.assert_allclose(rows.reshape(R, C, 2), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("target", "dense"), [(20_000, False), (54_321, True), (1_000_000, False)])
+def test_closed_forms_equal_the_program(name, full_schema, small_config, target, dense):
+    schema = full_schema(dense=dense)
+    config = small_config(name, schema, target)
+    counted = count(name, schema, config)
+    assert tree_params(abstract_model(name, schema, config)) == counted.dense_params
+    function, arguments = forward_program(name, schema, config, 2, 3)
+    expected = 2 * counted.forward_flops_user + 6 * counted.forward_flops_candidate
+    assert count_flops(function, *arguments) == expected
+    function, arguments = train_program(name, schema, config, 1, 1)
+    assert count_flops(function, *arguments) == counted.train_flops_per_row
+
+
+def test_default_config_trains(name, schema):
+    function, arguments = train_program(name, schema, None, 2, 3)
+    jax.eval_shape(function, *arguments)
+    offers = itertools.islice(size_space(name, schema, None, 1e6), 1)
+    assert len(list(offers)) == 1
+
+
+def test_replicas_under_vmap(case):
+    other = jax.tree.map(lambda x: 1.5 * x, case.params)
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), case.params, other)
+    found = jax.jit(jax.vmap(case.logits_of, in_axes=(0, None)))(both, case.inputs)
+    for i, params in enumerate((case.params, other)):
+        np.testing.assert_allclose(found[i], case.forward(params, case.inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def first_step(case, task_loss, random_labels):
+    """One Adam step on 32 requests: the largest gradient of every parameter, and the figures of a golden step."""
+    inputs, labels = random_inputs(case.schema, 32, C, seed=3), random_labels((32, C, 2), seed=3)
+
+    @jax.jit
+    def step(params):
+        loss, grads = jax.value_and_grad(lambda p: task_loss(case.logits_of(p, inputs), labels))(params)
+        optimiser = optax.adam(1e-3)
+        updates, _ = optimiser.update(grads, optimiser.init(params), params)
+        flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(optax.apply_updates(params, updates))])
+        figures = {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "parameter_mean": flat.mean(),
+            "parameter_rms": jnp.sqrt(jnp.square(flat).mean()),
+        }
+        return jax.tree.map(lambda g: jnp.abs(g).max(), grads), figures
+
+    return step(case.params)
+
+
+def test_task_gradient_reaches_every_parameter(name, first_step):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(first_step[0]):
+        where = jax.tree_util.keystr(path)
+        assert (float(leaf) > 0) != any(key in where for key in UNREACHED.get(name, {})), where
+
+
+def test_golden_step(name, first_step):
+    found = {key: float(value) for key, value in first_step[1].items()}
+    stored = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("RECSCALE_WRITE_GOLDEN"):
+        stored[name] = {key: float(f"{value:.7g}") for key, value in found.items()}
+        GOLDEN.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
+    assert name in stored, f"no golden step for {name!r}; the first lines of this file say how to write one"
+    for key, value in found.items():
+        tolerance = 1e-5 if key == "loss" else 1e-4
+        assert value == pytest.approx(stored[name][key], rel=tolerance, abs=1e-7), key

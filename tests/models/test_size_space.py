@@ -1,0 +1,82 @@
+"""Shapes near a target: within 3 % wherever the models can be, and friendly to hardware."""
+
+import itertools
+
+import pytest
+
+from recscale.models import count, list_models, size_space
+from recscale.models.inputs import Field, Schema, Sequence, reference_schema
+from recscale.models.sizing import mlp_shapes, solve_affine, solve_increasing
+
+
+def with_history(schema, table, width):
+    event = Field("event", "user", width, 1000, table=table)
+    return Schema(schema.fields, (Sequence("h", 50, (event,)),))
+
+
+REFERENCE = with_history(reference_schema(), "f20", 16)
+SMALL = with_history(
+    Schema(tuple(Field(f"d{i}", "user" if i < 4 else "candidate", 8, 1000) for i in range(8))), "d5", 8
+)
+
+
+def best(name, schema, target, config=None):
+    """The first offer within 3 %, as a solver would take it, or the nearest."""
+    found = (None, float("inf"))
+    for offer in itertools.islice(size_space(name, schema, config, target), 2000):
+        merged = {**(config or {}), **offer}
+        error = abs(count(name, schema, merged).dense_params / target - 1)
+        found = min(found, (merged, error), key=lambda pair: pair[1])
+        if error < 0.03:
+            break
+    return found
+
+
+@pytest.mark.parametrize("name", [*list_models("backbone"), "sum_pooling"])
+def test_reference_schema_from_ten_thousand_to_a_billion(name):
+    for tenths in range(40, 91, 5):
+        assert best(name, REFERENCE, 10 ** (tenths / 10))[1] < 0.03, tenths / 10
+
+
+@pytest.mark.parametrize("name", [*list_models("backbone"), "sum_pooling"])
+def test_small_schema_from_one_thousand(name):
+    for tenths in range(30, 61, 3):
+        assert best(name, SMALL, 10 ** (tenths / 10))[1] < 0.03, tenths / 10
+
+
+@pytest.mark.parametrize("name", ["din", "din+rankmixer"])
+def test_the_backbone_is_sized_for_the_rest(name):
+    merged, error = best(name, REFERENCE, 1e5)
+    assert error < 0.03 and set(merged) == {"backbone"}
+
+
+@pytest.mark.parametrize("target", [1e7, 1e8, 1e9])
+def test_large_shapes_suit_matrix_units(target):
+    shape, _ = best("rankmixer", REFERENCE, target)
+    assert shape["width"] % 128 == 0 and shape["hidden"] % 64 == 0
+    for name in ("dlrm_mlp", "dcnv2"):
+        assert all(width % 64 == 0 for width in best(name, REFERENCE, target)[0]["widths"])
+
+
+def test_configured_sizes_are_kept():
+    fixed = dict(tokens=8, layers=3)
+    for offer in itertools.islice(size_space("rankmixer", REFERENCE, fixed, 1e6), 20):
+        assert offer["tokens"] == 8 and "layers" not in offer
+    low_rank = dict(rank=16, cross_layers=2)
+    assert {(o["cross_layers"], o["rank"]) for o in size_space("dcnv2", REFERENCE, low_rank, 1e6)} == {(2, 16)}
+
+
+@pytest.mark.parametrize("flags", [dict(mixer="all_share"), dict(mixer="all_concat"), dict(ffn="shared"),
+                                   dict(tokenizer="group"), dict(mixer="self_attention")], ids=str)
+def test_ablations_can_be_sized_too(flags):
+    assert best("rankmixer", REFERENCE, 1e6, flags)[1] < 0.03
+
+
+def test_solvers():
+    assert solve_affine(lambda x: 7 * x + 3, 73, 1) == 10
+    assert solve_affine(lambda x: 7 * x + 3, 73, 8) == 8
+    assert solve_affine(lambda x: 7 * x + 1000, 73, 1) is None
+    assert solve_increasing(lambda x: x * x, 101, 1) == 10
+    assert solve_increasing(lambda x: x * x, 1, 8) == 8
+    assert next(iter(mlp_shapes(lambda widths: sum(widths), 3, 24))) == (8, 8, 8)
+    assert list(mlp_shapes(lambda widths: 5, 0, 24)) == [()]

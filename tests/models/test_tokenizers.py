@@ -1,0 +1,162 @@
+"""Tokenizers: which fields make which token, what is computed once per request, what contradicts itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from recscale.models.inputs import Field, Schema
+from recscale.models.inputs.examples import random_inputs
+from recscale.models.inputs.history import TokenShape
+from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, plan_tokens, possible_tokens
+from recscale.scaling.counting.jaxpr_flops import count_flops
+
+
+def even_schema(user=4, candidate=4, width=3):
+    sides = ["user"] * user + ["candidate"] * candidate
+    return Schema(tuple(Field(f"f{i}", side, width, 10) for i, side in enumerate(sides)))
+
+
+def tokens_of(schema, width=8, requests=2, candidates=3, sequence=None, **options):
+    """All tokens [R, C, T, D], and the pieces they came from."""
+    sequence = sequence or TokenShape()
+    plan = plan_tokens(schema, TokenizerOptions(**options), width, sequence)
+    tokenizer = Tokenizer(plan, width, rngs=nnx.Rngs(0))
+    inputs = random_inputs(schema, requests, candidates)
+    state = tokenizer.encode_user(inputs.user)
+    rows = tokenizer.join(state, tokenizer.candidate_tokens(state, inputs.candidates))
+    return plan, tokenizer, inputs, np.asarray(rows).reshape(plan.tokens, requests, candidates, width)
+
+
+def test_cut_is_one_affine_map_per_run_of_fields():
+    schema = even_schema()
+    plan, tokenizer, inputs, tokens = tokens_of(schema, tokens=4)
+    assert plan.user.runs == (("f0", "f1"), ("f2", "f3")) and plan.candidate.runs == (("f4", "f5"), ("f6", "f7"))
+    kernel, bias = np.asarray(tokenizer.user.kernel[...]), np.asarray(tokenizer.user.bias[...])
+    piece = np.concatenate([inputs.user.fields["f2"], inputs.user.fields["f3"]], axis=-1)
+    np.testing.assert_allclose(tokens[1, :, 0], piece @ kernel[1] + bias[1], rtol=1e-5, atol=1e-6)
+    kernel = np.asarray(tokenizer.candidate.kernel[...])
+    piece = np.concatenate([inputs.candidates.fields["f6"], inputs.candidates.fields["f7"]], axis=-1)
+    np.testing.assert_allclose(tokens[3], piece @ kernel[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(tokens=5), dict(tokens=5, user_tokens=2), dict(tokens=7, cut_align="exact"),
+        dict(tokens=4, tokenizer_shared=True), dict(tokens=4, tokenizer_shared=True, tokenizer_hidden=5),
+        dict(tokens=6, tokenizer_hidden=5), dict(tokens=5, global_token=True), dict(tokenizer="group"),
+        dict(tokenizer="group", global_token=True, tokenizer_hidden=6), dict(tokenizer="field"),
+    ],
+    ids=str,
+)
+def test_closed_forms_and_the_two_sides(schema, options):
+    plan = plan_tokens(schema, TokenizerOptions(**options), 8)
+    tokenizer = Tokenizer(plan, 8, rngs=nnx.Rngs(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(tokenizer, nnx.Param)))
+    assert size == plan.params(8)
+    inputs = random_inputs(schema, 2, 3)
+    state = tokenizer.encode_user(inputs.user)
+    candidate = tokenizer.candidate_tokens(state, inputs.candidates)
+    assert state.tokens.shape == (plan.user_tokens, 2, 8) and candidate.shape == (plan.candidate_tokens, 2, 3, 8)
+    flops = plan.flops(8)
+    assert count_flops(tokenizer.encode_user, inputs.user) == 2 * flops.user
+    assert count_flops(tokenizer.candidate_tokens, state, inputs.candidates) == 6 * flops.candidate
+
+
+def test_exact_cut_is_the_literal_equal_cut():
+    schema = even_schema(user=0, candidate=5, width=3)
+    plan, tokenizer, inputs, tokens = tokens_of(schema, tokens=4, cut_align="exact")
+    assert plan.candidate.widths == (4, 4, 4, 4)
+    x = np.concatenate([inputs.candidates.fields[f"f{i}"] for i in range(5)], axis=-1)
+    x = np.pad(x, [(0, 0), (0, 0), (0, 1)])
+    for t in range(4):
+        expected = x[..., 4 * t : 4 * t + 4] @ np.asarray(tokenizer.candidate.kernel[...])[t]
+        np.testing.assert_allclose(tokens[t], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_shared_projection_is_one_matrix():
+    plan, tokenizer, _, _ = tokens_of(even_schema(2, 6), tokens=4, tokenizer_shared=True)
+    assert [leaf.shape for leaf in jax.tree.leaves(nnx.state(tokenizer, nnx.Param))] == [(8,), (plan.user.padded[0], 8)]
+
+
+def test_groups_and_global_token(schema):
+    plan, tokenizer, inputs, tokens = tokens_of(schema, tokenizer="group", global_token=True)
+    assert plan.user.runs == (("user", "age"), ("hour",))
+    assert plan.candidate.runs == (("item", "shop"), ("price", "overlap"))
+    x = [np.repeat(np.asarray(inputs.user.fields[name])[:, None], 3, 1) for name in ("user", "age", "hour")]
+    x += [np.asarray(inputs.candidates.fields[name]) for name in ("item", "shop", "price", "overlap")]
+    expected = np.concatenate(x, axis=-1) @ np.asarray(tokenizer.everything.kernel[...])
+    np.testing.assert_allclose(tokens[-1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_identity_passes_fields_through():
+    plan, tokenizer, inputs, tokens = tokens_of(even_schema(2, 2), width=3, tokenizer="identity")
+    assert plan.params(3) == 0 and plan.flops(3).candidate == 0
+    np.testing.assert_array_equal(tokens[0, :, 1], inputs.user.fields["f0"])
+    np.testing.assert_array_equal(tokens[3], inputs.candidates.fields["f3"])
+
+
+def test_history_tokens_are_projected_and_counted():
+    sequence = TokenShape(user=2, candidate=1, width=5)
+    schema = even_schema()
+    plan = plan_tokens(schema, TokenizerOptions(tokens=7), 8, sequence)
+    assert (plan.user_tokens, plan.candidate_tokens) == (2 + 2, 2 + 1)
+    tokenizer = Tokenizer(plan, 8, rngs=nnx.Rngs(0))
+    assert plan.params(8) == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(tokenizer, nnx.Param)))
+    inputs, rng = random_inputs(schema, 2, 3), np.random.default_rng(0)
+    user = jnp.asarray(rng.standard_normal((2, 2, 5)), jnp.float32)
+    own = jnp.asarray(rng.standard_normal((2, 3, 1, 5)), jnp.float32)
+    state = tokenizer.encode_user(inputs.user, user)
+    expected = user[:, 1] @ tokenizer.user_history.kernel[...][1]
+    np.testing.assert_allclose(state.tokens[3], expected, rtol=1e-5, atol=1e-6)
+    made = tokenizer.candidate_tokens(state, inputs.candidates, own)
+    expected = own[:, :, 0] @ tokenizer.candidate_history.kernel[...][0]
+    np.testing.assert_allclose(made[2], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="built for 2 history tokens"):
+        tokenizer.encode_user(inputs.user)
+
+
+def test_number_of_tokens_chosen_for_none():
+    assert possible_tokens(even_schema(4, 4), TokenizerOptions()) == range(2, 9)
+    assert plan_tokens(even_schema(4, 4), TokenizerOptions(), 24).tokens == 8
+    assert plan_tokens(even_schema(4, 3), TokenizerOptions(), 24).tokens == 6  # 7 does not divide 24
+    assert plan_tokens(even_schema(30, 30), TokenizerOptions(), 96).tokens == 16
+
+
+def test_sides_share_tokens_by_width():
+    plan = plan_tokens(even_schema(6, 2), TokenizerOptions(tokens=4), 8)
+    assert (plan.user_tokens, plan.candidate_tokens) == (3, 1)
+    assert plan_tokens(even_schema(0, 4), TokenizerOptions(tokens=4), 8).user_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(tokens=9), "can make 2 to 8"),
+        (dict(tokens=1), "can make 2 to 8"),
+        (dict(tokens=4, user_tokens=4), "expected 1 to 3"),
+        (dict(tokenizer="field", tokens=4), "makes 8 of this schema"),
+        (dict(tokenizer="group", tokenizer_shared=True), "tokenizer_shared needs"),
+        (dict(tokenizer="identity"), "needs fields of width 8"),
+        (dict(), "no number of tokens"),
+    ],
+    ids=str,
+)
+def test_contradictions_name_what_would_fit(options, message):
+    width = 11 if not options else 8
+    with pytest.raises(ValueError, match=message):
+        plan_tokens(even_schema(), TokenizerOptions(**options), width)
+
+
+def test_a_schema_without_candidate_fields_is_refused():
+    with pytest.raises(ValueError, match="nothing to rank"):
+        plan_tokens(even_schema(4, 0), TokenizerOptions(tokens=4), 8)
+
+
+def test_missing_field_is_named():
+    _, tokenizer, inputs, _ = tokens_of(even_schema(), tokens=4)
+    fields = {name: x for name, x in inputs.user.fields.items() if name != "f1"}
+    with pytest.raises(KeyError, match="lack the fields f1"):
+        tokenizer.encode_user(inputs.user.replace(fields=fields))
