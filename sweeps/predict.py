@@ -15,7 +15,7 @@ from ..models.inputs import Schema
 from ..scaling.training.schedule import program
 
 # Python, jax, the compiler's own memory and a few programs.
-BASE_BYTES = 700e6
+BASE_BYTES = 900e6
 
 # Copies of the dense parameters alive at the peak of a step: value, gradient, update and the checkpoint's host copy,
 # besides the optimiser's moments.
@@ -34,8 +34,8 @@ _MACS_PER_ACTIVATION = 8
 _EFFICIENCY = 0.25
 
 # Seconds of tracing, compiling and loading per job, and microseconds per row of making a batch and of overheads.
-_COMPILE_S = 8.0
-_ROW_S = 2e-6
+_COMPILE_S = 10.0
+_ROW_S = 4e-6
 
 
 def job_steps(configs: Sequence[ConfigDict], examples: Sequence[int]) -> int:

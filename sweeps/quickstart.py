@@ -12,23 +12,25 @@ from ml_collections import ConfigDict
 from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, axis, by_dense_params, chain, product, seeds
 
-# Seven rungs over two decades: the largest is held out, and six remain for three parameters.
-SIZES = [1.5e3, 3e3, 6e3, 1.25e4, 2.5e4, 5e4, 1e5]
+# Seven rungs over 1.8 decades: the largest is held out, and six remain for three parameters.
+SIZES = [1.8e3, 3.6e3, 7e3, 1.4e4, 2.8e4, 5.6e4, 1.1e5]
 
 
 def get_config() -> ConfigDict:
     config = base_config("rankmixer", "known_truth")
     config.data.preset = "dense"
     config.training.requests = 512
-    config.training.examples = 800_000
-    config.training.lr = 5e-3
+    config.training.examples = 1_000_000
+    config.training.lr = 3e-3
     return config
 
 
 def get_sweep() -> Sweep:
-    # One block learns faster than two at these sizes and this amount of data.
-    rankmixer = product(architectures(["rankmixer"]), axis("model.layers", [1]))
-    return product(chain(rankmixer, architectures(["dlrm_mlp"])), by_dense_params(SIZES), seeds(2))
+    # One family of shapes an architecture, so that a size is not also a change of depth or of token count. One block
+    # learns faster than two at these sizes and this amount of data.
+    rankmixer = product(architectures(["rankmixer"]), axis("model.layers", [1]), axis("model.tokens", [8]))
+    dlrm_mlp = product(architectures(["dlrm_mlp"]), axis("model.widths", [(64, 64)]))
+    return product(chain(rankmixer, dlrm_mlp), by_dense_params(SIZES), seeds(2))
 
 
 def get_report() -> dict:
