@@ -35,7 +35,9 @@ def make_batch(seed: int = 0) -> Batch:
     valid[-1] = False
     valid[0, 2] = False
     return Batch(
-        user=UserSide(ids={"user": jnp.asarray(rng.integers(0, 40, R), jnp.int32)}, dense={}, histories={"history": history}),
+        user=UserSide(
+            ids={"user": jnp.asarray(rng.integers(0, 40, R), jnp.int32)}, dense={}, histories={"history": history}
+        ),
         candidates=CandidateSide(
             ids={
                 "item": jnp.asarray(rng.integers(0, ITEMS, (R, C)), jnp.int32),
@@ -65,9 +67,7 @@ def test_touched_lookup_equals_the_plain_one_where_it_counts(tables):
     plain = tables.lookup(batch)
     valid = np.asarray(batch.valid)
     np.testing.assert_array_equal(inputs.user.fields["user"][:-1], plain.user.fields["user"][:-1])
-    np.testing.assert_array_equal(
-        inputs.candidates.fields["item"][valid], plain.candidates.fields["item"][valid]
-    )
+    np.testing.assert_array_equal(inputs.candidates.fields["item"][valid], plain.candidates.fields["item"][valid])
     np.testing.assert_array_equal(
         inputs.user.histories["history"].events[:-1], plain.user.histories["history"].events[:-1]
     )

@@ -115,7 +115,7 @@ def test_branch_equals_a_run_of_its_own_and_survives_interruption(plain, tmp_pat
 
 
 def test_replicas_equal_single_runs_and_one_may_diverge(plain, tmp_path):
-    cases = {"a": (0, 3e-3), "b": (1, 3e-3), "nan": (0, float(1e38))}
+    cases = {"a": (0, 3e-3), "b": (1, 3e-3), "nan": (0, 1e38)}
     specs = [
         RunSpec(make_config(seed=seed, training__lr=rate), tmp_path / name) for name, (seed, rate) in cases.items()
     ]

@@ -1,4 +1,4 @@
-"""Row-wise Adagrad and Adam: equal to a dense reference on touched rows, bit-identical elsewhere, no table-sized work."""
+"""Row-wise Adagrad and Adam: a dense reference on touched rows, bit-identical elsewhere, no table-sized work."""
 
 import jax
 import jax.numpy as jnp
