@@ -20,8 +20,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from ..scaling.host_memory import huge_page_environment
 from ..scaling.runs import FINISHED, read_record
 from . import machine, worker
 from .display import Display
@@ -70,6 +71,8 @@ class Job:
 @dataclasses.dataclass
 class _Worker:
     process: subprocess.Popen
+    stdin: IO[bytes]
+    stdout: IO[bytes]
     slot: int
     job: Job | None = None
     buffer: bytes = b""
@@ -219,8 +222,8 @@ class _Pool:
             idle.job = job
             job.attempts += 1
             try:
-                idle.process.stdin.write(f"{job.id}\n".encode())
-                idle.process.stdin.flush()
+                idle.stdin.write(f"{job.id}\n".encode())
+                idle.stdin.flush()
             except BrokenPipeError:
                 self._worker_ended(idle)
 
@@ -239,17 +242,18 @@ class _Pool:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=os.environ | worker.environment(core) | extra,
+                env=os.environ | worker.environment(core) | huge_page_environment() | extra,
                 start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
             )
-        started = _Worker(process, slot)
-        os.set_blocking(process.stdout.fileno(), False)
-        self.selector.register(process.stdout, selectors.EVENT_READ, started)
+        assert process.stdin is not None and process.stdout is not None  # both are pipes
+        started = _Worker(process, process.stdin, process.stdout, slot)
+        os.set_blocking(started.stdout.fileno(), False)
+        self.selector.register(started.stdout, selectors.EVENT_READ, started)
         self.workers.append(started)
         return started
 
     def _read(self, source: _Worker) -> None:
-        data = source.process.stdout.read()
+        data = source.stdout.read()
         if data is None:
             return
         if not data:
@@ -280,10 +284,10 @@ class _Pool:
 
     def _worker_ended(self, ended: _Worker) -> None:
         """A worker's output closed: it is dead or dying. Its job, if it had one, has lost an attempt."""
-        self.selector.unregister(ended.process.stdout)
+        self.selector.unregister(ended.stdout)
         self.workers.remove(ended)
-        ended.process.stdin.close()
-        ended.process.stdout.close()
+        ended.stdin.close()
+        ended.stdout.close()
         code = ended.process.wait()
         if ended.job is not None:
             log = _worker_log(self.out, ended.slot)
@@ -315,7 +319,7 @@ class _Pool:
             if each.job is not None:
                 each.process.terminate()
             with contextlib.suppress(BrokenPipeError):
-                each.process.stdin.close()
+                each.stdin.close()
         deadline = time.monotonic() + _GRACE_S
         for each in self.workers:
             try:
@@ -323,7 +327,7 @@ class _Pool:
             except subprocess.TimeoutExpired:
                 each.process.kill()
                 each.process.wait()
-            each.process.stdout.close()
+            each.stdout.close()
         self.workers.clear()
         self.selector.close()
 
@@ -332,8 +336,10 @@ def _slots(workers: int | None) -> list[tuple[int | None, dict[str, str]]]:
     """(core, extra environment) of every worker: a core each, or an accelerator each where there are any."""
     devices = machine.accelerators()
     if devices:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
-        return [(None, {"CUDA_VISIBLE_DEVICES": visible[i % devices]}) for i in range(workers or devices)]
+        count = workers or len(devices)
+        sharing = -(-count // len(devices))
+        part = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.3f}"} if sharing > 1 else {}
+        return [(None, devices[i % len(devices)] | part) for i in range(count)]
     cores = machine.cores()
     return [(cores[i % len(cores)], {}) for i in range(workers or len(cores))]
 

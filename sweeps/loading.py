@@ -10,7 +10,6 @@ A sweep file is named by its path or, for those installed with the package, by i
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
@@ -86,7 +85,7 @@ def load(name: str | Path) -> SweepFile:
 
 def installed() -> dict[str, Path]:
     """Name -> path of the sweep files that come with the package."""
-    folder = Path(str(importlib.resources.files(__package__)))
+    folder = Path(__file__).parent
     return {path.stem: path for path in sorted(folder.glob("*.py")) if "\ndef get_sweep(" in path.read_text("utf-8")}
 
 

@@ -52,14 +52,22 @@ def free_memory_bytes() -> int:
     return max(min(free), 0)
 
 
-def accelerators() -> int:
-    """Number of NVIDIA devices jax would use, 0 if it is told to use the CPU or has no CUDA plugin."""
-    if os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu" or not _has_cuda_plugin():
-        return 0
+def accelerators() -> list[dict[str, str]]:
+    """For every worker the accelerators of this machine can take, the environment that gives it its own: one an NVIDIA
+    device, one in all for the TPU chips of a host (a process takes them all). Empty if jax is told to use the CPU or
+    has no plugin for what is there."""
+    if os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
+        return []
+    if importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+        return [{}]
+    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+        return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(glob.glob("/dev/nvidia[0-9]*"))
+    if visible is None:
+        names = [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
+    else:
+        names = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
 
 
 def core_flops() -> float:
@@ -90,7 +98,3 @@ def _reclaimable() -> int:
     stat = Path("/sys/fs/cgroup/memory.stat")
     lines = stat.read_text().splitlines() if stat.is_file() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-
-
-def _has_cuda_plugin() -> bool:
-    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))

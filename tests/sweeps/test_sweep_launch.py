@@ -240,5 +240,13 @@ def test_states_before_and_while_training(planned, tmp_path):
     assert [(s["state"], s["trained"]) for s in run_states(tmp_path)] == [("done", 1.0)]
 
 
-def test_the_machine_is_known():
+def test_the_machine_is_known(monkeypatch):
     assert machine.cores() and machine.free_memory_bytes() > 2**20 and machine.core_flops() > 1e8
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert machine.accelerators() == []
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin" or None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert machine.accelerators() == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert machine.accelerators() == []
