@@ -21,7 +21,7 @@ from .fitting import LawFit, Refused, codes_of, fit, problem_of
 from .forms_base import Form
 from .gates import MIN_CLUSTERS
 from .record import plain
-from .solver import Problem, Solution, solve
+from .solver import Control, Problem, Solution, solve
 
 CUTS = 5
 CUT_RANGE = (0.45, 0.85)
@@ -32,6 +32,8 @@ RATIO_EDGES = (1.0, 3.0, 10.0, 30.0)
 RATIO_NAMES = ("<=3x", "3-10x", "10-30x")
 MIN_CALIBRATION = 10
 BASELINES = ("last_value", "log_linear_baseline")
+# Held-out errors are read to two or three digits; refits need not chase the last one.
+_REFIT = Control(limit=200, tolerance=1e-10, calm=3, polish=False)
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def fit_part(law: LawFit, mask: np.ndarray) -> tuple[Problem, Solution, np.ndarr
     problem, _ = problem_of(law.form, law.rows, law.settings)
     problem = replace(problem, unit=law.problem.unit) if law.problem is not None else problem
     weights = problem.weights * (np.tile(mask, 2) if law.form.streams else mask)
-    return problem, solve(problem, weights), weights
+    return problem, solve(problem, weights, _REFIT), weights
 
 
 def _score(law: LawFit, name: str, values: np.ndarray, cut: float, draws: int):

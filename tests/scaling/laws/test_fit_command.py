@@ -191,5 +191,8 @@ def test_benchmark_reports_times_versions_and_recovered_constants():
         told["accuracy"]["parameters_relative_error"] < 1e-9 and told["accuracy"]["convergence_share"] == 1.0
     )
     assert {"jax", "numpy", "scipy", "pandas", "python"} <= set(told["versions"])
-    assert all(entry["seconds"] > 0 and entry["target_s"] > 0 for entry in told["times"].values())
+    assert all(
+        entry["seconds"] > 0 and entry["cpu_seconds"] > 0 and entry["target_s"] > 0
+        for entry in told["times"].values()
+    )
     assert told["peak_memory_bytes"] > 0 and json.dumps(told)
