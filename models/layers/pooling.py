@@ -19,8 +19,8 @@ _MOST_ADDITIONS = 64
 def mean_tokens(x: Array) -> Array:
     """x [T, B, D] -> float32 [B, D], the mean over tokens.
 
-    Written as T - 1 additions, which XLA's CPU backend fuses into one pass; its reduction over a leading axis takes four
-    times as long (4 % of a RankMixer step). The derivative is that of the mean.
+    Written as T - 1 additions, which XLA's CPU backend fuses into one pass; its reduction over a leading axis takes
+    four times as long (4 % of a RankMixer step). The derivative is that of the mean.
     """
     x = x.astype(jnp.float32)
     if x.shape[0] > _MOST_ADDITIONS:

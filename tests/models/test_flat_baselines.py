@@ -88,14 +88,18 @@ VARIANTS = [
 
 @pytest.mark.parametrize("name, config", VARIANTS, ids=str)
 def test_every_variant_builds_counts_and_runs(schema, name, config):
-    model = build(name, schema, config, rngs=nnx.Rngs(0))
+    def make():
+        return build(name, schema, config, rngs=nnx.Rngs(0))
+
+    graph, state = nnx.split(nnx.eval_shape(make))
     inputs = random_inputs(schema, 2, 3)
     counted = count(name, schema, config)
-    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == counted.dense_params
-    assert count_flops(model.encode_user, inputs.user) == 2 * counted.forward_flops_user
-    total = 2 * counted.forward_flops_user + 6 * counted.forward_flops_candidate
-    assert count_flops(lambda i: model(i).logits, inputs) == total
-    out = jax.jit(lambda i: model(i).logits)(inputs)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == counted.dense_params
+    once = count_flops(lambda s, u: nnx.merge(graph, s).encode_user(u), state, inputs.user)
+    assert once == 2 * counted.forward_flops_user
+    total = count_flops(lambda s, i: nnx.merge(graph, s)(i).logits, state, inputs)
+    assert total == once + 6 * counted.forward_flops_candidate
+    out = jax.jit(lambda i: make()(i).logits)(inputs)
     assert out.shape == (2, 3, 2) and jnp.isfinite(out).all()
 
 

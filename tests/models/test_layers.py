@@ -13,6 +13,7 @@ from recscale.models.layers.dense import FFN, MLP, Dense, SplitDense, mlp_params
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.norms import Norm, norm_params
 from recscale.models.layers.per_token import ACTIVATIONS, PerTokenDense, PerTokenFFN
+from recscale.models.layers.pooling import mean_tokens
 from recscale.models.layers.towers import Towers, tower_params
 
 
@@ -179,6 +180,21 @@ def test_low_precision_product_and_gradients():
 
     program = jax.make_jaxpr(jax.grad(lambda x, w: loss(x, w, jnp.bfloat16), (0, 1)))(x, w)
     assert list(operands(program.jaxpr)) == [["bfloat16", "bfloat16"]] * 3
+
+
+def test_transposed_storage_holds_the_same_numbers():
+    plain, turned = (PerTokenDense(3, 4, 6, transposed=flag, rngs=nnx.Rngs(0)) for flag in (False, True))
+    np.testing.assert_array_equal(turned.kernel[...], plain.kernel[...].swapaxes(1, 2))
+    assert turned.kernel.get_metadata("logical_axes") == ("tokens", "hidden", "embed")
+    x = normal(3, 5, 4)
+    np.testing.assert_allclose(turned(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+def test_mean_over_tokens_and_its_derivative():
+    x = normal(5, 3, 4)
+    np.testing.assert_allclose(mean_tokens(x), x.mean(axis=0), rtol=1e-5, atol=1e-6)
+    grad = jax.grad(lambda x: jnp.sum(mean_tokens(x) ** 2))(x)
+    np.testing.assert_allclose(grad, jnp.broadcast_to(2 * x.mean(axis=0)[None] / 5, x.shape), rtol=1e-5, atol=1e-6)
 
 
 def test_dense_keeps_leading_axes():
