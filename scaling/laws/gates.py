@@ -57,20 +57,24 @@ def _decades(values: np.ndarray) -> float:
 
 
 def span(form: Form, slot: str, values: np.ndarray) -> Gate:
-    """Five distinct values over 1.5 decades on an axis, or no exponent on it (nor its raw coefficient, which is
-    not a separate reading): only a log-linear slope is reported. The floor has a gate of its own.
+    """Five distinct values over 1.5 decades on an axis, or no exponent on it: only a log-linear slope is
+    reported.
     """
     distinct, decades = len(np.unique(values)), _decades(values)
     needed = max(MIN_DISTINCT, form.min_distinct)
     passed = distinct >= needed and decades >= MIN_DECADES
-    touched = tuple(p.name for p in form.parameters if slot in p.slots and p.role not in ("floor", "ceiling"))
+    touched = tuple(
+        p.name
+        for p in form.parameters
+        if (slot in p.slots and p.role != "floor") or (p.role in ("floor", "ceiling"))
+    )
     return Gate(
         "span",
         f"{distinct} values over {decades:.2f} decades",
         f">= {needed} values and >= {MIN_DECADES} decades",
         passed,
         "" if passed else f"axis {slot} has {distinct} distinct values over {decades:.2f} decades",
-        "" if passed else f"no exponent or coefficient is read from {slot}; see the log-linear slope",
+        "" if passed else f"no exponent, coefficient or floor is read from {slot}; see the log-linear slope",
         () if passed else touched,
     )
 
