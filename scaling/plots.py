@@ -194,11 +194,11 @@ def _finish_loss(ax: Axes, view: View, truth: Truth) -> None:
         if near:
             low = min(low, min(near) - 0.06 * (high - min(near)))
         ax.set_ylim(low, high)
-    levels = [
+    named = (
         (truth.floor(view.axis), _asymptote_name(view, truth), "-."),
         (truth.entropy_floor, "entropy floor $H^*$", ":"),
-    ]
-    _true_levels(ax, [level for level in levels if level[0] is not None], low)
+    )
+    _true_levels(ax, [(value, name, dash) for value, name, dash in named if value is not None], low)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     # Not over the crosses at the top edge.
     ax.legend(
@@ -375,15 +375,17 @@ def _axis_in_words(ax: Axes, column: str) -> None:
 def _joint_panel(ax: Axes, series: Series, columns: Mapping[str, str], axis: str, other: str) -> None:
     """One curve per value of the other axis, dark to light; dashed beyond the fitted sizes."""
     rows = series.rows(FITTED, HELD_OUT)
-    levels = np.unique(rows[other].to_numpy(float))
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, len(levels)))
+    levels = sorted(set(rows[other].astype(float)))
+    shades = [tuple(shade) for shade in matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, len(levels)))]
     for level, shade in zip(levels, shades, strict=True):
         own = rows[rows[other].to_numpy(float) == level]
         for role, face in ((FITTED, shade), (HELD_OUT, "white")):
             cells = own[own["role"] == role].groupby(axis)[series.target].mean()
             ax.plot(cells.index.to_numpy(float), cells.to_numpy(), "o", ms=5.5, mfc=face, mec=shade, mew=1.3, zorder=3)
-        if not series.fit.refused and series.span is not None:
-            _joint_curve(ax, series, columns, axis, own, level, shade)
+        if not series.fit.refused:
+            x = np.geomspace(float(own[axis].min()), float(own[axis].max()), _CURVE_POINTS)
+            given = {slot: x if column == axis else np.full_like(x, level) for slot, column in columns.items()}
+            _joint_curve(ax, series, x, given, shade)
     _axis_in_words(ax, axis)
     ax.set_ylabel(target_words(series.target))
     shown = np.unique(np.linspace(0, len(levels) - 1, min(len(levels), 6)).round().astype(int))
@@ -400,10 +402,10 @@ def _joint_panel(ax: Axes, series: Series, columns: Mapping[str, str], axis: str
     )
 
 
-def _joint_curve(ax: Axes, series: Series, columns: Mapping[str, str], axis: str, own, level: float, shade) -> None:
-    x = np.geomspace(float(own[axis].min()), float(own[axis].max()), _CURVE_POINTS)
-    given = {slot: x if column == axis else np.full_like(x, level) for slot, column in columns.items()}
-    beyond = next(iter(given.values())) > series.span[1] * (1 + 1e-9)
+def _joint_curve(ax: Axes, series: Series, x: np.ndarray, given: Mapping[str, np.ndarray], shade: tuple) -> None:
+    """The law at x, solid up to the largest fitted value of its first axis."""
+    largest = float(series.rows(FITTED)[series.axis].max())
+    beyond = next(iter(given.values())) > largest * (1 + 1e-9)
     y = series.fit.predict(given, beyond_range=True)
     ax.plot(np.where(beyond, np.nan, x), y, color=shade, lw=1.4, zorder=2)
     ax.plot(np.where(beyond, x, np.nan), y, color=shade, lw=1.4, linestyle=_EXTRAPOLATED, zorder=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,7 +29,7 @@ def plot(
     """Fit and draw the runs of OUT (runs.parquet, or run folders) into OUT/report/: fit.json, loss.png, report.html."""
     from .report import make_report, print_summary
 
-    options = {} if cluster is None else {"cluster": cluster}
+    options: dict[str, Any] = {} if cluster is None else {"cluster": cluster}
     summary = make_report(
         out,
         form=form,
@@ -52,14 +53,15 @@ def parse_axes(text: str) -> dict[str, str] | list[str] | None:
     if not text.strip():
         return None
     entries = [entry.strip() for entry in text.split(",")]
-    pairs = [tuple(part.strip() for part in entry.partition("=")[::2]) for entry in entries if "=" in entry]
-    if (
-        any(not entry for entry in entries)
-        or any(not all(pair) for pair in pairs)
-        or len(pairs) not in (0, len(entries))
-    ):
+    pairs = {}
+    for entry in entries:
+        slot, equals, column = (part.strip() for part in entry.partition("="))
+        if equals:
+            pairs[slot] = column
+    halves = [*pairs, *pairs.values()] if pairs else entries
+    if not all(halves) or (pairs and len(pairs) != len(entries)):
         raise ValueError(
             f"--axes {text!r} is neither a list of columns (dense_params,examples) "
             "nor SLOT=COLUMN pairs (N=dense_params)"
         )
-    return dict(pairs) if pairs else entries
+    return pairs or entries

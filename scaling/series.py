@@ -218,13 +218,14 @@ def quantity(fit: LawFit, name: str) -> Quantity:
         return Quantity(name, parameter.role, None, None, "none", refused or "fit: no value")
     interval, method = intervals.get(name), "95 % cluster bootstrap"
     if interval is None:
-        ranges = {} if centred else fit.jackknife.get("range", {})
+        ranges: Any = {} if centred else fit.jackknife.get("range", {})
         interval = ranges.get(name)
         method = "leave-one-cluster-out range" if interval else "no interval"
-    return Quantity(name, parameter.role, value, tuple(interval) if interval else None, method)
+    ends = (float(interval[0]), float(interval[1])) if interval else None
+    return Quantity(name, parameter.role, value, ends, method)
 
 
-def predict(fit: LawFit, column: str, x: np.ndarray) -> tuple[np.ndarray | None, tuple | None, str]:
+def predict(fit: LawFit, column: str, x: np.ndarray) -> tuple[Any, tuple | None, str]:
     """(predictions, (low, high) or None, reason for refusal or "") of a one-axis law; refused points are NaN."""
     if fit.refused:
         return None, None, "; ".join(f"{g.id}: {g.reason}" for g in fit.refusals if "*" in g.refuses)
