@@ -133,7 +133,7 @@ def generator(*, rows: int = 2**18, slack: float = 1.0) -> dict[str, Any]:
 def _axis_asymptote(world: World, rows: TruthRows, axis: str) -> float:
     """Mean over rows of the loss with one resource unlimited and the others as in the world.
 
-    Unlimited terms or events make their tail, a normal part of the noise, known; unlimited ranks the sign of fresh pairs.
+    Unlimited terms or events make their tail, normal noise, known; unlimited ranks the sign of fresh pairs.
     """
     config = world.config
     z = rows.z.ravel()

@@ -17,7 +17,7 @@ import numpy as np
 from ..data.known_truth import request_numbers
 from ..data.known_truth_config import CROSS_FIELDS
 from ..data.known_truth_draw import draw
-from ..data.known_truth_parts import signs
+from ..data.known_truth_parts import padded_words, signs, term_values
 from ..data.known_truth_world import Terms, World
 
 _INTERCEPT_PRECISION = 1.0
@@ -28,15 +28,8 @@ Features = Callable[[jax.Array], jax.Array]
 def term_features(terms: Terms, first: int) -> Features:
     """The first `first` terms of a world as features: words [9, n] -> float32 [first, n] in {-1, 1}."""
     chosen = np.argsort(terms.number, kind="stable")[:first]
-    field, bit = jnp.asarray(terms.field[chosen]), jnp.asarray(terms.bit[chosen], jnp.uint32)
-
-    def features(words: jax.Array) -> jax.Array:
-        x = jnp.uint32(0)
-        for i in range(field.shape[1]):
-            x = x ^ (words[field[:, i]] >> bit[:, i, None])
-        return 1.0 - 2.0 * (x & 1).astype(jnp.float32)
-
-    return features
+    known = terms.replace(field=terms.field[chosen], bit=terms.bit[chosen])
+    return lambda words: term_values(words, known)
 
 
 def product_features(code_bits: int, pairs: Sequence[tuple[int, int]]) -> Features:
@@ -57,10 +50,7 @@ def product_features(code_bits: int, pairs: Sequence[tuple[int, int]]) -> Featur
 def code_words_and_labels(world: World, log_seed: int, index: Any, rows: int, evaluation: bool = False):
     """Words uint32 [9, rows] and labels float32 [rows] of batch `index` with one candidate a request."""
     drawn = draw(world, log_seed, request_numbers(index, rows, evaluation), 1)
-    words = jnp.concatenate(
-        [drawn.rows.request_words, drawn.rows.candidate_words[..., 0], jnp.zeros((1, rows), jnp.uint32)]
-    )
-    return words, drawn.labels[:, 0, 0]
+    return padded_words(drawn.rows)[..., 0], drawn.labels[:, 0, 0]
 
 
 def train(

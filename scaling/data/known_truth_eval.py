@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit
 
@@ -23,8 +24,9 @@ from ...models.inputs import Batch
 from .known_truth_card import card
 from .known_truth_config import REQUEST_FIELDS, TASK_NAMES
 from .known_truth_laws import predict, surface
+from .known_truth_parts import term_values
 from .known_truth_quadrature import divergence, entropy, expected_auc, logit
-from .known_truth_truth import PARTS, TruthRows, oracle_logits, truth
+from .known_truth_truth import TruthRows, oracle_logits, truth
 from .known_truth_world import World
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
 ]  # fmt: skip
 
 _DECILES = 10
+_CONSTANT = 1e-9  # logits closer together than this are one constant: nothing is recovered
+_PIECE = 4096  # rows whose terms are formed at a time
 
 
 def evaluate(
@@ -64,9 +68,11 @@ def evaluate_rows(
     Keys: rows; excess_logloss = mean KL(p*||p); logloss = H* + excess_logloss; entropy_floor; asymptote; base_rate; ne;
     auc, gauc: in expectation over labels; calibration = mean p / mean p*; calibration_deciles: the same by decile of
     p*; observed_logloss; observed_excess: paired with p* on the same labels, with observed_excess_se, must agree with
-    excess_logloss; coefficients, recovery: per part of the logit, the least-squares coefficient, and corr^2 of the part
-    with what is left of the logit when the other parts' fitted shares are taken out. A second label adds the same keys
-    ending in its name; in a cascade its rows count with the probability that the first label is 1.
+    excess_logloss; coefficients: least squares of the logit on its parts, so the share of a part whose terms are known
+    or not, times the shrinkage all parts have in common; recovery: corr^2 of a part with the logit's projection on it.
+    The projection is term by term for N, by order; for L, M, B and X it is what the logit holds beside the N terms and
+    the fitted shares of the others, so that their errors lower it. A second label adds the same keys ending in its
+    name; in a cascade its rows count with the probability that the first label is 1.
 
     Raises:
         ValueError: shapes differ.
@@ -83,7 +89,7 @@ def evaluate_rows(
         values = _exact_metrics(predicted, p, q, weight, np.asarray(groups)[keep], facts)
         seen = np.asarray(mask)[..., task][keep] > 0
         values |= _observed(predicted[seen], p[seen], q[seen], np.asarray(labels)[..., task][keep][seen])
-        values |= _recovery(predicted, {name: rows.parts[name][..., task][keep] for name in PARTS})
+        values |= _recovery(world, task, predicted, rows, keep)
         out |= {f"{name}_{TASK_NAMES[task]}": value for name, value in values.items()} if task else values
     return out
 
@@ -110,8 +116,7 @@ def row_groups(batches: list[Batch]) -> tuple[np.ndarray, str]:
 
 def stack_truth(rows: list[TruthRows]) -> TruthRows:
     """Truth of several batches with a leading batch axis."""
-    stacked = {name: np.stack([getattr(row, name) for row in rows]) for name in ("z", "noise_sd", "fresh", "p", "q")}
-    return TruthRows(parts={k: np.stack([row.parts[k] for row in rows]) for k in rows[0].parts}, **stacked)
+    return jax.tree.map(lambda *values: np.stack(values), *rows)
 
 
 def _exact_metrics(predicted, p, q, weight, groups, facts) -> dict[str, Any]:
@@ -152,16 +157,69 @@ def _observed(predicted, p, q, labels) -> dict[str, Any]:
     }
 
 
-def _recovery(predicted: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, Any]:
-    parts = {**parts, "B": parts["B_user"] + parts["B_item"]}
+def _recovery(world: World, task: int, predicted: np.ndarray, rows: TruthRows, keep: np.ndarray) -> dict[str, Any]:
+    """Coefficients and recovered shares; see `evaluate_rows`."""
+    parts = {name: value[..., task][keep] for name, value in rows.parts.items()}
+    parts["B"] = parts["B_user"] + parts["B_item"]
     names = [name for name in ("N1", "N2", "N3", "N4", "L", "M", "B", "X") if np.ptp(parts[name]) > 0]
     centred = np.stack([parts[name] - parts[name].mean() for name in names], axis=1)
     target = predicted - predicted.mean()
+    if np.abs(target).max() < _CONSTANT:
+        nothing = dict.fromkeys(names, 0.0)
+        return {"coefficients": nothing, "recovery": dict(nothing)}
     coefficients, *_ = np.linalg.lstsq(centred, target, rcond=None)
-    rest = target - centred @ coefficients
-    recovery = {}
-    for index, name in enumerate(names):
-        own = rest + coefficients[index] * centred[:, index]
-        scale = (own @ own) * (centred[:, index] @ centred[:, index])
-        recovery[name] = float((own @ centred[:, index]) ** 2 / scale) if scale > 0 else 0.0
+    others = [index for index, name in enumerate(names) if name[0] != "N"]
+    recovery, rest = {}, target
+    if world.terms:
+        # Without the other parts, whose chance overlap with so many terms would be taken for N.
+        own = target - centred[:, others] @ coefficients[others]
+        recovery, projected = _term_recovery(world, task, own, rows.words[keep], rows.domain[keep])
+        rest = target - projected
+    left, *_ = np.linalg.lstsq(centred[:, others], rest, rcond=None)
+    rest = rest - centred[:, others] @ left
+    for column, own_coefficient in zip(others, left, strict=True):
+        own = rest + own_coefficient * centred[:, column]
+        scale = (own @ own) * (centred[:, column] @ centred[:, column])
+        recovery[names[column]] = float((own @ centred[:, column]) ** 2 / scale) if scale > 0 else 0.0
     return {"coefficients": dict(zip(names, coefficients.tolist(), strict=True)), "recovery": recovery}
+
+
+def _term_recovery(world: World, task: int, target: np.ndarray, words: np.ndarray, domain: np.ndarray):
+    """(recovered share by order, projection of `target` on all terms): terms are orthonormal, so both are sums of dots.
+
+    With rows enough a second pass takes out what the sample's terms have in common by chance.
+    """
+    terms, n = world.terms[task], len(target)
+    pieces = [slice(start, start + _PIECE) for start in range(0, n, _PIECE)]
+    inputs = [(words[piece].T, domain[piece] if world.config.domains > 1 else None) for piece in pieces]
+    learned, projected = np.zeros(len(terms.number)), np.zeros(n)
+    for _ in range(2 if n >= 4 * len(learned) else 1):
+        rest = (target - projected).astype(np.float32)
+        sums = [_dots(terms, *given, rest[piece]) for given, piece in zip(inputs, pieces, strict=True)]
+        dots, norms = (
+            np.sum([np.asarray(x, np.float64) for x in column], axis=0) for column in zip(*sums, strict=True)
+        )
+        learned += dots / np.maximum(norms, 1.0)
+        weights = learned.astype(np.float32)
+        projected = np.concatenate([_combine(terms, *given, weights) for given in inputs]).astype(np.float64)
+    true, weight = terms.coefficient / world.scale, norms / n
+    recovery = {}
+    for order in sorted({group.order for group in terms.groups}):
+        own = np.concatenate([np.arange(g.start, g.stop) for g in terms.groups if g.order == order])
+        noise = len(own) * float(target @ target) / n**2  # what random dots would add to the sum of squares
+        found = max(float(weight[own] @ learned[own] ** 2) - noise, noise)
+        scale = float(weight[own] @ true[own] ** 2) * found
+        agreement = float(weight[own] @ (true[own] * learned[own]))
+        recovery[f"N{order}"] = min(1.0, agreement**2 / scale) if scale > 0 else 0.0
+    return recovery, projected
+
+
+@jax.jit
+def _dots(terms, words, domain, target):
+    values = term_values(words, terms, domain)
+    return values @ target, jnp.sum(jnp.abs(values), axis=1)
+
+
+@jax.jit
+def _combine(terms, words, domain, coefficients):
+    return coefficients @ term_values(words, terms, domain)

@@ -101,6 +101,28 @@ def term_sums(words: jax.Array, terms: Terms, domain: jax.Array | None = None, l
     return {"rows": _by_rows, "terms": _by_terms}[layout](words, domain, terms)
 
 
+def term_values(words: jax.Array, terms: Terms, domain: jax.Array | None = None) -> jax.Array:
+    """psi of every entry of the terms, float32 [entries, n] in {-1, 1}; 0 where an entry is another domain's.
+
+    words, domain: as for `term_sums`, which never builds this array and is what the generator uses.
+    """
+    x = jnp.uint32(0)
+    for i in range(MAX_ORDER):
+        x = x ^ (words[jnp.asarray(terms.field)[:, i]] >> jnp.asarray(terms.bit, jnp.uint32)[:, i, None])
+    values = 1.0 - 2.0 * (x & 1).astype(jnp.float32)
+    if domain is None:
+        return values
+    owner = jnp.asarray(terms.domain)[:, None]
+    return jnp.where((owner < 0) | (owner == domain), values, 0.0)
+
+
+def padded_words(rows: Rows) -> jax.Array:
+    """Code words of all cross fields per row and the zero word that pads short terms: uint32 [9, R, C]."""
+    shape = rows.candidate_words.shape[1:]
+    repeated = jnp.broadcast_to(rows.request_words[:, :, None], (len(REQUEST_FIELDS), *shape))
+    return jnp.concatenate([repeated, rows.candidate_words, jnp.zeros((1, *shape), jnp.uint32)])
+
+
 def code_words(world: World, first: int, ids: jax.Array) -> jax.Array:
     """Words of the ids (popularity order) of consecutive cross fields first, first + 1, ...: uint32, shaped as `ids`.
 
@@ -231,17 +253,14 @@ def _decode_pairs(world: World, batch: Batch) -> dict[str, jax.Array]:
 
 
 def _n_parts(world: World, rows: Rows, task: int, zero: jax.Array) -> dict[str, jax.Array]:
-    requests, candidates = zero.shape
     out = {f"N{order}": zero for order in range(1, MAX_ORDER + 1)} | {"N_request": zero}
     if not world.terms:
         return out
-    repeated = jnp.broadcast_to(rows.request_words[:, :, None], (len(REQUEST_FIELDS), requests, candidates))
-    words = jnp.concatenate([repeated, rows.candidate_words, jnp.zeros((1, requests, candidates), jnp.uint32)])
     domain = None
     if rows.domain is not None:
         domain = jnp.broadcast_to(rows.domain[:, None], zero.shape).reshape(zero.size)
     terms = world.terms[task]
-    sums = term_sums(words.reshape(len(CROSS_FIELDS) + 1, zero.size), terms, domain)
+    sums = term_sums(padded_words(rows).reshape(-1, zero.size), terms, domain)
     for index, group in enumerate(terms.groups):
         value = sums[index].reshape(zero.shape)
         out[f"N{group.order}"] = out[f"N{group.order}"] + value

@@ -22,6 +22,7 @@ from .known_truth_parts import SEQUENCE
 from .known_truth_truth import TruthRows, sample
 
 _READ_AHEAD = 2
+_ROW_ARRAYS = ("z", "noise_sd", "fresh", "p", "q", "words", "domain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,15 +209,14 @@ class KnownTruthSource:
 
 
 def _pack(holdout: Holdout) -> dict[str, np.ndarray]:
-    rows = holdout.rows
-    plain = {"z": rows.z, "noise_sd": rows.noise_sd, "fresh": rows.fresh, "p": rows.p, "q": rows.q}
-    parts = {f"part_{name}": value for name, value in rows.parts.items()}
+    rows = {f"row_{name}": getattr(holdout.rows, name) for name in _ROW_ARRAYS}
+    parts = {f"part_{name}": value for name, value in holdout.rows.parts.items()}
     rest = {name: getattr(holdout, name) for name in ("labels", "mask", "valid", "groups")}
-    return plain | parts | rest | {"weighting": np.asarray(holdout.weighting)}
+    return rows | parts | rest | {"weighting": np.asarray(holdout.weighting)}
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> Holdout:
     parts = {name.removeprefix("part_"): arrays[name] for name in arrays if name.startswith("part_")}
-    rows = TruthRows(parts=parts, **{name: arrays[name] for name in ("z", "noise_sd", "fresh", "p", "q")})
+    rows = TruthRows(parts=parts, **{name: arrays[f"row_{name}"] for name in _ROW_ARRAYS})
     rest = {name: arrays[name] for name in ("labels", "mask", "valid", "groups")}
     return Holdout(rows=rows, weighting=str(arrays["weighting"]), **rest)

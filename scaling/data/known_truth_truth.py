@@ -18,7 +18,7 @@ from .known_truth import assemble, request_numbers
 from .known_truth_config import KnownTruthConfig
 from .known_truth_draw import draw
 from .known_truth_drift import posterior, state_weights, states
-from .known_truth_parts import DRIFT_FIELD, SEQUENCE, decode, parts
+from .known_truth_parts import DRIFT_FIELD, SEQUENCE, Rows, decode, padded_words, parts
 from .known_truth_quadrature import logit, smoothed
 from .known_truth_world import Terms, World, domain_biases
 
@@ -32,7 +32,8 @@ class TruthRows:
     z: logit without noise, drift states and the unobservable sign of fresh pairs; parts: its parts by name (`PARTS`),
     and `N_request`, the share of N that is constant in a request; noise_sd: s_eta of the row; fresh: bool [R, C], the
     pair's sign is unobservable; p: Bayes probability p* of the label given everything a model can see (for a cascade's
-    second label: given the first was 1); q: 1 - p.
+    second label: given the first was 1); q: 1 - p; words: uint32 [R, C, 9], code words as in `known_truth_parts`;
+    domain: int32 [R, C].
     """
 
     z: Any
@@ -41,6 +42,8 @@ class TruthRows:
     fresh: Any
     p: Any
     q: Any
+    words: Any
+    domain: Any
 
     @property
     def v(self) -> np.ndarray:
@@ -53,13 +56,24 @@ class TruthRows:
         return self.p[..., 0] * self.p[..., 1]
 
 
+@flax.struct.dataclass
+class _Integers:
+    """What truth is computed from: parts int32 [R, C, Y], fresh bool, rank and domain int32 [R, C], words [R, C, 9]."""
+
+    parts: dict[str, Any]
+    fresh: Any
+    rank: Any
+    words: Any
+    domain: Any
+
+
 def truth(world: World, batch: Batch) -> TruthRows:
     """Truth per row of a batch with its whole history. Labels are not read.
 
     p* = E sigmoid(z + eta) by 41-node Gauss-Hermite quadrature, averaged over both signs of fresh pairs and, with
     drift, over the posterior of the hidden states.
     """
-    return _rows(world, batch, *integer_parts(world, batch))
+    return _truth_rows(world, batch, _integers(world, batch))
 
 
 def sample(world: World, log_seed: int, index: int, requests: int, candidates: int = 1) -> tuple[Batch, TruthRows]:
@@ -67,9 +81,10 @@ def sample(world: World, log_seed: int, index: int, requests: int, candidates: i
 
     Much cheaper than `truth(world, make_batch(..., evaluation=True))` and equal to it.
     """
-    slim, values, fresh = _sample(world, np.uint32(log_seed & 0xFFFFFFFF), np.uint32(index), requests, candidates)
-    slim = jax.device_get(slim)
-    return slim, _rows(world, slim, *_host(values, fresh))
+    slim, integers = jax.device_get(
+        _sample(world, np.uint32(log_seed & 0xFFFFFFFF), np.uint32(index), requests, candidates)
+    )
+    return slim, _truth_rows(world, slim, integers)
 
 
 def oracle_logits(
@@ -94,13 +109,12 @@ def oracle_logits(
     config = world.config
     if config.drift:
         raise ValueError("oracles are not defined with drift: turn it off (drift=0)")
-    known = _limited(world, quanta, orders, history)
-    values, fresh = integer_parts(known, batch)
+    integers = jax.device_get(_integers(_limited(world, quanta, orders, history), batch))
+    values, unknown = integers.parts, integers.fresh
     if not biases:
         values = values | {name: np.zeros_like(values[name]) for name in ("B_user", "B_item")}
-    unknown = fresh
     if config.has_m and ranks is not None:
-        unknown = np.asarray(decode_ranks(world, batch)) >= min(ranks, config.pair_items)
+        unknown = integers.rank >= min(ranks, config.pair_items)
         values = values | {"M": np.where(unknown[..., None], 0, values["M"])}
     missing = _missing_variance(world, batch, quanta, orders, history) + (0.0 if biases else config.c_b)
     sd = np.sqrt(noise_sd(config, batch) ** 2 + missing)
@@ -144,68 +158,58 @@ def noise_sd(config: KnownTruthConfig, batch: Batch) -> np.ndarray:
     return np.sqrt(variance)
 
 
-def integer_parts(world: World, batch: Batch) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Parts of every task as int64 [R, C, Y], and the mask of fresh pairs [R, C]."""
-    return _host(*_integer_parts(world, batch))
-
-
-def decode_ranks(world: World, batch: Batch) -> np.ndarray:
-    """Rank of each row's pair, counted from 0, `pair_items` where fresh: int32 [R, C]."""
-    return np.asarray(_ranks(world, batch))
-
-
-def _host(values, fresh) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    values, fresh = jax.device_get((values, fresh))
-    return {name: value.astype(np.int64) for name, value in values.items()}, fresh
-
-
-def _rows(world: World, batch: Batch, values: dict[str, np.ndarray], fresh: np.ndarray) -> TruthRows:
+def _truth_rows(world: World, batch: Batch, integers: _Integers) -> TruthRows:
+    integers = jax.device_get(integers)
+    values, first = integers.parts, np.arange(world.config.tasks) == 0
     z = _logit(world, values)
     sd = noise_sd(world.config, batch)
-    amplitude = _amplitude(world, fresh)
+    amplitude = _amplitude(world, integers.fresh)
     offsets, weights = _drift_mixture(world, batch)
     p, q = np.zeros(z.shape), np.zeros(z.shape)
     for offset, weight in zip(offsets, np.moveaxis(weights, -1, 0), strict=True):
-        first = np.arange(world.config.tasks) == 0  # like M, drift belongs to the first label
+        # Like M, drift belongs to the first label.
         p_state, q_state = smoothed(z + offset * first, sd, amplitude)
         p += weight[:, None, None] * p_state
         q += weight[:, None, None] * q_state
-    parts_ = {name: value / world.scale for name, value in values.items()}
-    return TruthRows(z, parts_, np.broadcast_to(sd, z.shape), fresh, p, q)
+    return TruthRows(
+        z=z,
+        parts={name: value / world.scale for name, value in values.items()},
+        noise_sd=np.broadcast_to(sd, z.shape),
+        fresh=integers.fresh,
+        p=p,
+        q=q,
+        words=integers.words,
+        domain=integers.domain,
+    )
 
 
 @jax.jit
-def _ranks(world: World, batch: Batch) -> jax.Array:
-    return decode(world, batch).rank
-
-
-@jax.jit
-def _integer_parts(world: World, batch: Batch):
-    config = world.config
+def _integers(world: World, batch: Batch) -> _Integers:
     rows = decode(world, batch)
-    values = tuple(parts(world, rows, task) for task in range(config.tasks))
-    fresh = rows.rank >= config.pair_items if config.has_m else jnp.zeros(batch.valid.shape, bool)
-    return _stacked(values), fresh
+    values = tuple(parts(world, rows, task) for task in range(world.config.tasks))
+    fresh = rows.rank >= world.config.pair_items if world.config.has_m else jnp.zeros(batch.valid.shape, bool)
+    return _collect(rows, values, fresh)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _sample(world: World, log_seed, index, requests: int, candidates: int):
+def _sample(world: World, log_seed, index, requests: int, candidates: int) -> tuple[Batch, _Integers]:
     drawn = draw(world, log_seed, request_numbers(index, requests, evaluation=True), candidates)
     batch = assemble(world, drawn)
-    bare = {
-        # Events fill the memory; only drift's observations are needed for the truth.
-        name: history.replace(ids={}, delta_s=None)
-        for name, history in batch.user.histories.items()
-    }
-    return batch.replace(user=batch.user.replace(histories=bare)), _stacked(drawn.parts), drawn.fresh
+    # Events fill the memory; only drift's observations are needed for the truth.
+    bare = {name: history.replace(ids={}, delta_s=None) for name, history in batch.user.histories.items()}
+    batch = batch.replace(user=batch.user.replace(histories=bare))
+    return batch, _collect(drawn.rows, drawn.parts, drawn.fresh)
 
 
-def _stacked(values: tuple[dict[str, jax.Array], ...]) -> dict[str, jax.Array]:
-    return {name: jnp.stack([value[name] for value in values], axis=-1) for name in values[0]}
+def _collect(rows: Rows, values: tuple[dict[str, jax.Array], ...], fresh: jax.Array) -> _Integers:
+    domain = jnp.zeros(fresh.shape, jnp.int32) + (0 if rows.domain is None else rows.domain[:, None])
+    rank = jnp.zeros(fresh.shape, jnp.int32) if rows.rank is None else rows.rank
+    stacked = {name: jnp.stack([value[name] for value in values], axis=-1) for name in values[0]}
+    return _Integers(stacked, fresh, rank, jnp.moveaxis(padded_words(rows), 0, -1), domain)
 
 
 def _logit(world: World, values: dict[str, np.ndarray]) -> np.ndarray:
-    total = np.asarray(world.task_bias, np.int64) + sum(values[name] for name in PARTS)
+    total = np.asarray(world.task_bias, np.int64) + sum(values[name].astype(np.int64) for name in PARTS)
     return total / world.scale
 
 

@@ -88,6 +88,7 @@ def test_metrics_of_the_bayes_logit_and_of_a_constant(source, small_card):
     assert constant["auc"] == constant["gauc"] == pytest.approx(0.5, abs=1e-12)
     assert constant["excess_logloss"] > 0.04
     assert constant["recovery"].keys() == best["recovery"].keys()
+    assert min(best["recovery"][name] for name in ("L", "M", "B")) > 0.9
     assert max(constant["recovery"].values()) < 1e-12
     json.dumps(constant)
 

@@ -9,8 +9,8 @@ import pytest
 from recscale.scaling.data.known_truth import build_world, make_batch, preset
 from recscale.scaling.data.known_truth_card import SAMPLE_ROWS
 from recscale.scaling.data.known_truth_eval import stack_truth
-from recscale.scaling.data.known_truth_parts import decode
-from recscale.scaling.data.known_truth_truth import decode_ranks, order_variances, part_variances, sample
+from recscale.scaling.data.known_truth_parts import decode, padded_words, term_values
+from recscale.scaling.data.known_truth_truth import order_variances, part_variances, sample
 
 # Every part and every kind of correlation at a quarter of the default's cost.
 CHECKED = preset("base", history_max=32, quanta=512, blocks=16, clusters=32, pair_items=256)
@@ -65,13 +65,12 @@ def test_parts_of_presets_at_full_size(name):
 def test_first_forty_terms_are_orthonormal():
     world = build_world(CHECKED)
     n = 2**16
-    rows = jax.jit(lambda k: decode(world, make_batch(world, 11, k, n)))(np.int32(0))
-    words = np.concatenate([rows.request_words, rows.candidate_words[..., 0], np.zeros((1, n), np.uint32)])
     terms = world.terms[0]
-    chosen = np.argsort(terms.number)[:40]
-    psi = np.ones((40, n))
-    for i in range(4):
-        psi *= 1.0 - 2.0 * ((words[terms.field[chosen, i]] >> terms.bit[chosen, i, None].astype(np.uint32)) & 1)
+    first = np.argsort(terms.number)[:40]
+    chosen = terms.replace(field=terms.field[first], bit=terms.bit[first])
+    rows = jax.jit(lambda k: decode(world, make_batch(world, 11, k, n)))(np.int32(0))
+    psi = np.asarray(term_values(padded_words(rows)[..., 0], chosen), np.float64)
+    assert psi.shape == (40, n)
     assert np.abs(psi.mean(axis=1)).max() < 4.5 / np.sqrt(n)
     products = psi @ psi.T / n
     assert np.abs(products - np.eye(40)).max() < 4.5 / np.sqrt(n)
@@ -81,7 +80,7 @@ def test_pairs_carry_the_signal_and_single_ids_none():
     world = build_world(CHECKED)
     n = 2**17
     batch = jax.device_get(jax.jit(lambda k: make_batch(world, 11, k, n))(np.int32(0)))
-    rank = decode_ranks(world, batch)[:, 0]
+    rank = np.asarray(jax.jit(lambda batch: decode(world, batch).rank)(batch))[:, 0]
     mem_u, mem_i = batch.user.ids["mem_u"], batch.candidates.ids["mem_i"][:, 0]
     known = rank < CHECKED.pair_items
     word = world.pair_signs[mem_u // 2, np.where(known, rank, 0) // 32]

@@ -266,7 +266,17 @@ def test_oracles_miss_what_they_should(name, world, batches, constants):
     assert share / others == pytest.approx(1.0 - missing / observable, abs=0.05)
     if name == "order":
         assert found["coefficients"]["N1"] / others == pytest.approx(1.0, abs=0.05)
-        assert max(found["recovery"][k] for k in ("N2", "N3", "N4")) < 0.01
+        assert found["recovery"]["N1"] > 0.95
+        assert max(found["recovery"][k] for k in ("N2", "N3", "N4")) < 0.1
+    if name == "terms":
+        known = np.asarray([number <= 16 for number in world.terms[0].number])
+        for order in (2, 3):
+            own = np.concatenate([np.arange(g.start, g.stop) for g in world.terms[0].groups if g.order == order])
+            squares = np.square(world.terms[0].coefficient[own].astype(float))
+            exact = squares[known[own]].sum() / squares.sum()
+            assert found["recovery"][f"N{order}"] == pytest.approx(exact, abs=0.05)
+    if name == "events":
+        assert min(found["recovery"][f"N{order}"] for order in range(1, 5)) > 0.9
 
 
 def rows_of(part):
