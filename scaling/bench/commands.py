@@ -16,7 +16,7 @@ def bench() -> None:
 
 
 @bench.command("train-step")
-@click.option("--rounds", default=8, show_default=True, help="Turns each rival gets; 4 timed steps per turn.")
+@click.option("--rounds", default=8, show_default=True, help="Turns each rival gets, of 4 timed steps.")
 @click.option("--torch/--no-torch", "torch", default=True, help="Race the same model in PyTorch with torch.compile.")
 @click.option("--tables/--no-tables", default=True, help="Also compare a table of 10,000,000 rows with 10,000.")
 @click.option("--known-truth/--no-known-truth", default=True, help="Also measure the share of generating the data.")
@@ -70,7 +70,7 @@ def _step_report(result: dict[str, Any]) -> str:
             time = result[name]
             layout = f", {time['layout']}" if "layout" in time else ""
             lines.append(
-                f"{name + layout:16s} {time['median_ms']:8.1f} ms a step (median of {time['samples']}; quartiles "
+                f"{name + layout:16s} {time['median_ms']:8.1f} ms a step (median of {time['turns']} turns; quartiles "
                 f"{time['lower_quartile_ms']:.1f} to {time['upper_quartile_ms']:.1f}; {time['cpu_ms']:.0f} ms of CPU) "
                 f"{time['rows_per_s']:10,.0f} rows/s {time['flops_per_s'] / 1e9:7.1f} GFLOP/s"
             )

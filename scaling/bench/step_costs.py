@@ -73,10 +73,15 @@ def generation(
     config.model = sized.config
     batch = jax.block_until_ready(jax.jit(source.batch)(0))
     alone = jax.jit(source.batch)
+
+    def batches(count: int) -> None:
+        for k in range(count):
+            jax.block_until_ready(alone(k))
+
     steps = {
         "generated": _step(config, source, generate=True),
         "given": _step(config, source, batch=batch),
-        "batch_alone": lambda: jax.block_until_ready(alone(1)),
+        "batch_alone": batches,
     }
     times = {name: summary(samples) for name, samples in alternate(steps, rounds=rounds, per_round=per_round).items()}
     return {
@@ -88,7 +93,7 @@ def generation(
 
 
 def _step(config: Any, source: Any, *, batch: Any = None, generate: bool = False):
-    """One step of one replica: on `batch`, on the source's first batch, or (`generate`) on one made inside."""
+    """Steps of one replica: on `batch`, on the source's first batch, or (`generate`) on one made inside."""
     from .train_step import stepper
 
     trainer = make_trainer(config, source, [(0, 1e-3)], warmup=0)

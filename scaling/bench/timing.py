@@ -13,36 +13,37 @@ from typing import Any, NamedTuple
 
 from .. import host_memory
 
-# Steps of a turn that are not timed: the thread pool that ran before may still be spinning, caches hold its data.
-_UNTIMED = 1
+# `run(n)` does n steps and returns when they are done.
+Rival = Callable[[int], object]
 
 
 class Sample(NamedTuple):
-    """One timed call, in seconds: by the clock, and summed over the threads of this process."""
+    """One turn, in seconds per step: by the clock, and summed over the threads of this process."""
 
     wall_s: float
     cpu_s: float
 
 
-def alternate(steps: Mapping[str, Callable[[], object]], *, rounds: int, per_round: int) -> dict[str, list[Sample]]:
-    """Every timed call, by name; each round gives every step a turn of `per_round` timed calls.
+def alternate(rivals: Mapping[str, Rival], *, rounds: int, per_round: int) -> dict[str, list[Sample]]:
+    """Time per step of every turn, by name; each round gives every rival a turn of `per_round` steps.
 
-    A step must return only when its work is done.
+    A step before each turn is not timed: the thread pool that ran before may still be spinning, and caches hold its
+    data. Within a turn steps follow each other as in training, so a rival may prepare one while another computes.
     """
-    samples: dict[str, list[Sample]] = {name: [] for name in steps}
+    samples: dict[str, list[Sample]] = {name: [] for name in rivals}
     gc.collect()
     for _ in range(rounds):
-        for name, step in steps.items():
-            for i in range(_UNTIMED + per_round):
-                start, start_cpu = time.perf_counter(), time.process_time()
-                step()
-                if i >= _UNTIMED:
-                    samples[name].append(Sample(time.perf_counter() - start, time.process_time() - start_cpu))
+        for name, run in rivals.items():
+            run(1)
+            start, start_cpu = time.perf_counter(), time.process_time()
+            run(per_round)
+            wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+            samples[name].append(Sample(wall / per_round, cpu / per_round))
     return samples
 
 
 def summary(samples: list[Sample]) -> dict[str, float]:
-    """Median, quartiles and minimum of the clock in milliseconds, the median of the threads' time, and how many.
+    """Median, quartiles and minimum of the clock in milliseconds, the median of the threads' time, number of turns.
 
     On a machine others use as well, compare `cpu_ms`: it does not count waiting for a core.
     """
@@ -54,7 +55,7 @@ def summary(samples: list[Sample]) -> dict[str, float]:
         "upper_quartile_ms": 1e3 * high,
         "min_ms": 1e3 * min(wall),
         "cpu_ms": 1e3 * statistics.median(sample.cpu_s for sample in samples),
-        "samples": len(samples),
+        "turns": len(samples),
     }
 
 

@@ -76,8 +76,8 @@ class RankMixer(torch.nn.Module):
 def make_step(
     weights: Mapping[str, Any], x: np.ndarray, labels: np.ndarray, *, layers: int, layout: str, rate: float,
     compiled: bool = True,
-) -> tuple[Callable[[], torch.Tensor], RankMixer]:  # fmt: skip
-    """One Adam step on the batch x [T, B, D], labels [B], as a function that returns the loss before the update.
+) -> tuple[Callable[[int], float], RankMixer]:  # fmt: skip
+    """Adam on the batch x [T, B, D], labels [B]: a function that does n steps and returns the loss of the last.
 
     Forward, loss and backward are compiled; the optimiser is PyTorch's fused Adam.
     """
@@ -93,14 +93,15 @@ def make_step(
 
     loss_of = torch.compile(loss_of) if compiled else loss_of
 
-    def step() -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(inputs, targets)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+    def run(steps: int) -> float:
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(inputs, targets)
+            loss.backward()
+            optimizer.step()
+        return loss.item()
 
-    return step, model
+    return run, model
 
 
 def _gelu(x: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from ..training.step import Trainer, make_trainer
 from . import step_costs
 from .environment import environment
 from .fixed_batch import FixedBatch
-from .timing import alternate, summary
+from .timing import Rival, alternate, summary
 
 # The same model from the same weights: float32 sums in another order.
 _LOSS_TOLERANCE = 1e-4
@@ -67,7 +67,7 @@ def run(
 
     Args:
         shape: sizes. rate: learning rate of Adam.
-        rounds, per_round: turns and timed steps per turn.
+        rounds, per_round: turns of each rival, and timed steps per turn.
         torch: race the PyTorch model if it is installed.
         tables, known_truth: also measure what large tables and on-device data cost (see `step_costs`).
 
@@ -82,7 +82,7 @@ def run(
     shape = shape or Shape()
     flops = shape.rows * count("rankmixer", shape.schema(), shape.model_config()).train_flops_per_row
     ours, weights, batch = jax_step(shape, rate)
-    steps: dict[str, Callable[[], Any]] = {"jax": ours}
+    steps: dict[str, Rival] = {"jax": ours}
     result: dict[str, Any] = {"rows_per_s": None, "torch_rows_per_s": None, "ratio": None, "note": None}
     rival: dict[str, Any] = {}
     if torch:
@@ -105,8 +105,8 @@ def run(
     return result | {"environment": environment()}
 
 
-def jax_step(shape: Shape, rate: float = 1e-3) -> tuple[Callable[[], float], dict[str, np.ndarray], Batch]:
-    """A function that does one step and returns the loss before it; the initial weights by rival's name; the batch."""
+def jax_step(shape: Shape, rate: float = 1e-3) -> tuple[Callable[[int], float], dict[str, np.ndarray], Batch]:
+    """A function that does n steps and returns the last loss; the initial weights by rival's name; the batch."""
     config = get_config("rankmixer")
     config.model.update(shape.model_config())
     config.training.update({"optimizer": "adam", "schedule": "constant"})
@@ -118,16 +118,17 @@ def jax_step(shape: Shape, rate: float = 1e-3) -> tuple[Callable[[], float], dic
     return stepper(trainer, state, batch), weights, batch
 
 
-def stepper(trainer: Trainer, state: Any, batch: Batch | None) -> Callable[[], float]:
-    """A function that does one training step of the only replica, waits for it, and returns its loss."""
+def stepper(trainer: Trainer, state: Any, batch: Batch | None) -> Callable[[int], float]:
+    """A function that does n training steps of the only replica, waits for them, and returns the last one's loss."""
     held = [state]
 
-    def step() -> float:
-        held[0], metrics = trainer.step(held[0], batch)
+    def run(steps: int) -> float:
+        for _ in range(steps):
+            held[0], metrics = trainer.step(held[0], batch)
         jax.block_until_ready(held[0])
         return float(metrics["loss"][0])
 
-    return step
+    return run
 
 
 def weights_of(params: Any) -> dict[str, np.ndarray]:
@@ -137,7 +138,8 @@ def weights_of(params: Any) -> dict[str, np.ndarray]:
     for i, block in tree["blocks"].items():
         ffn, name = block["ffn"], f"blocks.{i}"
         for layer in ("up", "down"):
-            weights[f"{name}.{layer}"] = ffn[layer]["kernel"][0]
+            kernel = ffn[layer]["kernel"][0]
+            weights[f"{name}.{layer}"] = kernel.swapaxes(1, 2) if layer == "down" else kernel  # stored [T, D, F]
             weights[f"{name}.{layer}_bias"] = ffn[layer]["bias"][0]
         for norm in ("mixing_norm", "ffn_norm"):
             weights[f"{name}.{norm}.weight"] = block[norm]["gain"][0]
@@ -168,7 +170,7 @@ def _torch_step(
     steps, first = {}, {}
     for layout in torch_rankmixer.LAYOUTS:
         steps[layout], _ = torch_rankmixer.make_step(weights, x, labels, layers=shape.layers, layout=layout, rate=rate)
-        first[layout] = float(steps[layout]())  # compiles
+        first[layout] = steps[layout](1)  # compiles
     trial = alternate(steps, rounds=2, per_round=2)
     medians = {layout: summary(samples)["median_ms"] for layout, samples in trial.items()}
     fastest = min(medians, key=medians.__getitem__)
@@ -176,9 +178,9 @@ def _torch_step(
     return {"step": steps[fastest], **facts}, None
 
 
-def _same_loss(ours: Callable[[], float], theirs: float) -> float:
+def _same_loss(ours: Callable[[int], float], theirs: float) -> float:
     """Difference of the losses of the first step; ValueError if the models are not the same."""
-    difference = abs(ours() - theirs)
+    difference = abs(ours(1) - theirs)
     if not difference < _LOSS_TOLERANCE:
         raise ValueError(
             f"the first losses differ by {difference:.2e}, expected below {_LOSS_TOLERANCE:g}: not the same model"

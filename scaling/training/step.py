@@ -7,7 +7,7 @@ differences are paired; a replica whose loss is not finite stops being updated a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -24,7 +24,6 @@ from ...models.inputs.tables import EmbeddingTables, embed, find_touched, gather
 from ...models.layers.losses import masked_bce
 from ..data.source import Source
 from . import optimizers, row_updates, schedule
-
 
 # Independent random streams of one replica's seed.
 _MODEL_STREAM, _TABLE_STREAM, _DROPOUT_STREAM = 0, 1, 2
@@ -166,7 +165,8 @@ class Trainer:
         touched = find_touched(self.schema, batch)
         vectors = jax.vmap(gather_touched, in_axes=(0, None), axis_size=state.rate.shape[0])(state.tables, touched)
         graded = jax.value_and_grad(self._loss, argnums=(0, 1), has_aux=True)
-        (loss, aux), (grads, row_grads) = jax.vmap(graded, in_axes=(0, 0, 0, 0, None, None, None))(
+        graded = _map_replicas(graded, (0, 0, 0, 0, None, None, None), state.rate.shape[0])
+        (loss, aux), (grads, row_grads) = graded(
             state.params, vectors, state.other, state.seed, state.step, batch, touched
         )
         other, metrics = aux
@@ -262,6 +262,21 @@ def make_trainer(config: ConfigDict, source: Source, replicas: Sequence[tuple[in
 def shard_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """Puts a host batch on a mesh, requests split over axis "data"."""
     return jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+
+
+def _map_replicas(function: Callable[..., Any], in_axes: tuple[int | None, ...], replicas: int) -> Callable[..., Any]:
+    """vmap over the replica axis; a single replica runs without it.
+
+    An axis of size 1 keeps XLA from folding transposes into the gradients' products: 5 % of a RankMixer step on CPU.
+    """
+    if replicas > 1:
+        return jax.vmap(function, in_axes=in_axes)
+
+    def single(*args: Any) -> Any:
+        own = [jax.tree.map(lambda v: v[0], a) if axis == 0 else a for a, axis in zip(args, in_axes, strict=True)]
+        return jax.tree.map(lambda v: v[None], function(*own))
+
+    return single
 
 
 def _per_replica(alive: jax.Array, rate: jax.Array, update: jax.Array) -> jax.Array:

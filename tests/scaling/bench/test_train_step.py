@@ -17,7 +17,7 @@ TINY = train_step.Shape(rows=32, tokens=4, width=8, hidden=12, layers=2)
 def ours():
     """Losses of three Adam steps, the weights they start from, and the batch."""
     step, weights, batch = train_step.jax_step(TINY, 1e-2)
-    return [step() for _ in range(3)], weights, batch
+    return [step(1) for _ in range(3)], weights, batch
 
 
 @pytest.mark.parametrize("layout", ["baddbmm", "bmm", "einsum"])
@@ -27,31 +27,41 @@ def test_torch_model_is_the_same_model_with_the_same_optimiser(ours, layout):
     losses, weights, batch = ours
     x, labels = train_step.tokens_of(batch)
     theirs, _ = torch_rankmixer.make_step(weights, x, labels, layers=2, layout=layout, rate=1e-2, compiled=False)
-    np.testing.assert_allclose(losses, [float(theirs()) for _ in range(3)], rtol=1e-5)
+    np.testing.assert_allclose(losses, [theirs(1) for _ in range(3)], rtol=1e-5)
     assert losses[2] < losses[0]
 
 
 def test_without_torch_there_is_an_instruction_and_our_half(monkeypatch):
     monkeypatch.setattr(train_step.importlib.util, "find_spec", lambda name: None)
-    result = train_step.run(shape=TINY, rounds=1, per_round=2, tables=False, known_truth=False)
+    result = train_step.run(shape=TINY, rounds=2, per_round=1, tables=False, known_truth=False)
     assert result["ratio"] is None and result["torch"] is None and "recscale[bench]" in result["note"]
     assert result["rows_per_s"] == pytest.approx(1e3 * 32 / result["jax"]["median_ms"])
-    assert result["environment"]["versions"]["jax"] and result["jax"]["samples"] == 2
+    assert result["environment"]["versions"]["jax"] and result["jax"]["turns"] == 2
 
 
-def test_turns_alternate_and_leave_out_the_first_call():
+def test_turns_alternate_after_an_untimed_step():
     calls = []
-    steps = {name: lambda name=name: calls.append(name) for name in "ab"}
-    samples = timing.alternate(steps, rounds=2, per_round=3)
-    assert "".join(calls) == "aaaabbbb" * 2
-    assert {name: len(times) for name, times in samples.items()} == {"a": 6, "b": 6}
+    rivals = {name: lambda steps, name=name: calls.append((name, steps)) for name in "ab"}
+    samples = timing.alternate(rivals, rounds=2, per_round=3)
+    assert calls == [("a", 1), ("a", 3), ("b", 1), ("b", 3)] * 2
+    assert {name: len(times) for name, times in samples.items()} == {"a": 2, "b": 2}
+
+
+def test_time_of_a_turn_is_per_step(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def run(steps):
+        clock[0] += 5.0 * steps
+
+    assert timing.alternate({"slow": run}, rounds=1, per_round=4)["slow"][0].wall_s == 5.0
 
 
 def test_summary_of_samples():
     samples = [timing.Sample(wall, 2 * wall) for wall in (0.001, 0.002, 0.003, 0.004, 0.010)]
     found = timing.summary(samples)
     assert found["median_ms"] == pytest.approx(3) and found["min_ms"] == pytest.approx(1)
-    assert found["cpu_ms"] == pytest.approx(6) and found["samples"] == 5
+    assert found["cpu_ms"] == pytest.approx(6) and found["turns"] == 5
 
 
 def test_fixed_batch_follows_its_schema():
