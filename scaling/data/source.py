@@ -47,7 +47,7 @@ class Source(Protocol):
         ...
 
     def evaluate(self, logits: np.ndarray) -> dict[str, Any]:
-        """Metrics of holdout logits [number of batches, R, C, Y]: at least logloss, ne, auc, gauc, calibration, base_rate."""
+        """Metrics of holdout logits [batches, R, C, Y]: at least logloss, ne, auc, gauc, calibration, base_rate."""
         ...
 
     def facts(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ def figures(event: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def bar(title: str) -> Iterator[Any]:
     """Yields a function that takes the training loop's progress events."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%  {task.fields[text]}"))
+    done = TextColumn("{task.percentage:3.0f}%  {task.fields[text]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), done)
     with Progress(*columns) as progress:
         task = progress.add_task(title, total=None, text="compiling")
 
