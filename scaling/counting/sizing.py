@@ -134,36 +134,27 @@ def _nearest_params(model: str, schema: Schema, base: dict, target: float, toler
 
 
 def _nearest_flops(model: str, schema: Schema, base: dict, target: float, tolerance: float) -> _Best:
-    """Asks for a number of parameters, looks at what their FLOPs are, and asks again."""
+    """Finds the number of parameters whose FLOPs meet the target, then looks at the shapes around it."""
+    params = target / _USUAL_FLOPS_PER_PARAM
+    for _ in range(_ROUNDS):
+        near = _nearest_params(model, schema, base, params, tolerance)
+        if not near.overrides:
+            break
+        count = models.count(model, schema, _merged(base, near.overrides))
+        before, params = params, target * count.dense_params / count.train_flops_per_row
+        if abs(params / before - 1.0) < _CONVERGED:
+            break
 
     def error(count: Count) -> float:
         return count.train_flops_per_row / target - 1.0
 
-    params = target / _USUAL_FLOPS_PER_PARAM
-    for _ in range(_ROUNDS):
-        first = _friendliest(model, schema, base, params)
-        if first is None:
-            best, params = _smallest(model, schema, base, params, error)
-            if best.error >= 0:
-                return best
-            continue
-        change = target / first.train_flops_per_row
-        params *= change
-        if abs(change - 1.0) < _CONVERGED:
-            break
     best = _Best()
     for factor in _AROUND:
         found, _ = _scan(model, schema, base, params * factor, error, tolerance)
         best = min(best, found, key=lambda b: abs(b.error))
         if abs(best.error) <= tolerance:
-            break
-    return best
-
-
-def _friendliest(model: str, schema: Schema, base: dict, params: float) -> Count | None:
-    for overrides in models.size_space(model, schema, base, params):
-        return models.count(model, schema, _merged(base, overrides))
-    return None
+            return best
+    return best if best.overrides else _smallest(model, schema, base, params, error)[0]
 
 
 def _scan(

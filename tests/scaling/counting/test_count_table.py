@@ -97,3 +97,9 @@ def test_tree_params_counts_parameters_only():
 
     assert tree_params(Model()) == 12
     assert tree_params(nnx.eval_shape(Model)) == 12
+
+
+@pytest.mark.parametrize("name", models.list_models("encoder"))
+def test_sequence_encoders(name):
+    table = count_table(name, MIXED)
+    assert table.agrees, (table.closed, table.jaxpr, table.count.dense_params, table.tree_params)
