@@ -1,0 +1,77 @@
+"""`recscale bench`: figures, provenance and JSON of every subcommand."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from recscale.scaling.bench import known_truth, timing, train_step
+from recscale.scaling.bench.commands import bench
+from recscale.scaling.bench.environment import environment
+
+TIME = {"median_ms": 250.0, "lower_quartile_ms": 240.0, "upper_quartile_ms": 260.0, "cpu_ms": 480.0, "turns": 8}
+SPEED = {**TIME, "rows_per_s": 4096.0, "flops_per_s": 1e11}
+
+
+def _result(**changed):
+    tables = {"ratio": 1.05, "large_rows": 10_000_000, "small_rows": 10_000, "large": TIME, "small": TIME}
+    return {
+        "rows_per_s": 4096.0, "torch_rows_per_s": 3900.0, "ratio": 1.05, "note": None, "jax": SPEED,
+        "torch": {**SPEED, "layout": "bmm"}, "tables": tables,
+        "known_truth": {"share": 0.06, "preset": "dense", "dense_params": 1_000_000},
+        "environment": environment(), **changed,
+    }  # fmt: skip
+
+
+def _invoke(*args):
+    result = CliRunner().invoke(bench, list(args))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_train_step_prints_figures_and_json(monkeypatch):
+    asked = {}
+
+    def run(function, **kwargs):
+        asked.update(kwargs, function=function)
+        return _result()
+
+    monkeypatch.setattr(timing, "in_fresh_process", run)
+    result = _invoke("train-step", "--rounds", "3", "--no-tables", "--json")
+    assert result.exit_code == 0
+    assert asked.pop("function") is train_step.run
+    assert asked == {"huge_pages": True, "rounds": 3, "torch": True, "tables": False, "known_truth": True}
+    for text in ("1.050 in rows per second", "torch, bmm", "1.05x", "6.0 % of a step", "jax 0."):
+        assert text in result.output
+    assert json.loads(result.output.splitlines()[-1])["rows_per_s"] == 4096.0
+
+
+def test_train_step_without_a_rival_says_how_to_get_one(monkeypatch):
+    alone = _result(torch=None, torch_rows_per_s=None, ratio=None, note=train_step.TORCH_MISSING)
+    monkeypatch.setattr(timing, "in_fresh_process", lambda *_, **__: alone)
+    output = _invoke("train-step").output
+    assert 'pip install "recscale[bench]"' in output and "ours / PyTorch" not in output
+
+
+@pytest.mark.parametrize("passed, code", [(True, 0), (False, 1)])
+def test_known_truth_fails_with_its_gates(monkeypatch, passed, code):
+    found = {"passed": passed, "slope": np.float64(0.35), "points": np.arange(2)}
+    monkeypatch.setattr(known_truth, "run", lambda quick: {**found, "quick": quick})
+    result = _invoke("known-truth", "--quick", "--json")
+    assert result.exit_code == code
+    value = json.loads(result.output.splitlines()[-1])
+    assert value["quick"] is True and value["slope"] == 0.35 and value["points"] == [0, 1]
+    assert value["environment"]["command"]
+
+
+def test_reader_prints_nested_figures():
+    result = _invoke("reader", "--rows", "300", "--json")
+    assert result.exit_code == 0 and "slowest_rows_per_s" in result.output
+    assert json.loads(result.output.splitlines()[-1])["rows"] == 300
+
+
+def test_environment_names_what_decides_speed():
+    found = environment()
+    assert found["versions"]["jax"] and found["device"]["platform"] == "cpu" and found["cores"] >= 1
+    assert found["date"].endswith("+00:00") and isinstance(found["huge_pages"], bool)
