@@ -11,7 +11,14 @@ import importlib
 from typing import Any
 
 _REGISTRY = (
-    "build", "count", "default_dtype", "freeze_config", "get_config", "list_models", "list_presets", "size_space",
+    "build",
+    "count",
+    "default_dtype",
+    "freeze_config",
+    "get_config",
+    "list_models",
+    "list_presets",
+    "size_space",
 )
 
 __all__ = list(_REGISTRY)

@@ -20,7 +20,14 @@ from .inputs.history import NO_TOKENS, SequenceTokens, TokenShape
 Array = jax.Array
 
 __all__ = [
-    "NO_TOKENS", "Backbone", "Composed", "EncodedHistory", "Ranker", "SequenceEncoder", "SequenceTokens", "TokenShape",
+    "NO_TOKENS",
+    "Backbone",
+    "Composed",
+    "EncodedHistory",
+    "Ranker",
+    "SequenceEncoder",
+    "SequenceTokens",
+    "TokenShape",
 ]
 
 

@@ -1,9 +1,9 @@
 """Architectures by name. Adding one = one model file and one line in `_TABLE`; files are imported on first use.
 
-    rankmixer            a backbone
-    din                  a sequence encoder in front of a DLRM-MLP (short for din+dlrm_mlp)
-    din+rankmixer        a sequence encoder in front of a backbone
-    rankmixer_100m       a preset: an alias with fixed sizes
+rankmixer            a backbone
+din                  a sequence encoder in front of a DLRM-MLP (short for din+dlrm_mlp)
+din+rankmixer        a sequence encoder in front of a backbone
+rankmixer_100m       a preset: an alias with fixed sizes
 """
 
 from __future__ import annotations
@@ -144,9 +144,7 @@ def default_dtype():
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def _resolve(
-    name: str, schema: Schema, config: Any
-) -> tuple[EncoderSpec | None, Any, BackboneSpec, Any, TokenShape]:
+def _resolve(name: str, schema: Schema, config: Any) -> tuple[EncoderSpec | None, Any, BackboneSpec, Any, TokenShape]:
     encoder, backbone = _parts(name)
     frozen = freeze_config(name, config)
     if encoder is None:
@@ -195,5 +193,12 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 __all__: Iterable[str] = [
-    "build", "count", "default_dtype", "freeze_config", "get_config", "list_models", "list_presets", "size_space",
+    "build",
+    "count",
+    "default_dtype",
+    "freeze_config",
+    "get_config",
+    "list_models",
+    "list_presets",
+    "size_space",
 ]

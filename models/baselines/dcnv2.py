@@ -83,8 +83,16 @@ class CrossLayer(nnx.Module):
     """
 
     def __init__(
-        self, user_width: int, candidate_width: int, *, rank: int | None = None, experts: int = 1,
-        cross_activation: str = "tanh", init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        user_width: int,
+        candidate_width: int,
+        *,
+        rank: int | None = None,
+        experts: int = 1,
+        cross_activation: str = "tanh",
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         width = user_width + candidate_width
         self.rank, self.experts, self.act, self.dtype = rank, experts, cross_activation, dtype
@@ -132,9 +140,21 @@ class DCNv2(Backbone):
     """Cross layers on the flat inputs of `plan` and an MLP of `widths`, stacked or parallel."""
 
     def __init__(
-        self, plan: FlatPlan, cross_layers: int, widths: tuple[int, ...], tasks: int, *, rank: int | None = None,
-        experts: int = 1, structure: str = "stacked", cross_activation: str = "tanh", activation: str = "relu",
-        tower: tuple[int, ...] = (), init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        plan: FlatPlan,
+        cross_layers: int,
+        widths: tuple[int, ...],
+        tasks: int,
+        *,
+        rank: int | None = None,
+        experts: int = 1,
+        structure: str = "stacked",
+        cross_activation: str = "tanh",
+        activation: str = "relu",
+        tower: tuple[int, ...] = (),
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
         cross = dict(rank=rank, experts=experts, cross_activation=cross_activation)

@@ -98,9 +98,19 @@ class DIN(SequenceEncoder):
     """The history called `sequence`, read by every candidate: one candidate token [R, C, 1, A]."""
 
     def __init__(
-        self, sequence: str, layout: CandidateLayout, hidden: tuple[int, int], *, project: bool = False,
-        softmax: bool = False, activation: str = "relu", recent: int | None = None, use_time: bool = False,
-        init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        sequence: str,
+        layout: CandidateLayout,
+        hidden: tuple[int, int],
+        *,
+        project: bool = False,
+        softmax: bool = False,
+        activation: str = "relu",
+        recent: int | None = None,
+        use_time: bool = False,
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         A, (F1, F2), kwargs = layout.event_width, hidden, dict(init=init, dtype=dtype, rngs=rngs)
         self.sequence, self.layout, self.recent = sequence, layout, recent
@@ -160,9 +170,17 @@ def build(config: DINConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float3
     """The encoder of a config."""
     sequence = choose_sequence(schema, config.sequence)
     return DIN(
-        sequence.name, _layout(config, schema, sequence), config.hidden, project=config.candidate == "project",
-        softmax=config.softmax, activation=config.activation, recent=config.recent,
-        use_time=uses_time(sequence, config.time_feature), init=config.init, dtype=dtype, rngs=rngs,
+        sequence.name,
+        _layout(config, schema, sequence),
+        config.hidden,
+        project=config.candidate == "project",
+        softmax=config.softmax,
+        activation=config.activation,
+        recent=config.recent,
+        use_time=uses_time(sequence, config.time_feature),
+        init=config.init,
+        dtype=dtype,
+        rngs=rngs,
     )
 
 

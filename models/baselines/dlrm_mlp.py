@@ -89,8 +89,15 @@ class DotSide(nnx.Module):
     """Tokens of one side: fields -> (numeric token [..., D] or None, tokens [..., T_side, D] or None)."""
 
     def __init__(
-        self, plan: DotPlan, side: int, bottom: tuple[int, ...], *, activation: str = "relu",
-        init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        plan: DotPlan,
+        side: int,
+        bottom: tuple[int, ...],
+        *,
+        activation: str = "relu",
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         numeric, kwargs = plan.numeric[side], dict(init=init, dtype=dtype, rngs=rngs)
         self.numeric = tuple(field.name for field in numeric)
@@ -121,9 +128,18 @@ class DLRMMLP(Backbone):
     """An MLP of `widths` on the flat inputs of `plan`, with pairwise dots if `dots` is given."""
 
     def __init__(
-        self, plan: FlatPlan, widths: tuple[int, ...], tasks: int, *, dots: DotPlan | None = None,
-        bottom: tuple[int, ...] = (), activation: str = "relu", tower: tuple[int, ...] = (),
-        init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        plan: FlatPlan,
+        widths: tuple[int, ...],
+        tasks: int,
+        *,
+        dots: DotPlan | None = None,
+        bottom: tuple[int, ...] = (),
+        activation: str = "relu",
+        tower: tuple[int, ...] = (),
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
         self.plan, self.dots, self.act, self.dtype = plan, dots, activation, dtype
@@ -170,8 +186,16 @@ def build(
     """The model of a config; `tokens` are those of a sequence encoder in front."""
     plan, dots = _plans(config, schema, tokens)
     return DLRMMLP(
-        plan, config.widths, len(schema.tasks), dots=dots, bottom=config.bottom, activation=config.activation,
-        tower=config.tower, init=config.init, dtype=dtype, rngs=rngs,
+        plan,
+        config.widths,
+        len(schema.tasks),
+        dots=dots,
+        bottom=config.bottom,
+        activation=config.activation,
+        tower=config.tower,
+        init=config.init,
+        dtype=dtype,
+        rngs=rngs,
     )
 
 

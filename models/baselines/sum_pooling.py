@@ -49,8 +49,14 @@ class SumPooling(SequenceEncoder):
     """The history called `sequence` -> one user token [R, 1, A]."""
 
     def __init__(
-        self, sequence: str, *, pool: str = "sum", recent: int | None = None, use_time: bool = False,
-        dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        sequence: str,
+        *,
+        pool: str = "sum",
+        recent: int | None = None,
+        use_time: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.sequence, self.pool, self.recent, self.dtype = sequence, pool, recent, dtype
         self.time = TimeFeature(rngs=rngs) if use_time else None
@@ -68,9 +74,7 @@ def build(config: SumPoolingConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp
     """The encoder of a config."""
     sequence = choose_sequence(schema, config.sequence)
     use_time = uses_time(sequence, config.time_feature)
-    return SumPooling(
-        sequence.name, pool=config.pool, recent=config.recent, use_time=use_time, dtype=dtype, rngs=rngs
-    )
+    return SumPooling(sequence.name, pool=config.pool, recent=config.recent, use_time=use_time, dtype=dtype, rngs=rngs)
 
 
 def token_shape(config: SumPoolingConfig, schema: Schema) -> TokenShape:

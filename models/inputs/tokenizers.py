@@ -148,8 +148,10 @@ class TokenPlan:
             total += Flops(first[0], first[1] + (2 * self.hidden * width if self.hidden else 0), *unneeded)
         s, each = self.sequence, 2 * self.sequence.width * width
         return total + Flops(
-            s.user * each, s.candidate * each,
-            s.user * each * (not s.user_trained), s.candidate * each * (not s.candidate_trained),
+            s.user * each,
+            s.candidate * each,
+            s.user * each * (not s.user_trained),
+            s.candidate * each * (not s.candidate_trained),
         )
 
 
@@ -168,9 +170,7 @@ class Tokenizer(nnx.Module):
         width: D.
     """
 
-    def __init__(
-        self, plan: TokenPlan, width: int, *, init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, plan: TokenPlan, width: int, *, init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs):
         self.plan, self.width, self.dtype = plan, width, dtype
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
         make = functools.partial(_projection, hidden=plan.hidden, width=width, **kwargs)
@@ -195,9 +195,7 @@ class Tokenizer(nnx.Module):
             everything = self.everything.encode_user(_concat(user.fields, self.plan.everything[0].runs[0]))
         return UserTokens(_stack(made), everything)
 
-    def candidate_tokens(
-        self, state: UserTokens, candidates: CandidateInputs, history: Array | None = None
-    ) -> Array:
+    def candidate_tokens(self, state: UserTokens, candidates: CandidateInputs, history: Array | None = None) -> Array:
         """[T_c, R, C, D]; history: [R, C, t_c, A]."""
         fields = candidates.fields
         made = self._fields(self.plan.candidate, self.candidate, fields)
@@ -244,9 +242,7 @@ class Tokenizer(nnx.Module):
         return [project(x).reshape(tokens, *lead, self.width)]
 
 
-def plan_tokens(
-    schema: Schema, options: TokenizerOptions, width: int, sequence: TokenShape = NO_TOKENS
-) -> TokenPlan:
+def plan_tokens(schema: Schema, options: TokenizerOptions, width: int, sequence: TokenShape = NO_TOKENS) -> TokenPlan:
     """Resolves the flags for one schema; `options` may be any config that inherits `TokenizerOptions`.
 
     Raises:
@@ -281,11 +277,16 @@ def _plan(schema: Schema, options: TokenizerOptions, width: int, sequence: Token
     if options.global_token:
         everything = tuple(_side([fields], batched=False) for fields in sides)
     plan = TokenPlan(
-        *plans, sequence=sequence, projected=kind != "identity", shared=options.tokenizer_shared,
-        hidden=options.tokenizer_hidden, everything=everything,
+        *plans,
+        sequence=sequence,
+        projected=kind != "identity",
+        shared=options.tokenizer_shared,
+        hidden=options.tokenizer_hidden,
+        everything=everything,
     )
     for name, wanted, found in (
-        ("tokens", options.tokens, plan.tokens), ("user_tokens", options.user_tokens, plan.user_tokens)
+        ("tokens", options.tokens, plan.tokens),
+        ("user_tokens", options.user_tokens, plan.user_tokens),
     ):
         if wanted is not None and wanted != found:
             raise ValueError(f"{name} is {wanted}, but tokenizer={kind!r} makes {found} of this schema; set {found}")
@@ -309,9 +310,7 @@ def _most_tokens(sides: tuple[tuple[Field, ...], ...], align: str) -> list[int]:
     return [sum(field.width for field in fields) if align == "exact" else len(fields) for fields in sides]
 
 
-def _share_tokens(
-    schema: Schema, options: TokenizerOptions, width: int, sequence: TokenShape
-) -> tuple[int, int]:
+def _share_tokens(schema: Schema, options: TokenizerOptions, width: int, sequence: TokenShape) -> tuple[int, int]:
     """How many tokens the user and the candidate fields get."""
     possible = possible_tokens(schema, options, sequence)
     tokens = options.tokens

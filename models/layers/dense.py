@@ -19,8 +19,15 @@ class Dense(nnx.Module):
     """x [..., in] -> [..., out]; in*out + out parameters, 2*in*out FLOPs per row."""
 
     def __init__(
-        self, width: int, out: int, *, use_bias: bool = True, init: str = "lecun_normal",
-        axes: tuple[str, str] = ("embed", "hidden"), dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        width: int,
+        out: int,
+        *,
+        use_bias: bool = True,
+        init: str = "lecun_normal",
+        axes: tuple[str, str] = ("embed", "hidden"),
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.dtype = dtype
         self.kernel = param.kernel(rngs, (width, out), axes, init)
@@ -38,8 +45,15 @@ class FFN(nnx.Module):
     """act(x W1 + b1) W2 + b2 with the same weights for every token: x [..., D] -> [..., D]."""
 
     def __init__(
-        self, width: int, hidden: int, out: int | None = None, *, activation: str = "gelu",
-        init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        width: int,
+        hidden: int,
+        out: int | None = None,
+        *,
+        activation: str = "gelu",
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.act = activation
         self.up = Dense(width, hidden, init=init, dtype=dtype, rngs=rngs)
@@ -53,8 +67,14 @@ class MLP(nnx.Module):
     """act(... act(x W_1 + b_1) ...): x [..., width] -> [..., widths[-1]], the activation after every layer."""
 
     def __init__(
-        self, width: int, widths: tuple[int, ...], *, activation: str = "relu", init: str = "lecun_normal",
-        dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        width: int,
+        widths: tuple[int, ...],
+        *,
+        activation: str = "relu",
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.act = activation
         pairs = pairwise((width, *widths))
@@ -83,8 +103,16 @@ class SplitDense(nnx.Module):
     """
 
     def __init__(
-        self, user_width: int, candidate_width: int, out: int, *, use_bias: bool = True, init: str = "lecun_normal",
-        axes: tuple[str, str] = ("embed", "hidden"), dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        user_width: int,
+        candidate_width: int,
+        out: int,
+        *,
+        use_bias: bool = True,
+        init: str = "lecun_normal",
+        axes: tuple[str, str] = ("embed", "hidden"),
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         if candidate_width < 1:
             raise ValueError(f"candidate width is {candidate_width}, expected at least 1; else nothing depends on it")

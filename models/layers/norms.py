@@ -1,6 +1,6 @@
 """LayerNorm and RMSNorm with float32 statistics.
 
-    layer:  (x - mean) / sqrt(var + eps) * gain + bias          rms:  x / sqrt(mean(x^2) + eps) * gain
+layer:  (x - mean) / sqrt(var + eps) * gain + bias          rms:  x / sqrt(mean(x^2) + eps) * gain
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ class Norm(nnx.Module):
     """
 
     def __init__(
-        self, width: int, *, kind: str = "layer", affine: bool = True, tokens: int | None = None,
-        eps: float = 1e-6, dtype=jnp.float32,
+        self,
+        width: int,
+        *,
+        kind: str = "layer",
+        affine: bool = True,
+        tokens: int | None = None,
+        eps: float = 1e-6,
+        dtype=jnp.float32,
     ):
         if kind not in NORMS:
             raise ValueError(f"norm is {kind!r}, expected one of {', '.join(NORMS)}")

@@ -1,7 +1,7 @@
 """Layers with separate weights per token, as one batched matmul on token-major activations [T,B,D].
 
-    dense:  y_t = x_t W_t + b_t                               W [T,D,F]  b [T,F]
-    ffn:    y_t = act(x_t W1_t + b1_t) W2_t + b2_t            W1 [T,D,F]  W2 [T,F,D], stored [T,D,F]
+dense:  y_t = x_t W_t + b_t                               W [T,D,F]  b [T,F]
+ffn:    y_t = act(x_t W1_t + b1_t) W2_t + b2_t            W1 [T,D,F]  W2 [T,F,D], stored [T,D,F]
 """
 
 from __future__ import annotations
@@ -43,9 +43,18 @@ class PerTokenDense(nnx.Module):
     """
 
     def __init__(
-        self, tokens: int, width: int, out: int, *, use_bias: bool = True, init: str = "lecun_normal",
-        std_scale: float = 1.0, axes: tuple[str, str] = ("embed", "hidden"), transposed: bool = False,
-        dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        tokens: int,
+        width: int,
+        out: int,
+        *,
+        use_bias: bool = True,
+        init: str = "lecun_normal",
+        std_scale: float = 1.0,
+        axes: tuple[str, str] = ("embed", "hidden"),
+        transposed: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.dtype, self.transposed = dtype, transposed
         stored = ("tokens", *(reversed(axes) if transposed else axes))
@@ -66,8 +75,16 @@ class PerTokenFFN(nnx.Module):
     """
 
     def __init__(
-        self, tokens: int, width: int, hidden: int, out: int | None = None, *, activation: str = "gelu",
-        init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        tokens: int,
+        width: int,
+        hidden: int,
+        out: int | None = None,
+        *,
+        activation: str = "gelu",
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.act = activation
         out = out or width

@@ -1,7 +1,7 @@
 """Task heads: one tower per task, the same flag and default for every architecture.
 
-    tower=():      z_y = h w_y + c_y                                  Y*(D + 1) parameters
-    tower=(F,):    z_y = relu(h W_y + b_y) w_y + c_y                  Y*(D*F + F + F + 1) parameters, and so on
+tower=():      z_y = h w_y + c_y                                  Y*(D + 1) parameters
+tower=(F,):    z_y = relu(h W_y + b_y) w_y + c_y                  Y*(D*F + F + F + 1) parameters, and so on
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ class Towers(nnx.Module):
     """h [B, D] -> float32 logits [B, Y]. The last product is float32 whatever the compute dtype."""
 
     def __init__(
-        self, width: int, tasks: int, *, tower: tuple[int, ...] = (), init: str = "lecun_normal",
-        dtype=jnp.float32, rngs: nnx.Rngs,
+        self,
+        width: int,
+        tasks: int,
+        *,
+        tower: tuple[int, ...] = (),
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.dtype = dtype
         shapes = [(tasks, a, b) for a, b in _pairs(width, tower)]

@@ -92,8 +92,14 @@ class RankMixerConfig(TokenizerOptions):
 
 
 def make_norm(
-    tokens: int, width: int, *, norm: str | None = "layer", norm_affine: bool = True, norm_per_token: bool = False,
-    norm_eps: float = 1e-6, dtype=jnp.float32,
+    tokens: int,
+    width: int,
+    *,
+    norm: str | None = "layer",
+    norm_affine: bool = True,
+    norm_per_token: bool = False,
+    norm_eps: float = 1e-6,
+    dtype=jnp.float32,
 ) -> Norm | None:
     """The block's norm on [T, B, D], or None."""
     gains = tokens if norm_per_token else None
@@ -111,9 +117,22 @@ class RankMixerBlock(nnx.Module):
     """
 
     def __init__(
-        self, tokens: int, width: int, hidden: int, *, mixer: str = "mix", heads: int | None = None,
-        ffn: str = "per_token", activation: str = "gelu", residual: bool = True, norm_place: str = "post",
-        dropout: float = 0.0, init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs, **norm: Any,
+        self,
+        tokens: int,
+        width: int,
+        hidden: int,
+        *,
+        mixer: str = "mix",
+        heads: int | None = None,
+        ffn: str = "per_token",
+        activation: str = "gelu",
+        residual: bool = True,
+        norm_place: str = "post",
+        dropout: float = 0.0,
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        **norm: Any,
     ):
         if mixer == "mix" and width % tokens:
             raise ValueError(f"width {width} does not divide into {tokens} heads, one per token; make it a multiple")
@@ -163,9 +182,20 @@ class RankMixer(Backbone):
     """
 
     def __init__(
-        self, plan: TokenPlan, width: int, hidden: int, layers: int, tasks: int, *, tower: tuple[int, ...] = (),
-        norm_place: str = "post", norm: Mapping[str, Any] | None = None, init: str = "lecun_normal",
-        dtype=jnp.float32, rngs: nnx.Rngs, **block: Any,
+        self,
+        plan: TokenPlan,
+        width: int,
+        hidden: int,
+        layers: int,
+        tasks: int,
+        *,
+        tower: tuple[int, ...] = (),
+        norm_place: str = "post",
+        norm: Mapping[str, Any] | None = None,
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        **block: Any,
     ):
         norm = norm or {}
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
@@ -201,8 +231,14 @@ def build(
     flags = ("mixer", "heads", "ffn", "activation", "residual", "norm_place", "dropout", "init", "tower")
     norms = ("norm", "norm_affine", "norm_per_token", "norm_eps")
     return RankMixer(
-        plan_tokens(schema, config, config.width, tokens), config.width, config.hidden, config.layers,
-        len(schema.tasks), norm={name: getattr(config, name) for name in norms}, dtype=dtype, rngs=rngs,
+        plan_tokens(schema, config, config.width, tokens),
+        config.width,
+        config.hidden,
+        config.layers,
+        len(schema.tasks),
+        norm={name: getattr(config, name) for name in norms},
+        dtype=dtype,
+        rngs=rngs,
         **{name: getattr(config, name) for name in flags},
     )
 

@@ -141,6 +141,7 @@ def _drift_offsets(world: World, task: int) -> np.ndarray:
 
 def _latent_means(offsets: np.ndarray, z: np.ndarray, sd: np.ndarray, amplitude: np.ndarray) -> dict[str, np.ndarray]:
     """E h(p) and E p(1-p) at p = sigmoid(everything), over what is unobservable in each row."""
+    signs = (-1.0, 1.0) if amplitude.any() else (1.0,)
     out = {"asymptote": np.zeros_like(z), "v": np.zeros_like(z)}
     functions = {"asymptote": entropy_of_logit, "v": lambda x: expit(x) * expit(-x)}
     for name, function in functions.items():
@@ -148,9 +149,9 @@ def _latent_means(offsets: np.ndarray, z: np.ndarray, sd: np.ndarray, amplitude:
             rows = sd == noise
             mean = noise_mean(function, float(noise))
             for offset in offsets:
-                for sign in (-1.0, 1.0):
+                for sign in signs:
                     value = on_grid(mean, z[rows] + offset + sign * amplitude[rows])
-                    out[name][rows] += value / (2 * len(offsets))
+                    out[name][rows] += value / (len(signs) * len(offsets))
     return out
 
 

@@ -217,9 +217,9 @@ def _term_recovery(world: World, task: int, target: np.ndarray, words: np.ndarra
 @jax.jit
 def _dots(terms, words, domain, target):
     values = term_values(words, terms, domain)
-    return values @ target, jnp.sum(jnp.abs(values), axis=1)
+    return jnp.matmul(values, target, precision="highest"), jnp.sum(jnp.abs(values), axis=1)
 
 
 @jax.jit
 def _combine(terms, words, domain, coefficients):
-    return coefficients @ term_values(words, terms, domain)
+    return jnp.matmul(coefficients, term_values(words, terms, domain), precision="highest")

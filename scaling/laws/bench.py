@@ -124,9 +124,7 @@ def run(repeats: int = REPEATS) -> dict:
     return {
         "times": results,
         "accuracy": {
-            "parameters_relative_error": max(
-                abs(exact.solution_params()[k] / v - 1) for k, v in TRUTH.items()
-            ),
+            "parameters_relative_error": max(abs(exact.solution_params()[k] / v - 1) for k, v in TRUTH.items()),
             "convergence_share": exact.solution.convergence_share,
         },
         "peak_memory_bytes": _peak_memory(),

@@ -124,9 +124,7 @@ def _learning_rate(sides: list[tuple[str, pd.DataFrame]]) -> Item:
         return Item("learning_rate", text, None, "; ".join(details), True)
     equal = len(trials) == 2 and trials[0] == trials[1] and bool(trials[0])
     details.append(f"trials {trials[0]} and {trials[1]}" if all(trials) else "lr_trials not recorded")
-    return Item(
-        "learning_rate", text, (all(states) and equal) if all(trials) else None, "; ".join(details), True
-    )
+    return Item("learning_rate", text, (all(states) and equal) if all(trials) else None, "; ".join(details), True)
 
 
 def _sizes(sides: list[tuple[str, pd.DataFrame]], axis: str) -> Item:
@@ -153,9 +151,7 @@ def _seeds(sides: list[tuple[str, pd.DataFrame]], axis: str) -> Item:
         # "Large": in the upper third of the range on a log scale.
         large = bool((seeded.index >= log_x.max() - np.ptp(log_x) / 3).any())
         fine = fine and len(seeded) >= MIN_SEEDED_SIZES and large
-        details.append(
-            f"{name}: {len(seeded)} sizes with {MIN_SEEDS}+ seeds, {'one' if large else 'none'} large"
-        )
+        details.append(f"{name}: {len(seeded)} sizes with {MIN_SEEDS}+ seeds, {'one' if large else 'none'} large")
     return Item("seeds", text, fine, "; ".join(details), True)
 
 
@@ -163,18 +159,14 @@ def _divergences(diverged: Mapping[str, int] | None) -> Item:
     text = "diverged runs are counted"
     if diverged is None:
         return Item("divergences", text, None, "the table has no status column", False)
-    return Item(
-        "divergences", text, True, "; ".join(f"{name}: {count}" for name, count in diverged.items()), False
-    )
+    return Item("divergences", text, True, "; ".join(f"{name}: {count}" for name, count in diverged.items()), False)
 
 
 def _stream(sides: list[tuple[str, pd.DataFrame]]) -> Item:
     text = "same data stream"
     found = {c: [_distinct(rows, c) for _, rows in sides] for c in _STREAM}
     recorded = {c: values for c, values in found.items() if all(values)}
-    differing = [
-        f"{c}: {values[0]} against {values[1]}" for c, values in recorded.items() if values[0] != values[1]
-    ]
+    differing = [f"{c}: {values[0]} against {values[1]}" for c, values in recorded.items() if values[0] != values[1]]
     if differing:
         return Item("data_stream", text, False, "; ".join(differing), True)
     if not {"dataset", "data_seed"} <= set(recorded):
@@ -193,15 +185,9 @@ def _counts(rows: pd.DataFrame, axis: str, equalised: str | None) -> Item:
 
 def _difference(evidence: Evidence) -> Item:
     fine = evidence.intervals_from_bootstrap and evidence.admissible_models >= 2
-    kind = (
-        "cluster bootstrap"
-        if evidence.intervals_from_bootstrap
-        else "no bootstrap (too few clusters or draws)"
-    )
+    kind = "cluster bootstrap" if evidence.intervals_from_bootstrap else "no bootstrap (too few clusters or draws)"
     detail = f"{kind}, {evidence.admissible_models} admissible models"
-    return Item(
-        "difference_test", "difference of exponents tested under two admissible models", fine, detail, True
-    )
+    return Item("difference_test", "difference of exponents tested under two admissible models", fine, detail, True)
 
 
 def _attached(rows: pd.DataFrame, table_hash: str) -> Item:

@@ -58,19 +58,13 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
 @click.command()
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("--form", default="chinchilla", show_default=True, help="Form id or alias; see --forms.")
-@click.option(
-    "--axes", help="SLOT=COLUMN pairs, as in N=dense_params,D=examples [default: the form's columns]."
-)
+@click.option("--axes", help="SLOT=COLUMN pairs, as in N=dense_params,D=examples [default: the form's columns].")
 @click.option("--target", help="Metric column [default: logloss, or loss].")
 @click.option("--cluster", help="Column whose rows are resampled together [default: shape_id].")
-@click.option(
-    "--bootstrap", default=1000, show_default=True, help="Resampled refits for the intervals; 0 for none."
-)
+@click.option("--bootstrap", default=1000, show_default=True, help="Resampled refits for the intervals; 0 for none.")
 @click.option("--where", help="Keep rows that meet a condition, as in \"decayed and dataset == 'a'\".")
 @click.option("--weights", help="Column of precision weights; a column ending in _se holds standard errors.")
-@click.option(
-    "--huber-delta", default=1e-3, show_default=True, help="Width of the Huber loss; inf is least squares."
-)
+@click.option("--huber-delta", default=1e-3, show_default=True, help="Width of the Huber loss; inf is least squares.")
 @click.option("--residuals", type=click.Choice(["auto", "log", "plain"]), default="auto", show_default=True)
 @click.option(
     "--invalid",
@@ -80,9 +74,7 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
     help="What to do with a table that has broken rows.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
-@click.option(
-    "--rolling", "score", is_flag=True, help="Also score extrapolation of this form and its rivals."
-)
+@click.option("--rolling", "score", is_flag=True, help="Also score extrapolation of this form and its rivals.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the full record to this JSON file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 @click.option(
@@ -224,9 +216,7 @@ def _print(law: LawFit, rolling: Rolling | None) -> None:
     if not law.refused:
         console.print(_parameters(law))
     for gate in law.refusals:
-        console.print(
-            f"[yellow]refused by {gate.id}:[/yellow] {escape(gate.reason)}; {escape(gate.consequence)}"
-        )
+        console.print(f"[yellow]refused by {gate.id}:[/yellow] {escape(gate.reason)}; {escape(gate.consequence)}")
     if law.solution is not None and not law.refused:
         influence = law.jackknife.get("most_influential")
         console.print(
@@ -259,8 +249,7 @@ def _print_rolling(console: Console, rolling: Rolling) -> None:
     measured = rolling.coverage
     for _, row in measured[(measured["form"] == rolling.best) & (measured["level"] == 0.95)].iterrows():
         console.print(
-            f"coverage of {row['form']} at {row['ratio']}: {row['coverage']:.2f} of .95 "
-            f"({row['points']:.0f} points)"
+            f"coverage of {row['form']} at {row['ratio']}: {row['coverage']:.2f} of .95 ({row['points']:.0f} points)"
         )
     for name, reason in rolling.refused.items():
         console.print(f"[yellow]{name} not ranked:[/yellow] {escape(reason)}")

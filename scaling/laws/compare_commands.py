@@ -23,9 +23,7 @@ _COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}
 @click.argument("table", type=click.Path(exists=True, path_type=Path))
 @click.option("--a", "first", required=True, help="Architecture asked about.")
 @click.option("--b", "second", required=True, help="Architecture it is compared with.")
-@click.option(
-    "--axis", default="train_flops", show_default=True, help="Column along which the architectures scale."
-)
+@click.option("--axis", default="train_flops", show_default=True, help="Column along which the architectures scale.")
 @click.option("--target", default="logloss", show_default=True, help="Metric column; lower is better.")
 @click.option("--by", default="architecture", show_default=True, help="Column that names the architecture.")
 @click.option("--cluster", help="Column whose rows are resampled together [default: shape_id].")
@@ -127,9 +125,7 @@ def _render_numbers(result: Comparison, console: Console) -> None:
     )
     console.print(grid)
     if not result.multipliers:
-        console.print(
-            f"The two have no {result.target} in common: no multiplier at equal loss.", highlight=False
-        )
+        console.print(f"The two have no {result.target} in common: no multiplier at equal loss.", highlight=False)
     grid = Table(title="Exponents", box=box.SIMPLE, title_justify="left")
     for heading in ("model", result.a, result.b, "difference", "interval", "admissible"):
         grid.add_column(escape(heading), justify="left" if heading in ("model", "admissible") else "right")
@@ -144,9 +140,7 @@ def _render_numbers(result: Comparison, console: Console) -> None:
             escape(verdict),
         )
     console.print(grid)
-    kinds = {
-        i.kind for i in (*(d.interval for d in result.differences), result.shift_interval) if i is not None
-    }
+    kinds = {i.kind for i in (*(d.interval for d in result.differences), result.shift_interval) if i is not None}
     matched = "matched shapes" if result.matched else f"shapes not matched ({result.matching_note})"
     console.print(f"Intervals: {', '.join(sorted(kinds)) or 'none'}; {escape(matched)}.", highlight=False)
     console.print(f"First model that is not worse than a richer one: {result.level}.", highlight=False)
@@ -167,9 +161,7 @@ def _render_paired(result: Comparison, console: Console) -> None:
     for p in result.paired:
         interval = "" if p.interval is None else f"[{p.interval[0]:+.2g}, {p.interval[1]:+.2g}]"
         each = "" if p.sd_a is None else f"{p.sd_a:.2g}, {p.sd_b:.2g}"
-        grid.add_row(
-            p.size, str(p.pairs), f"{p.mean:+.3g}", escape(interval), _number(p.sd_difference, ".2g"), each
-        )
+        grid.add_row(p.size, str(p.pairs), f"{p.mean:+.3g}", escape(interval), _number(p.sd_difference, ".2g"), each)
     console.print(grid)
 
 
@@ -182,9 +174,7 @@ def _render_checklist(result: Comparison, console: Console) -> None:
     for heading in ("", "item", "found"):
         grid.add_column(heading)
     for item in result.checklist:
-        grid.add_row(
-            _MARKS[item.ticked], escape(item.text) + (" *" if item.required else ""), escape(item.detail)
-        )
+        grid.add_row(_MARKS[item.ticked], escape(item.text) + (" *" if item.required else ""), escape(item.detail))
     console.print(grid)
 
 
@@ -193,6 +183,4 @@ def _number(value: float | None, spec: str) -> str:
 
 
 def _interval(interval: Interval | None, spec: str) -> str:
-    return (
-        "" if interval is None else escape(f"[{format(interval.low, spec)}, {format(interval.high, spec)}]")
-    )
+    return "" if interval is None else escape(f"[{format(interval.low, spec)}, {format(interval.high, spec)}]")

@@ -220,9 +220,7 @@ def _compared(
     found = [*found, gates.clusters(clusters)]
     resample = clusters >= gates.MIN_CLUSTERS and options["bootstrap"] > 0
     weights = (
-        resampling_weights(data, options["bootstrap"], options["seed"])
-        if resample
-        else leave_one_out_weights(data)
+        resampling_weights(data, options["bootstrap"], options["seed"]) if resample else leave_one_out_weights(data)
     )
     kind = "cluster bootstrap 95%" if resample else "leave-one-cluster-out range"
     fits = {model: fit_pair(data, model, delta=options["delta"]) for model in LEVELS + RIVALS}
@@ -234,9 +232,7 @@ def _compared(
     found.append(gates.convergence(fits["own"].convergence_share))
     levels = _levels(data, fits, options["delta"])
     level = _first_not_worse(levels, fits, data)
-    differences = [
-        _difference(fits[model], *verdicts[model], kind) for model in fits if model not in LEVELS[:2]
-    ]
+    differences = [_difference(fits[model], *verdicts[model], kind) for model in fits if model not in LEVELS[:2]]
     paired, paired_note = paired_seeds(frame, data.is_a, matching, blank.target)
     span_refused = [g for g in found if g.id == "span" and g.passed is False]
     evidence, evidence_reasons = _evidence(differences, names, options["margin"], resample, span_refused)
@@ -311,18 +307,14 @@ def _gates_before(rows: table.Rows, is_a: np.ndarray, names: tuple[str, str]) ->
         x = rows.axes["x"][side]
         if len(np.unique(x)) < 3:
             found.append(
-                _refusal(
-                    "dof", f"{name} has {len(np.unique(x))} distinct values of the axis, a curve needs 3"
-                )
+                _refusal("dof", f"{name} has {len(np.unique(x))} distinct values of the axis, a curve needs 3")
             )
             continue
         gate = gates.span(form, "x", x)
         found.append(replace(gate, reason=f"{name}: {gate.reason}") if gate.reason else gate)
         if count < 3 + gates.SPARE_ROWS:
             found.append(
-                _refusal(
-                    "dof", f"{name} has {count} rows for three parameters; at least {3 + gates.SPARE_ROWS}"
-                )
+                _refusal("dof", f"{name} has {count} rows for three parameters; at least {3 + gates.SPARE_ROWS}")
             )
     return found
 
@@ -433,9 +425,7 @@ def _evidence(
     if len(usable) < 2:
         rejected = "; ".join(f"{d.model}: {d.reason}" for d in differences if not d.admissible)
         return "undecided", [f"only {len(usable)} admissible model of the exponents ({rejected})"]
-    quoted = ", ".join(
-        f"{d.model} {d.difference:+.3f} [{d.interval.low:+.3f}, {d.interval.high:+.3f}]" for d in usable
-    )
+    quoted = ", ".join(f"{d.model} {d.difference:+.3f} [{d.interval.low:+.3f}, {d.interval.high:+.3f}]" for d in usable)
     above = sum(d.interval.low > 0 for d in usable)
     below = sum(d.interval.high < 0 for d in usable)
     if above >= 2 and not below:
@@ -450,9 +440,7 @@ def _evidence(
     return "undecided", [f"the intervals of the difference of exponents decide nothing: {quoted}"]
 
 
-def _answer(
-    evidence: str, reasons: list[str], items: list[claim.Item], found: list[Gate]
-) -> tuple[str, list[str]]:
+def _answer(evidence: str, reasons: list[str], items: list[claim.Item], found: list[Gate]) -> tuple[str, list[str]]:
     blocking = [f"{g.id}: {g.reason}" for g in found if g.passed is False and gates.EVERYTHING in g.refuses]
     blocking += claim.missing(items)
     if evidence == "undecided" or blocking:

@@ -88,18 +88,14 @@ def decision_accuracy(
     rows, excluded = usable_rows(table, [scale, axis, target])
     if by not in rows.columns:
         raise KeyError(f"no column {by!r}; columns: {list(rows.columns)}")
-    runs = pd.DataFrame(
-        {"setting": rows[by], "scale": rows[scale], "x": rows[axis], "y": rows[target]}, dtype=object
-    )
+    runs = pd.DataFrame({"setting": rows[by], "scale": rows[scale], "x": rows[axis], "y": rows[target]}, dtype=object)
     runs = runs.astype({"scale": float, "x": float, "y": float})
     seeds = [name for name in ("data_seed", "seed") if name in rows.columns]
     runs[seeds] = rows[seeds]
     means = runs.groupby(["setting", "scale"])["y"].mean().unstack("scale")
     shared = sorted(means.columns[means.notna().all()])
     if len(means) < 2 or len(shared) < 2:
-        raise ValueError(
-            f"need two settings and two scales run by all of them, found {len(means)} and {len(shared)}"
-        )
+        raise ValueError(f"need two settings and two scales run by all of them, found {len(means)} and {len(shared)}")
     final = means[shared[-1]]
     pairs, close, known = _pairs(runs, final, seeds)
     accuracies = [_accuracy("scale", f"{level:.4g}", means[level], pairs, final) for level in shared[:-1]]
@@ -107,9 +103,7 @@ def decision_accuracy(
         predicted, short = _form_predictions(form_registry.get(form), runs, shared[-1], delta)
         note = f"too few scales below the largest for {', '.join(short)}" if short else ""
         accuracies.append(_accuracy("form", form_registry.get(form).id, predicted, pairs, final, note))
-    return DecisionAccuracy(
-        accuracies, close, shared[-1], _verdict(accuracies, pairs, close, known), excluded
-    )
+    return DecisionAccuracy(accuracies, close, shared[-1], _verdict(accuracies, pairs, close, known), excluded)
 
 
 def _pairs(
@@ -152,9 +146,7 @@ def _accuracy(
     return Accuracy(kind, name, right, len(called), right / len(called), interval, note)
 
 
-def _form_predictions(
-    form: Form, runs: pd.DataFrame, largest: float, delta: float
-) -> tuple[pd.Series, list[str]]:
+def _form_predictions(form: Form, runs: pd.DataFrame, largest: float, delta: float) -> tuple[pd.Series, list[str]]:
     """The law of each setting, fitted below the largest scale, at that scale's own x; and settings too short
     to fit.
     """

@@ -20,9 +20,7 @@ def slopes(axes: Mapping[str, np.ndarray], y: np.ndarray, weights: np.ndarray) -
     exponents may not.
     """
     varying = {
-        slot: np.log(values)
-        for slot, values in axes.items()
-        if np.all(values > 0) and np.ptp(np.log(values)) > 0
+        slot: np.log(values) for slot, values in axes.items() if np.all(values > 0) and np.ptp(np.log(values)) > 0
     }
     if not varying:
         return {}
@@ -45,9 +43,7 @@ def held_out_masks(axes: np.ndarray) -> np.ndarray:
     return np.array(masks, bool).reshape(len(masks), len(axes))
 
 
-def floor_evidence(
-    problem: Problem, solution: Solution, codes: np.ndarray
-) -> tuple[dict[str, float], Solution]:
+def floor_evidence(problem: Problem, solution: Solution, codes: np.ndarray) -> tuple[dict[str, float], Solution]:
     """What the `floor` gate weighs, and the fit with the floor fixed at 0.
 
     dof: rows - parameters. p_value: F-test of a zero floor by least squares; where clusters hold several
@@ -74,9 +70,7 @@ def floor_evidence(
     held_out = (errors["with"] + 1e-10) / (errors["without"] + 1e-10)
     evidence = {
         "dof": float(n - p),
-        "p_value": max(
-            f_test(rss["without"], rss["with"], n, p), _cluster_p_value(problem, fits["with"][0], codes)
-        ),
+        "p_value": max(f_test(rss["without"], rss["with"], n, p), _cluster_p_value(problem, fits["with"][0], codes)),
         "ratio": _range_above_floor(problem, solution.phi),
         "held_out_ratio": held_out,
     }

@@ -45,18 +45,8 @@ def fit(
     settings, form = _resolve(table, form, axes, bootstrap, options)
     columns = run_tables.resolve_axes(form, axes)
     if target is None:
-        target = (
-            "auc"
-            if form.target == "auc"
-            else "loss"
-            if "logloss" not in table and "loss" in table
-            else "logloss"
-        )
-    if (
-        settings.residuals == "plain"
-        and target in table
-        and (pd.to_numeric(table[target], errors="coerce") <= 0).any()
-    ):
+        target = "auc" if form.target == "auc" else "loss" if "logloss" not in table and "loss" in table else "logloss"
+    if settings.residuals == "plain" and target in table and (pd.to_numeric(table[target], errors="coerce") <= 0).any():
         form = forms.with_real_floor(form)
     positive = settings.residuals == "log" or (
         settings.residuals == "auto" and form.target in ("positive", "log_target")
@@ -99,9 +89,7 @@ def _resolve(frame, form, axes, bootstrap: int, options: dict) -> tuple[Settings
         resolved = forms.get(form, named, **rest)
     except TypeError as error:
         offered = ", ".join(_SETTINGS)
-        raise ValueError(
-            f"fit or form {form!r} has no option among {', '.join(rest)}; fit takes {offered}"
-        ) from error
+        raise ValueError(f"fit or form {form!r} has no option among {', '.join(rest)}; fit takes {offered}") from error
     if own.get("residuals", "auto") not in ("auto", "log", "plain"):
         raise ValueError(f"residuals must be auto, log or plain, found {own['residuals']!r}")
     return Settings(bootstrap=int(bootstrap), form_options=rest, **own), resolved
@@ -216,9 +204,7 @@ def _assemble(form, rows, settings, before, problem, centre, solution) -> LawFit
         raw = bare.uncentre(bare.to_natural(rival.phi), centre)
         no_floor = {**{name: float(value) for name, value in raw.items()}, "objective": rival.objective}
     enough = settings.bootstrap > 0 and len(rows.cluster_labels) >= gates.MIN_CLUSTERS
-    draws = (
-        uncertainty.bootstrap(problem, solution, codes, settings.bootstrap, settings.seed) if enough else None
-    )
+    draws = uncertainty.bootstrap(problem, solution, codes, settings.bootstrap, settings.seed) if enough else None
     if draws is not None:
         found += gates.correlation(form.names, draws)
     noise = None
@@ -226,9 +212,7 @@ def _assemble(form, rows, settings, before, problem, centre, solution) -> LawFit
         noise = uncertainty.seed_noise(rows.frame, list(dict.fromkeys(rows.columns.values())), rows.y)
     seed_draws = None
     if noise is not None and settings.bootstrap > 0:
-        seed_draws = uncertainty.seed_bootstrap(
-            problem, solution, noise, settings.bootstrap, settings.seed + 2
-        )
+        seed_draws = uncertainty.seed_bootstrap(problem, solution, noise, settings.bootstrap, settings.seed + 2)
     curves = _profiles(form, problem, solution, noise, settings)
     if "kappa" in form.names:
         found.append(gates.shape("kappa", curves["kappa"].interval if "kappa" in curves else None))

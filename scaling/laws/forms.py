@@ -121,9 +121,7 @@ def get(form: str | Form, axes: Sequence[str] | None = None, **options) -> Form:
     name = _ALIASES.get(form, form)
     if name not in _BUILDERS:
         near = difflib.get_close_matches(form, [*_BUILDERS, *_ALIASES], n=3, cutoff=0.3)
-        raise ValueError(
-            f"no form {form!r}; nearest: {', '.join(near) or 'none'}; all: {', '.join(_BUILDERS)}"
-        )
+        raise ValueError(f"no form {form!r}; nearest: {', '.join(near) or 'none'}; all: {', '.join(_BUILDERS)}")
     return _BUILDERS[name](axes, **options)
 
 

@@ -18,9 +18,7 @@ _DATA = Slot("D", "examples", "examples", ("x2",))
 
 
 def _ceiling() -> Parameter:
-    return Parameter(
-        "S", "ceiling", 1e-6, 1e4, "log", "target", (), unit="t", meaning="t with the axis unlimited"
-    )
+    return Parameter("S", "ceiling", 1e-6, 1e4, "log", "target", (), unit="t", meaning="t with the axis unlimited")
 
 
 @cache

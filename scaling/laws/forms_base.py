@@ -189,9 +189,7 @@ class Form:
             for i, parameter in enumerate(self.parameters)
         }
 
-    def uncentre(
-        self, centred: Mapping[str, np.ndarray], log_centre: Mapping[str, float]
-    ) -> dict[str, np.ndarray]:
+    def uncentre(self, centred: Mapping[str, np.ndarray], log_centre: Mapping[str, float]) -> dict[str, np.ndarray]:
         """Raw parameters from centred ones: A = A' * prod x0^(sign * exponent); locations times x0."""
         if self.raw is not None:
             return self.raw(dict(centred), log_centre)
@@ -239,9 +237,7 @@ class Form:
         linear = self.linear
         if linear is not None:
             linear = _drop_column(linear, self.floor)
-        return replace(
-            self, id=self.id + "_no_floor", parameters=kept, embed=embed, linear=linear, floor=None
-        )
+        return replace(self, id=self.id + "_no_floor", parameters=kept, embed=embed, linear=linear, floor=None)
 
 
 def _drop_column(linear: Linear, name: str) -> Linear:
@@ -291,6 +287,4 @@ def coefficient(name: str, slot: str, exponent: str, sign: float = 1.0) -> Param
 
 def exponent(name: str, *slots: str) -> Parameter:
     """A positive exponent."""
-    return Parameter(
-        name, "exponent", *EXPONENT_RANGE, "log", "one", slots, meaning=f"exponent of {', '.join(slots)}"
-    )
+    return Parameter(name, "exponent", *EXPONENT_RANGE, "log", "one", slots, meaning=f"exponent of {', '.join(slots)}")

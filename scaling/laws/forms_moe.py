@@ -171,9 +171,7 @@ def moe_sparsity() -> Form:
         exponent("delta", "s"),
         exponent("gamma", "N"),
     )
-    linear = Linear(
-        ("alpha", "beta", "lambda", "delta", "gamma"), ("e", "a", "b", "c", "d"), columns, (False,) * 5
-    )
+    linear = Linear(("alpha", "beta", "lambda", "delta", "gamma"), ("e", "a", "b", "c", "d"), columns, (False,) * 5)
     return Form(
         "moe_sparsity",
         ("MOE-S",),

@@ -179,9 +179,7 @@ def saturating() -> Form:
 
     parameters = (
         floor_parameter(),
-        Parameter(
-            "E0", "ceiling", 1e-9, 1e4, "log", "target", ("x",), unit="target", meaning="metric at x -> 0"
-        ),
+        Parameter("E0", "ceiling", 1e-9, 1e4, "log", "target", ("x",), unit="target", meaning="metric at x -> 0"),
         Parameter("a", "shape", 1e-3, 1e3, "log", "one", ("x",), meaning="how the ceiling is left"),
         Parameter(
             "A",
@@ -261,9 +259,7 @@ def broken(breaks: int = 1) -> Form:
             "target * x^c0",
             "scale",
         ),
-        Parameter(
-            "c0", "exponent", -5.0, 20.0, "real", "one", ("x",), meaning="slope before the first break"
-        ),
+        Parameter("c0", "exponent", -5.0, 20.0, "real", "one", ("x",), meaning="slope before the first break"),
     ]
     for i in range(1, breaks + 1):
         parameters += [

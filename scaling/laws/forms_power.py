@@ -79,9 +79,7 @@ def kappa_family(extra: int = 0, real_floor: bool = False) -> Family:
     def value(theta, axes, xp):
         first = theta[1] - xp.exp(theta[2]) * axes[:, 0]
         second = theta[3] - xp.exp(theta[4]) * axes[:, 1]
-        y = (theta[0] if real_floor else xp.exp(theta[0])) + xp.exp(
-            kappa_mean(first, second, xp.exp(theta[5]), xp)
-        )
+        y = (theta[0] if real_floor else xp.exp(theta[0])) + xp.exp(kappa_mean(first, second, xp.exp(theta[5]), xp))
         for j in range(extra):
             y = y + xp.exp(theta[6 + 2 * j] - xp.exp(theta[7 + 2 * j]) * axes[:, 2 + j])
         return y
@@ -335,8 +333,7 @@ def repeated_data(base: str = "chinchilla") -> Form:
     }
     if base not in constraints:
         raise ValueError(
-            f"repeated_data: base {base!r} is not a two-axis form with a floor; "
-            f"one of {', '.join(constraints)}"
+            f"repeated_data: base {base!r} is not a two-axis form with a floor; one of {', '.join(constraints)}"
         )
     tied, shape = constraints[base]
     beta = "alpha" if tied else "beta"

@@ -99,9 +99,7 @@ class _Rules:
     draws: int
 
 
-def efficient_frontier(
-    table: pd.DataFrame, *, flops: str = "train_flops", target: str = "logloss"
-) -> Frontier:
+def efficient_frontier(table: pd.DataFrame, *, flops: str = "train_flops", target: str = "logloss") -> Frontier:
     """Rows on the lower convex hull of (ln `flops`, `target`), up to the row with the lowest `target`.
 
     Only finished, decayed rows take part (where the table has `status` and `decayed`). Raises KeyError for a
@@ -406,14 +404,10 @@ def _edge_reason(place: float, u: np.ndarray, low: float, high: float) -> str:
     return ""
 
 
-def _allocation_law(
-    groups: list[IsoflopGroup], samples: list[np.ndarray | None], name: str
-) -> AllocationLaw | None:
+def _allocation_law(groups: list[IsoflopGroup], samples: list[np.ndarray | None], name: str) -> AllocationLaw | None:
     """Weighted least squares of ln N_opt on ln C; None with fewer than 3 optima."""
     chosen = [
-        (g.budget, getattr(g, name), s)
-        for g, s in zip(groups, samples, strict=True)
-        if getattr(g, name) is not None
+        (g.budget, getattr(g, name), s) for g, s in zip(groups, samples, strict=True) if getattr(g, name) is not None
     ]
     if len(chosen) < 3:
         return None

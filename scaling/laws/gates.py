@@ -64,9 +64,7 @@ def span(form: Form, slot: str, values: np.ndarray) -> Gate:
     needed = max(MIN_DISTINCT, form.min_distinct)
     passed = distinct >= needed and decades >= MIN_DECADES
     touched = tuple(
-        p.name
-        for p in form.parameters
-        if (slot in p.slots and p.role != "floor") or (p.role in ("floor", "ceiling"))
+        p.name for p in form.parameters if (slot in p.slots and p.role != "floor") or (p.role in ("floor", "ceiling"))
     )
     return Gate(
         "span",
@@ -96,9 +94,7 @@ def degenerate(form: Form, axes: Mapping[str, np.ndarray], y: np.ndarray) -> lis
             )
     if len(y) and np.ptp(y) <= 1e-12 * np.max(np.abs(y)):
         reason = f"the metric is constant ({y[0]:g}) over all {len(y)} rows"
-        gates.append(
-            _everything("degenerate", float(np.ptp(y)), "> 0", reason, "there is nothing to explain")
-        )
+        gates.append(_everything("degenerate", float(np.ptp(y)), "> 0", reason, "there is nothing to explain"))
     return gates
 
 
@@ -217,9 +213,7 @@ def floor(name: str, evidence: Mapping[str, float]) -> Gate:
         ),
     ]
     reasons = [text for failed, text in rules if failed]
-    threshold = (
-        f"dof >= {FLOOR_MIN_DOF}, p < .05, ratio >= {FLOOR_MIN_RATIO:g}, held-out error <= {FLOOR_WORSE} x"
-    )
+    threshold = f"dof >= {FLOOR_MIN_DOF}, p < .05, ratio >= {FLOOR_MIN_RATIO:g}, held-out error <= {FLOOR_WORSE} x"
     value = (
         f"dof {evidence['dof']:.0f}, p {evidence['p_value']:.2g}, ratio {evidence['ratio']:.2f}, "
         f"held-out {evidence['held_out_ratio']:.2f}"
@@ -306,9 +300,7 @@ def tuning(bracketed: np.ndarray | None) -> Gate:
         missing,
         "0 rows not bracketed",
         missing == 0,
-        ""
-        if not missing
-        else f"{missing} of {len(bracketed)} rows have a learning rate that is not bracketed",
+        "" if not missing else f"{missing} of {len(bracketed)} rows have a learning rate that is not bracketed",
         "" if not missing else "titles say trend, not law",
         () if not missing else (LAW,),
     )

@@ -56,14 +56,10 @@ def _grid(linear: Linear) -> dict[str, np.ndarray]:
 def _active_sets(terms: int, signed: tuple[bool, ...]) -> np.ndarray:
     """0/1 masks [sets, k] of which terms are in; signed terms always are."""
     masks = list(product((1.0, 0.0), repeat=terms))
-    return np.array(
-        [mask for mask in masks if all(on or not free for on, free in zip(mask, signed, strict=True))]
-    )
+    return np.array([mask for mask in masks if all(on or not free for on, free in zip(mask, signed, strict=True))])
 
 
-def nonnegative(
-    gram: np.ndarray, moment: np.ndarray, signed: tuple[bool, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+def nonnegative(gram: np.ndarray, moment: np.ndarray, signed: tuple[bool, ...]) -> tuple[np.ndarray, np.ndarray]:
     """argmin_c c'Gc - 2 c'm with c >= 0 where not signed: G[g, k, k], m[g, k] -> (c[g, k], value[g])."""
     terms = gram.shape[-1]
     norm = np.sqrt(np.maximum(np.einsum("gkk->gk", gram), 1e-300))

@@ -146,8 +146,7 @@ class LawFit:
             keys = [k for k in (slot.name, self.rows.columns[slot.name], *slot.aliases) if k in given]
             if not keys:
                 raise ValueError(
-                    f"predict needs axis {slot.name} (column {self.rows.columns[slot.name]}); "
-                    f"got {', '.join(given)}"
+                    f"predict needs axis {slot.name} (column {self.rows.columns[slot.name]}); got {', '.join(given)}"
                 )
             found[slot.name] = np.asarray(given[keys[0]], float)
         return found
@@ -180,9 +179,7 @@ class LawFit:
         tail = 50 * (1 - level)
         return np.percentile(curves, tail, axis=0), np.percentile(curves, 100 - tail, axis=0)
 
-    def optimum(
-        self, budget: float | Sequence[float], cost: Callable | None = None, *, interval: bool = False
-    ) -> dict:
+    def optimum(self, budget: float | Sequence[float], cost: Callable | None = None, *, interval: bool = False) -> dict:
         """Cheapest way to a low metric: axis values minimising the fitted form on the level set cost(*axes) =
         budget.
 
@@ -191,21 +188,16 @@ class LawFit:
         exponent it rests on is refused.
         """
         self._require()
-        missing = [
-            p.name for p in self.form.parameters if p.role == "exponent" and self.params[p.name] is None
-        ]
+        missing = [p.name for p in self.form.parameters if p.role == "exponent" and self.params[p.name] is None]
         if missing:
-            raise Refused(
-                f"no optimum: {'; '.join(f'{name} refused ({self.reason(name)})' for name in missing)}"
-            )
+            raise Refused(f"no optimum: {'; '.join(f'{name} refused ({self.reason(name)})' for name in missing)}")
         return optimum(self, budget, cost, interval)
 
     def solution_params(self) -> dict[str, float]:
         """Raw parameters at the optimum whatever the gates say: for computing with, never for quoting."""
         if self.solution is None:
             raise Refused(
-                f"the {self.form.id} fit was refused before solving: "
-                f"{'; '.join(g.reason for g in self.refusals)}"
+                f"the {self.form.id} fit was refused before solving: {'; '.join(g.reason for g in self.refusals)}"
             )
         raw = self.form.uncentre(self.form.to_natural(self.solution.phi), self.centre)
         return {name: float(value) for name, value in raw.items()}
@@ -230,17 +222,11 @@ class LawFit:
         range.
         """
         ranges = ", ".join(
-            f"{self.rows.columns[s]} {v.min():.3g} to {v.max():.3g}"
-            for s, v in self.rows.axes.items()
-            if len(v)
+            f"{self.rows.columns[s]} {v.min():.3g} to {v.max():.3g}" for s, v in self.rows.axes.items() if len(v)
         )
         if self.refused:
             return f"{self.form.id} on {self.rows.target}: refused"
-        parts = [
-            f"{p.name} = {_short(self.params[p.name])}"
-            for p in self.form.parameters
-            if p.role != "coefficient"
-        ]
+        parts = [f"{p.name} = {_short(self.params[p.name])}" for p in self.form.parameters if p.role != "coefficient"]
         return f"{self.form.id} on {self.rows.target}: {', '.join(parts)}; fitted over {ranges}"
 
     @cached_property

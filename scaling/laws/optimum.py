@@ -63,16 +63,11 @@ def allocate(value: Callable, centre: np.ndarray, cost: Callable, budget: float)
         inside = 0 < k < len(grid) - 1 and np.isfinite(values[k - 1]) and np.isfinite(values[k + 1])
         if not inside or values[k - 1] == values[k] == values[k + 1]:
             raise ValueError(
-                f"the optimum at cost {budget:g} lies on the edge of the search: "
-                "the form has no interior optimum"
+                f"the optimum at cost {budget:g} lies on the edge of the search: the form has no interior optimum"
             )
-        found = minimize_scalar(
-            loss, bounds=(grid[k - 1], grid[k + 1]), method="bounded", options={"xatol": 1e-10}
-        )
+        found = minimize_scalar(loss, bounds=(grid[k - 1], grid[k + 1]), method="bounded", options={"xatol": 1e-10})
         return np.array([found.x, last(np.array([found.x]))])
-    found = minimize(
-        loss, centre[:-1], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-14, "maxiter": 20000}
-    )
+    found = minimize(loss, centre[:-1], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-14, "maxiter": 20000})
     if not np.isfinite(found.fun) or np.any(np.abs(found.x - centre[:-1]) > 0.9 * _REACH):
         raise ValueError(f"no interior optimum at cost {budget:g}")
     return np.array([*found.x, last(found.x)])
@@ -82,9 +77,7 @@ def optimum(fit: LawFit, budget: float | Sequence[float], cost: Callable | None,
     """See `LawFit.optimum`."""
     form, cost = fit.form, cost or product_cost
     if any(slot.transform != "log" for slot in form.slots):
-        raise ValueError(
-            f"form {form.id} has an axis that is not a resource to buy; fix it and use the base form"
-        )
+        raise ValueError(f"form {form.id} has an axis that is not a resource to buy; fix it and use the base form")
     centre = np.array([fit.centre[slot] for slot in form.axes])
     budgets = np.atleast_1d(np.asarray(budget, float))
 

@@ -22,9 +22,7 @@ _AGREEMENT = 0.95  # share of specifications whose difference has the sign of th
 _SIZE_COLUMNS = ("dense_params", "active_params", "train_flops")
 
 
-def held_out_order(
-    data: PairData, model: str, paired: list[PairedSize], delta: float
-) -> tuple[bool | None, str]:
+def held_out_order(data: PairData, model: str, paired: list[PairedSize], delta: float) -> tuple[bool | None, str]:
     """Fit without each architecture's largest value of the axis and predict the order there."""
     top = np.where(data.is_a, data.x[data.is_a].max(), data.x[~data.is_a].max())
     held = data.x >= top * (1 - 1e-9)
@@ -61,8 +59,7 @@ def difference_specifications(frame: pd.DataFrame, data: PairData, headline: flo
             continue
         for rows, width in product(_row_choices(moved, delta), (sigma / 3, delta, 1e6)):
             values += [
-                float(fit_pair(rows, model, delta=width).exponent_difference())
-                for model in ("exponents", "own")
+                float(fit_pair(rows, model, delta=width).exponent_difference()) for model in ("exponents", "own")
             ]
     low, median, high = np.quantile(values, [0.05, 0.5, 0.95]) if values else [np.nan] * 3
     return {
@@ -89,10 +86,7 @@ def _row_choices(data: PairData, delta: float) -> list[PairData]:
     larger = data.x > smallest * (1 + 1e-9)
     choices = [data]
     for keep in (inliers, larger):
-        if (
-            not keep.all()
-            and min(len(np.unique(data.x[keep & side])) for side in (data.is_a, ~data.is_a)) >= 4
-        ):
+        if not keep.all() and min(len(np.unique(data.x[keep & side])) for side in (data.is_a, ~data.is_a)) >= 4:
             choices.append(subset(keep))
     return choices
 

@@ -151,9 +151,7 @@ def fit_pair(data: PairData, model: str, *, delta: float = 1e-3) -> PairFit:
     return PairFit(model, batch.phi[best], objective, share, float(residuals @ residuals), residuals, none)
 
 
-def resampled(
-    fit: PairFit, data: PairData, weights: np.ndarray, *, delta: float = 1e-3, seed: int = 0
-) -> PairFit:
+def resampled(fit: PairFit, data: PairData, weights: np.ndarray, *, delta: float = 1e-3, seed: int = 0) -> PairFit:
     """The fit with `draws`: refits with row weights [b, n], each the better of a start at the optimum and a
     random one.
     """
@@ -221,9 +219,7 @@ def resampling_weights(data: PairData, draws: int, seed: int) -> np.ndarray:
         needed = min(_MIN_DISTINCT_CLUSTERS, len(group))
         drawn = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), size=draws)
         while (poor := (drawn > 0).sum(axis=1) < needed).any():
-            drawn[poor] = rng.multinomial(
-                len(group), np.full(len(group), 1 / len(group)), size=int(poor.sum())
-            )
+            drawn[poor] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), size=int(poor.sum()))
         counts[:, group] = drawn
     return counts[:, data.clusters]
 

@@ -96,10 +96,7 @@ def paired_seeds(
         per_run = values.groupby(["code", "size", *keys, "a"])["y"].mean().unstack("a")
         pairs = per_run.dropna() if {True, False} <= set(per_run.columns) else per_run.iloc[:0]
         if len(pairs):
-            sizes = [
-                _paired_size(_label(size), group)
-                for (_, size), group in pairs.groupby(level=["code", "size"])
-            ]
+            sizes = [_paired_size(_label(size), group) for (_, size), group in pairs.groupby(level=["code", "size"])]
             return sizes, f"paired by {' and '.join(keys)}"
     return [], "no data seed was run by both architectures"
 
@@ -109,9 +106,7 @@ def most_pairs(sizes: list[PairedSize]) -> int:
     return max((size.pairs for size in sizes), default=0)
 
 
-def _keys(
-    frame: pd.DataFrame, is_a: np.ndarray, labels: np.ndarray, column: str
-) -> tuple[list[tuple] | None, str]:
+def _keys(frame: pd.DataFrame, is_a: np.ndarray, labels: np.ndarray, column: str) -> tuple[list[tuple] | None, str]:
     """A key per row that names its cluster in both architectures, or None with the reason."""
     if frame[column].isna().any():
         return None, "missing in some rows"
@@ -131,9 +126,9 @@ def _keys(
 def _stream_mismatch(frame: pd.DataFrame, is_a: np.ndarray, keys: list[tuple]) -> str:
     if "data_seed" not in frame.columns:
         return ""
-    seeds = frame.groupby(
-        [pd.Series(keys, index=frame.index, dtype=object), pd.Series(is_a, index=frame.index)]
-    )["data_seed"].agg(lambda v: tuple(sorted(set(v.dropna()))))
+    seeds = frame.groupby([pd.Series(keys, index=frame.index, dtype=object), pd.Series(is_a, index=frame.index)])[
+        "data_seed"
+    ].agg(lambda v: tuple(sorted(set(v.dropna()))))
     wide = seeds.unstack()
     different = int((wide[True] != wide[False]).sum())
     return f"data seeds differ at {different} of {len(wide)} sizes" if different else ""

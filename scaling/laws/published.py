@@ -102,8 +102,7 @@ class PublishedCurve:
         """
         if len(x) != len(self.law.axes):
             raise ValueError(
-                f"{self.law.id!r} has axes {list(self.law.axes)}: "
-                f"expected {len(self.law.axes)} arguments, got {len(x)}"
+                f"{self.law.id!r} has axes {list(self.law.axes)}: expected {len(self.law.axes)} arguments, got {len(x)}"
             )
         arrays = [np.asarray(value, dtype=np.float64) for value in x]
         for name, value in zip(self.law.axes, arrays, strict=True):
@@ -141,8 +140,7 @@ def curve(law_id: str) -> PublishedCurve:
     rule = _CURVES.get(law.form)
     if rule is None:
         raise CannotPlot(
-            f"{law_id!r}: form {law.form!r} is stored for reference and has no curve; "
-            f"forms with one: {sorted(_CURVES)}"
+            f"{law_id!r}: form {law.form!r} is stored for reference and has no curve; forms with one: {sorted(_CURVES)}"
         )
     needed, evaluate = rule
     constants = _constants(law)
@@ -150,8 +148,7 @@ def curve(law_id: str) -> PublishedCurve:
     if missing:
         found = sorted(law.parameters) or "none"
         raise CannotPlot(
-            f"{law_id!r}: form {law.form!r} needs {list(needed)}, "
-            f"the source prints {found}; missing {missing}"
+            f"{law_id!r}: form {law.form!r} needs {list(needed)}, the source prints {found}; missing {missing}"
         )
     if law.printed_as == "percent_change":
         return PublishedCurve(law, lambda *x: evaluate(constants, *x) - 100.0)
@@ -209,9 +206,7 @@ def overlay(
     """
     law = load(law_id)
     axes = [axes] if isinstance(axes, str) else list(axes)
-    conventions = (
-        [convention] * len(axes) if convention is None or isinstance(convention, str) else list(convention)
-    )
+    conventions = [convention] * len(axes) if convention is None or isinstance(convention, str) else list(convention)
     mismatches = []
     if list(law.axes) != axes:
         mismatches.append(f"axis: published {list(law.axes)}, fitted {axes}")
@@ -263,8 +258,7 @@ _CURVES: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "HYPER": (
         ("c",),
         lambda p, *x: (
-            p["c"]
-            * np.prod(np.broadcast_arrays(*[v**e for v, e in zip(x, p["powers"], strict=True)]), axis=0)
+            p["c"] * np.prod(np.broadcast_arrays(*[v**e for v, e in zip(x, p["powers"], strict=True)]), axis=0)
         ),
     ),
 }

@@ -166,11 +166,7 @@ def _fit(fit: LawFit) -> dict:
     settings, problem, solution = fit.settings, fit.problem, fit.solution
     found = {
         "objective": "sum of weight * Huber(residual), never averaged",
-        "residual": None
-        if problem is None
-        else "ln yhat - ln y"
-        if problem.kind == "log"
-        else "(yhat - y) / unit",
+        "residual": None if problem is None else "ln yhat - ln y" if problem.kind == "log" else "(yhat - y) / unit",
         "transform": "t = 2 Phi^-1(AUC)^2" if fit.form.target == "auc" else "none",
         "huber_delta": settings.huber_delta if np.isfinite(settings.huber_delta) else "inf (least squares)",
         "weights": settings.weights or "one per row",
@@ -197,8 +193,7 @@ def _fit(fit: LawFit) -> dict:
             "iterations": solution.iterations,
             "gradient_norm": solution.gradient,
             "bounds": {
-                p.name: (low, high)
-                for p, low, high in zip(fit.form.parameters, problem.low, problem.high, strict=True)
+                p.name: (low, high) for p, low, high in zip(fit.form.parameters, problem.low, problem.high, strict=True)
             },
         }
     return found

@@ -108,9 +108,7 @@ class Rolling:
         for name in RATIO_NAMES:
             group = self.points
             if len(group):
-                group = group[(group["form"] == form) & (group["ratio_bin"] == name)].dropna(
-                    subset=["low_95"]
-                )
+                group = group[(group["form"] == form) & (group["ratio_bin"] == name)].dropna(subset=["low_95"])
             if len(group) < MIN_CALIBRATION:
                 factors[name] = None
                 continue
@@ -182,9 +180,7 @@ def rolling_origin(
     fits, refused, scores, points, cut_values = {}, {}, [], [], ()
     for candidate in candidates:
         form_axes = _axes_for(candidate, axes, axis)
-        law = fit(
-            frame, candidate, form_axes, target, bootstrap=0, cluster=cluster, **{**options, "profile": False}
-        )
+        law = fit(frame, candidate, form_axes, target, bootstrap=0, cluster=cluster, **{**options, "profile": False})
         name = law.form.id if law.form.id not in fits else f"{law.form.id}_{len(fits)}"
         if law.refused:
             refused[name] = "; ".join(g.reason for g in law.refusals if "*" in g.refuses)
@@ -223,9 +219,7 @@ _POINT_COLUMNS = [
 ]
 
 
-def _with_cut_axis(
-    frame: pd.DataFrame, axes: Mapping[str, str] | None, axis: str | None
-) -> tuple[str, pd.DataFrame]:
+def _with_cut_axis(frame: pd.DataFrame, axes: Mapping[str, str] | None, axis: str | None) -> tuple[str, pd.DataFrame]:
     """The column cuts are made on, added to the table when it is a product of axes."""
     if axis is not None:
         table.require(frame, axis, "the rolling-origin axis")
@@ -292,11 +286,7 @@ def _score(law: LawFit, name: str, values: np.ndarray, cut: float, draws: int):
     bins = np.clip(np.searchsorted(RATIO_EDGES, ratio, side="left") - 1, 0, len(RATIO_NAMES) - 1)
     rows = []
     for i, run in enumerate(np.flatnonzero(test)):
-        ends = (
-            [float(b[i]) for pair in bands for b in pair]
-            if bands is not None
-            else [np.nan] * (2 * len(LEVELS))
-        )
+        ends = [float(b[i]) for pair in bands for b in pair] if bands is not None else [np.nan] * (2 * len(LEVELS))
         rows.append(
             [
                 name,
@@ -321,9 +311,7 @@ def _score(law: LawFit, name: str, values: np.ndarray, cut: float, draws: int):
     return score, rows
 
 
-def _bands(
-    law: LawFit, problem: Problem, solution: Solution, weights: np.ndarray, which: np.ndarray, draws: int
-):
+def _bands(law: LawFit, problem: Problem, solution: Solution, weights: np.ndarray, which: np.ndarray, draws: int):
     """Per level the (low, high) of new runs: resampled clusters of the training rows plus their resampled
     residuals.
     """
@@ -433,9 +421,7 @@ def calibrated_interval(
     centre, half = 0.5 * (np.log(low) + np.log(high)), 0.5 * (np.log(high) - np.log(low)) * factor
     measured = rolling.coverage
     measured = measured[
-        (measured["form"] == law.form.id)
-        & (measured["ratio"] == RATIO_NAMES[place])
-        & (measured["level"] == 0.95)
+        (measured["form"] == law.form.id) & (measured["ratio"] == RATIO_NAMES[place]) & (measured["level"] == 0.95)
     ]
     share = float(measured["coverage"].iloc[0])
     note = f"coverage at {RATIO_NAMES[place]}: {share:.2f} of 0.95; widened x{factor:.2f}"

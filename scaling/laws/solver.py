@@ -99,9 +99,7 @@ def make_problem(
     axes, y = np.asarray(axes, float), np.asarray(y, float)
     n = len(y)
     if kind == "log" and not np.all(y > 0):
-        raise ValueError(
-            f"form {form.id}: log residuals need a positive metric, found a minimum of {y.min():g}"
-        )
+        raise ValueError(f"form {form.id}: log residuals need a positive metric, found a minimum of {y.min():g}")
     weights = np.ones(n) if weights is None else np.asarray(weights, float)
     scale = float(np.median(np.abs(y))) or 1.0
     low, high = form.bounds(axes, scale)
@@ -194,9 +192,7 @@ def _program(family, kind: str):
             largest = jnp.max(diagonal)
             ridge = state.damping * diagonal + 1e-14 * largest + 1e-300 + (1.0 - free) * (largest + 1.0)
             # One unit is a factor e in a positive parameter; bounds apply to free entries only.
-            move = jnp.clip(
-                jnp.nan_to_num(_solve_spd(state.hessian + jnp.diag(ridge), -state.gradient)), -1.0, 1.0
-            )
+            move = jnp.clip(jnp.nan_to_num(_solve_spd(state.hessian + jnp.diag(ridge), -state.gradient)), -1.0, 1.0)
             trial = jnp.where(free > 0, jnp.clip(state.phi + move, low, high), state.phi)
 
             jacobian, residual = jax.jacfwd(function, has_aux=True)(trial)
@@ -208,9 +204,7 @@ def _program(family, kind: str):
 
             better = value < state.value
             gain = jnp.where(better, (state.value - value) / jnp.maximum(state.value, 1e-300), 1.0)
-            calm = jnp.where(
-                better & (gain < control.tolerance), state.calm + 1, jnp.where(better, 0, state.calm)
-            )
+            calm = jnp.where(better & (gain < control.tolerance), state.calm + 1, jnp.where(better, 0, state.calm))
             settled = (calm >= control.calm) | (~better & (state.damping > control.stuck))
             # First settle on the majoriser, then once more on Huber's own second derivative.
             promote = settled & ~state.exact & control.polish

@@ -99,16 +99,12 @@ def specification_curve(
     if quantity == "forecast" and not at:
         raise ValueError("quantity 'forecast' needs `at`, the axis values to forecast")
     headline_form = form_registry.get(form)
-    space = _Space(
-        _with_columns(table, axes), dict(axes), target, cluster, quantity, dict(at or {}), _size_slot(axes)
-    )
+    space = _Space(_with_columns(table, axes), dict(axes), target, cluster, quantity, dict(at or {}), _size_slot(axes))
     headline = _headline(space, headline_form.id, freeze)
     base = space.fit(headline)
     if base.refused:
         raise ValueError(f"the headline fit is refused: {_refusal(base)}")
-    choices, inadmissible = _choices(
-        space, base, headline, freeze, forms or FORMS.get(len(axes), (headline_form.id,))
-    )
+    choices, inadmissible = _choices(space, base, headline, freeze, forms or FORMS.get(len(axes), (headline_form.id,)))
     picked, possible = _pick(choices, headline, limit, seed)
     found = pd.DataFrame([_row(space, base, choice, headline) for choice in picked])
     return _summarised(quantity, found, possible, inadmissible)
@@ -149,15 +145,11 @@ class _Space:
         """`at` in the axes of this specification: another size definition is reached by a log-log line
         through the rows.
         """
-        point = {
-            slot: self.at[slot] if slot in self.at else self.at[column] for slot, column in self.axes.items()
-        }
+        point = {slot: self.at[slot] if slot in self.at else self.at[column] for slot, column in self.axes.items()}
         if not self.size_slot or choice["size"] in (None, self.axes[self.size_slot]):
             return point
         rows = self.table[keep]
-        design = np.column_stack(
-            [np.ones(len(rows)), *(np.log(rows[c].to_numpy(float)) for c in self.axes.values())]
-        )
+        design = np.column_stack([np.ones(len(rows)), *(np.log(rows[c].to_numpy(float)) for c in self.axes.values())])
         line, *_ = np.linalg.lstsq(design, np.log(rows[choice["size"]].to_numpy(float)), rcond=None)
         wanted = np.array([1.0, *(np.log(point[slot]) for slot in self.axes)])
         return {**point, self.size_slot: float(np.exp(wanted @ line))}
@@ -220,9 +212,7 @@ def _pick(
     choices: Mapping[str, list[Any]], headline: Mapping[str, Any], limit: int, seed: int
 ) -> tuple[list[dict[str, Any]], int]:
     """The headline and at most limit - 1 other combinations, in a fixed order."""
-    every = [
-        dict(zip(DIMENSIONS, values, strict=True)) for values in product(*(choices[d] for d in DIMENSIONS))
-    ]
+    every = [dict(zip(DIMENSIONS, values, strict=True)) for values in product(*(choices[d] for d in DIMENSIONS))]
     # The AUC form is one form: it does not multiply with the others.
     every = [c for c in every if c["metric"] != "auc" or c["form"] == headline["form"]]
     others = [c for c in every if c != headline]
@@ -232,9 +222,7 @@ def _pick(
     return [dict(headline), *others], len(every)
 
 
-def _row(
-    space: _Space, base: LawFit, choice: Mapping[str, Any], headline: Mapping[str, Any]
-) -> dict[str, Any]:
+def _row(space: _Space, base: LawFit, choice: Mapping[str, Any], headline: Mapping[str, Any]) -> dict[str, Any]:
     keep = _outlier_mask(space, base, choice)
     used = space.rows(choice["rows"]) & keep
     row = {**choice, "value": np.nan, "objective": np.nan, "rows_used": int(used.sum()), "reason": ""}
@@ -248,9 +236,7 @@ def _row(
         if space.quantity not in values:
             return {**row, "reason": f"form {law.form.id} has no {space.quantity}"}
         value = values[space.quantity]
-        return (
-            {**row, "reason": law.reason(space.quantity)} if value is None else {**row, "value": float(value)}
-        )
+        return {**row, "reason": law.reason(space.quantity)} if value is None else {**row, "value": float(value)}
     try:
         # How far the point lies is the same for every row; the curve shows the spread at that distance.
         value = law.predict(space.point(law, choice, used), beyond_range=True)
@@ -286,14 +272,8 @@ def _row_masks(table: pd.DataFrame) -> dict[str, np.ndarray]:
     checkpoints.
     """
     masks = {"all": np.ones(len(table), bool)}
-    order = (
-        table["examples"]
-        if "examples" in table.columns
-        else pd.Series(np.arange(len(table)), index=table.index)
-    )
-    runs = (
-        table["run_id"] if "run_id" in table.columns else pd.Series(np.arange(len(table)), index=table.index)
-    )
+    order = table["examples"] if "examples" in table.columns else pd.Series(np.arange(len(table)), index=table.index)
+    runs = table["run_id"] if "run_id" in table.columns else pd.Series(np.arange(len(table)), index=table.index)
     from_end = order.groupby(runs).rank(ascending=False, method="first").to_numpy()
     if "decayed" in table.columns:
         decayed = table["decayed"].eq(True).to_numpy()
@@ -319,21 +299,15 @@ def _with_columns(table: pd.DataFrame, axes: Mapping[str, str]) -> pd.DataFrame:
     noise = None if metric is None else seed_noise(table, list(axes.values()), table[metric].to_numpy(float))
     if noise is not None:
         table = table.assign(**{_NOISE_COLUMN: noise.sd(table[metric].to_numpy(float))})
-    complete = [
-        c for c in _SIZE_COLUMNS if c in table.columns and table[c].notna().all() and (table[c] > 0).all()
-    ]
-    return table.drop(
-        columns=[c for c in _SIZE_COLUMNS if c in table.columns and c not in (*complete, *axes.values())]
-    )
+    complete = [c for c in _SIZE_COLUMNS if c in table.columns and table[c].notna().all() and (table[c] > 0).all()]
+    return table.drop(columns=[c for c in _SIZE_COLUMNS if c in table.columns and c not in (*complete, *axes.values())])
 
 
 def _size_slot(axes: Mapping[str, str]) -> str | None:
     return next((slot for slot, column in axes.items() if column in _SIZE_COLUMNS), None)
 
 
-def _summarised(
-    quantity: str, rows: pd.DataFrame, possible: int, inadmissible: dict[str, str]
-) -> SpecificationCurve:
+def _summarised(quantity: str, rows: pd.DataFrame, possible: int, inadmissible: dict[str, str]) -> SpecificationCurve:
     rows = rows.sort_values("value", kind="stable", na_position="last").reset_index(drop=True)
     values = rows["value"].dropna().to_numpy(float)
     own = rows.loc[rows["headline"], "value"]

@@ -65,7 +65,4 @@ def v_warning(fitted: float, measured: float | None) -> tuple[str, ...]:
     ratio = fitted / measured
     if V_RATIO[0] <= ratio <= V_RATIO[1]:
         return ()
-    return (
-        f"fitted v {fitted:.4g} is {ratio:.2f} times the measured E[p(1-p)] {measured:.4g}, "
-        f"outside {V_RATIO}",
-    )
+    return (f"fitted v {fitted:.4g} is {ratio:.2f} times the measured E[p(1-p)] {measured:.4g}, outside {V_RATIO}",)

@@ -153,16 +153,12 @@ def prepare(
 
     metrics = {target: "auc" if form.target == "auc" else "positive" if positive else "any"}
     metrics |= {auc: "auc"} if auc is not None else {}
-    numeric = {
-        c: pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in {*columns.values(), *metrics}
-    }
+    numeric = {c: pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in {*columns.values(), *metrics}}
     wrong = _wrong_values(table, numeric, form, columns, metrics, reasons)
     copies = _copies(table, {**reasons, **wrong})
     problems = []
     if invalid == "refuse":
-        problems = [
-            gate for gate in (_problem("values", wrong, runs), _problem("duplicates", copies, runs)) if gate
-        ]
+        problems = [gate for gate in (_problem("values", wrong, runs), _problem("duplicates", copies, runs)) if gate]
     reasons |= wrong | copies
 
     keep = np.array([i for i in range(len(table)) if i not in reasons], int)
@@ -173,9 +169,7 @@ def prepare(
     labels, codes, name, warnings = _clusters(kept, cluster)
     exclusions = tuple(Exclusion(i, runs[i], reasons[i]) for i in sorted(reasons))
     if not len(keep):
-        problems.append(
-            _refusal("empty", 0, ">= 1 row", f"no row of {len(table)} is left: {_tally(reasons)}")
-        )
+        problems.append(_refusal("empty", 0, ">= 1 row", f"no row of {len(table)} is left: {_tally(reasons)}"))
     return Rows(
         {slot: numeric[column][keep] for slot, column in columns.items()},
         dict(columns),
@@ -226,9 +220,7 @@ def _exclude_by_query(table: pd.DataFrame, where: str | None, reasons: dict[int,
 def _wrong_values(table, numeric, form, columns, metrics, done) -> dict[int, str]:
     """Row -> reason for values no fit may use; metrics: column -> "positive", "any" or "auc"."""
     wrong: dict[int, str] = {}
-    checks = [
-        (column, slot, next(s for s in form.slots if s.name == slot)) for slot, column in columns.items()
-    ]
+    checks = [(column, slot, next(s for s in form.slots if s.name == slot)) for slot, column in columns.items()]
     for i in range(len(table)):
         if i in done:
             continue
@@ -259,9 +251,7 @@ def _copies(table: pd.DataFrame, done: Mapping[int, str]) -> dict[int, str]:
     left = table.loc[[i for i in range(len(table)) if i not in done]]
     plain = left.apply(lambda column: column.map(repr) if column.dtype == object else column)
     groups = (
-        plain.groupby(list(plain.columns), dropna=False, sort=False).ngroup()
-        if len(plain)
-        else pd.Series(dtype=int)
+        plain.groupby(list(plain.columns), dropna=False, sort=False).ngroup() if len(plain) else pd.Series(dtype=int)
     )
     first: dict[int, int] = {}
     copies = {}
@@ -297,14 +287,10 @@ def _refusal(name: str, value: int, threshold: str, reason: str) -> Gate:
 def _tally(reasons: Mapping[int, str]) -> str:
     """Reasons with counts, most frequent first."""
     counts = pd.Series(list(reasons.values())).value_counts()
-    return (
-        ", ".join(f"{reason} ({count})" for reason, count in counts.head(4).items()) or "the table is empty"
-    )
+    return ", ".join(f"{reason} ({count})" for reason, count in counts.head(4).items()) or "the table is empty"
 
 
-def _clusters(
-    kept: pd.DataFrame, cluster: str | None
-) -> tuple[tuple[str, ...], np.ndarray, str, tuple[str, ...]]:
+def _clusters(kept: pd.DataFrame, cluster: str | None) -> tuple[tuple[str, ...], np.ndarray, str, tuple[str, ...]]:
     """(labels, code per row, column used, warnings): the named column, else shape_id, else one cluster per
     row.
     """
@@ -324,9 +310,7 @@ def _clusters(
         for i, (v, gone) in enumerate(zip(values, missing, strict=True))
     ]
     codes, labels = pd.factorize(pd.Series(named, dtype=object))
-    warnings = (
-        (f"{int(missing.sum())} rows have no {column}: each is its own cluster",) if missing.any() else ()
-    )
+    warnings = (f"{int(missing.sum())} rows have no {column}: each is its own cluster",) if missing.any() else ()
     return tuple(str(label) for label in labels), np.asarray(codes, int), column, warnings
 
 

@@ -91,9 +91,7 @@ def bootstrap(
     return _better_of_two(problem, solution, generator, weights=resampled)
 
 
-def _better_of_two(
-    problem: Problem, solution: Solution, generator: np.random.Generator, **changes
-) -> np.ndarray:
+def _better_of_two(problem: Problem, solution: Solution, generator: np.random.Generator, **changes) -> np.ndarray:
     """Refits from the optimum and from a random one of the refined or perturbed starts; the lower objective
     wins.
     """
@@ -113,9 +111,7 @@ def seed_noise(frame: pd.DataFrame, same: list[str], y: np.ndarray) -> SeedNoise
     """
     if "seed" not in frame.columns:
         return None
-    groups = pd.DataFrame(
-        {**{c: frame[c].to_numpy() for c in same}, "seed": frame["seed"].to_numpy(), "y": y}
-    )
+    groups = pd.DataFrame({**{c: frame[c].to_numpy() for c in same}, "seed": frame["seed"].to_numpy(), "y": y})
     per_seed = groups.groupby([*same, "seed"], dropna=False, sort=True)["y"].mean().reset_index()
     table = per_seed.groupby(same, dropna=False)["y"].agg(["mean", "var", "count"])
     table = table[(table["count"] >= 2) & (table["var"] > 0)]
@@ -132,9 +128,7 @@ def seed_noise(frame: pd.DataFrame, same: list[str], y: np.ndarray) -> SeedNoise
     return SeedNoise(intercept, slope, len(table), int(table["count"].sum()))
 
 
-def seed_bootstrap(
-    problem: Problem, solution: Solution, noise: SeedNoise, draws: int, seed: int
-) -> np.ndarray:
+def seed_bootstrap(problem: Problem, solution: Solution, noise: SeedNoise, draws: int, seed: int) -> np.ndarray:
     """phi[b, p] of refits to metrics redrawn around the fitted law with the sd of repeated seeds."""
     generator = np.random.default_rng(seed)
     fitted = problem.form.value(solution.phi, problem.axes)
@@ -215,8 +209,7 @@ def profiles(
         cut = float(n * np.log1p(stats.f.ppf(0.95, 1, n - p) / (n - p)))
         start = np.array([max(residual_scale(residuals(problem, solution.phi)), 1e-12)])
         fits = [
-            (float(v), *_student(problem, solution.phi[None], np.ones((1, p)), float(v), start, 3))
-            for v in _NU_GRID
+            (float(v), *_student(problem, solution.phi[None], np.ones((1, p)), float(v), start, 3)) for v in _NU_GRID
         ]
         nu, best, scale, least = min(fits, key=lambda fit: fit[3][0])
         best, scale, least = best[0], float(scale[0]), float(least[0])

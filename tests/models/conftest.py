@@ -22,12 +22,17 @@ def _full_schema(*, dense=False, timestamps=True, events=7):
         return Field(name, side, width, None if dense else 40, table=table, group=group)
 
     fields = (
-        ids("user", "user", 4, "who"), Field("age", "user", 3, group="who"), ids("hour", "user", 5, "when"),
-        ids("item", "candidate", 6, "what", "items"), ids("shop", "candidate", 4, "what", "shops"),
-        Field("price", "candidate", 2, group="price"), Field("overlap", "cross", 3, group="price"),
+        ids("user", "user", 4, "who"),
+        Field("age", "user", 3, group="who"),
+        ids("hour", "user", 5, "when"),
+        ids("item", "candidate", 6, "what", "items"),
+        ids("shop", "candidate", 4, "what", "shops"),
+        Field("price", "candidate", 2, group="price"),
+        Field("overlap", "cross", 3, group="price"),
     )
     history = (
-        ids("past_item", "user", 6, "past", "items"), ids("past_shop", "user", 4, "past", "shops"),
+        ids("past_item", "user", 6, "past", "items"),
+        ids("past_shop", "user", 4, "past", "shops"),
         ids("action", "user", 2, "past"),
     )
     sequences = (Sequence("clicks", events, history, timestamps=timestamps),)

@@ -21,8 +21,11 @@ def rows(schema, inputs, keep=lambda field: True):
     """x [R*C, d_in], user fields first."""
     requests, candidates = jax.tree.leaves(inputs.candidates.fields)[0].shape[:2]
     parts = [np.repeat(np.asarray(inputs.user.fields[f.name]), candidates, 0) for f in schema.user_fields if keep(f)]
-    parts += [np.asarray(inputs.candidates.fields[f.name]).reshape(requests * candidates, -1)
-              for f in schema.candidate_fields if keep(f)]
+    parts += [
+        np.asarray(inputs.candidates.fields[f.name]).reshape(requests * candidates, -1)
+        for f in schema.candidate_fields
+        if keep(f)
+    ]
     return np.concatenate(parts, axis=-1)
 
 
@@ -76,11 +79,14 @@ def test_dot_interaction_needs_one_width(schema):
 
 
 VARIANTS = [
-    ("dlrm_mlp", dict(widths=(7,))), ("dlrm_mlp", dict(widths=(9, 5, 3), tower=(4,), activation="gelu")),
+    ("dlrm_mlp", dict(widths=(7,))),
+    ("dlrm_mlp", dict(widths=(9, 5, 3), tower=(4,), activation="gelu")),
     ("dlrm_mlp", dict(widths=(9, 5), interaction="dot", interaction_width=6)),
     ("dlrm_mlp", dict(widths=(9,), interaction="dot", interaction_width=5, bottom=())),
-    ("dcnv2", dict(widths=(7, 5))), ("dcnv2", dict(widths=(), cross_layers=1)),
-    ("dcnv2", dict(widths=(7, 5), structure="parallel")), ("dcnv2", dict(widths=(6,), rank=3)),
+    ("dcnv2", dict(widths=(7, 5))),
+    ("dcnv2", dict(widths=(), cross_layers=1)),
+    ("dcnv2", dict(widths=(7, 5), structure="parallel")),
+    ("dcnv2", dict(widths=(6,), rank=3)),
     ("dcnv2", dict(widths=(6,), rank=3, experts=2)),
     ("dcnv2", dict(widths=(6,), rank=2, experts=4, structure="parallel", cross_activation="relu")),
 ]
@@ -108,8 +114,11 @@ def test_every_variant_builds_counts_and_runs(schema, name, config):
     [
         (dict(cross_layers=3), 3 * (512**2 + 512), 2 * 3 * 512**2),
         (dict(cross_layers=2, rank=16), 2 * (2 * 512 * 16 + 512), 2 * 2 * 2 * 512 * 16),
-        (dict(cross_layers=2, rank=16, experts=4), 2 * (4 * (2 * 512 * 16 + 16**2) + 512 + 512 * 4),
-         2 * (2 * 4 * (2 * 512 * 16 + 16**2) + 2 * 512 * 4)),
+        (
+            dict(cross_layers=2, rank=16, experts=4),
+            2 * (4 * (2 * 512 * 16 + 16**2) + 512 + 512 * 4),
+            2 * (2 * 4 * (2 * 512 * 16 + 16**2) + 2 * 512 * 4),
+        ),
     ],
     ids=str,
 )
@@ -152,7 +161,8 @@ def test_mixture_follows_its_equation():
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("dlrm_mlp", dict(widths=()), "widths is empty"), ("dcnv2", dict(cross_layers=0), "cross_layers is 0"),
+        ("dlrm_mlp", dict(widths=()), "widths is empty"),
+        ("dcnv2", dict(cross_layers=0), "cross_layers is 0"),
         ("dcnv2", dict(experts=2), "needs experts >= 1 and a rank"),
         ("dcnv2", dict(structure="parallel", widths=()), "needs an MLP"),
     ],

@@ -36,8 +36,9 @@ def normal(*shape, seed=0):
 def test_block_equals_a_numpy_transcription():
     T, B, D, F = 4, 5, 8, 12
     block = RankMixerBlock(T, D, F, rngs=nnx.Rngs(0))
-    for leaf, seed in zip((block.ffn.up.bias, block.ffn.down.bias, block.ffn_norm.gain, block.mixing_norm.bias),
-                          range(4), strict=True):
+    for leaf, seed in zip(
+        (block.ffn.up.bias, block.ffn.down.bias, block.ffn_norm.gain, block.mixing_norm.bias), range(4), strict=True
+    ):
         leaf[...] = normal(*leaf.shape, seed=seed)
 
     def layer_norm(x, norm):
@@ -81,10 +82,24 @@ def test_presets_meet_the_printed_parameters(name, millions):
 
 
 ABLATIONS = [
-    dict(mixer="none"), dict(mixer="self_attention"), dict(mixer="self_attention", heads=2), dict(mixer="all_share"),
-    dict(mixer="all_concat"), dict(ffn="shared"), dict(residual=False), dict(norm=None), dict(norm="rms"),
-    dict(norm_place="pre"), dict(norm_place="pre", norm=None), dict(norm_affine=False), dict(norm_per_token=True),
-    dict(norm_eps=1e-3), dict(activation="gelu_erf"), dict(init="xavier_normal"), dict(tower=(6,)), dict(layers=1),
+    dict(mixer="none"),
+    dict(mixer="self_attention"),
+    dict(mixer="self_attention", heads=2),
+    dict(mixer="all_share"),
+    dict(mixer="all_concat"),
+    dict(ffn="shared"),
+    dict(residual=False),
+    dict(norm=None),
+    dict(norm="rms"),
+    dict(norm_place="pre"),
+    dict(norm_place="pre", norm=None),
+    dict(norm_affine=False),
+    dict(norm_per_token=True),
+    dict(norm_eps=1e-3),
+    dict(activation="gelu_erf"),
+    dict(init="xavier_normal"),
+    dict(tower=(6,)),
+    dict(layers=1),
 ]
 
 
@@ -161,9 +176,12 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (dict(T=3), "does not divide into 3 heads"), (dict(hidden=0), "hidden is 0"),
-        (dict(dropout=1.0), "dropout is 1.0"), (dict(mixer="self_attention", heads=3), "attention heads"),
-        (dict(mixer="all_share", ffn="shared"), "per_token"), (dict(mixer="Mix"), "expected 'mix'"),
+        (dict(T=3), "does not divide into 3 heads"),
+        (dict(hidden=0), "hidden is 0"),
+        (dict(dropout=1.0), "dropout is 1.0"),
+        (dict(mixer="self_attention", heads=3), "attention heads"),
+        (dict(mixer="all_share", ffn="shared"), "per_token"),
+        (dict(mixer="Mix"), "expected 'mix'"),
     ],
     ids=str,
 )

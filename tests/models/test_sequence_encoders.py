@@ -82,8 +82,11 @@ def test_din_follows_its_equation(full_schema, softmax):
 @pytest.mark.parametrize(
     "name, config",
     [
-        ("sum_pooling", {}), ("sum_pooling", dict(pool="mean", recent=3)), ("sum_pooling", dict(time_feature="none")),
-        ("din", {}), ("din", dict(candidate="project", softmax=True, hidden=(7, 5))),
+        ("sum_pooling", {}),
+        ("sum_pooling", dict(pool="mean", recent=3)),
+        ("sum_pooling", dict(time_feature="none")),
+        ("din", {}),
+        ("din", dict(candidate="project", softmax=True, hidden=(7, 5))),
         ("din", dict(recent=3, time_feature="none", activation="silu", init="xavier_normal")),
     ],
     ids=str,
@@ -142,8 +145,9 @@ def test_recent_is_the_shortened_history(schema, name):
     short = schema.with_history_length(3)
     inputs = with_lengths(random_inputs(schema, 2, 2), 7, 2)
     history = inputs.user.histories["clicks"]
-    cut = history.replace(events=history.events[:, :3], delta_s=history.delta_s[:, :3],
-                          length=jnp.minimum(history.length, 3))
+    cut = history.replace(
+        events=history.events[:, :3], delta_s=history.delta_s[:, :3], length=jnp.minimum(history.length, 3)
+    )
     expected = encoder_of(name, short)(inputs.replace(user=inputs.user.replace(histories={"clicks": cut})))
     for a, b in zip(encoder_of(name, schema, recent=3)(inputs), expected, strict=True):
         if a is not None:

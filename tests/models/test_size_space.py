@@ -66,8 +66,17 @@ def test_configured_sizes_are_kept():
     assert {(o["cross_layers"], o["rank"]) for o in size_space("dcnv2", REFERENCE, low_rank, 1e6)} == {(2, 16)}
 
 
-@pytest.mark.parametrize("flags", [dict(mixer="all_share"), dict(mixer="all_concat"), dict(ffn="shared"),
-                                   dict(tokenizer="group"), dict(mixer="self_attention")], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        dict(mixer="all_share"),
+        dict(mixer="all_concat"),
+        dict(ffn="shared"),
+        dict(tokenizer="group"),
+        dict(mixer="self_attention"),
+    ],
+    ids=str,
+)
 def test_ablations_can_be_sized_too(flags):
     assert best("rankmixer", REFERENCE, 1e6, flags)[1] < 0.03
 

@@ -44,10 +44,16 @@ def test_cut_is_one_affine_map_per_run_of_fields():
 @pytest.mark.parametrize(
     "options",
     [
-        dict(tokens=5), dict(tokens=5, user_tokens=2), dict(tokens=7, cut_align="exact"),
-        dict(tokens=4, tokenizer_shared=True), dict(tokens=4, tokenizer_shared=True, tokenizer_hidden=5),
-        dict(tokens=6, tokenizer_hidden=5), dict(tokens=5, global_token=True), dict(tokenizer="group"),
-        dict(tokenizer="group", global_token=True, tokenizer_hidden=6), dict(tokenizer="field"),
+        dict(tokens=5),
+        dict(tokens=5, user_tokens=2),
+        dict(tokens=7, cut_align="exact"),
+        dict(tokens=4, tokenizer_shared=True),
+        dict(tokens=4, tokenizer_shared=True, tokenizer_hidden=5),
+        dict(tokens=6, tokenizer_hidden=5),
+        dict(tokens=5, global_token=True),
+        dict(tokenizer="group"),
+        dict(tokenizer="group", global_token=True, tokenizer_hidden=6),
+        dict(tokenizer="field"),
     ],
     ids=str,
 )

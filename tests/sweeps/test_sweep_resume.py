@@ -19,7 +19,7 @@ from recscale.sweeps.worker import TRAINER
 
 SWEEP = """
 from recscale.scaling.training import get_config as base_config
-from recscale.sweeps import axis, product, seeds
+from recscale.sweeps import axis, by_dense_params, product, seeds
 def get_config():
     config = base_config("rankmixer", "known_truth")
     config.data.preset = "dense"
@@ -32,7 +32,7 @@ def get_config():
 def get_sweep():
     # two branches of one trunk and two seeds: the checkpoint holds replicas, a waiting trunk and finished runs
     budgets = axis("training.examples", BUDGETS)
-    return product(axis("architecture", ARCHITECTURES), budgets, seeds(2))
+    return product(axis("architecture", ARCHITECTURES), by_dense_params([6e3]), budgets, seeds(2))
 """
 
 # Wall time and the speeds derived from it are the only things a kill may change.

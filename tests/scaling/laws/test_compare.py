@@ -263,9 +263,7 @@ def crossing_settings(crossing, noise=0.0, seeds=3):
     the first.
     """
     rng = np.random.default_rng(0)
-    settings = [(0.05 * crossing ** (alpha - 0.2), alpha) for alpha in (0.2, 0.25, 0.3, 0.35, 0.4)] + [
-        (0.0501, 0.2)
-    ]
+    settings = [(0.05 * crossing ** (alpha - 0.2), alpha) for alpha in (0.2, 0.25, 0.3, 0.35, 0.4)] + [(0.0501, 0.2)]
     rows = []
     for i, (coefficient, alpha) in enumerate(settings):
         for x in np.geomspace(1, 1e3, 7):

@@ -88,9 +88,7 @@ def test_refusals_are_printed_with_the_reason_and_no_number(folder):
     text = " ".join(done.output.split())
     assert "beta = refused" in text and "refused by span: axis D has" in text
     told = json.loads(
-        run(
-            folder / "runs.csv", "--where", "examples < 8.1e8", "--bootstrap", "0", "--json"
-        ).output.splitlines()[-1]
+        run(folder / "runs.csv", "--where", "examples < 8.1e8", "--bootstrap", "0", "--json").output.splitlines()[-1]
     )
     assert set(told["params"].values()) == {None} and told["objective"] is None
     assert "single value" in " ".join(gate["reason"] for gate in told["refusals"])
@@ -119,17 +117,13 @@ def test_missing_table_and_list_of_forms(tmp_path):
 
 
 def test_rolling_scores_reach_the_output(folder):
-    done = run(
-        folder, "--form", "power_offset", "--axes", "examples", "--bootstrap", "0", "--rolling", "--json"
-    )
+    done = run(folder, "--form", "power_offset", "--axes", "examples", "--bootstrap", "0", "--rolling", "--json")
     told = json.loads(done.output.strip().splitlines()[-1])
     ranked = {row["form"] for row in told["validation"]["rolling_origin"]["ranking"]}
     assert {"power", "power_offset", "last_value", "log_linear_baseline"} <= ranked
     assert told["record"]["validation"]["ladder_ends"]["largest"]["rows"] > 0
     assert "validation" not in told["record"]["checklist"]["missing"]
-    shown = run(
-        folder, "--form", "power_offset", "--axes", "examples", "--bootstrap", "0", "--rolling"
-    ).output
+    shown = run(folder, "--form", "power_offset", "--axes", "examples", "--bootstrap", "0", "--rolling").output
     assert "Held-out error of ln y, cuts along examples" in shown
 
 
@@ -140,10 +134,7 @@ def test_record_lists_what_is_missing_and_what_columns_and_notes_supply():
     missing = record["checklist"]["missing"]
     assert "runs.lr_rule" in missing and "validation" in missing and not record["checklist"]["complete"]
     assert not {"runs.optimizer", "runs.schedule", "runs.batch", "hypothesis.size_counts"} & set(missing)
-    assert (
-        record["runs"]["optimizer"] == ["adamw"]
-        and record["hypothesis"]["size_counts"] == "dense, head left out"
-    )
+    assert record["runs"]["optimizer"] == ["adamw"] and record["hypothesis"]["size_counts"] == "dense, head left out"
     assert record["fit"]["delta_over_sigma"] == pytest.approx(1e-3 / record["fit"]["residual_scale"])
     criteria = record["fit"]["information_criteria"]
     assert criteria["bic"] - criteria["aicc"] == pytest.approx(6 * np.log(64) - 12 * 64 / 57)
@@ -187,12 +178,9 @@ def test_metric_maps():
 @pytest.mark.slow
 def test_benchmark_reports_times_versions_and_recovered_constants():
     told = bench.run(repeats=1)
-    assert (
-        told["accuracy"]["parameters_relative_error"] < 1e-9 and told["accuracy"]["convergence_share"] == 1.0
-    )
+    assert told["accuracy"]["parameters_relative_error"] < 1e-9 and told["accuracy"]["convergence_share"] == 1.0
     assert {"jax", "numpy", "scipy", "pandas", "python"} <= set(told["versions"])
     assert all(
-        entry["seconds"] > 0 and entry["cpu_seconds"] > 0 and entry["target_s"] > 0
-        for entry in told["times"].values()
+        entry["seconds"] > 0 and entry["cpu_seconds"] > 0 and entry["target_s"] > 0 for entry in told["times"].values()
     )
     assert told["peak_memory_bytes"] > 0 and json.dumps(told)

@@ -208,9 +208,7 @@ def test_nested_forms_coincide_where_they_should():
 
     np.testing.assert_allclose(value("kappa", kappa=1.0), value("chinchilla"), rtol=1e-14)
     np.testing.assert_allclose(value("kappa", kappa=1 / 0.28), value("kaplan_offset"), rtol=1e-14)
-    np.testing.assert_allclose(
-        value("kappa", alpha=0.3, beta=0.3), value("kappa_tied", alpha=0.3), rtol=1e-14
-    )
+    np.testing.assert_allclose(value("kappa", alpha=0.3, beta=0.3), value("kappa_tied", alpha=0.3), rtol=1e-14)
     np.testing.assert_allclose(value("kaplan_offset") - 0.42, value("kaplan"), rtol=1e-12)
     bottleneck = np.maximum(3.0 * np.exp(-0.35 * log_axes[:, 0]), 8.0 * np.exp(-0.28 * log_axes[:, 1])) + 0.42
     np.testing.assert_allclose(value("kappa", kappa=500.0), bottleneck, rtol=2e-3)
@@ -230,9 +228,7 @@ def test_saturating_form_satisfies_its_own_equation_at_both_ends():
 
 def noisy(sizes=8, amounts=8, noise=2e-3):
     n, d = grid(np.geomspace(5e7, 1.6e10, sizes), np.geomspace(8e8, 3e11, amounts))
-    y = (1.8 + 480 * n**-0.35 + 2100 * d**-0.37) * np.exp(
-        noise * np.random.default_rng(3).standard_normal(len(n))
-    )
+    y = (1.8 + 480 * n**-0.35 + 2100 * d**-0.37) * np.exp(noise * np.random.default_rng(3).standard_normal(len(n)))
     return pd.DataFrame({"N": n, "D": d, "loss": y})
 
 

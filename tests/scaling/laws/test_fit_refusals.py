@@ -18,18 +18,14 @@ AXES = {"N": "N", "D": "D"}
 def two_axes(sizes=8, amounts=8, noise=1e-3, seed=0):
     n, d = np.meshgrid(np.geomspace(1e4, 1e7, sizes), np.geomspace(1e5, 1e9, amounts), indexing="ij")
     n, d = n.ravel(), d.ravel()
-    y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28) * np.exp(
-        noise * np.random.default_rng(seed).standard_normal(len(n))
-    )
+    y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
     return pd.DataFrame({"N": n, "D": d, "loss": y})
 
 
 def one_axis(count=9, decades=4.0, floor=0.42, noise=1e-4, seed=0):
     x = np.geomspace(1e4, 1e4 * 10**decades, count)
     y = floor + 3 * x**-0.35
-    return pd.DataFrame(
-        {"x": x, "loss": y * np.exp(noise * np.random.default_rng(seed).standard_normal(count))}
-    )
+    return pd.DataFrame({"x": x, "loss": y * np.exp(noise * np.random.default_rng(seed).standard_normal(count))})
 
 
 def fit_one(frame, form="power_offset", **options):
@@ -162,9 +158,7 @@ def test_one_decade_refuses_the_exponent():
 def test_a_short_axis_refuses_only_what_rests_on_it():
     n, d = np.meshgrid(np.geomspace(1e4, 1e7, 8), np.geomspace(1e8, 4e8, 6), indexing="ij")
     y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28).ravel()
-    law = fit(
-        pd.DataFrame({"N": n.ravel(), "D": d.ravel(), "loss": y}), "chinchilla", AXES, "loss", bootstrap=0
-    )
+    law = fit(pd.DataFrame({"N": n.ravel(), "D": d.ravel(), "loss": y}), "chinchilla", AXES, "loss", bootstrap=0)
     assert law.params["alpha"] == pytest.approx(0.35, rel=1e-6)
     assert law.params["beta"] is None and law.params["B"] is None and law.params["E"] is None
     assert law.derived["a"] is None

@@ -44,9 +44,7 @@ def four_resources(floor=0.3777, v=0.116):
     y = floor + 0.5 * v * (pair + seen[None, None, :, None] + missed)
     grids = np.meshgrid(n + 1.0, data, history + 1.0, ranks + 0.5, indexing="ij")
     names = ("dense_params", "examples", "history_length", "memory_slots")
-    return pd.DataFrame(
-        {**{name: g.ravel() for name, g in zip(names, grids, strict=True)}, "logloss": y.ravel()}
-    )
+    return pd.DataFrame({**{name: g.ravel() for name, g in zip(names, grids, strict=True)}, "logloss": y.ravel()})
 
 
 def residual_rms(law):
@@ -62,9 +60,7 @@ def test_kappa_describes_the_surface_and_the_sum_does_not():
     assert law.params["beta"] == pytest.approx(0.246, abs=0.003)
     assert law.params["kappa"] == pytest.approx(4.3, abs=0.2)
     # What the sum is wrong by is the point: floor within 1e-3 and exponent within 5% for kappa only.
-    assert law.params["E"] == pytest.approx(0.42, abs=1e-3) and law.params["alpha"] == pytest.approx(
-        0.35, rel=0.05
-    )
+    assert law.params["E"] == pytest.approx(0.42, abs=1e-3) and law.params["alpha"] == pytest.approx(0.35, rel=0.05)
     added = fit(frame, "chinchilla", bootstrap=0)
     assert residual_rms(added) >= 20 * residual_rms(law)
     assert added.solution_params()["alpha"] > 0.48
@@ -85,10 +81,7 @@ def test_rolling_origin_selects_a_bottleneck_form_on_the_surface(alpha):
     ranking = scored.ranking
     assert scored.best in ("kappa", "kaplan_offset")
     assert ranking.loc["chinchilla", "mean_rms"] > 5 * ranking.loc[scored.best, "mean_rms"]
-    assert (
-        ranking.loc[["last_value", "log_linear_baseline"], "mean_rms"].min()
-        > ranking.loc[scored.best, "mean_rms"]
-    )
+    assert ranking.loc[["last_value", "log_linear_baseline"], "mean_rms"].min() > ranking.loc[scored.best, "mean_rms"]
     assert ranking["weight"].sum() == pytest.approx(1.0)
     assert ranking.loc["last_value", "weight"] == 0.0 and len(scored.cuts) == 5
     told = scored.forecast({"N": 5e4, "D": 1e9})
@@ -123,12 +116,9 @@ def test_four_resources_read_as_a_plain_sum_are_misread():
 
 def generated(noise=3e-3, seed=0, sizes=12, amounts=12):
     n, d = (
-        v.ravel()
-        for v in np.meshgrid(np.geomspace(1e4, 3e7, sizes), np.geomspace(1e5, 1e9, amounts), indexing="ij")
+        v.ravel() for v in np.meshgrid(np.geomspace(1e4, 3e7, sizes), np.geomspace(1e5, 1e9, amounts), indexing="ij")
     )
-    y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28) * np.exp(
-        noise * np.random.default_rng(seed).standard_normal(len(n))
-    )
+    y = (0.42 + 3 * n**-0.35 + 8 * d**-0.28) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
     return pd.DataFrame({"dense_params": n, "examples": d, "logloss": y, "train_flops": 6 * n * d})
 
 

@@ -25,9 +25,7 @@ def trap_table(noise: float) -> pd.DataFrame:
     n, d = np.meshgrid(np.geomspace(5e7, 1.6e10, 16), np.geomspace(8e8, 3e11, 15), indexing="ij")
     n, d = n.ravel(), d.ravel()
     y = TRUTH["E"] + TRUTH["A"] * n ** -TRUTH["alpha"] + TRUTH["B"] * d ** -TRUTH["beta"]
-    return pd.DataFrame(
-        {"N": n, "D": d, "loss": y * np.exp(noise * np.random.default_rng(0).standard_normal(len(y)))}
-    )
+    return pd.DataFrame({"N": n, "D": d, "loss": y * np.exp(noise * np.random.default_rng(0).standard_normal(len(y)))})
 
 
 def raw_lbfgs(frame: pd.DataFrame, reduce) -> np.ndarray:
@@ -122,9 +120,7 @@ def test_grid_coefficients_equal_scipy_nonnegative_least_squares():
         expected, _ = optimize.nnls(design, target)
         found, value = nonnegative((design.T @ design)[None], (design.T @ target)[None], (False,) * terms)
         np.testing.assert_allclose(found[0], expected, atol=1e-9)
-        assert value[0] == pytest.approx(
-            np.sum((design @ expected - target) ** 2) - np.sum(target**2), abs=1e-9
-        )
+        assert value[0] == pytest.approx(np.sum((design @ expected - target) ** 2) - np.sum(target**2), abs=1e-9)
     signed, _ = nonnegative((design.T @ design)[None], (design.T @ target)[None], (True,) * 6)
     np.testing.assert_allclose(signed[0], np.linalg.lstsq(design, target, rcond=None)[0], atol=1e-8)
 
@@ -169,7 +165,5 @@ assert before == after, (before, after)
 assert jnp.zeros(2).dtype == jnp.float32 and jnp.asarray(1.5).dtype == jnp.float32
 print("unchanged")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip().endswith("unchanged"), done.stderr

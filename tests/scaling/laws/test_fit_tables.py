@@ -66,9 +66,7 @@ def test_overtraining_law_from_five_points(name):
     """E + (a M^eta + b M^-eta) C^-eta with C = 6 N D and M = D / N is the tied sum with alpha = 2 eta."""
     entry = GOLDEN[name]
     frame = pd.read_csv(TABLES / entry["table"])
-    frame = frame[
-        (frame["train_set"] == entry["select"]["train_set"]) & frame["val_set"].str.contains("c4_val")
-    ]
+    frame = frame[(frame["train_set"] == entry["select"]["train_set"]) & frame["val_set"].str.contains("c4_val")]
     sizes = sorted(frame["params"].unique())[:4]
     chosen = frame[
         (frame["params"].isin(sizes) & (frame["token_multiplier"] == 1))
@@ -87,9 +85,7 @@ def test_overtraining_law_from_five_points(name):
     for row in entry["expect"]["predictions"]:
         point = np.log([[row["params"], row["params"] * row["M"]]]) - centre
         error = 100 * abs(form.value(solution.phi, point)[0] / row["loss"] - 1)
-        assert error == pytest.approx(
-            row["relative_error_percent"], abs=entry["tolerance"]["relative_error_percent"]
-        )
+        assert error == pytest.approx(row["relative_error_percent"], abs=entry["tolerance"]["relative_error_percent"])
         if row["name"] in entry.get("published", {}):
             assert error == pytest.approx(entry["published"][row["name"]], abs=0.01)
     refused = fit(chosen, "chinchilla_tied", {"N": "params", "D": "tokens"}, "loss", bootstrap=0)
@@ -166,9 +162,7 @@ def test_wukong_points_by_least_squares():
     squares = {"bootstrap": 0, "huber_delta": np.inf, "residuals": "plain"}
     law = fit(frame, "power", {"x": "gflop"}, "ratio", **squares)
     assert law.params["A"] == pytest.approx(99.5602, abs=5e-4) and round(law.params["A"], 2) == 99.56
-    assert (
-        law.params["alpha"] == pytest.approx(7.072e-4, abs=1e-6) and round(law.params["alpha"], 5) == 0.00071
-    )
+    assert law.params["alpha"] == pytest.approx(7.072e-4, abs=1e-6) and round(law.params["alpha"], 5) == 0.00071
     line = fit(frame, "log_linear", {"x": "gflop"}, "percent", **squares)
     assert line.params["b"] == pytest.approx(0.07029, abs=5e-6)
     offset = fit(frame, "power_offset", {"x": "gflop"}, "percent", **squares)

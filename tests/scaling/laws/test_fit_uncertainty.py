@@ -18,10 +18,7 @@ def shaped(seed, shapes=12, checkpoints=5, shape_sd=3e-4, point_sd=1e-4):
     n = np.repeat(np.geomspace(5e7, 1.6e10, shapes), checkpoints)
     d = np.tile(np.geomspace(8e8, 3e11, checkpoints), shapes)
     y = 1.8 + 480 * n**-TRUE_ALPHA + 2100 * d**-0.37
-    effect = (
-        np.repeat(generator.normal(size=shapes) * shape_sd, checkpoints)
-        + generator.normal(size=len(n)) * point_sd
-    )
+    effect = np.repeat(generator.normal(size=shapes) * shape_sd, checkpoints) + generator.normal(size=len(n)) * point_sd
     shape = np.repeat(np.arange(shapes), checkpoints)
     return pd.DataFrame({"shape_id": shape, "N": n, "D": d, "loss": y * np.exp(effect)})
 
@@ -51,9 +48,7 @@ def test_resamples_are_integer_counts_and_repeat_with_the_seed():
     assert counts.shape == (50, 7) and np.all(counts.sum(axis=1) == 7) and counts.dtype.kind == "i"
     frame = shaped(0)
     axes = {"N": "N", "D": "D"}
-    first, again = (
-        fit(frame, "chinchilla", axes, "loss", bootstrap=100, seed=4, profile=False) for _ in range(2)
-    )
+    first, again = (fit(frame, "chinchilla", axes, "loss", bootstrap=100, seed=4, profile=False) for _ in range(2))
     other = fit(frame, "chinchilla", axes, "loss", bootstrap=100, seed=5, profile=False)
     assert first.intervals == again.intervals
     assert first.intervals["alpha"] != other.intervals["alpha"]
@@ -64,9 +59,7 @@ def test_warm_started_refits_agree_with_refits_to_the_last_digit():
     logs = np.log(frame[["N", "D"]].to_numpy())
     problem = solver.make_problem(forms.get("chinchilla"), logs - logs.mean(0), frame["loss"].to_numpy())
     solution = solver.solve(problem)
-    weights = uncertainty.cluster_counts(12, 100, np.random.default_rng(0))[:, frame["shape_id"]].astype(
-        float
-    )
+    weights = uncertainty.cluster_counts(12, 100, np.random.default_rng(0))[:, frame["shape_id"]].astype(float)
     starts = np.tile(solution.phi, (100, 1))
     quick = solver.refine(problem, starts, weights=weights, control=solver.WARM)
     full = solver.refine(problem, starts, weights=weights)
@@ -80,9 +73,7 @@ def seeded(table_seed, seeds=5):
     x = np.repeat(np.geomspace(1e4, 1e8, 9), seeds)
     clean = 0.42 + 3 * x**-TRUE_ALPHA
     loss = clean * (1 + 2e-3 * generator.standard_normal(len(x)))
-    return pd.DataFrame(
-        {"shape_id": pd.factorize(x)[0], "x": x, "seed": np.tile(np.arange(seeds), 9), "loss": loss}
-    )
+    return pd.DataFrame({"shape_id": pd.factorize(x)[0], "x": x, "seed": np.tile(np.arange(seeds), 9), "loss": loss})
 
 
 def test_seed_noise_is_measured_and_redrawn():
@@ -94,9 +85,7 @@ def test_seed_noise_is_measured_and_redrawn():
         low, high = law.seed_intervals()["alpha"]
         inside += low <= TRUE_ALPHA <= high
     assert inside >= 16 and "seed noise unknown" not in law.warnings
-    single = fit(
-        seeded(0)[lambda t: t["seed"] == 0], "power_offset", {"x": "x"}, "loss", bootstrap=10, profile=False
-    )
+    single = fit(seeded(0)[lambda t: t["seed"] == 0], "power_offset", {"x": "x"}, "loss", bootstrap=10, profile=False)
     assert single.seed_noise is None and single.seed_intervals() == {}
     assert "seed noise unknown" in single.warnings
 
@@ -136,9 +125,7 @@ def test_student_profile_survives_outliers_and_covers():
 
 def test_kappa_is_refused_where_sum_and_bottleneck_are_not_distinguished():
     generator = np.random.default_rng(0)
-    n, d = (
-        v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e7, 6), np.geomspace(1e5, 1e9, 6), indexing="ij")
-    )
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e4, 1e7, 6), np.geomspace(1e5, 1e9, 6), indexing="ij"))
     first, second = 1 * n**-0.35, 30 * d**-0.4
     y = (0.42 + (first**8 + second**8) ** (1 / 8)) * np.exp(6e-3 * generator.standard_normal(36))
     law = fit(pd.DataFrame({"N": n, "D": d, "loss": y}), "kappa", {"N": "N", "D": "D"}, "loss", bootstrap=0)
@@ -147,9 +134,7 @@ def test_kappa_is_refused_where_sum_and_bottleneck_are_not_distinguished():
     assert (low <= 1 and high >= 20) == bool(refused)
     assert not refused or (law.params["kappa"] is None and "not distinguished" in refused[0].consequence)
     clear = (0.42 + (first**4 + second**4) ** (1 / 4)) * np.exp(1e-4 * generator.standard_normal(36))
-    told = fit(
-        pd.DataFrame({"N": n, "D": d, "loss": clear}), "kappa", {"N": "N", "D": "D"}, "loss", bootstrap=0
-    )
+    told = fit(pd.DataFrame({"N": n, "D": d, "loss": clear}), "kappa", {"N": "N", "D": "D"}, "loss", bootstrap=0)
     assert told.params["kappa"] == pytest.approx(4.0, rel=0.1)
 
 
@@ -159,9 +144,7 @@ def test_jackknife_names_the_shape_that_moves_the_fit():
     squares = {"huber_delta": np.inf, "profile": False}
     law = fit(frame, "chinchilla", {"N": "N", "D": "D"}, "loss", bootstrap=20, **squares)
     assert law.jackknife["most_influential"] == "11"
-    without = fit(
-        frame[frame["shape_id"] != 11], "chinchilla", {"N": "N", "D": "D"}, "loss", bootstrap=0, **squares
-    )
+    without = fit(frame[frame["shape_id"] != 11], "chinchilla", {"N": "N", "D": "D"}, "loss", bootstrap=0, **squares)
     moved = law.params["alpha"] + law.jackknife["shift"]["alpha"]
     assert moved == pytest.approx(without.params["alpha"], abs=1e-4)
 
@@ -191,9 +174,7 @@ def joint_table(loss_noise, t_noise, seed=0, count=16):
 
 def test_joint_form_returns_exponent_and_v_from_clean_streams():
     law = fit(joint_table(0.0, 0.0), "joint", bootstrap=0, measured_v=0.15)
-    assert law.params["alpha"] == pytest.approx(0.35, abs=1e-6) and law.params["v"] == pytest.approx(
-        0.15, abs=1e-6
-    )
+    assert law.params["alpha"] == pytest.approx(0.35, abs=1e-6) and law.params["v"] == pytest.approx(0.15, abs=1e-6)
     assert not any("fitted v" in notice for notice in law.warnings)
     suspicious = fit(joint_table(0.0, 0.0), "joint", bootstrap=0, measured_v=0.08)
     assert any("1.88 times" in notice for notice in suspicious.warnings)

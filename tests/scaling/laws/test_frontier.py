@@ -54,9 +54,7 @@ def test_drifting_grids_bias_the_parabola_and_not_akima(drift):
 def test_minimum_at_the_edge_is_rejected_with_a_reason():
     table = isoflop_table(drift=0.0)
     first = table["flops_target"].min()
-    small = table[
-        (table["flops_target"] > first) | (table["dense_params"] < 0.5 * table["dense_params"][:9].median())
-    ]
+    small = table[(table["flops_target"] > first) | (table["dense_params"] < 0.5 * table["dense_params"][:9].median())]
     found = frontier.isoflop(small, min_sizes=3)
     assert found.groups[0].akima is None
     assert "too near the largest size" in found.groups[0].rejected["akima"]
@@ -197,12 +195,8 @@ def test_public_isoflop_exponents(golden):
         min_sizes=3, edge_spacing=0.0, reduce="min", points_per_interval=25,
     )  # fmt: skip
     assert found.akima.n_optima == golden["expect"]["optima"]
-    assert found.akima.exponent == pytest.approx(
-        golden["expect"]["a"], abs=golden["tolerance"]["a_vs_recomputed"]
-    )
-    assert found.akima.exponent == pytest.approx(
-        golden["published"]["a"], abs=golden["tolerance"]["a_vs_published"]
-    )
+    assert found.akima.exponent == pytest.approx(golden["expect"]["a"], abs=golden["tolerance"]["a_vs_recomputed"])
+    assert found.akima.exponent == pytest.approx(golden["published"]["a"], abs=golden["tolerance"]["a_vs_published"])
     low, high = golden["published"]["ci95"]
     assert low <= found.akima.exponent <= high
 

@@ -84,9 +84,7 @@ def test_unchecked_grades_are_dashed_and_named(law_id, style, in_label):
 
 
 def test_overlay_needs_the_same_axis_metric_and_convention():
-    right = dict(
-        axes="train_flops_per_row", metric="relative_logloss_percent", convention="gflop_per_example"
-    )
+    right = dict(axes="train_flops_per_row", metric="relative_logloss_percent", convention="gflop_per_example")
     assert published.overlay("wukong_task1", **right)(1.0) == pytest.approx(-0.44, abs=1e-9)
     for key, wrong in [
         ("axes", "dense_params"),
@@ -154,9 +152,5 @@ def test_readme_counts_match_the_files():
     readme = (folder / "README.md").read_text(encoding="utf-8")
     for path in folder.glob("*.json"):
         data = json.loads(path.read_text(encoding="utf-8"))
-        count = (
-            f"{len(data['laws'])} laws, {len(data['points'])} point sets"
-            if path.stem == "laws"
-            else str(len(data))
-        )
+        count = f"{len(data['laws'])} laws, {len(data['points'])} point sets" if path.stem == "laws" else str(len(data))
         assert f"| `{path.name}` | {count}" in readme

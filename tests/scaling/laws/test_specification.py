@@ -67,13 +67,8 @@ def test_noise_spreads_the_curve_and_the_headline_has_a_rank(noisy):
     values = noisy.rows["value"].dropna().to_numpy()
     assert np.all(np.diff(values) >= 0) and np.ptp(values) > 0
     assert len(noisy.rows) == 24 < noisy.possible
-    assert (
-        noisy.rows.loc[noisy.rank - 1, "headline"]
-        and noisy.headline == noisy.rows.loc[noisy.rank - 1, "value"]
-    )
-    assert (noisy.low, noisy.median, noisy.high) == pytest.approx(
-        tuple(np.quantile(values, [0.05, 0.5, 0.95]))
-    )
+    assert noisy.rows.loc[noisy.rank - 1, "headline"] and noisy.headline == noisy.rows.loc[noisy.rank - 1, "value"]
+    assert (noisy.low, noisy.median, noisy.high) == pytest.approx(tuple(np.quantile(values, [0.05, 0.5, 0.95])))
     assert set(noisy.rows["weights"].dropna()) == {"specification_noise_se"}
 
 
@@ -81,19 +76,14 @@ def test_a_form_that_fits_clearly_worse_is_not_admitted(noisy):
     assert "power" in noisy.inadmissible_forms and "rms residual" in noisy.inadmissible_forms["power"]
     assert "power" not in set(noisy.rows["form"])
     summary = noisy.summary()
-    assert (
-        summary["count"] + summary["refused"] == 24
-        and summary["inadmissible_forms"] == noisy.inadmissible_forms
-    )
+    assert summary["count"] + summary["refused"] == 24 and summary["inadmissible_forms"] == noisy.inadmissible_forms
 
 
 def test_refused_values_keep_their_row_and_reason():
     table = runs(noise=1e-4)
     narrow = table[table["dense_params"] <= 4e5]  # 1.5 decades with the smallest size, fewer without it
     freeze = {name: None for name in DIMENSIONS if name != "outliers"}
-    found = specification_curve(
-        narrow, "power_offset", {"x": "dense_params"}, quantity="alpha", freeze=freeze
-    )
+    found = specification_curve(narrow, "power_offset", {"x": "dense_params"}, quantity="alpha", freeze=freeze)
     reasons = dict(zip(found.rows["outliers"], found.rows["reason"], strict=True))
     assert "decades" in reasons["drop smallest size"]
     values = found.rows.set_index("outliers")["value"]
@@ -111,9 +101,7 @@ def test_exponents_may_be_read_from_auc_instead():
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="cannot freeze \\['colour'\\]"):
-        specification_curve(
-            runs(), "power_offset", {"x": "dense_params"}, at={"x": 1e7}, freeze={"colour": 1}
-        )
+        specification_curve(runs(), "power_offset", {"x": "dense_params"}, at={"x": 1e7}, freeze={"colour": 1})
     with pytest.raises(ValueError, match="needs `at`"):
         specification_curve(runs(), "power_offset", {"x": "dense_params"})
     with pytest.raises(ValueError, match="headline fit is refused"):
