@@ -25,9 +25,12 @@ _MOMENTS = {"adamw": 2, "adam": 2, "rmsprop": 1, "adagrad": 1}
 # Row optimiser state per table: floats per row and per value.
 _ROW_STATE = {"rowwise_adagrad": (1, 0), "rowwise_adam": (1, 2)}
 
-# Multiply-adds per activation kept for the backward pass: the narrow layers of small models set it, so it is an
-# upper bound of the activations for wide ones.
-_MACS_PER_ACTIVATION = 8
+# Activations kept for the backward pass are the multiply-adds over the fan-in. A typical fan-in is the square root of a
+# layer's parameters; counting 64 equal layers errs on the side of narrow ones, so of more activations. Four copies:
+# before and after the non-linearity, and their gradients.
+_LAYERS = 64
+_LEAST_FAN_IN = 8
+_ACTIVATION_COPIES = 4
 
 # Share of the probe's FLOP/s a training step of a small model reaches: its products are narrower than the probe's and
 # as much time goes to element-wise work.
@@ -62,7 +65,8 @@ def peak_memory_bytes(config: ConfigDict, schema: Schema, counts: Any, *, replic
     table_copies = 2 + (horizons > 1)  # the state, the checkpoint's host copy, the waiting trunk
     shapes = schema.tables().values()
     tables = 4 * table_copies * sum(rows * (width * (1 + per_value) + per_row) for rows, width in shapes)
-    activations = counts.forward_flops_per_row / 2 / _MACS_PER_ACTIVATION + 4 * _input_width(schema)
+    fan_in = max(math.sqrt(counts.dense_params / _LAYERS), _LEAST_FAN_IN)
+    activations = _ACTIVATION_COPIES * (counts.forward_flops_per_row / 2 / fan_in + _input_width(schema))
     batch = 4 * training.requests * training.candidates * activations
     holdout = 4 * config.data.holdout_rows * _input_width(schema)
     return round(BASE_BYTES + replicas * (dense + tables + batch) + holdout)
