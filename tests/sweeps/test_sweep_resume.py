@@ -50,7 +50,7 @@ def _finish(file, out):
 
 
 def _kill_at(file, out, lines, seconds):
-    """Starts the sweep and kills it some seconds after it has written so many metrics lines; False if it got through."""
+    """Starts the sweep and kills it some seconds after so many metrics lines are written; False if it got through."""
     process = subprocess.Popen(
         _command(file, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment()
     )
