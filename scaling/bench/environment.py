@@ -19,7 +19,7 @@ _PACKAGES = ("recscale", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 def environment() -> dict[str, Any]:
     """JSON-able provenance: date (UTC), command, versions, device, cores, and what else changes speed.
 
-    `huge_pages` says whether malloc puts large blocks on huge pages (see `recscale.scaling.host_memory`).
+    `keeps_freed_memory`: see `recscale.scaling.host_memory`.
     """
     import jax
 
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "huge_pages": host_memory.has_huge_pages(),
+        "keeps_freed_memory": host_memory.keeps_freed_memory(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

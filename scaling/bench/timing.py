@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from typing import Any, NamedTuple
-
-from .. import host_memory
+from typing import NamedTuple
 
 # `run(n)` does n steps and returns when they are done.
 Rival = Callable[[int], object]
+
+# Steps before the first turn: while the process still grows, a step pays for fresh memory.
+_SETTLING = 8
 
 
 class Sample(NamedTuple):
@@ -27,10 +25,13 @@ class Sample(NamedTuple):
 def alternate(rivals: Mapping[str, Rival], *, rounds: int, per_round: int) -> dict[str, list[Sample]]:
     """Time per step of every turn, by name; each round gives every rival a turn of `per_round` steps.
 
-    A step before each turn is not timed: the thread pool that ran before may still be spinning, and caches hold its
-    data. Within a turn steps follow each other as in training, so a rival may prepare one while another computes.
+    Not timed are a few steps at the beginning, in which memory settles, and a step before each turn: the thread pool
+    that ran before may still be spinning, and caches hold its data. Within a turn steps follow each other as in
+    training, so a rival may prepare one while another computes.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in rivals}
+    for run in rivals.values():
+        run(_SETTLING)
     gc.collect()
     for _ in range(rounds):
         for name, run in rivals.items():
@@ -57,22 +58,3 @@ def summary(samples: list[Sample]) -> dict[str, float]:
         "cpu_ms": 1e3 * statistics.median(sample.cpu_s for sample in samples),
         "turns": len(samples),
     }
-
-
-def in_fresh_process(function: Callable[..., Any], *args: Any, huge_pages: bool = True, **kwargs: Any) -> Any:
-    """Runs an importable function in a new process, whose malloc uses huge pages where the kernel offers them.
-
-    Arguments and result are pickled. Errors of the function are raised here.
-    """
-    extra = host_memory.huge_page_environment() if huge_pages else {}
-    before = {name: os.environ.get(name) for name in extra}
-    os.environ.update(extra)  # a spawned process starts from this environment
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(function, *args, **kwargs).result()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

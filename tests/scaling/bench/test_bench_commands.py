@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from recscale.scaling.bench import known_truth, timing, train_step
+from recscale.scaling import host_memory
+from recscale.scaling.bench import known_truth, train_step
 from recscale.scaling.bench.commands import bench
 from recscale.scaling.bench.environment import environment
 
@@ -19,7 +20,7 @@ def _result(**changed):
     return {
         "rows_per_s": 4096.0, "torch_rows_per_s": 3900.0, "ratio": 1.05, "note": None, "jax": SPEED,
         "torch": {**SPEED, "layout": "bmm"}, "tables": tables,
-        "known_truth": {"share": 0.06, "preset": "dense", "dense_params": 1_000_000},
+        "known_truth": {"share": 0.06, "share_alone": 0.07, "preset": "dense", "dense_params": 1_000_000},
         "environment": environment(), **changed,
     }  # fmt: skip
 
@@ -30,18 +31,14 @@ def _invoke(*args):
     return result
 
 
-def test_train_step_prints_figures_and_json(monkeypatch):
-    asked = {}
-
-    def run(function, **kwargs):
-        asked.update(kwargs, function=function)
-        return _result()
-
-    monkeypatch.setattr(timing, "in_fresh_process", run)
-    result = _invoke("train-step", "--rounds", "3", "--no-tables", "--json")
-    assert result.exit_code == 0
-    assert asked.pop("function") is train_step.run
-    assert asked == {"huge_pages": True, "rounds": 3, "torch": True, "tables": False, "known_truth": True}
+@pytest.mark.parametrize("keep", [True, False])
+def test_train_step_prints_figures_and_json(monkeypatch, keep):
+    asked, kept = {}, []
+    monkeypatch.setattr(train_step, "run", lambda **options: asked.update(options) or _result())
+    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: kept.append(True))
+    result = _invoke("train-step", "--rounds", "3", "--no-tables", "--json", *([] if keep else ["--no-keep-memory"]))
+    assert result.exit_code == 0 and bool(kept) == keep
+    assert asked == {"rounds": 3, "torch": True, "tables": False, "known_truth": True}
     for text in ("1.050 in rows per second", "torch, bmm", "1.05x", "6.0 % of a step", "jax 0."):
         assert text in result.output
     assert json.loads(result.output.splitlines()[-1])["rows_per_s"] == 4096.0
@@ -49,7 +46,8 @@ def test_train_step_prints_figures_and_json(monkeypatch):
 
 def test_train_step_without_a_rival_says_how_to_get_one(monkeypatch):
     alone = _result(torch=None, torch_rows_per_s=None, ratio=None, note=train_step.TORCH_MISSING)
-    monkeypatch.setattr(timing, "in_fresh_process", lambda *_, **__: alone)
+    monkeypatch.setattr(train_step, "run", lambda **_: alone)
+    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: False)
     output = _invoke("train-step").output
     assert 'pip install "recscale[bench]"' in output and "ours / PyTorch" not in output
 
@@ -74,4 +72,4 @@ def test_reader_prints_nested_figures():
 def test_environment_names_what_decides_speed():
     found = environment()
     assert found["versions"]["jax"] and found["device"]["platform"] == "cpu" and found["cores"] >= 1
-    assert found["date"].endswith("+00:00") and isinstance(found["huge_pages"], bool)
+    assert found["date"].endswith("+00:00") and found["keeps_freed_memory"] is False

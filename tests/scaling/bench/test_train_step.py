@@ -43,7 +43,9 @@ def test_turns_alternate_after_an_untimed_step():
     calls = []
     rivals = {name: lambda steps, name=name: calls.append((name, steps)) for name in "ab"}
     samples = timing.alternate(rivals, rounds=2, per_round=3)
-    assert calls == [("a", 1), ("a", 3), ("b", 1), ("b", 3)] * 2
+    settling, turns = calls[:2], calls[2:]
+    assert [name for name, _ in settling] == ["a", "b"]
+    assert turns == [("a", 1), ("a", 3), ("b", 1), ("b", 3)] * 2
     assert {name: len(times) for name, times in samples.items()} == {"a": 2, "b": 2}
 
 
@@ -72,23 +74,19 @@ def test_fixed_batch_follows_its_schema():
         FixedBatch(dataclasses.replace(schema, sequences=(Sequence("s", 2, (Field("e", "user", 1),)),)), 6)
 
 
-def test_huge_pages_are_asked_for_where_offered_and_not_twice(monkeypatch):
-    monkeypatch.setattr(host_memory, "_offered", lambda: True)
-    assert host_memory.huge_page_environment({}) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    kept = host_memory.huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.check=1"})
-    assert kept == {"GLIBC_TUNABLES": "glibc.malloc.check=1:glibc.malloc.hugetlb=1"}
-    assert host_memory.huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}) == {}
-    monkeypatch.setattr(host_memory, "_offered", lambda: False)
-    assert host_memory.huge_page_environment({}) == {}
+def test_keeping_memory_sets_malloc_or_says_it_cannot(monkeypatch):
+    asked = []
 
+    class Library:
+        def mallopt(self, name, value):
+            asked.append((name, value))
+            return 1
 
-def test_fresh_process_returns_results_and_restores_the_environment(monkeypatch):
-    monkeypatch.setattr(host_memory, "huge_page_environment", lambda: {"RECSCALE_TEST_VARIABLE": "1"})
-    assert timing.in_fresh_process(_environment_of, "RECSCALE_TEST_VARIABLE") == "1"
-    assert _environment_of("RECSCALE_TEST_VARIABLE") is None
-
-
-def _environment_of(name):
-    import os
-
-    return os.environ.get(name)
+    monkeypatch.setattr(host_memory, "_kept", False)
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    assert host_memory.keep_freed_memory() and host_memory.keeps_freed_memory()
+    assert dict(asked) == {-4: 0, -1: 2**31 - 1, -8: 1}
+    monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(host_memory, "_kept", False)
+    assert not host_memory.keep_freed_memory() and not host_memory.keeps_freed_memory()
