@@ -63,8 +63,8 @@ def generation(
     parameters; the batch alone is timed as well.
 
     Returns:
-        share = 1 - given / generated; share_alone = batch alone / generated, an upper bound, since inside the step
-        parts of it run beside other work (medians); the three times; preset and model size.
+        share = 1 - given / generated, a small difference of two large times; share_alone = batch alone / generated
+        (medians); the three times; preset and model size.
     """
     config = get_config("rankmixer", "known_truth")
     config.data.preset = preset
