@@ -28,7 +28,7 @@ import numpy as np
 from scipy.special import zeta
 
 # Raised whenever the same configuration would give another log, so that stored truth is never mixed up.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 BLOCK = 32  # ids per popularity block: the 31 non-constant Walsh functions of 5 member bits are the code signs
 MAX_ORDER = 4

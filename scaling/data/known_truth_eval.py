@@ -27,7 +27,7 @@ from .known_truth_laws import predict, surface
 from .known_truth_parts import term_values
 from .known_truth_quadrature import divergence, entropy, expected_auc, logit
 from .known_truth_truth import TruthRows, oracle_logits, truth
-from .known_truth_world import World
+from .known_truth_world import World, popularity
 
 __all__ = [
     "card", "evaluate", "evaluate_rows", "oracle_logits", "predict", "row_groups", "stack_truth", "surface", "truth",
@@ -71,8 +71,10 @@ def evaluate_rows(
     excess_logloss; coefficients: least squares of the logit on its parts, so the share of a part whose terms are known
     or not, times the shrinkage all parts have in common; recovery: corr^2 of a part with the logit's projection on it.
     The projection is term by term for N, by order; for L, M, B and X it is what the logit holds beside the N terms and
-    the fitted shares of the others, so that their errors lower it. A second label adds the same keys ending in its
-    name; in a cascade its rows count with the probability that the first label is 1.
+    the fitted shares of the others, so that their errors lower it; item_bias_by_popularity: the coefficient of the
+    item's bias by tenth of the item popularity, most popular first (None: no item).
+    A second label adds the same keys ending in its name; in a cascade its rows count with the probability that the
+    first label is 1.
 
     Raises:
         ValueError: shapes differ.
@@ -181,7 +183,23 @@ def _recovery(world: World, task: int, predicted: np.ndarray, rows: TruthRows, k
         own = rest + own_coefficient * centred[:, column]
         scale = (own @ own) * (centred[:, column] @ centred[:, column])
         recovery[names[column]] = float((own @ centred[:, column]) ** 2 / scale) if scale > 0 else 0.0
-    return {"coefficients": dict(zip(names, coefficients.tolist(), strict=True)), "recovery": recovery}
+    out = {"coefficients": dict(zip(names, coefficients.tolist(), strict=True)), "recovery": recovery}
+    if "B" in names:
+        own = rest + left[others.index(names.index("B"))] * centred[:, names.index("B")]
+        out["item_bias_by_popularity"] = _by_popularity(world, own, parts["B_item"], rows.item_block[keep])
+    return out
+
+
+def _by_popularity(world: World, own: np.ndarray, bias: np.ndarray, block: np.ndarray) -> list[float | None]:
+    """Coefficient of the item's bias among rows of each tenth of the item popularity, most popular first."""
+    law = popularity(world)
+    tenth = np.minimum((_DECILES * (np.cumsum(law) - 0.5 * law)).astype(np.int64), _DECILES - 1)[block]
+    found = []
+    for number in range(_DECILES):
+        x, y = bias[tenth == number], own[tenth == number]
+        spread = float(((x - x.mean()) ** 2).sum()) if len(x) else 0.0
+        found.append(float((x - x.mean()) @ (y - y.mean()) / spread) if spread > 0 else None)
+    return found
 
 
 def _term_recovery(world: World, task: int, target: np.ndarray, words: np.ndarray, domain: np.ndarray):

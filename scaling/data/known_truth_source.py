@@ -22,7 +22,7 @@ from .known_truth_parts import SEQUENCE
 from .known_truth_truth import TruthRows, sample
 
 _READ_AHEAD = 2
-_ROW_ARRAYS = ("z", "noise_sd", "fresh", "p", "q", "words", "domain")
+_ROW_ARRAYS = ("z", "noise_sd", "fresh", "p", "q", "words", "domain", "item_block")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ class KnownTruthSource:
         found = self._compute_holdout()
         if path is not None:
             buffer = io.BytesIO()
-            np.savez(buffer, **_pack(found))
+            np.savez(buffer, **_pack(found))  # type: ignore[arg-type]  (names are ours)
             write_atomic(path, buffer.getvalue())
         return found
 

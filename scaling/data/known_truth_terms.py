@@ -110,7 +110,9 @@ class _Chooser:
         self.used: set[Term] = set()
         keys = [(t, g) for t in range(config.tasks) for g in range(config.domains)]
         self.terms: dict[tuple[int, int], list[Term]] = {key: [] for key in keys}
-        self.by_order = {key: {order: [] for order in range(1, MAX_ORDER + 1)} for key in keys}
+        self.by_order: dict[tuple[int, int], dict[int, list[tuple[Term, int]]]] = {
+            key: {order: [] for order in range(1, MAX_ORDER + 1)} for key in keys
+        }
         self.exhausted: set[tuple] = set()
         free = [(f, j) for f in _ORDER_ONE_FIELDS for j in range(1, config.code_bits + 1)]
         self.first_order: list[Term] = [(free[i],) for i in self.draws.permutation(len(free))]

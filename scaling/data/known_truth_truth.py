@@ -15,7 +15,7 @@ import numpy as np
 
 from ...models.inputs import Batch
 from .known_truth import assemble, request_numbers
-from .known_truth_config import KnownTruthConfig
+from .known_truth_config import BLOCK, KnownTruthConfig
 from .known_truth_draw import draw
 from .known_truth_drift import posterior, state_weights, states
 from .known_truth_parts import DRIFT_FIELD, SEQUENCE, Rows, decode, padded_words, parts
@@ -33,7 +33,7 @@ class TruthRows:
     and `N_request`, the share of N that is constant in a request; noise_sd: s_eta of the row; fresh: bool [R, C], the
     pair's sign is unobservable; p: Bayes probability p* of the label given everything a model can see (for a cascade's
     second label: given the first was 1); q: 1 - p; words: uint32 [R, C, 9], code words as in `known_truth_parts`;
-    domain: int32 [R, C].
+    domain: int32 [R, C]; item_block: int32 [R, C], popularity block of the item, 0 the most popular (-1 without B).
     """
 
     z: Any
@@ -44,6 +44,7 @@ class TruthRows:
     q: Any
     words: Any
     domain: Any
+    item_block: Any
 
     @property
     def v(self) -> np.ndarray:
@@ -58,13 +59,14 @@ class TruthRows:
 
 @flax.struct.dataclass
 class _Integers:
-    """What truth is computed from: parts int32 [R, C, Y], fresh bool, rank and domain int32 [R, C], words [R, C, 9]."""
+    """What truth is computed from: parts int32 [R, C, Y], words [R, C, 9], the rest [R, C]."""
 
     parts: dict[str, Any]
     fresh: Any
     rank: Any
     words: Any
     domain: Any
+    item_block: Any
 
 
 def truth(world: World, batch: Batch) -> TruthRows:
@@ -180,6 +182,7 @@ def _truth_rows(world: World, batch: Batch, integers: _Integers) -> TruthRows:
         q=q,
         words=integers.words,
         domain=integers.domain,
+        item_block=integers.item_block,
     )
 
 
@@ -188,7 +191,7 @@ def _integers(world: World, batch: Batch) -> _Integers:
     rows = decode(world, batch)
     values = tuple(parts(world, rows, task) for task in range(world.config.tasks))
     fresh = rows.rank >= world.config.pair_items if world.config.has_m else jnp.zeros(batch.valid.shape, bool)
-    return _collect(rows, values, fresh)
+    return _collect(rows, values, fresh, world.config.has_b)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -198,14 +201,16 @@ def _sample(world: World, log_seed, index, requests: int, candidates: int) -> tu
     # Events fill the memory; only drift's observations are needed for the truth.
     bare = {name: history.replace(ids={}, delta_s=None) for name, history in batch.user.histories.items()}
     batch = batch.replace(user=batch.user.replace(histories=bare))
-    return batch, _collect(drawn.rows, drawn.parts, drawn.fresh)
+    return batch, _collect(drawn.rows, drawn.parts, drawn.fresh, world.config.has_b)
 
 
-def _collect(rows: Rows, values: tuple[dict[str, jax.Array], ...], fresh: jax.Array) -> _Integers:
+def _collect(rows: Rows, values: tuple[dict[str, jax.Array], ...], fresh: jax.Array, biased: bool) -> _Integers:
     domain = jnp.zeros(fresh.shape, jnp.int32) + (0 if rows.domain is None else rows.domain[:, None])
     rank = jnp.zeros(fresh.shape, jnp.int32) if rows.rank is None else rows.rank
     stacked = {name: jnp.stack([value[name] for value in values], axis=-1) for name in values[0]}
-    return _Integers(stacked, fresh, rank, jnp.moveaxis(padded_words(rows), 0, -1), domain)
+    # Ids decoded from a batch are there only where a part needs them, so ask for them only then.
+    item_block = rows.item // BLOCK if biased else jnp.full(fresh.shape, -1, jnp.int32)
+    return _Integers(stacked, fresh, rank, jnp.moveaxis(padded_words(rows), 0, -1), domain, item_block)
 
 
 def _logit(world: World, values: dict[str, np.ndarray]) -> np.ndarray:
