@@ -131,7 +131,7 @@ class Meter:
     def __init__(self, jobs: Sequence[Job], workers: int):
         self._left = {job.id: max(job.seconds, 1e-9) for job in jobs}
         self._total = sum(self._left.values())
-        self._done = 0.0
+        self._done = self._took = 0.0  # predicted and real seconds of the jobs that ended
         self._workers = max(workers, 1)
         self._running: dict[str, dict[str, Any]] = {}
         self._began: dict[str, float] = {}
@@ -148,7 +148,9 @@ class Meter:
         self._running.pop(job.id, None)
         self._done += self._left.pop(job.id, 0.0)
         now = time.monotonic()
-        return now - self._began.pop(job.id, now)
+        seconds = now - self._began.pop(job.id, now)
+        self._took += seconds
+        return seconds
 
     def share(self) -> float:
         if not self._total:
@@ -156,24 +158,22 @@ class Meter:
         return (self._done + sum(self._left[job] * _share(event) for job, event in self._running.items())) / self._total
 
     def left_s(self) -> float:
-        """Predicted seconds of the waiting jobs over the workers, corrected by what the running ones measure."""
-        measured = predicted = longest = 0.0
-        for job, event in self._running.items():
-            if event.get("eta_s") is not None and _share(event) < 1:
-                measured += event["eta_s"]
-                predicted += self._left[job] * (1 - _share(event))
-                longest = max(longest, event["eta_s"])
-        factor = measured / predicted if predicted else 1.0
-        waiting = sum(seconds for job, seconds in self._left.items() if job not in self._running)
-        return max(longest, (factor * waiting + measured) / self._workers)
+        """What running jobs say they need, and what the others are predicted to take, spread over the workers.
+
+        Predictions are corrected by how long the finished jobs really took.
+        """
+        factor = self._took / self._done if self._done and self._took else 1.0
+        own = {job: event.get("eta_s") for job, event in self._running.items()}
+        each = [factor * seconds for job, seconds in self._left.items() if own.get(job) is None]
+        each += [eta for eta in own.values() if eta is not None]
+        return max([*each, sum(each) / self._workers])
 
     def summary(self) -> str:
         rows = sum(event.get("rows_per_s") or 0 for event in self._running.values())
         flops = sum(event.get("flops_per_s") or 0 for event in self._running.values())
-        text = f"{100 * self.share():.0f}% done"
-        if rows:
-            text += f", {rows:,.0f} rows/s, {flops / 1e9:.2f} GFLOP/s, about {clock(self.left_s())} left"
-        return text
+        speed = f", {rows:,.0f} rows/s, {flops / 1e9:.2f} GFLOP/s" if rows else ""
+        left = f", about {clock(self.left_s())} left" if self._left else ""
+        return f"{100 * self.share():.0f}% done{speed}{left}"
 
 
 def speed(event: dict[str, Any]) -> str:
