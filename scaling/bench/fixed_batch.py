@@ -17,8 +17,9 @@ class FixedBatch:
     Dense fields are standard normal, ids uniform over the whole vocabulary, labels fair coins. `seed` decides them.
     """
 
-    on_device = False
-    total_rows = None
+    on_device: bool = False
+    total_rows: int | None = None
+    batches: int | None = None
 
     def __init__(self, schema: Schema, requests: int, candidates: int = 1, seed: int = 0):
         if schema.sequences or schema.domains > 1:

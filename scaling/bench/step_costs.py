@@ -40,7 +40,7 @@ def table_rows(
                 for i in range(fields)
             )
         )
-        config = get_config("rankmixer")
+        config: Any = get_config("rankmixer")
         config.model.update({"tokenizer": "identity", "width": TABLE_WIDTH, "hidden": 64, "layers": 1})
         steps[name] = _step(config, FixedBatch(schema, rows))
     times = {name: summary(samples) for name, samples in alternate(steps, rounds=rounds, per_round=per_round).items()}
@@ -66,7 +66,7 @@ def generation(
         share = 1 - given / generated, a small difference of two large times; share_alone = batch alone / generated
         (medians); the three times; preset and model size.
     """
-    config = get_config("rankmixer", "known_truth")
+    config: Any = get_config("rankmixer", "known_truth")
     config.data.preset = preset
     config.training.requests = rows
     source = make_source(config.data.to_dict(), requests=rows, candidates=1)

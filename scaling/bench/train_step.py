@@ -107,7 +107,7 @@ def run(
 
 def jax_step(shape: Shape, rate: float = 1e-3) -> tuple[Callable[[int], float], dict[str, np.ndarray], Batch]:
     """A function that does n steps and returns the last loss; the initial weights by rival's name; the batch."""
-    config = get_config("rankmixer")
+    config: Any = get_config("rankmixer")
     config.model.update(shape.model_config())
     config.training.update({"optimizer": "adam", "schedule": "constant"})
     source = FixedBatch(shape.schema(), shape.rows)

@@ -154,7 +154,7 @@ def _refuse_unknown(eqn: JaxprEqn, counting: Counting) -> None:
 
 def _dot_general(eqn: JaxprEqn) -> int:
     (contract, _), _ = eqn.params["dimension_numbers"]
-    left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    left, out = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
     return 2 * math.prod(out) * math.prod(left[axis] for axis in contract)
 
 
@@ -162,7 +162,7 @@ def _ragged_dot_general(eqn: JaxprEqn) -> int:
     """[m,k] x [g,k,n] by groups of rows: 2*m*k*n; also its two gradients, where the ragged axis is contracted."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (_, contract), (_, batch) = numbers.dot_dimension_numbers
-    left, right = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
+    left, right = _shape(eqn.invars[0]), _shape(eqn.invars[1])
     shared = {*contract, *batch, *numbers.rhs_group_dimensions}
     return 2 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in shared)
 
@@ -171,7 +171,7 @@ def _convolution(eqn: JaxprEqn) -> int:
     """2 * batch * in/groups * out * (pairs of output position and tap that meet a real input), exact per axis."""
     params = eqn.params
     numbers = params["dimension_numbers"]
-    left, right, out = (v.aval.shape for v in (*eqn.invars[:2], *eqn.outvars))
+    left, right, out = (_shape(v) for v in (*eqn.invars[:2], *eqn.outvars))
     flops = 2 * out[numbers.out_spec[0]] * right[numbers.rhs_spec[0]] * right[numbers.rhs_spec[1]]
     spatial = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)
     for axis, (i, k, o) in enumerate(spatial):
@@ -207,6 +207,10 @@ def _total(inside: list[Contraction]) -> int:
     return sum(c.total for c in inside)
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _shapes(eqn: JaxprEqn) -> str:
-    shapes = [str(list(v.aval.shape)) for v in (*eqn.invars[:2], *eqn.outvars)]
+    shapes = [str(list(_shape(v))) for v in (*eqn.invars[:2], *eqn.outvars)]
     return f"{' x '.join(shapes[:-1])} -> {shapes[-1]}"
