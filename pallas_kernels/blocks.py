@@ -1,0 +1,108 @@
+"""Block sizes of kernels: measured ones, kept as data per kind of device, else the kernel's own rule.
+
+    <operation>/tuned/<device kind>.json    {"provenance": {device, date, versions, command},
+                                             "blocks": {implementation: {case key: {name: size}}}}
+
+A file is only ever written from a measurement on that device (`recscale bench kernels --tune`); without one every
+kernel uses its heuristic. A kernel module may say which sizes are worth trying:
+
+    candidates(key, heuristic, target) -> iterable of {name: size}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .targets import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One request for block sizes: what the kernel would take by its own rule, and for which target."""
+
+    operation: str
+    implementation: str
+    key: str
+    heuristic: dict[str, int]
+    target: Target | None
+
+
+@dataclasses.dataclass
+class _Trial:
+    sizes: Mapping[str, Mapping[str, int]]
+    asked: list[Asked]
+
+
+_trial: contextvars.ContextVar[_Trial | None] = contextvars.ContextVar("recscale_block_trial", default=None)
+
+
+@contextlib.contextmanager
+def trial(sizes: Mapping[str, Mapping[str, int]] | None = None) -> Iterator[list[Asked]]:
+    """Within it `sizes` (case key -> sizes) come before measured ones; yields the list of all requests made.
+
+    Kernels ask while they are traced, so JAX's caches must be empty (`jax.clear_caches`) for a trial to see them.
+    """
+    own = _Trial(sizes or {}, [])
+    token = _trial.set(own)
+    try:
+        yield own.asked
+    finally:
+        _trial.reset(token)
+
+
+def block_sizes(
+    operation: str, implementation: str, key: str, heuristic: Mapping[str, int], target: Target | None
+) -> dict[str, int]:
+    """The measured block sizes of a case on a target, or `heuristic` where there are none.
+
+    Args:
+        key: the shape, written by the kernel, such as "n256_K32_p128".
+    """
+    measured = {} if target is None else _tuned(operation, target.device_kind)
+    chosen = dict(heuristic) | measured.get(implementation, {}).get(key, {})
+    attempt = _trial.get()
+    if attempt is None:
+        return chosen
+    attempt.asked.append(Asked(operation, implementation, key, dict(heuristic), target))
+    return chosen | dict(attempt.sizes.get(key, {}))
+
+
+def is_measured(operation: str, implementation: str, target: Target | None) -> bool:
+    """Whether an implementation's block sizes were measured, its numbers checked first, on that kind of device."""
+    return target is not None and implementation in _tuned(operation, target.device_kind)
+
+
+@functools.cache
+def _tuned(operation: str, device_kind: str) -> dict[str, dict[str, dict[str, int]]]:
+    path = tuned_path(operation, device_kind)
+    return json.loads(path.read_text(encoding="utf-8"))["blocks"] if path.is_file() else {}
+
+
+def tuned_path(operation: str, device_kind: str) -> Path:
+    """Where the measured block sizes of an operation on a kind of device are kept."""
+    return Path(__file__).parent / operation / "tuned" / f"{device_kind.lower().replace(' ', '_')}.json"
+
+
+def write_tuned(
+    operation: str,
+    device_kind: str,
+    blocks: Mapping[str, Mapping[str, Mapping[str, int]]],
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Lays measured sizes (implementation -> case key -> sizes) over those kept for a device; returns the file."""
+    merged = {name: dict(keys) for name, keys in _tuned(operation, device_kind).items()}
+    for implementation, keys in blocks.items():
+        merged.setdefault(implementation, {}).update({key: dict(sizes) for key, sizes in keys.items()})
+    path = tuned_path(operation, device_kind)
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps({"provenance": dict(provenance), "blocks": merged}, indent=2, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    _tuned.cache_clear()
+    return path

@@ -1,0 +1,131 @@
+"""Attention over histories that are newest first and padded at the old end, with an optional candidate axis.
+
+One rule: query row i of request r sees key j iff  q_pos[r, i] <= j < lengths[r].
+
+    full       q_pos = 0         every valid event
+    causal     q_pos = i         event i sees itself and older events (newest first: older is a larger index)
+    positions  q_pos as given    rows sampled from a longer index space
+
+    o_i   = sum_j softmax_j(scale * q_i . k_j + bias_j) v_j           over the visible j
+    lse_i = log sum_j exp(scale * q_i . k_j + bias_j)
+
+Two disjoint sets of keys are joined by `merge_attention`, so no code in here knows of global tokens or candidates'
+own keys: a candidate can enter a history's rows only if the caller puts it there.
+
+Letters: R requests, C candidates, Q query rows, S keys, H heads, Hk key heads (1 or H), d head width, dv value width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from . import dispatch, reference, xla
+from .reference import INVISIBLE
+
+Array = jax.Array
+
+MODES = ("full", "causal", "positions")
+
+_ROWS = {"reference": reference.attention, "xla": xla.attention}
+
+
+def hybrid_attention(
+    q: Array,
+    k: Array,
+    v: Array | None,
+    lengths: Array,
+    *,
+    mode: str = "full",
+    q_pos: Array | None = None,
+    scale: float,
+    key_bias: Array | None = None,
+    implementation: str | None = None,
+    interpret: bool = False,
+) -> tuple[Array, Array]:
+    """Attention of every query row over its visible keys, and the log of its weights' sum.
+
+    Scores, maxima and sums are float32; the weights are cast to the input type for the second product. A row that sees
+    no key gives o = 0 and lse = -1e30, and has zero gradients. Lengths and positions have no gradient.
+
+    Args:
+        q: [R, Q, H, d] or [R, C, Q, H, d].
+        k: [R, S, Hk, d].
+        v: [R, S, Hk, dv], or None for v = k.
+        lengths: int32 [R], number of valid keys; 0 is legal.
+        mode: "full", "causal" or "positions".
+        q_pos: int32 [Q] or [R, Q], non-decreasing; with mode="positions" only.
+        scale: factor of the scores, always explicit.
+        key_bias: float32 [R, S, H], added to the scaled scores.
+        implementation: see `recscale.pallas_kernels.implementation`; without a name, S <= d keys stay with XLA.
+        interpret: run a Pallas kernel in interpret mode (for tests on a CPU).
+
+    Returns:
+        o like q with its last axis dv, in q's type; lse float32 [R, (C,) Q, H].
+
+    Raises:
+        ValueError: shapes, mode or arguments that do not fit together.
+        NotImplementedError: the named implementation cannot serve the request.
+    """
+    _check(q, k, v, lengths, mode, q_pos, key_bias)
+    *lead, Q, H, _ = q.shape
+    C = lead[1] if len(lead) == 2 else 1
+    rows = q.reshape(lead[0], C * Q, H, q.shape[-1])
+    chosen = dispatch.choose(implementation, interpret, rows, k, v)
+    positions = _positions(mode, q_pos, Q)
+    if C > 1:
+        positions = jnp.tile(positions, (1, C))
+    attend = _ROWS.get(chosen) or functools.partial(dispatch.run_kernel, chosen, interpret)
+    o, lse = attend(rows, k, v, lengths, positions, key_bias, scale)
+    return o.reshape(*lead, Q, H, o.shape[-1]), lse.reshape(*lead, Q, H)
+
+
+def merge_attention(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Exact softmax over the union of disjoint key sets, from the (o, lse) of each.
+
+        lse = log sum_p exp(lse_p)            o = sum_p exp(lse_p - lse) o_p
+
+    Shapes as `hybrid_attention` returns them, equal for all parts. A row that saw nothing in any part gives 0.
+    """
+    outputs, logs = zip(*parts, strict=True)
+    most = jax.lax.stop_gradient(jnp.stack(logs).max(axis=0))
+    weights = [jnp.exp(lse - most) for lse in logs]
+    total = sum(weights[1:], weights[0])
+    o = sum((w / total)[..., None] * part.astype(jnp.float32) for w, part in zip(weights, outputs, strict=True))
+    return o.astype(outputs[0].dtype), most + jnp.log(total)
+
+
+def _positions(mode: str, q_pos: Array | None, queries: int) -> Array:
+    """int32 [1 or R, Q]."""
+    if mode == "positions":
+        return q_pos.reshape(-1, queries).astype(jnp.int32)
+    return jnp.arange(queries, dtype=jnp.int32)[None] * (mode == "causal")
+
+
+def _check(q, k, v, lengths, mode, q_pos, key_bias) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
+    if (q_pos is not None) != (mode == "positions"):
+        raise ValueError(f"q_pos goes with mode='positions' and only there; mode is {mode!r}")
+    if q.ndim not in (4, 5) or k.ndim != 4:
+        raise ValueError(f"q is {q.shape} and k {k.shape}, expected [R, (C,) Q, H, d] and [R, S, Hk, d]")
+    R, Q, H, d = q.shape[0], *q.shape[-3:]
+    S, heads = k.shape[1:3]
+    if heads not in (1, H):
+        raise ValueError(f"k has {heads} heads and q {H}; k needs 1 or {H}")
+    expected = {"k": (k, [(R, S, heads, d)]), "lengths": (lengths, [(R,)])}
+    if v is not None:
+        expected["v"] = (v, [(R, S, heads, v.shape[-1])])
+    if q_pos is not None:
+        expected["q_pos"] = (q_pos, [(Q,), (R, Q)])
+    if key_bias is not None:
+        expected["key_bias"] = (key_bias, [(R, S, H)])
+    for name, (array, shapes) in expected.items():
+        if array.shape not in shapes:
+            raise ValueError(f"{name} has shape {array.shape}, expected {' or '.join(map(str, shapes))}")
+
+
+__all__ = ["INVISIBLE", "MODES", "hybrid_attention", "merge_attention"]

@@ -1,0 +1,70 @@
+"""Plain attention over a history in float32, one-shot, and its gradient written out: the oracle of the tests.
+
+Rows are flat here: q [R, N, H, d], k [R, S, Hk, d], v [R, S, Hk, dv] or None, q_pos int32 [1 or R, N], lengths [R],
+bias [R, S, H] or None. Row n of request r sees key j iff q_pos[r, n] <= j < lengths[r].
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# A score that leaves nothing after the softmax, and no infinity on the way.
+INVISIBLE = -1e30
+
+
+def visible(q_pos: Array, lengths: Array, keys: int) -> Array:
+    """bool [R, N, S]."""
+    j = jnp.arange(keys, dtype=jnp.int32)[None, None]
+    return (j >= q_pos[:, :, None]) & (j < lengths[:, None, None])
+
+
+def attention(q, k, v, lengths, q_pos, bias, scale: float) -> tuple[Array, Array]:
+    """o [R, N, H, dv] in q's type and lse float32 [R, N, H]; differentiable."""
+    seen = visible(q_pos, lengths, k.shape[1])[:, None]
+    scores = jnp.where(seen, _scores(q, k, bias, scale), INVISIBLE)
+    most = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.where(seen, jnp.exp(scores - most), 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    some = total > 0
+    safe = jnp.where(some, total, 1.0)
+    o = jnp.einsum("rhns,rshd->rnhd", weights / safe, _all_heads(k if v is None else v, q.shape[2]))
+    lse = jnp.where(some, most + jnp.log(safe), INVISIBLE)[..., 0]
+    return o.astype(q.dtype), lse.swapaxes(1, 2)
+
+
+def gradient(q, k, v, lengths, q_pos, bias, scale: float, do, dlse):
+    """(dq, dk, dv or None, dbias or None) in float32, from the cotangents of o and lse.
+
+    p = exp(scale*q.k + bias - lse), delta = sum(do*o):  ds = p*(do.v - delta + dlse),  dq = scale*ds k,
+    dk = scale*ds^T q,  dv = p^T do,  dbias = sum of ds over rows.  With v = k, dv is added to dk; with one key head
+    both are summed over heads.
+    """
+    heads, do = q.shape[2], do.astype(jnp.float32)
+    o, lse = attention(*(x if x is None else x.astype(jnp.float32) for x in (q, k, v)), lengths, q_pos, bias, scale)
+    values = _all_heads(k if v is None else v, heads)
+    seen = visible(q_pos, lengths, k.shape[1])[:, None]
+    scores = jnp.where(seen, _scores(q, k, bias, scale), INVISIBLE)
+    p = jnp.where(seen, jnp.exp(scores - lse.swapaxes(1, 2)[..., None]), 0.0)
+    delta = (jnp.sum(do * o, axis=-1) - dlse).swapaxes(1, 2)[..., None]
+    ds = p * (jnp.einsum("rnhd,rshd->rhns", do, values) - delta)
+    dq = scale * jnp.einsum("rhns,rshd->rnhd", ds, _all_heads(k, heads))
+    dk = scale * jnp.einsum("rhns,rnhd->rshd", ds, q.astype(jnp.float32))
+    dv = jnp.einsum("rhns,rnhd->rshd", p, do)
+    if k.shape[2] == 1:
+        dk, dv = dk.sum(axis=2, keepdims=True), dv.sum(axis=2, keepdims=True)
+    dbias = None if bias is None else ds.sum(axis=2).swapaxes(1, 2)
+    return (dq, dk + dv, None, dbias) if v is None else (dq, dk, dv, dbias)
+
+
+def _all_heads(x: Array, heads: int) -> Array:
+    """float32 [R, S, H, d]."""
+    return jnp.broadcast_to(x.astype(jnp.float32), (*x.shape[:2], heads, x.shape[3]))
+
+
+def _scores(q: Array, k: Array, bias: Array | None, scale: float) -> Array:
+    """float32 [R, H, N, S]."""
+    scores = scale * jnp.einsum("rnhd,rshd->rhns", q.astype(jnp.float32), _all_heads(k, q.shape[2]))
+    return scores if bias is None else scores + bias.astype(jnp.float32).transpose(0, 2, 1)[:, :, None]

@@ -1,0 +1,143 @@
+"""Exact top-k over M = n*n slots whose score is a sum of two: slot (i, j) scores q_row . row_i + q_col . col_j.
+
+    s_a        = scale * q_a . keys_a^T            float32, a in (row, col)
+    axis lists = the best K sub-keys of each axis, by (score descending, index ascending)
+    winners    = the best K pairs of list entries, by (float32 sum descending, row rank, column rank)
+    id         = i_row * n + i_col
+
+With these ties the result equals the top-k over all M slots in that order, ids included, and costs O(n) instead of
+O(M): a pair of ranks (i, j) with (i+1)(j+1) > K has K better ones and is never looked at.
+
+Letters: N reads, H heads, n sub-keys per axis, p key width per axis, K winners.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ..implementation import resolve
+from ..targets import Target, current, current_platform, get_target
+from . import reference, xla
+
+Array = jax.Array
+
+# Kernel -> its module, and the target it is interpreted for where none is given.
+_KERNELS = {"pallas_tpu": (".tpu", "tpu-v5e"), "pallas_gpu": (".gpu", "h100")}
+
+
+def product_key_topk(
+    q: Array,
+    keys: Array,
+    topk: int,
+    *,
+    scale: float = 1.0,
+    implementation: str | None = None,
+    interpret: bool = False,
+) -> tuple[Array, Array]:
+    """The `topk` best slots of every read and head, best first.
+
+    A score of -inf (a masked key) counts as -1e30, a key's entry of -inf as -2^120; -0.0 equals +0.0. NaN breaks the
+    order but not the range of ids. Ids have no gradient; the gradient of the scores reaches queries (in their dtype)
+    and keys.
+
+    Args:
+        q: [N, H, 2, p], float32 or bfloat16. Products are summed in float32.
+        keys: [H, 2, n, p], or [2, n, p] for keys shared by all heads.
+        topk: K <= n.
+        scale: factor of the scores, a Python number.
+        implementation: see `recscale.pallas_kernels.implementation`.
+        interpret: run a Pallas kernel in interpret mode (for tests on a CPU).
+
+    Returns:
+        scores float32 [N, H, K] descending, ids int32 [N, H, K] in [0, n*n).
+
+    Raises:
+        ValueError: shapes that do not fit, K outside [1, n], or n*n beyond int32.
+        NotImplementedError: the named implementation cannot serve the request.
+    """
+    _check(q, keys, topk, scale)
+    reads, heads = q.shape[:2]
+    if keys.ndim == 3:  # shared by the heads: a head is then one more read
+        q, keys = q.reshape(reads * heads, 1, *q.shape[2:]), keys[None]
+    chosen, target = _choose(implementation, interpret, q, keys, topk)
+    if chosen == "reference":
+        scores, ids = reference.topk(q, keys, topk, float(scale))
+    else:
+        scores, ids = _topk(q, keys, topk, float(scale), chosen, target, interpret)
+    return scores.reshape(reads, heads, topk), ids.reshape(reads, heads, topk)
+
+
+def _choose(implementation: str | None, interpret: bool, q: Array, keys: Array, topk: int) -> tuple[str, Target | None]:
+    """The implementation that serves a request, and the target of a kernel."""
+    # Only a kernel that may be chosen is imported: another platform's may not even be importable here.
+    wanted = [implementation] if implementation else [f"pallas_{current_platform()}"]
+    targets = {name: _target(name, interpret) for name in wanted if name in _KERNELS}
+    obstacles = {
+        name: _kernel(name).obstacle(target, q.shape, keys.shape, topk, (q.dtype, keys.dtype))
+        for name, target in targets.items()
+    }
+    chosen = resolve("product_key_topk", implementation, obstacles)
+    if interpret and chosen not in _KERNELS:
+        raise ValueError(f"interpret=True needs a Pallas implementation, but {chosen!r} was chosen; name one")
+    return chosen, targets.get(chosen)
+
+
+def _target(name: str, interpret: bool) -> Target | None:
+    """What programs are being built for if the kernel is for it, else the default of interpretation."""
+    target = current()
+    if target is not None and name == f"pallas_{target.platform}":
+        return target
+    return get_target(_KERNELS[name][1]) if interpret else None
+
+
+def _kernel(name: str):
+    return importlib.import_module(_KERNELS[name][0], __package__)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
+def _topk(
+    q: Array, keys: Array, topk: int, scale: float, name: str, target: Target | None, interpret: bool
+) -> tuple[Array, Array]:
+    if name in _KERNELS:
+        return _kernel(name).topk(q, keys, topk, scale, target=target, interpret=interpret)
+    return xla.topk(q, keys, topk, scale)
+
+
+def _forward(q, keys, topk, scale, name, target, interpret):
+    scores, ids = _topk(q, keys, topk, scale, name, target, interpret)
+    return (scores, ids), (q, keys, ids)
+
+
+def _backward(topk, scale, name, target, interpret, saved, cotangents):
+    q, keys, ids = saved
+    dq, dkeys = xla.gradients(q, keys, ids, cotangents[0], scale)
+    return dq.astype(q.dtype), dkeys.astype(keys.dtype)
+
+
+_topk.defvjp(_forward, _backward)
+
+
+def _check(q: Array, keys: Array, topk: int, scale: float) -> None:
+    if q.ndim != 4 or q.shape[2] != 2:
+        raise ValueError(f"product_key_topk: q has shape {q.shape}, expected [N, H, 2, p]")
+    if keys.ndim not in (3, 4) or keys.shape[-3] != 2:
+        raise ValueError(f"product_key_topk: keys have shape {keys.shape}, expected [H, 2, n, p] or [2, n, p]")
+    if keys.ndim == 4 and keys.shape[0] != q.shape[1]:
+        raise ValueError(f"product_key_topk: q has {q.shape[1]} heads, keys have {keys.shape[0]}")
+    if keys.shape[-1] != q.shape[-1]:
+        raise ValueError(f"product_key_topk: q has key width {q.shape[-1]}, keys have {keys.shape[-1]}")
+    sub_keys = keys.shape[-2]
+    if not 1 <= topk <= sub_keys:
+        raise ValueError(f"product_key_topk: topk is {topk}, expected 1 to n = {sub_keys}")
+    if sub_keys > math.isqrt(2**31 - 1):
+        raise ValueError(f"product_key_topk: n is {sub_keys}, so n*n slots do not fit int32; n may be at most 46340")
+    for name, array in (("q", q), ("keys", keys)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"product_key_topk: {name} is {array.dtype}, expected a floating dtype")
+    if not isinstance(scale, int | float):
+        raise ValueError(f"product_key_topk: scale is a {type(scale).__name__}; multiply a traced scale into q instead")
