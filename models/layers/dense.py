@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from . import param
-from .matmul import contract
+from .matmul import product
 from .per_token import activation
 
 Array = jax.Array
@@ -25,17 +25,18 @@ class Dense(nnx.Module):
         *,
         use_bias: bool = True,
         init: str = "lecun_normal",
+        std_scale: float = 1.0,
         axes: tuple[str, str] = ("embed", "hidden"),
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
-        self.kernel = param.kernel(rngs, (width, out), axes, init)
+        self.kernel = param.kernel(rngs, (width, out), axes, init, std_scale)
         self.bias = param.constant((out,), (axes[1],)) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
         rows = x.reshape(-1, x.shape[-1])
-        y = contract("bd,df->bf", rows, self.kernel[...], self.dtype)
+        y = product(rows, self.kernel, self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)[None]
         return y.reshape(*x.shape[:-1], y.shape[-1])
@@ -122,19 +123,19 @@ class SplitDense(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """The whole product on rows that are already joined: [B, d_u + d_c] -> [B, F]."""
-        return self._add_bias(contract("bd,df->bf", x, self.kernel[...], self.dtype))
+        return self._add_bias(product(x, self.kernel, self.dtype))
 
     def encode_user(self, x: Array | None) -> Array | None:
         """x_user W_user: [R, d_u] -> [R, F]; None when the user side is empty."""
         if not self.user_width:
             return None
-        return contract("rd,df->rf", x, self.kernel[...][: self.user_width], self.dtype)
+        return product(x, self.kernel, self.dtype, inputs=slice(self.user_width))
 
     def score(self, state: Array | None, x: Array) -> Array:
         """Adds the candidate part and the bias: [R, F] and [R, C, d_c] -> [R*C, F]."""
         requests, candidates, width = x.shape
         rows = x.reshape(requests * candidates, width)
-        y = contract("bd,df->bf", rows, self.kernel[...][self.user_width :], self.dtype)
+        y = product(rows, self.kernel, self.dtype, inputs=slice(self.user_width, None))
         return self._add_bias(y if state is None else y + repeat_user(state, candidates))
 
     def _add_bias(self, y: Array) -> Array:

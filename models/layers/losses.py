@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ..inputs.batch import Output
+
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Elementwise logloss in nats: softplus(z) - y z, stable for any z. `labels` may be soft (probabilities)."""
@@ -29,3 +31,18 @@ def masked_bce(
     per_task = jnp.sum(each, axis=(0, 1)) / jnp.maximum(observed, 1.0)
     weights = jnp.asarray(task_weights if task_weights is not None else (1.0,) * labels.shape[-1], jnp.float32)
     return jnp.sum(per_task * weights), per_task
+
+
+def training_loss(
+    output: Output, labels: jax.Array, mask: jax.Array, task_weights: tuple[float, ...] | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """What a training step minimises, and the logloss per task [Y] of the logits themselves.
+
+    The weighted sum of `masked_bce` over `output.loss_logits` (the logits alone if there are none), plus
+    `output.losses`. Arguments as for `masked_bce`.
+    """
+    loss, per_task = masked_bce(output.logits, labels, mask, task_weights)
+    if output.loss_logits:
+        parts = output.loss_logits.values()
+        loss = sum(weight * masked_bce(logits, labels, mask, task_weights)[0] for weight, logits in parts)
+    return loss + sum(output.losses.values(), jnp.zeros((), jnp.float32)), per_task

@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 import functools
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
+from ...pallas_kernels.mixed_precision import einsum_float32
 
 Array = jax.Array
+
+
+class Kernel(Protocol):
+    """What a layer's `kernel` may be instead of an `nnx.Param`: weights that know how to multiply (int8 ones)."""
+
+    def product(self, x: Array, dtype, inputs: slice) -> Array:
+        """x [B, in] or [T, B, in] times the kernel's rows `inputs`: [B, out], or [T, B, out] with a kernel per token.
+
+        The result has `dtype`.
+        """
+        ...
+
+
+def product(x: Array, kernel: nnx.Param | Kernel, dtype=jnp.float32, *, transposed=False, inputs=slice(None)) -> Array:
+    """x times a layer's kernel, as `contract` does it; x [B, in] with a kernel per token is read by every token.
+
+    Args:
+        x: [B, in], or [T, B, in] with a kernel per token.
+        kernel: parameter [in, out] or [T, in, out] ([out, in], [T, out, in] if `transposed`), or an object that
+            multiplies by itself.
+        inputs: which of the kernel's inputs x holds.
+    """
+    if not isinstance(kernel, nnx.Variable):
+        return kernel.product(x, dtype, inputs)
+    token = "t" if kernel.ndim == 3 else ""
+    left, right = "tbd" if x.ndim == 3 else "bd", "fd" if transposed else "df"
+    w = kernel[...]
+    if inputs != slice(None):
+        w = w[..., inputs] if transposed else w[..., inputs, :]
+    return contract(f"{left},{token}{right}->{token}bf", x, w, dtype)
 
 
 def contract(spec: str, x: Array, w: Array, dtype=jnp.float32) -> Array:
@@ -25,7 +59,7 @@ def contract(spec: str, x: Array, w: Array, dtype=jnp.float32) -> Array:
 
 
 def _product(spec: str, dtype: str, x: Array, w: Array) -> Array:
-    return jnp.einsum(spec, x.astype(dtype), w.astype(dtype), preferred_element_type=jnp.float32)
+    return einsum_float32(spec, x.astype(dtype), w.astype(dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

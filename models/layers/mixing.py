@@ -41,6 +41,11 @@ def revert_token_major(m: Array, tokens: int) -> Array:
     return mix_token_major(m, tokens)
 
 
+def flatten_token_major(x: Array) -> Array:
+    """[T, B, D] -> [B, T*D]: the tokens of every row side by side."""
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1)
+
+
 def _check(width: int, heads: int) -> None:
     if width % heads:
         raise ValueError(f"cannot cut tokens of width {width} into {heads} equal heads; make the width a multiple")

@@ -58,8 +58,8 @@ class Norm(nnx.Module):
 
 
 def norm_params(width: int, *, kind: str | None, affine: bool = True, tokens: int | None = None) -> int:
-    """Parameters of one `Norm`; 0 for kind None."""
-    if kind is None or not affine:
+    """Parameters of one `Norm`; 0 for kind None or "none"."""
+    if kind in (None, "none") or not affine:
         return 0
     return (2 if kind == "layer" else 1) * width * (tokens or 1)
 

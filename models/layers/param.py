@@ -32,11 +32,12 @@ def kernel(
     init: str = "lecun_normal",
     std_scale: float = 1.0,
     transposed: bool = False,
+    fans: tuple[int, int] | None = None,
 ) -> nnx.Param:
     """A float32 kernel [..., in, out] with variance `std_scale`^2 * scale / fan.
 
     `shape` is [..., in, out]; `transposed=True` stores the same numbers as [..., out, in], and names the axes in that
-    order.
+    order. `fans` are the (in, out) of the whole layer where the kernel is a slice of one: an expert.
 
     Every axis before the last two is a batch axis (tokens, experts, tasks) and does not enter the fan. JAX's default
     would count it as receptive field and shrink the weights by the square root of its size.
@@ -47,7 +48,7 @@ def kernel(
     if init not in INITIALIZERS:
         raise ValueError(f"init is {init!r}, expected one of {', '.join(INITIALIZERS)}")
     scale, fan, distribution = INITIALIZERS[init]
-    inputs, outputs = shape[-2:]
+    inputs, outputs = fans or shape[-2:]
     std = std_scale * math.sqrt(scale / (inputs if fan == "in" else (inputs + outputs) / 2))
     # Drawn flat: on CPUs XLA needs seconds to compile a small draw of three axes, and the numbers are the same.
     flat = (math.prod(shape),)
@@ -67,6 +68,13 @@ def constant(shape: tuple[int, ...], logical_axes: tuple[str, ...], value: float
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], logical_axes: tuple[str, ...], std: float) -> nnx.Param:
     """A float32 parameter drawn from N(0, std^2): small lookup tables such as time buckets and positions."""
     return _param(std * jax.random.normal(rngs.params(), (math.prod(shape),)).reshape(shape), logical_axes)
+
+
+def training_only(module: nnx.Module) -> None:
+    """Marks every parameter of a module that serving never uses, so that it is counted apart."""
+    for _, variable in nnx.iter_graph(module):
+        if isinstance(variable, nnx.Param):
+            variable.set_metadata(training_only=True)
 
 
 def _param(value: jax.Array, logical_axes: tuple[str, ...]) -> nnx.Param:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ...pallas_kernels.per_token_ffn import per_token_ffn
 from . import param
-from .matmul import contract
+from .matmul import product
 
 Array = jax.Array
 
@@ -40,6 +41,7 @@ class PerTokenDense(nnx.Module):
     """x [T, B, in] -> [T, B, out], one matrix per token; T*(in*out + out) parameters, 2*T*in*out FLOPs per row.
 
     x [B, in] is read by every token. `transposed=True` stores the kernel [T, out, in]; `axes` names (in, out) always.
+    `fans`: the (in, out) that decide the initial scale, where this is a slice of a wider layer.
     """
 
     def __init__(
@@ -53,17 +55,17 @@ class PerTokenDense(nnx.Module):
         std_scale: float = 1.0,
         axes: tuple[str, str] = ("embed", "hidden"),
         transposed: bool = False,
+        fans: tuple[int, int] | None = None,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype, self.transposed = dtype, transposed
         stored = ("tokens", *(reversed(axes) if transposed else axes))
-        self.kernel = param.kernel(rngs, (tokens, width, out), stored, init, std_scale, transposed)
+        self.kernel = param.kernel(rngs, (tokens, width, out), stored, init, std_scale, transposed, fans)
         self.bias = param.constant((tokens, out), ("tokens", axes[1])) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
-        left, right = "tbd" if x.ndim == 3 else "bd", "tfd" if self.transposed else "tdf"
-        y = contract(f"{left},{right}->tbf", x, self.kernel[...], self.dtype)
+        y = product(x, self.kernel, self.dtype, transposed=self.transposed)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)[:, None, :]
 
 
@@ -72,6 +74,10 @@ class PerTokenFFN(nnx.Module):
 
     Both kernels are stored [T, narrow, F]: XLA's CPU backend multiplies out the second one's gradient 1.5 times faster
     in that order, other backends do not mind.
+
+    `implementation`: None is two products, one after the other; a name, or `interpret`, goes through
+    `recscale.pallas_kernels.per_token_ffn` (no hidden is stored, activation and biases in float32), as long as the
+    kernels are floats: int8 ones multiply by themselves.
     """
 
     def __init__(
@@ -83,10 +89,12 @@ class PerTokenFFN(nnx.Module):
         *,
         activation: str = "gelu",
         init: str = "lecun_normal",
+        implementation: str | None = None,
+        interpret: bool = False,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.act = activation
+        self.act, self.implementation, self.interpret, self.dtype = activation, implementation, interpret, dtype
         out = out or width
         self.up = PerTokenDense(tokens, width, hidden, init=init, dtype=dtype, rngs=rngs)
         self.down = PerTokenDense(
@@ -94,4 +102,17 @@ class PerTokenFFN(nnx.Module):
         )
 
     def __call__(self, x: Array) -> Array:
-        return self.down(activation(self.act)(self.up(x)))
+        if self.implementation is None or not isinstance(self.up.kernel, nnx.Variable):
+            return self.down(activation(self.act)(self.up(x)))
+        weights = [w[...] for w in (self.up.kernel, self.up.bias, self.down.kernel, self.down.bias)]
+        if x.ndim == 2:
+            x = jnp.broadcast_to(x, (weights[0].shape[0], *x.shape))
+        return per_token_ffn(
+            x.astype(self.dtype),
+            *weights,
+            act=self.act,
+            transposed=True,
+            token_first=True,
+            implementation=self.implementation,
+            interpret=self.interpret,
+        )

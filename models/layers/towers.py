@@ -19,7 +19,10 @@ Array = jax.Array
 
 
 class Towers(nnx.Module):
-    """h [B, D] -> float32 logits [B, Y]. The last product is float32 whatever the compute dtype."""
+    """h [B, D], or [Y, B, D] with one vector per task, -> float32 logits [B, Y].
+
+    The last product is float32 whatever the compute dtype.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class Towers(nnx.Module):
         for i, (kernel, bias) in enumerate(layers):
             last = i == len(layers) - 1
             dtype = jnp.float32 if last else self.dtype
-            h = contract("bd,ydf->ybf" if i == 0 else "ybd,ydf->ybf", h, kernel[...], dtype)
+            h = contract("bd,ydf->ybf" if h.ndim == 2 else "ybd,ydf->ybf", h, kernel[...], dtype)
             h = h + bias[...].astype(dtype)[:, None]
             h = h if last else jax.nn.relu(h)
         return h[..., 0].T

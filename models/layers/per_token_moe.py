@@ -1,0 +1,394 @@
+"""Sparse experts of their own for every token, on token-major activations [T, B, D].
+
+Expert e of token t is a slice of width f = F/E of the token's feed-forward network, so all experts open with gates 1
+are the dense network of hidden width F. Gates multiply the hidden activation, which costs no product:
+
+    "ffn"      v_t = sum_e (g_te * act(x W1_te + b1_te)) W2_te       the owner adds the output bias, outside the gates
+    "swiglu"   v_t = sum_e (g_te * silu(x Wg_te) * (x Wu_te)) Wo_te
+
+Routers, float32:
+
+    `ReLUMoE`   g = relu(x R_t + c_t): any number of experts is open (RankMixer, arXiv 2507.15551, after 2412.14711)
+    `TopKMoE`   y = alpha * sum over the k best of g_e v_e, g = softmax of their logits, + a shared expert, always on
+                (TokenMixer-Large, arXiv 2602.06563)
+
+All kernels are stored [T, E, f, D]: D is the wider of the two, and XLA's CPU backend multiplies out gradients that end
+in a wide axis 1.5 times faster. Paths, chosen by `path`:
+
+    masked     all experts are computed, closed ones times 0: the reference; cost of the dense network
+    capacity   every expert computes at most C rows, a batched product; what overflows is dropped and counted
+    ragged     rows sorted by expert, `pallas_kernels.grouped_matmul`; nothing is dropped
+    auto       accelerators: ragged. CPUs, where XLA's ragged product runs every expert: capacity while training, masked
+               in evaluation, where a row's score must not depend on the rows beside it
+
+Letters: T tokens, B rows, D width, E experts, k selections, f hidden width of an expert, C capacity.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ...pallas_kernels.grouped_matmul import grouped_matmul
+from ...pallas_kernels.targets import current_platform
+from . import param
+from .dispatch import Assignment, by_capacity, by_sorting, collect, dispatch, one_hot, spread
+from .gated import PerTokenSwiGLU
+from .matmul import contract
+from .per_token import PerTokenDense, activation
+
+Array = jax.Array
+
+PATHS = ("auto", "masked", "capacity", "ragged")
+
+# Capacities are multiples of this, which vector units prefer.
+_CAPACITY_STEP = 8
+
+
+def choose_path(path: str, training: bool) -> str:
+    """What "auto" means on the present device."""
+    if path not in PATHS:
+        raise ValueError(f"expert_path is {path!r}, expected one of {', '.join(PATHS)}")
+    if path != "auto":
+        return path
+    if current_platform() != "cpu":
+        return "ragged"
+    return "capacity" if training else "masked"
+
+
+def capacity_of(rows: int, share: float, factor: float) -> int:
+    """Places of one expert: `factor` times its mean number of rows, never more than all rows."""
+    return min(rows, _CAPACITY_STEP * math.ceil(factor * share * rows / _CAPACITY_STEP - 1e-9))
+
+
+class PerTokenExperts(nnx.Module):
+    """Weights of E experts per token and the three ways to apply them.
+
+    Args:
+        tokens, width, hidden, experts: T, D, f (of one expert), E.
+        kind: "ffn" or "swiglu". activation: of "ffn".
+        fans: (D, F) of the dense network the experts are slices of; they decide the initial scale.
+        scales: multiply the standard deviations of (up, gate, out); "ffn" has no gate.
+        implementation: of `grouped_matmul`.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        hidden: int,
+        experts: int,
+        *,
+        kind: str = "swiglu",
+        activation: str = "gelu",
+        init: str = "lecun_normal",
+        scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        fans: tuple[int, int] | None = None,
+        implementation: str | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if kind not in ("ffn", "swiglu"):
+            raise ValueError(f"kind of expert is {kind!r}, expected 'ffn' or 'swiglu'")
+        fans = fans or (width, hidden)
+        shape, axes = (tokens, experts, width, hidden), ("tokens", "experts", "hidden", "embed")
+        self.experts, self.act, self.implementation, self.dtype = experts, activation, implementation, dtype
+        swiglu, turned = kind == "swiglu", dict(transposed=True, fans=fans)
+        self.up = param.kernel(rngs, shape, axes, init, scales[0], **turned)
+        self.gate = param.kernel(rngs, shape, axes, init, scales[1], **turned) if swiglu else None
+        self.bias = None if swiglu else param.constant((tokens, experts, hidden), axes[:3])
+        out = (tokens, experts, hidden, width)
+        self.out = param.kernel(rngs, out, axes, init, scales[2], fans=fans[::-1])
+
+    def masked(self, x: Array, gates: Array) -> Array:
+        """All experts: x [T, B, D], gates [T, B, E] -> [T, B, D]."""
+        h = self._hidden(lambda w: contract("tbd,tefd->tebf", x, w, self.dtype), lambda b: b[:, :, None])
+        h = h * gates.swapaxes(1, 2)[..., None].astype(self.dtype)
+        return contract("tebf,tefd->tbd", h, self.out[...], self.dtype)
+
+    def capacity(self, x: Array, ids: Array, gates: Array, capacity: int) -> tuple[Array, Array]:
+        """At most `capacity` rows an expert: ids and gates [T, B, k] -> [T, B, D], and how many were dropped."""
+        assignment, dropped = by_capacity(ids, self.experts, capacity)
+        batches = (x.shape[0], self.experts, capacity, -1)
+        z = dispatch(x.astype(self.dtype), assignment).reshape(batches)
+        h = self._hidden(lambda w: contract("tecd,tefd->tecf", z, w, self.dtype), lambda b: b[:, :, None])
+        h = h * spread(gates.astype(self.dtype), assignment).reshape(batches[:-1])[..., None]
+        y = contract("tecf,tefd->tecd", h, self.out[...], self.dtype)
+        return collect(y.reshape(-1, y.shape[-1]), assignment), dropped
+
+    def ragged(self, x: Array, ids: Array, gates: Array) -> Array:
+        """Rows sorted by expert: ids and gates [T, B, k] -> [T, B, D]."""
+        assignment, sizes = by_sorting(ids, self.experts)
+        z = dispatch(x.astype(self.dtype), assignment)
+        h = self._hidden(
+            lambda w: self._grouped(z, w.swapaxes(-2, -1), sizes), lambda b: self._bias_of_places(b, ids, assignment)
+        )
+        h = h * spread(gates.astype(self.dtype), assignment)[:, None]
+        return collect(self._grouped(h, self.out[...], sizes), assignment)
+
+    def _hidden(self, product, place) -> Array:
+        """Hidden activation; `product(kernel)` multiplies the rows, `place(bias)` brings a bias to their layout."""
+        if self.gate is not None:
+            return activation("silu")(product(self.gate[...])) * product(self.up[...])
+        return activation(self.act)(product(self.up[...]) + place(self.bias[...].astype(self.dtype)))
+
+    def _grouped(self, z: Array, w: Array, sizes: Array) -> Array:
+        w = w.reshape(-1, *w.shape[-2:])
+        return grouped_matmul(z, w, sizes, implementation=self.implementation)
+
+    def _bias_of_places(self, bias: Array, ids: Array, assignment: Assignment) -> Array:
+        """[T, E, f] -> [N, f]."""
+        token = jnp.arange(ids.shape[0], dtype=ids.dtype)[:, None, None]
+        group = jnp.minimum(token * self.experts + ids, ids.shape[0] * self.experts - 1).reshape(-1)
+        group = jnp.take(group, assignment.selections, mode="clip")
+        return jnp.take(bias.reshape(-1, bias.shape[-1]), group, axis=0, mode="clip")
+
+
+class TopKRouting(NamedTuple):
+    """What a top-k layer reports: load float32 [T, E_r], rows of every routed expert; dropped, their share lost to a
+    full capacity; balance and z: losses without their weights."""
+
+    load: Array
+    dropped: Array
+    balance: Array
+    z: Array
+
+
+def top_k_gates(logits: Array, k: int, norm: str = "selected") -> tuple[Array, Array]:
+    """ids int32 and gates float32 [T, B, k] of the k largest logits [T, B, E].
+
+    norm="selected": softmax over the k logits; "all": softmax over all E, of which k are kept as they are.
+    """
+    ids = jax.lax.top_k(jax.lax.stop_gradient(logits), k)[1]
+    values = logits if norm == "selected" else jax.nn.softmax(logits, axis=-1)
+    # Picked by comparison: the gradient of a gather would be a scatter.
+    picked = jnp.where(one_hot(ids, logits.shape[-1]), values[:, :, None], 0.0).sum(axis=-1)
+    return ids, jax.nn.softmax(picked, axis=-1) if norm == "selected" else picked
+
+
+class TopKMoE(nnx.Module):
+    """y_t = alpha * sum over the selected of g_te E_te(x_t), + E_t,shared(x_t):   x [T, B, D] -> [T, B, D].
+
+    Args:
+        tokens, width, hidden: T, D, F of the dense network; every expert has F/E.
+        experts, active: E and K, both counting the shared expert where there is one.
+        shared: whether one expert is always on; without it all E are routed and K are selected.
+        gate_scale: alpha; None is E/K. gate_norm: see `top_k_gates`.
+        kind, activation, init, scales, fans, implementation: see `PerTokenExperts`; an "ffn" has an output bias here.
+        path, capacity_factor: see the file.
+
+    Raises:
+        ValueError: sizes that do not divide, or a single renormalised gate: it is the constant 1, so its router would
+            never learn.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        hidden: int,
+        *,
+        experts: int,
+        active: int,
+        shared: bool = True,
+        gate_scale: float | None = None,
+        gate_norm: str = "selected",
+        kind: str = "swiglu",
+        activation: str = "gelu",
+        init: str = "lecun_normal",
+        scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        fans: tuple[int, int] | None = None,
+        path: str = "auto",
+        capacity_factor: float = 1.25,
+        implementation: str | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_top_k(hidden, experts, active, shared=shared, gate_norm=gate_norm)
+        self.routed, self.selected = experts - shared, active - shared
+        self.gate_norm, self.alpha = gate_norm, experts / active if gate_scale is None else gate_scale
+        self.path, self.capacity_factor, self.dtype = path, capacity_factor, dtype
+        choose_path(path, training=True)
+        f, fans = hidden // experts, fans or (width, hidden)
+        kwargs = dict(init=init, scales=scales, fans=fans, dtype=dtype, rngs=rngs)
+        self.experts = PerTokenExperts(
+            tokens, width, f, self.routed, kind=kind, activation=activation, implementation=implementation, **kwargs
+        )
+        self.shared = PerTokenSwiGLU(tokens, width, f, **kwargs) if shared else None
+        self.bias = param.constant((tokens, width), ("tokens", "embed")) if kind == "ffn" else None
+        self.router = param.kernel(rngs, (tokens, width, self.routed), ("tokens", "embed", "experts"), "lecun_normal")
+
+    def __call__(self, x: Array, *, training: bool = False) -> tuple[Array, TopKRouting]:
+        logits = contract("tbd,tde->tbe", x, self.router[...], jnp.float32)
+        ids, gates = top_k_gates(logits, self.selected, self.gate_norm)
+        y, dropped = self._apply(x, ids, self.alpha * gates, choose_path(self.path, training))
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)[:, None]
+        if self.shared is not None:
+            y = y + self.shared(x)
+        chosen = one_hot(ids, self.routed).any(axis=2)
+        share = chosen.mean(axis=1, dtype=jnp.float32) / self.selected
+        mean_probability = jax.nn.softmax(logits, axis=-1).mean(axis=1)
+        return y, TopKRouting(
+            load=chosen.sum(axis=1, dtype=jnp.float32),
+            dropped=dropped / ids.size,
+            balance=self.routed * (share * mean_probability).sum(axis=-1).mean(),
+            z=jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean(),
+        )
+
+    def _apply(self, x: Array, ids: Array, gates: Array, path: str) -> tuple[Array, Array]:
+        nothing = jnp.zeros((), jnp.float32)
+        if path == "masked":
+            dense = jnp.where(one_hot(ids, self.routed), gates[..., None], 0.0).sum(axis=2)
+            return self.experts.masked(x, dense), nothing
+        if path == "ragged":
+            return self.experts.ragged(x, ids, gates), nothing
+        capacity = capacity_of(x.shape[1], self.selected / self.routed, self.capacity_factor)
+        return self.experts.capacity(x, ids, gates, capacity)
+
+
+def check_top_k(hidden: int, experts: int, active: int, *, shared: bool = True, gate_norm: str = "selected") -> None:
+    """Raises ValueError for sizes `TopKMoE` cannot have."""
+    if gate_norm not in ("selected", "all"):
+        raise ValueError(f"gate_norm is {gate_norm!r}, expected 'selected' or 'all'")
+    if hidden % experts:
+        raise ValueError(f"a hidden width of {hidden} does not divide into {experts} experts; make it a multiple")
+    if not shared < active <= experts:
+        raise ValueError(
+            f"active is {active} of {experts} experts (shared expert: {shared}), expected more and at most"
+        )
+    if active - shared == 1 and gate_norm == "selected":
+        raise ValueError(
+            f"active={active} selects one routed expert, whose renormalised gate is the constant 1: its router would "
+            "get no gradient. Select more, or use gate_norm='all'"
+        )
+
+
+class ReLURouting(NamedTuple):
+    """What a ReLU-routed layer reports about its infer router, as means over rows.
+
+    gate: float32 [], mean gate, what the penalty is made of; active: float32 [T], share of open experts on the rows
+    that run on this router; opened: bool [T, E], whether any of those rows opened the expert; cut: float32 [], share of
+    open gates that `serve_cap` or a full capacity cut.
+    """
+
+    gate: Array
+    active: Array
+    opened: Array
+    cut: Array
+
+
+class ReLUMoE(nnx.Module):
+    """v_t = sum_e relu(x R_t + c_t)_e * E_te(x) + b2_t with two routers: x [T, B, D] -> [T, B, D].
+
+    Serving uses the infer router; `gates_from` says what a training pass uses:
+        "infer", "train"   one of them
+        "train_alone"      the train router, and the report is about it
+        "mean"             (G_train + G_infer) / 2
+        "rows"             G_train on the rows marked by `by_train` bool [B], G_infer on the others
+
+    Args:
+        tokens, width, hidden: T, D, F of the dense network; every expert has F/E.
+        experts: E.
+        two_routers: False leaves the train router out.
+        serve_cap: most experts a token of a row may open in evaluation; None is all. The largest gates stay.
+        active_share: expected share of open experts, which sizes capacities.
+        path: "auto" is masked while training (dense training, sparse inference), and in evaluation wherever nothing
+            bounds the number of open experts.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        hidden: int,
+        *,
+        experts: int,
+        two_routers: bool = True,
+        serve_cap: int | None = None,
+        active_share: float = 1.0,
+        activation: str = "gelu",
+        init: str = "lecun_normal",
+        path: str = "auto",
+        capacity_factor: float = 1.25,
+        implementation: str | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if hidden % experts:
+            raise ValueError(f"a hidden width of {hidden} does not divide into {experts} experts; make it a multiple")
+        choose_path(path, training=True)
+        self.serve_cap, self.path = serve_cap, path
+        self.active_share, self.capacity_factor, self.dtype = active_share, capacity_factor, dtype
+        self.experts = PerTokenExperts(
+            tokens,
+            width,
+            hidden // experts,
+            experts,
+            kind="ffn",
+            activation=activation,
+            init=init,
+            fans=(width, hidden),
+            implementation=implementation,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.bias = param.constant((tokens, width), ("tokens", "embed"))
+        self.infer_router = _relu_router(tokens, width, experts, rngs)
+        self.train_router = _relu_router(tokens, width, experts, rngs) if two_routers else None
+
+    def __call__(
+        self, x: Array, *, training: bool = False, gates_from: str = "infer", by_train: Array | None = None
+    ) -> tuple[Array, ReLURouting]:
+        infer = jax.nn.relu((self.train_router if gates_from == "train_alone" else self.infer_router)(x))
+        gates = self._gates(x, infer, gates_from, by_train)
+        y, cut = self._apply(x, gates, training)
+        own = jnp.ones(x.shape[1], jnp.float32) if by_train is None else 1.0 - by_train.astype(jnp.float32)
+        opened = (infer > 0) & (own[None, :, None] > 0)
+        active = opened.mean(axis=-1, dtype=jnp.float32).sum(axis=1) / own.sum()
+        routing = ReLURouting(infer.mean(), active, opened.any(axis=1), cut)
+        return y + self.bias[...].astype(self.dtype)[:, None], routing
+
+    def _gates(self, x: Array, infer: Array, gates_from: str, by_train: Array | None) -> Array:
+        if gates_from in ("infer", "train_alone"):
+            return infer
+        train = jax.nn.relu(self.train_router(x))
+        if gates_from == "rows":
+            return jnp.where(by_train[None, :, None], train, infer)
+        return train if gates_from == "train" else (train + infer) / 2
+
+    def _apply(self, x: Array, gates: Array, training: bool) -> tuple[Array, Array]:
+        """The gated sum, and the share of open gates that was cut."""
+        cap = None if training else self.serve_cap
+        path = self.path
+        if path == "auto":
+            path = "masked" if cap is None else choose_path("auto", training)
+        if path == "masked" and cap is None:
+            return self.experts.masked(x, gates), jnp.zeros((), jnp.float32)
+        experts = gates.shape[-1]
+        ids = jax.lax.top_k(jax.lax.stop_gradient(gates), cap or experts)[1]
+        chosen = one_hot(ids, experts)
+        open_, kept = (gates > 0).sum(dtype=jnp.float32), jnp.where(chosen.any(axis=2), gates, 0.0)
+        if path == "masked":
+            return self.experts.masked(x, kept), 1.0 - (kept > 0).sum(dtype=jnp.float32) / jnp.maximum(open_, 1.0)
+        picked = jnp.where(chosen, gates[:, :, None], 0.0).sum(axis=-1)
+        ids = jnp.where(picked > 0, ids, experts)
+        computed = (picked > 0).sum(dtype=jnp.float32)
+        if path == "ragged":
+            y = self.experts.ragged(x, ids, picked)
+        else:
+            capacity = capacity_of(x.shape[1], self.active_share, self.capacity_factor)
+            y, dropped = self.experts.capacity(x, ids, picked, capacity)
+            computed = computed - dropped
+        return y, 1.0 - computed / jnp.maximum(open_, 1.0)
+
+
+def _relu_router(tokens: int, width: int, experts: int, rngs: nnx.Rngs) -> PerTokenDense:
+    """Kernel a tenth of the usual scale and bias 1: gates start near 1, so step 0 is close to the dense model."""
+    router = PerTokenDense(tokens, width, experts, std_scale=0.1, axes=("embed", "experts"), rngs=rngs)
+    router.bias[...] = jnp.ones_like(router.bias[...])
+    return router

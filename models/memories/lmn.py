@@ -1,0 +1,486 @@
+"""LMN, large memory network: a *reconstruction* (of arXiv 2502.05558, from which no equation is public).
+
+Public are an abstract, an online test and descriptions by others: one slot table of million scale that all users share,
+product-quantised keys, queries made from events and made user-specific, a Smooth-L1 memory loss that writes, padding
+masked, loss = click + memory. Everything below is this file's; results of it are results of a reconstruction.
+
+    q   [R,S,2,p] = LN(W_q [x_s ; e_u])                       query_mode="item_only": W_q x_s
+    r   [R,S,d]   = read(q), nothing for padded events        once per request, in `encode_user`
+    u   [R,C,d]   = sum_s softmax_s((W_a e_i) . r_s / sqrt d) r_s     pool="mean": the mean over events, per request
+    r_i [R,C,d]   = read(LN(W_q [e_i ; e_u]))                 read_from: "sequence" u alone, "target" r_i alone, "both"
+    logit         = MLP[e_u ; e_i ; c ; DIN(x, e_i) ; u ; r_i]
+    L_mem         = mean over requests of sum_s valid SmoothL1(r_s, target_s) / sum valid;    loss = task + lambda L_mem
+
+x_s: the event fields that the candidate has too, e_i: those fields of the candidate (candidate="project": whole events,
+and all candidate fields projected to their width); a_s: the other event fields (what the user did); e_u: user fields.
+
+    target   fixed     W_t [x_s ; e_u ; a_s], W_t orthonormal, never trained (default)
+             learned   W_t is trained. With it values and W_t can shrink together to 0, so the variance of the target is
+                       watched: at a tenth of its first value the loss becomes NaN and the run counts as diverged
+             event     x_s itself, d is its width
+             target_gradient=False: constants; True lets the loss move the embeddings towards the reads as well
+    memory_loss_to    all: the loss reaches values, queries, keys and embeddings; values: only the values
+
+A request without events contributes 0 to L_mem, and reads nothing. memory_weight=0 is the control without the loss.
+
+Letters: R requests, C candidates, S events, H memory heads, K slots per head, n sub-keys per axis, M = n*n slots, p key
+width, d value width; A event width of DIN, A_x of x_s, A_a of a_s, A_u of e_u, d_c of all candidate fields; F1, F2 ...
+
+Closed forms, W = A_x + A_u: memory, DIN and MLP have their own;    + A_x*d (attention)  + d_c*A_x + A_x (project)
+    per request   S*(4*W*p*H + 4*n*p*H + 2*H*K*d) + 2*A_u*F1 + DIN's; training + 2*S*(W + A_a)*d for the target
+    per candidate 2*(d_c + A + d + d)*F1 + rest of the MLP + DIN's + 2*A_x*d + 4*S*d (attention) + one read (r_i)
+
+Undisclosed -> flag (default): all of it. The defaults are small; preset `lmn_million` has M = 2^20, K = 16, p = d = 64.
+value_width None is p (x_s's width for target="event"). Flags of the memory: see `MemoryOptions`; only additive scores
+and bags, no batch norm (`encode_user` does not know whether it trains), nothing per token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..architecture import RankerSpec
+from ..baselines import din
+from ..counts import Flops, Params
+from ..inputs.batch import CandidateInputs, Output, UserInputs
+from ..inputs.flat import FlatPlan, plan_flat
+from ..inputs.history import EventPlan, HistoryOptions, find_history, plan_events, read_history
+from ..inputs.schema import Schema
+from ..layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_params
+from ..layers.matmul import contract
+from ..layers.per_token import activation
+from ..layers.towers import Towers, tower_flops, tower_params
+from ..ranker import Ranker
+from ..sizing import mlp_shapes
+from .options import MemoryOptions, memory_flops, memory_params
+from .product_key_memory import memory_layer
+from .usage import read_stats
+from .value_table import Constant
+
+Array = jax.Array
+
+# A score that leaves nothing after the softmax, and no infinity on the way.
+_INVISIBLE = -1e30
+
+# Share of its first variance at which a learned target counts as collapsed.
+_COLLAPSED = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class LMNConfig(MemoryOptions, HistoryOptions):
+    """widths F1, F2, ... of the MLP; din_hidden: widths of DIN; memory_weight: lambda; the rest: see the file."""
+
+    widths: tuple[int, ...] = (256, 128)
+    din_hidden: tuple[int, ...] = (32, 16)
+    candidate: Literal["match", "project"] = "match"
+    query_mode: Literal["user", "item_only"] = "user"
+    read_from: Literal["both", "sequence", "target"] = "both"
+    pool: Literal["attention", "mean"] = "attention"
+    target: Literal["fixed", "learned", "event"] = "fixed"
+    target_gradient: bool = False
+    memory_weight: float = 0.1
+    memory_loss_to: Literal["all", "values"] = "all"
+    memory_slots: int = 256
+    value_init_std: float | None = 0.02
+    activation: str = "relu"
+    init: str = "lecun_normal"
+    tower: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        self.check_memory()
+        if not self.widths:
+            raise ValueError("widths is empty, expected at least one layer")
+        if self.memory_weight < 0:
+            raise ValueError(f"memory_weight is {self.memory_weight}, expected 0 (no memory loss) or more")
+        if self.value_op != "bag" or self.score != "additive" or self.query_norm == "batch":
+            raise ValueError(
+                f"lmn reads bags by additive scores without batch norm, found value_op={self.value_op!r}, "
+                f"score={self.score!r}, query_norm={self.query_norm!r}"
+            )
+        if self.query_per_token or self.keys_per_token or self.values_per_token:
+            raise ValueError("lmn reads events, not tokens: query_, keys_ and values_per_token must be False")
+        if self.values_frozen and (self.addressing == "random" or self.memory_loss_to == "values"):
+            raise ValueError(
+                "values_frozen leaves nothing to train with addressing='random' or memory_loss_to='values'"
+            )
+
+    @property
+    def reads_sequence(self) -> bool:
+        """Whether scores depend on reads of events; else only the memory loss does."""
+        return self.read_from != "target"
+
+    @property
+    def reads_target(self) -> bool:
+        return self.read_from != "sequence"
+
+
+@dataclasses.dataclass(frozen=True)
+class LMNPlan:
+    """What an LMN reads of one schema.
+
+    parts: per event field its width and the candidate field it matches, None where it tells what the user did.
+    items_trained, actions_trained, matched_trained: whether a gradient must flow back into x_s, a_s and e_i.
+    memory: options with d.
+    """
+
+    flat: FlatPlan
+    events: EventPlan
+    parts: tuple[tuple[int, str | None], ...]
+    project: bool
+    items_trained: bool
+    actions_trained: bool
+    matched_trained: bool
+    memory: MemoryOptions
+
+    @property
+    def item_width(self) -> int:
+        """A_x."""
+        return sum(width for width, name in self.parts if self.project or name)
+
+    @property
+    def action_width(self) -> int:
+        """A_a."""
+        return sum(width for width, _ in self.parts) - self.item_width
+
+    @property
+    def value_width(self) -> int:
+        """d."""
+        return self.memory.value_width
+
+    def split(self, events: Array) -> tuple[Array, Array]:
+        """events [R, S, .] -> x [R, S, A_x] and a [R, S, A_a], possibly of width 0."""
+        items, actions, start = [], [], 0
+        for width, name in self.parts:
+            (items if self.project or name else actions).append(events[..., start : start + width])
+            start += width
+        return jnp.concatenate(items, axis=-1), jnp.concatenate([*actions, events[..., :0]], axis=-1)
+
+
+def plan_lmn(schema: Schema, config: LMNConfig) -> LMNPlan:
+    """Resolves a config for one schema.
+
+    Raises:
+        ValueError: no event field is shared with the candidate, no user field for user-aware queries, or a value width
+            that target="event" cannot have.
+    """
+    flat, events = plan_flat(schema), plan_events(schema, config)
+    sequence = next(s for s in schema.sequences if s.name == events.sequence)
+    by_table = {field.table_name: field for field in reversed(schema.candidate_fields)}
+    partners = [by_table.get(field.table_name) for field in sequence.fields]
+    project = config.candidate == "project"
+    if not project and not any(partners):
+        raise ValueError(
+            f"candidate='match' found no candidate field that shares a table with an event field of {sequence.name!r} "
+            f"({', '.join(field.table_name for field in sequence.fields)}); use candidate='project'"
+        )
+    if config.query_mode == "user" and not flat.user_width:
+        raise ValueError("query_mode='user' needs user fields, and the schema has none; use query_mode='item_only'")
+    parts = tuple((f.width, p.name if p else None) for f, p in zip(sequence.fields, partners, strict=True))
+    items = [f for f, p in zip(sequence.fields, partners, strict=True) if project or p]
+    width = sum(field.width for field in items)
+    d = config.value_width or (width if config.target == "event" else config.key_width)
+    if config.target == "event" and d != width:
+        raise ValueError(f"target='event' is {width} wide, value_width is {d}; leave value_width None")
+    return LMNPlan(
+        flat=flat,
+        events=events,
+        parts=parts,
+        project=project,
+        items_trained=any(not field.is_dense for field in items),
+        actions_trained=any(not field.is_dense for field in sequence.fields if field not in items),
+        matched_trained=project or any(p and not p.is_dense for p in partners),
+        memory=dataclasses.replace(config, value_width=d),
+    )
+
+
+class Reference(nnx.Variable):
+    """The first variance of a learned target; 0 before there was one. State of training."""
+
+
+class _Read(NamedTuple):
+    """y [R, S, d]; slots int32 [R, S, J]; weights [R, S, H, K]."""
+
+    y: Array
+    slots: Array
+    weights: Array
+
+
+class LMNState(NamedTuple):
+    """Kept per request: the user half of the first layer, DIN's cache, e_u, x and a of the events, and their reads."""
+
+    first: Array | None
+    din: Any
+    user: Array | None
+    items: Array
+    actions: Array
+    valid: Array
+    read: _Read | None
+
+
+class LMN(Ranker):
+    """The history of `plan.events` and the target, read in one memory; DIN beside it; an MLP on top.
+
+    Args:
+        plan: from `plan_lmn`. config: sizes and flags. encoder: DIN. din_width: of its token. tasks: Y.
+    """
+
+    def __init__(
+        self,
+        plan: LMNPlan,
+        config: LMNConfig,
+        encoder: din.DIN,
+        din_width: int,
+        tasks: int,
+        *,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kwargs = dict(init=config.init, dtype=dtype, rngs=rngs)
+        self.plan, self.config, self.din, self.dtype = plan, config, encoder, dtype
+        A_x, d, project = plan.item_width, plan.value_width, plan.project
+        self.project = Dense(plan.flat.candidate_width, A_x, axes=("features", "embed"), **kwargs) if project else None
+        self.memory = memory_layer(plan.memory, 1, _query_inputs(plan, config), dtype=dtype, rngs=rngs)
+        attends = config.reads_sequence and config.pool == "attention"
+        self.pool = Dense(A_x, d, use_bias=False, axes=("embed", "key"), **kwargs) if attends else None
+        learned = config.memory_weight > 0 and config.target == "learned"
+        fixed = config.memory_weight > 0 and config.target == "fixed"
+        self.target = _target_matrix(plan, trained=learned, rngs=rngs) if learned or fixed else None
+        self.reference = Reference(jnp.zeros(())) if learned else None
+        user, candidate = _first_inputs(plan, config, din_width)
+        self.first = SplitDense(user, candidate, config.widths[0], **kwargs)
+        self.rest = MLP(config.widths[0], config.widths[1:], activation=config.activation, **kwargs)
+        self.towers = Towers(config.widths[-1], tasks, tower=config.tower, **kwargs)
+
+    def encode_user(self, user: UserInputs) -> LMNState:
+        view = read_history(find_history(user, self.plan.events.sequence), self.plan.events.length)
+        items, actions = self.plan.split(view.events)
+        e_u, read = self.plan.flat.join_user(user), None
+        if self.config.reads_sequence:
+            read = self._read(items, e_u, view.valid)
+        half = [] if e_u is None else [e_u.astype(self.dtype)]
+        if read is not None and self.pool is None:
+            count = jnp.maximum(jnp.sum(view.valid, axis=1), 1)[:, None].astype(self.dtype)
+            half.append(jnp.sum(read.y, axis=1) / count)
+        first = self.first.encode_user(jnp.concatenate(half, axis=-1) if half else None)
+        return LMNState(first, self.din.encode_user(user).cache, e_u, items, actions, view.valid, read)
+
+    def score(self, state: LMNState, candidates: CandidateInputs, *, key: Array | None = None) -> Output:
+        fields = self.plan.flat.join_candidates(candidates)
+        item, stats = self._item(candidates, fields), {}
+        half = [fields, self.din.candidate_tokens(state.din, candidates)[:, :, 0]]
+        if self.pool is not None:
+            half.append(self._attend(item, state))
+        if self.config.reads_target:
+            found = self._read(item, state.user, None)
+            half.append(found.y)
+            stats |= self._stats("memory_target", found)
+        h = self.first.score(state.first, jnp.concatenate([part.astype(self.dtype) for part in half], axis=-1))
+        logits = self.towers(self.rest(activation(self.config.activation)(h)))
+        losses, read = {}, state.read
+        if key is not None and self.config.memory_weight:
+            if read is None:
+                read = self._read(state.items, state.user, state.valid)
+            raw, variance = self._memory_loss(state, read)
+            losses["memory"] = self.config.memory_weight * raw
+            stats |= {"memory_loss": raw, "log_target_variance": jnp.log(jnp.maximum(variance, 1e-30))}
+        if read is not None:
+            stats |= self._stats("memory", read)
+        return Output(logits=logits.reshape(*fields.shape[:2], -1), losses=losses, stats=stats)
+
+    def fold(self) -> None:
+        """Folds over-parameterised keys into constants, for serving."""
+        self.memory.fold()
+
+    def _item(self, candidates: CandidateInputs, fields: Array) -> Array:
+        """e_i [R, C, A_x]."""
+        if self.project is not None:
+            return self.project(fields)
+        return jnp.concatenate([candidates.fields[name] for _, name in self.plan.parts if name], axis=-1)
+
+    def _read(self, x: Array, e_u: Array | None, valid: Array | None) -> _Read:
+        """Reads for x [R, S, A_x] (events, or candidates in their place) of users e_u [R, A_u]."""
+        R, S = x.shape[:2]
+        if self.config.query_mode == "user":
+            x = jnp.concatenate([x, jnp.broadcast_to(e_u[:, None], (R, S, e_u.shape[-1]))], axis=-1)
+        found = self.memory(x.reshape(1, R * S, -1), valid=None if valid is None else valid.reshape(1, -1))
+        weights = found.weights.reshape(R, S, *found.weights.shape[1:])
+        return _Read(found.y.reshape(R, S, -1), found.slots.reshape(R, S, -1), weights)
+
+    def _attend(self, item: Array, state: LMNState) -> Array:
+        """u [R, C, d], 0 for a request without events."""
+        q, y, visible = self.pool(item), state.read.y, state.valid[:, None]
+        scores = contract("rcd,rsd->rcs", q, y, self.dtype).astype(jnp.float32) * y.shape[-1] ** -0.5
+        weights = jax.nn.softmax(jnp.where(visible, scores, _INVISIBLE), axis=-1)
+        return contract("rcs,rsd->rcd", jnp.where(visible, weights, 0), y, self.dtype)
+
+    def _memory_loss(self, state: LMNState, read: _Read) -> tuple[Array, Array]:
+        """L_mem without its weight, and the variance of the target over valid events."""
+        y = read.y.astype(jnp.float32)
+        if self.config.memory_loss_to == "values":
+            slots, weights = (part.reshape(-1, read.slots.shape[-1]) for part in (read.slots, read.weights))
+            y = self.memory.values.sum(slots, jax.lax.stop_gradient(weights)).reshape(y.shape)
+        target = self._targets(state)
+        each = jnp.abs(y - target)
+        each = jnp.mean(jnp.where(each < 1.0, 0.5 * jnp.square(each), each - 0.5), axis=-1)
+        valid = state.valid.astype(jnp.float32)
+        loss = jnp.mean(jnp.sum(valid * each, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1.0))
+        variance = _variance(jax.lax.stop_gradient(target), valid)
+        if self.reference is not None:
+            first = jnp.where(self.reference[...] > 0, self.reference[...], variance)
+            self.reference[...] = first
+            loss = jnp.where(variance < _COLLAPSED * first, jnp.nan, loss)
+        return loss, variance
+
+    def _targets(self, state: LMNState) -> Array:
+        """target [R, S, d], float32."""
+        written = state.items
+        if self.target is not None:
+            user = [] if state.user is None else [state.user]
+            lead = state.items.shape[:2]
+            user = [jnp.broadcast_to(e[:, None], (*lead, e.shape[-1])) for e in user]
+            written = jnp.concatenate([state.items, *user, state.actions], axis=-1)
+        written = written if self.config.target_gradient else jax.lax.stop_gradient(written)
+        if self.target is None:
+            return written.astype(jnp.float32)
+        return contract("rsa,ad->rsd", written, self.target[...], jnp.float32)
+
+    def _stats(self, name: str, read: _Read) -> dict[str, Array]:
+        J, (H, K) = read.slots.shape[-1], read.weights.shape[-2:]
+        found = read_stats(read.slots.reshape(-1, J), read.weights.reshape(-1, H, K), self.memory.slots)
+        return {f"{name}/{key}": value for key, value in found.items()}
+
+
+def _variance(target: Array, valid: Array) -> Array:
+    """Mean over features of the variance over valid events."""
+    weight, count = valid[..., None], jnp.maximum(jnp.sum(valid), 1.0)
+    mean = jnp.sum(weight * target, axis=(0, 1), keepdims=True) / count
+    return jnp.mean(jnp.sum(weight * jnp.square(target - mean), axis=(0, 1)) / count)
+
+
+def _target_matrix(plan: LMNPlan, *, trained: bool, rngs: nnx.Rngs) -> nnx.Variable:
+    """W_t [A_x + A_u + A_a, d] with orthonormal columns (rows, where it is wider than high)."""
+    shape = (plan.item_width + plan.flat.user_width + plan.action_width, plan.value_width)
+    value = jax.nn.initializers.orthogonal()(rngs.params(), shape, jnp.float32)
+    if not trained:
+        return Constant(value)
+    return nnx.Param(value, logical_axes=("features", "embed"), training_only=True)
+
+
+def _query_inputs(plan: LMNPlan, config: LMNConfig) -> int:
+    """W: width of what a query is made of."""
+    return plan.item_width + (plan.flat.user_width if config.query_mode == "user" else 0)
+
+
+def _first_inputs(plan: LMNPlan, config: LMNConfig, din_width: int) -> tuple[int, int]:
+    """Widths of the user half and the candidate half of the MLP's input."""
+    d, mean = plan.value_width, config.reads_sequence and config.pool == "mean"
+    reads = config.reads_target + (config.reads_sequence and not mean)
+    return plan.flat.user_width + d * mean, plan.flat.candidate_width + din_width + d * reads
+
+
+def _din_config(config: LMNConfig) -> din.DINConfig:
+    shared = {name: getattr(config, name) for name in ("sequence", "recent", "time_feature", "candidate", "init")}
+    return din.DINConfig(hidden=config.din_hidden, **shared)
+
+
+def build(config: LMNConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> LMN:
+    """The model of a config."""
+    plan, encoder = plan_lmn(schema, config), din.build(_din_config(config), schema, rngs=rngs, dtype=dtype)
+    width = din.token_shape(_din_config(config), schema).width
+    return LMN(plan, config, encoder, width, len(schema.tasks), dtype=dtype, rngs=rngs)
+
+
+def count_params(config: LMNConfig, schema: Schema) -> Params:
+    """Closed form of the parameter tree, values of the memory included."""
+    plan, din_width = plan_lmn(schema, config), din.token_shape(_din_config(config), schema).width
+    A_x, d, F1, Y = plan.item_width, plan.value_width, config.widths[0], len(schema.tasks)
+    head = tower_params(config.widths[-1], Y, config.tower)
+    dense = (sum(_first_inputs(plan, config, din_width)) + 1) * F1 + mlp_params(F1, config.widths[1:]) + head
+    dense += A_x * d if config.reads_sequence and config.pool == "attention" else 0
+    dense += (plan.flat.candidate_width + 1) * A_x if plan.project else 0
+    learned = (A_x + plan.flat.user_width + plan.action_width) * d
+    learned *= config.target == "learned" and config.memory_weight > 0
+    total = Params(dense=dense, head=head, training_only=learned)
+    total += memory_params(plan.memory, 1, _query_inputs(plan, config))
+    return total + din.count_params(_din_config(config), schema)
+
+
+def count_flops(config: LMNConfig, schema: Schema) -> Flops:
+    """Closed form of the matrix products."""
+    plan, din_width = plan_lmn(schema, config), din.token_shape(_din_config(config), schema).width
+    A_x, d, S, F1 = plan.item_width, plan.value_width, plan.events.length, config.widths[0]
+    user, candidate = (2 * width * F1 for width in _first_inputs(plan, config, din_width))
+    mean = config.reads_sequence and config.pool == "mean"
+    total = Flops(user=user, user_unneeded=user * (not (plan.flat.user_trained or mean)), candidate=candidate)
+    total += Flops(candidate=mlp_flops(F1, config.widths[1:]))
+    total += Flops(candidate=tower_flops(config.widths[-1], len(schema.tasks), config.tower))
+    if plan.project:
+        product = 2 * plan.flat.candidate_width * A_x
+        total += Flops(candidate=product, candidate_unneeded=product * (not plan.flat.candidate_trained))
+    if config.reads_sequence and not mean:
+        product = 2 * A_x * d
+        total += Flops(candidate=product + 4 * S * d, candidate_unneeded=product * (not plan.matched_trained))
+    return (
+        total + _read_flops(plan, config) + _target_flops(plan, config) + din.count_flops(_din_config(config), schema)
+    )
+
+
+def _read_flops(plan: LMNPlan, config: LMNConfig) -> Flops:
+    """The reads of the events per request, of the target per candidate."""
+    S, W = plan.events.length, _query_inputs(plan, config)
+    read, own_user = memory_flops(plan.memory, 1, W), config.query_mode == "user" and plan.flat.user_trained
+    hidden = (config.query_hidden or W) if config.query == "mlp" else plan.memory.query_heads * 2 * config.key_width
+    # The first product of the query has a gradient of its input only if that is trained.
+    raw = 2 * W * hidden * (config.addressing == "learned")
+    lost = read.candidate_unneeded + raw * (not (plan.items_trained or own_user))
+    total = Flops()
+    if config.reads_target:
+        unneeded = read.candidate_unneeded + raw * (not (plan.matched_trained or own_user))
+        total += Flops(candidate=read.candidate, candidate_unneeded=unneeded)
+        total += Flops(step=read.step, step_unneeded=read.step_unneeded)
+    if config.reads_sequence:
+        total += Flops(user=S * read.candidate, user_unneeded=S * lost)
+        return total + Flops(step=read.step, step_unneeded=read.step_unneeded)
+    if not config.memory_weight:
+        return total
+    if config.memory_loss_to == "values":
+        # Read forward alone; the loss reads the same slots again.
+        total += Flops(user_training=S * read.candidate, user_unneeded=2 * S * read.candidate)
+        return total + Flops(step_training=read.step, step_unneeded=2 * read.step)
+    total += Flops(user_training=S * read.candidate, user_unneeded=S * lost)
+    return total + Flops(step_training=read.step, step_unneeded=read.step_unneeded)
+
+
+def _target_flops(plan: LMNPlan, config: LMNConfig) -> Flops:
+    """What the memory loss adds to training."""
+    if not config.memory_weight:
+        return Flops()
+    S, d, total = plan.events.length, plan.value_width, Flops()
+    if config.memory_loss_to == "values":
+        total += Flops(user_training=2 * S * config.memory_heads * config.memory_topk * d)
+    if config.target == "event":
+        return total
+    inputs = plan.item_width + plan.flat.user_width + plan.action_width
+    product = 2 * S * inputs * d
+    trained = plan.items_trained or plan.actions_trained or plan.flat.user_trained
+    gradients = (config.target == "learned") + (config.target_gradient and trained)
+    return total + Flops(user_training=product, user_unneeded=(2 - gradients) * product)
+
+
+def size_space(schema: Schema, config: LMNConfig, target_dense_params: float) -> Iterator[dict[str, Any]]:
+    """Overrides (widths) near the target, values included; the memory and DIN stay as configured."""
+
+    def params(widths: tuple[int, ...]) -> int:
+        return count_params(dataclasses.replace(config, widths=widths), schema).dense
+
+    for widths in mlp_shapes(params, len(config.widths), target_dense_params):
+        yield {"widths": widths}
+
+
+LMN_SPEC = RankerSpec(LMNConfig, build, count_params, count_flops, size_space)
