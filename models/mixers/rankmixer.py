@@ -22,6 +22,9 @@ norm=None, norm_place="pre" (adds a norm before the mean), and mixer:
     self_attention  QKVO shared by all tokens instead of mix
     all_share       no mixing sub-layer; every PFFN_t reads the concatenation of all tokens, T*D -> F -> D
     all_concat      one MLP T*D -> F -> T*D replaces both sub-layers
+
+Sparse experts (`experts`=E slices of every PFFN_t, flags of `SparseOptions`): see `rankmixer_moe.py`, which also says
+how dense training and sparse inference meet. They add L*T*2*E*(D + 1) parameters of two ReLU routers.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from ..inputs.schema import Schema
 from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens, possible_tokens
 from ..layers.attention import SelfAttention
 from ..layers.dense import FFN
+from ..layers.dropout import dropout
 from ..layers.mixing import mix_token_major
 from ..layers.norms import Norm, norm_params
 from ..layers.per_token import PerTokenFFN
@@ -50,6 +54,7 @@ from ..layers.pooling import mean_tokens
 from ..layers.towers import Towers, tower_flops, tower_params
 from ..ranker import Backbone
 from ..sizing import LARGE, grains
+from . import rankmixer_moe as moe
 
 Array = jax.Array
 
@@ -61,7 +66,7 @@ _HIDDEN_RATIO = 2.8
 
 
 @dataclasses.dataclass(frozen=True)
-class RankMixerConfig(TokenizerOptions):
+class RankMixerConfig(moe.SparseOptions, TokenizerOptions):
     """width D, hidden F, layers L, heads (self_attention only; None: as many as tokens); the rest: see the file."""
 
     width: int = 128
@@ -72,7 +77,7 @@ class RankMixerConfig(TokenizerOptions):
     ffn: Literal["per_token", "shared"] = "per_token"
     activation: str = "gelu"
     residual: bool = True
-    norm: Literal["layer", "rms"] | None = "layer"
+    norm: Literal["layer", "rms", "none"] | None = "layer"
     norm_place: Literal["post", "pre"] = "post"
     norm_affine: bool = True
     norm_per_token: bool = False
@@ -89,6 +94,8 @@ class RankMixerConfig(TokenizerOptions):
             raise ValueError(f"dropout is {self.dropout}, expected a share in [0, 1)")
         if self.ffn == "shared" and self.mixer in ("all_share", "all_concat"):
             raise ValueError(f"mixer={self.mixer!r} replaces the per-token network, so ffn must be 'per_token'")
+        per_token = self.ffn == "per_token" and self.mixer not in ("all_share", "all_concat")
+        moe.check(self, self.hidden, per_token=per_token)
 
 
 def make_norm(
@@ -101,9 +108,13 @@ def make_norm(
     norm_eps: float = 1e-6,
     dtype=jnp.float32,
 ) -> Norm | None:
-    """The block's norm on [T, B, D], or None."""
+    """The block's norm on [T, B, D], or None for norm=None, which a sweep writes "none"."""
     gains = tokens if norm_per_token else None
-    return norm and Norm(width, kind=norm, affine=norm_affine, tokens=gains, eps=norm_eps, dtype=dtype)
+    return (
+        None
+        if norm in (None, "none")
+        else Norm(width, kind=norm, affine=norm_affine, tokens=gains, eps=norm_eps, dtype=dtype)
+    )
 
 
 class RankMixerBlock(nnx.Module):
@@ -112,6 +123,7 @@ class RankMixerBlock(nnx.Module):
     Args:
         tokens, width, hidden: T, D, F. mixer="mix" needs D divisible by T.
         heads: of mixer="self_attention".
+        sparse: experts instead of a dense network per token, or None.
         norm: arguments of `make_norm`.
         The other flags are those of `RankMixerConfig`.
     """
@@ -130,6 +142,7 @@ class RankMixerBlock(nnx.Module):
         norm_place: str = "post",
         dropout: float = 0.0,
         init: str = "lecun_normal",
+        sparse: moe.SparseOptions | None = None,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
         **norm: Any,
@@ -139,7 +152,9 @@ class RankMixerBlock(nnx.Module):
         self.mixer, self.residual, self.norm_place, self.dropout = mixer, residual, norm_place, dropout
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
         self.attention = SelfAttention(width, heads or tokens, **kwargs) if mixer == "self_attention" else None
-        if mixer == "all_concat":
+        if sparse is not None and sparse.experts is not None:
+            self.ffn = moe.make_experts(sparse, tokens, width, hidden, activation=activation, **kwargs)
+        elif mixer == "all_concat":
             self.ffn = FFN(tokens * width, hidden, activation=activation, **kwargs)
         elif ffn == "shared":
             self.ffn = FFN(width, hidden, activation=activation, **kwargs)
@@ -150,9 +165,24 @@ class RankMixerBlock(nnx.Module):
         self.ffn_norm = make_norm(tokens, width, dtype=dtype, **norm)
 
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+        return self.with_routing(x, key=key)[0]
+
+    def with_routing(self, x: Array, *, key: Array | None = None, **gating: Any) -> tuple[Array, moe.Routing | None]:
+        """The new x and what a sparse network reports; `gating` are further arguments of a sparse network."""
         if self.mixer in _MIXING:
             x = self._sublayer(self._mix, self.mixing_norm, x)
-        return self._sublayer(lambda y: _dropout(self._feed_forward(y), self.dropout, key), self.ffn_norm, x)
+        routing: list[moe.Routing] = []
+
+        def branch(y: Array) -> Array:
+            if moe.is_sparse(self.ffn):
+                y, found = self.ffn(y, training=key is not None, **gating)
+                routing.append(found)
+            else:
+                y = self._feed_forward(y)
+            return dropout(y, self.dropout, key)
+
+        x = self._sublayer(branch, self.ffn_norm, x)
+        return x, routing[0] if routing else None
 
     def _sublayer(self, branch, norm: Norm | None, x: Array) -> Array:
         """post: norm(branch(x) + x);  pre: branch(norm(x)) + x."""
@@ -193,11 +223,12 @@ class RankMixer(Backbone):
         norm_place: str = "post",
         norm: Mapping[str, Any] | None = None,
         init: str = "lecun_normal",
+        sparse: moe.SparseOptions | None = None,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
         **block: Any,
     ):
-        norm = norm or {}
+        norm, block = norm or {}, block | {"sparse": sparse}
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
         self.tokenizer = Tokenizer(plan, width, **kwargs)
         self.blocks = nnx.List(
@@ -207,6 +238,7 @@ class RankMixer(Backbone):
         # A pre-norm stack never normalises its last sum, so the mean over tokens needs one more norm.
         self.final_norm = make_norm(plan.tokens, width, dtype=dtype, **norm) if norm_place == "pre" else None
         self.towers = Towers(width, tasks, tower=tower, **kwargs)
+        self.experts = moe.ExpertControl(sparse, layers, plan.tokens) if sparse and sparse.experts else None
 
     def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UserTokens:
         return self.tokenizer.encode_user(user, tokens)
@@ -215,13 +247,24 @@ class RankMixer(Backbone):
         self, state: UserTokens, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
     ) -> Output:
         own = self.tokenizer.candidate_tokens(state, candidates, tokens)
-        x = self.tokenizer.join(state, own)
+        x, (requests, candidates) = self.tokenizer.join(state, own), own.shape[1:3]
+        passes = [{}] if self.experts is None else self.experts.passes(requests, candidates, training=key is not None)
+        found = [self._pass(x, key, gating) for gating in passes]
+        logits = [z.reshape(requests, candidates, -1) for z, _ in found]
+        if self.experts is None:
+            return Output(logits=logits[0])
+        return self.experts.output(logits, [routing for _, routing in found], training=key is not None)
+
+    def _pass(self, x: Array, key: Array | None, gating: Mapping[str, Any]) -> tuple[Array, list[Any]]:
+        """Logits [B, Y] of tokens [T, B, D], and what the experts of every block report."""
+        found = []
         for i, block in enumerate(self.blocks):
-            x = block(x, key=None if key is None else jax.random.fold_in(key, i))
+            own_key = None if key is None else jax.random.fold_in(key, i)
+            x, routing = block.with_routing(x, key=own_key, **gating)
+            found.append(routing)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        logits = self.towers(mean_tokens(x))
-        return Output(logits=logits.reshape(*own.shape[1:3], -1))
+        return self.towers(mean_tokens(x)), found
 
 
 def build(
@@ -237,6 +280,7 @@ def build(
         config.layers,
         len(schema.tasks),
         norm={name: getattr(config, name) for name in norms},
+        sparse=config,
         dtype=dtype,
         rngs=rngs,
         **{name: getattr(config, name) for name in flags},
@@ -256,18 +300,26 @@ def count_params(config: RankMixerConfig, schema: Schema, tokens: TokenShape = N
     norm = norm_params(D, kind=config.norm, affine=config.norm_affine, tokens=gains)
     norms = config.layers * (2 if config.mixer in _MIXING else 1) + (config.norm_place == "pre")
     tokenizer, head = plan.params(D), tower_params(D, len(schema.tasks), config.tower)
-    dense = tokenizer + config.layers * (ffn + attention) + norms * norm + head
-    return Params(dense=dense, tokenizer=tokenizer, head=head)
+    routers, inactive = moe.count_params(config, T, D, F)
+    dense = tokenizer + config.layers * (ffn + attention + routers) + norms * norm + head
+    return Params(dense=dense, tokenizer=tokenizer, head=head, inactive=config.layers * inactive)
 
 
 def count_flops(config: RankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:
-    """Closed form of the matrix products: user tokens per request, all else per candidate."""
+    """Closed form of the matrix products: user tokens per request, all else per candidate.
+
+    With experts the forward pass is the served one (the budgeted share of experts, unless expert_path is "masked").
+    """
     plan = plan_tokens(schema, config, config.width, tokens)
     T, D, F = plan.tokens, config.width, config.hidden
     ffn = T * (2 * T * D * F + 2 * F * D) if config.mixer == "all_share" else 4 * T * D * F
     attention = 8 * T * D * D + 4 * T * T * D if config.mixer == "self_attention" else 0
-    rest = config.layers * (ffn + attention) + tower_flops(D, len(schema.tasks), config.tower)
-    return plan.flops(D) + Flops(candidate=rest)
+    head = tower_flops(D, len(schema.tasks), config.tower)
+    served, training = moe.count_flops(config, T, D, F, ffn)
+    passes = moe.training_passes(config)
+    rest = config.layers * (served + attention) + head
+    more = passes * (config.layers * (training + attention) + head) - rest
+    return plan.flops(D) + Flops(candidate=rest, candidate_training=more)
 
 
 def size_space(
@@ -279,7 +331,7 @@ def size_space(
     number of tokens that suits the size, and hidden widths that are multiples of 64 (8 below 1e7 parameters).
     """
     found = []
-    for T, token_cost in _token_choices(schema, config, target_dense_params, tokens):
+    for T, token_cost in token_choices(schema, config, target_dense_params, tokens):
         step = math.lcm(T or 1, 128 if target_dense_params >= LARGE else 4)
         ideal = math.sqrt(target_dense_params / (2 * _HIDDEN_RATIO * config.layers * (T or 16)))
         for D in range(step, int(3 * ideal) + step + 1, step):
@@ -293,13 +345,15 @@ def size_space(
 
 def _hidden_choices(config: RankMixerConfig, schema: Schema, target: float, tokens: TokenShape) -> list[int]:
     """Multiples of each grain, coarsest first, at which the parameters (affine in F) come nearest to the target."""
-    one, two = (count_params(dataclasses.replace(config, hidden=F), schema, tokens).dense for F in (1, 2))
-    exact = 1 + (target - one) / (two - one)
-    return list(dict.fromkeys(grain * round(exact / grain) for grain in grains(target) if exact >= grain / 2 + 1e-9))
+    unit = config.experts or 1
+    one, two = (count_params(dataclasses.replace(config, hidden=unit * F), schema, tokens).dense for F in (1, 2))
+    exact = unit * (1 + (target - one) / (two - one))
+    steps = [math.lcm(grain, unit) for grain in grains(target)]
+    return list(dict.fromkeys(grain * round(exact / grain) for grain in steps if exact >= grain / 2 + 1e-9))
 
 
-def _token_choices(
-    schema: Schema, config: RankMixerConfig, target: float, tokens: TokenShape
+def token_choices(
+    schema: Schema, config: TokenizerOptions, target: float, tokens: TokenShape
 ) -> list[tuple[int | None, float]]:
     """T as configured, or powers of two with the cost of being far from what suits the size: more for larger models."""
     if config.tokens is not None or config.tokenizer != "cut":
@@ -309,13 +363,6 @@ def _token_choices(
     powers = [T for T in (2, 4, 8, 16, 32, 64) if T in possible] or [possible[-1]]
     nearest = min(powers, key=lambda T: (abs(math.log2(T / suits)), T))
     return [(T, abs(math.log2(T / nearest)) / 2) for T in powers if abs(math.log2(T / nearest)) <= 1]
-
-
-def _dropout(x: Array, rate: float, key: Array | None) -> Array:
-    if not rate or key is None:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 RANKMIXER = BackboneSpec(RankMixerConfig, build, count_params, count_flops, size_space)

@@ -1,0 +1,142 @@
+"""AutoInt (arXiv 1810.11921): self-attention over field tokens, the residual projected, ReLU after every layer.
+
+    X' = relu(softmax(Q K^T) V + X W_res)        Q, K, V = X W_Q, X W_K, X W_V, H heads of width d (eq. 5-8)
+    logits = towers(flatten X_L)
+
+All four projections are shared by all tokens and have no bias: D -> A = H*d in the first layer, A -> A in the others.
+
+Letters: B rows, T tokens, D token width, H heads, A = H*d attention width, L layers, Y tasks. Token-major [T,B,D].
+
+Closed forms:
+    params = tokenizer + 4*D*A + 4*(L-1)*A^2 + Y*(T*A + 1)
+    flops  = tokenizer + 8*T*A*(D + (L-1)*A) + 4*L*T^2*A + 2*Y*T*A          about 2*T per parameter
+so models of equal parameters cost T times what an MLP does: compare at equal FLOPs as well.
+
+Undisclosed -> flag (default): whether logits are scaled by 1/sqrt(d) -> scale_logits (False, as printed); init; head ->
+tower (()).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..architecture import BackboneSpec
+from ..counts import Flops, Params
+from ..inputs.history import NO_TOKENS, TokenShape
+from ..inputs.schema import Schema
+from ..inputs.tokenizers import plan_tokens
+from ..layers.attention import attend_tokens
+from ..layers.dense import Dense
+from ..sizing import interpolate, solve_widths, widths_around
+from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
+
+Array = jax.Array
+
+# Token and attention widths `size_space` prefers, by dense parameters.
+_WIDTHS = {1e4: 16, 1e5: 32, 1e6: 64, 1e7: 128, 1e8: 256, 1e9: 512}
+_ATTENTION = {1e4: 40, 1e5: 96, 1e6: 272, 1e7: 896, 1e8: 2816, 1e9: 9088}
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoIntConfig(FieldTokenOptions):
+    """width D, attention A, heads H, layers L."""
+
+    width: int = 16
+    attention: int = 64
+    heads: int = 2
+    layers: int = 3
+    scale_logits: bool = False
+    init: str = "lecun_normal"
+    tower: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in ("width", "attention", "heads", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.attention % self.heads:
+            raise ValueError(f"attention={self.attention} does not divide into {self.heads} heads; make it a multiple")
+
+    @property
+    def widths_into(self) -> list[int]:
+        """Token width into every layer."""
+        return [self.width, *[self.attention] * (self.layers - 1)]
+
+
+class InteractingLayer(nnx.Module):
+    """relu(softmax(Q K^T) V + X W_res): x [T, B, D] -> [T, B, A]."""
+
+    def __init__(
+        self,
+        width: int,
+        attention: int,
+        heads: int,
+        *,
+        scale_logits: bool = False,
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.heads, self.dtype = heads, dtype
+        self.scale = (attention // heads) ** -0.5 if scale_logits else 1.0
+        kwargs = dict(use_bias=False, init=init, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
+        self.query = Dense(width, attention, **kwargs)
+        self.key = Dense(width, attention, **kwargs)
+        self.value = Dense(width, attention, **kwargs)
+        self.residual = Dense(width, attention, **kwargs)
+
+    def __call__(self, x: Array) -> Array:
+        q, k, v = (f(x).reshape(*x.shape[:2], self.heads, -1) for f in (self.query, self.key, self.value))
+        return jax.nn.relu(attend_tokens(q, k, v, self.scale, self.dtype) + self.residual(x))
+
+
+def build(
+    config: AutoIntConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
+) -> Flattened:
+    """The model of a config; `tokens` are those of a sequence encoder in front."""
+    plan, kwargs = plan_tokens(schema, config, config.width, tokens), dict(init=config.init, dtype=dtype, rngs=rngs)
+
+    def blocks() -> Iterator[InteractingLayer]:
+        for width in config.widths_into:
+            yield InteractingLayer(width, config.attention, config.heads, scale_logits=config.scale_logits, **kwargs)
+
+    flat = plan.tokens * config.attention
+    return Flattened(plan, config.width, blocks, flat, len(schema.tasks), tower=config.tower, **kwargs)
+
+
+def count_params(config: AutoIntConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
+    """Closed form of the parameter tree."""
+    plan, A = plan_tokens(schema, config, config.width, tokens), config.attention
+    frame = frame_params(plan, config.width, plan.tokens * A, len(schema.tasks), tower=config.tower)
+    return frame + Params(dense=4 * A * sum(config.widths_into))
+
+
+def count_flops(config: AutoIntConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:
+    """Closed form of the matrix products: user tokens per request, all else per candidate."""
+    plan, A, L = plan_tokens(schema, config, config.width, tokens), config.attention, config.layers
+    T = plan.tokens
+    frame = frame_flops(plan, config.width, T * A, len(schema.tasks), tower=config.tower)
+    rest = 8 * T * A * A * (L - 1) + 4 * L * T * T * A
+    return frame + raw_flops(plan, 8 * T * A * config.width) + Flops(candidate=rest)
+
+
+def size_space(
+    schema: Schema, config: AutoIntConfig, target_dense_params: float, tokens: TokenShape = NO_TOKENS
+) -> Iterator[dict[str, Any]]:
+    """Overrides (width, attention) near the target; heads and layers stay as configured. A is solved for each D."""
+
+    def params(overrides: dict[str, Any]) -> int:
+        return count_params(dataclasses.replace(config, **overrides), schema, tokens).dense
+
+    target = target_dense_params
+    ideal = interpolate(target, _ATTENTION)
+    shapes = ((dict(width=D), "attention", ideal) for D in widths_around(interpolate(target, _WIDTHS), target))
+    yield from solve_widths(shapes, params, target, large=(64, 32, 16), multiple=config.heads)
+
+
+AUTOINT = BackboneSpec(AutoIntConfig, build, count_params, count_flops, size_space)

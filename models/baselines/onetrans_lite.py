@@ -1,0 +1,280 @@
+"""OneTrans-lite (after arXiv 2510.26104): feature tokens and events in one causal Transformer.
+
+    index space  [T_c candidate tokens ; T_u user tokens ; events newest first],  key j is visible to row i iff j >= i
+
+the mirror of the published order (oldest event first, feature tokens last, j <= i). Pre-RMSNorm blocks of attention and
+a GELU network without biases; all events share one set of weights, every feature token has its own.
+
+Pyramid: layer l sees the S_l newest rows of events, S_1 = S falling linearly to about T in the last layer, multiples of
+32; only rows that a later layer sees are computed, so the last layer computes feature tokens alone.
+logits = towers(mean of the T feature tokens after a last norm).
+
+Candidate tokens come first, so nothing else depends on them: `encode_user` finishes events and user tokens and keeps
+K and V of every layer, `score` adds T_c rows per candidate.
+
+Letters: R requests, C candidates, B = R*C, S events, S_l rows of events in layer l (S_{L+1} = 0), A event width (time
+feature included), T = T_c + T_u tokens, D width, H heads, F hidden width, L layers, a_l = S_{l+1} + T_u, Y tasks.
+
+Closed forms (F = 4*D):
+    params        = A*D + D + tokenizer + L*(12*T*D^2 + 2*D per side) + (L-1)*(12*D^2 + 2*D) + 2*D^2 + D + D + Y*(D + 1)
+    per request   = 2*S*A*D + user tokenizer + sum_l [4*(S_l + T_u)*D^2 + 20*a_l*D^2 + 4*D*(a_l*S_l + T_u^2)]
+    per candidate = candidate tokenizer + sum_l [24*T_c*D^2 + 4*T_c*(T + S_l)*D] + 2*D*Y
+
+A reconstruction. Undisclosed -> flag (default): gains of the norms are shared within a side; the event projection is
+linear; pyramid (True); readout (mean); width (32), heads (2), layers (2), hidden (None: 4*D), init, tower (()).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..architecture import RankerSpec
+from ..counts import Flops, Params
+from ..inputs.batch import CandidateInputs, Output, UserInputs
+from ..inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
+from ..inputs.schema import Schema
+from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens, possible_tokens
+from ..layers.dense import Dense
+from ..layers.history_attention import HistoryBlock, KeyValues, Visible, attend, block_flops, check_heads, split_heads
+from ..layers.norms import Norm
+from ..layers.per_token import PerTokenDense, activation
+from ..layers.pooling import mean_tokens
+from ..layers.towers import Towers, tower_flops, tower_params
+from ..ranker import Ranker
+from ..sizing import token_choices, token_shapes
+
+Array = jax.Array
+
+# Rows of the pyramid are multiples of this.
+_ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class OneTransLiteConfig(HistoryOptions, TokenizerOptions):
+    """width D, heads H, layers L, hidden F (None: 4*D); pyramid=False keeps every event row in every layer."""
+
+    width: int = 32
+    heads: int = 2
+    layers: int = 2
+    hidden: int | None = None
+    pyramid: bool = True
+    activation: str = "gelu"
+    init: str = "lecun_normal"
+    tower: tuple[int, ...] = ()
+    implementation: str | None = None
+
+
+class _State(NamedTuple):
+    """Kept per request: the tokenizer's state with the finished user tokens, and every layer's keys."""
+
+    tokens: UserTokens
+    layers: tuple[tuple[KeyValues | None, KeyValues, Array], ...]
+
+
+class TokenBlock(nnx.Module):
+    """A block with weights per token: x [T, B, D], seen from rows [*lead, T] with B = product of `lead`."""
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        activation: str = "gelu",
+        init: str = "lecun_normal",
+        implementation: str | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.heads, self.act, self.implementation = heads, activation, implementation
+        kwargs = dict(use_bias=False, init=init, dtype=dtype, rngs=rngs)
+        self.attention_norm, self.ffn_norm = Norm(width, kind="rms", dtype=dtype), Norm(width, kind="rms", dtype=dtype)
+        self.query = PerTokenDense(tokens, width, width, axes=("embed", "heads"), **kwargs)
+        self.key = PerTokenDense(tokens, width, width, axes=("embed", "heads"), **kwargs)
+        self.value = PerTokenDense(tokens, width, width, axes=("embed", "heads"), **kwargs)
+        self.out = PerTokenDense(tokens, width, width, axes=("heads", "embed"), **kwargs)
+        self.up = PerTokenDense(tokens, width, hidden, **kwargs)
+        self.down = PerTokenDense(tokens, hidden, width, axes=("hidden", "embed"), transposed=True, **kwargs)
+
+    def keys(self, x: Array, lead: tuple[int, ...]) -> KeyValues:
+        """[*lead, T, H, d] each."""
+        x = self.attention_norm(x)
+        return KeyValues(self._rows(self.key(x), lead), self._rows(self.value(x), lead))
+
+    def __call__(self, x: Array, lead: tuple[int, ...], *seen: Visible) -> Array:
+        q = self._rows(self.query(self.attention_norm(x)), lead)
+        o = attend(q, *seen, implementation=self.implementation)
+        x = x + self.out(jnp.moveaxis(o, -2, 0).reshape(x.shape))
+        return x + self.down(activation(self.act)(self.up(self.ffn_norm(x))))
+
+    def _rows(self, x: Array, lead: tuple[int, ...]) -> Array:
+        x = x.reshape(x.shape[0], *lead, x.shape[-1])
+        return split_heads(jnp.moveaxis(x, 0, -2), self.heads)
+
+
+class OneTransLite(Ranker):
+    """Tokenizer, event projection, L layers, mean over feature tokens, towers.
+
+    Args:
+        events: which history; rows: S_1 ... S_L of its rows.
+        plan: the resolved tokenizer.
+        width, heads, hidden, tasks: D, H, F, Y.
+    """
+
+    def __init__(
+        self,
+        events: EventPlan,
+        rows: tuple[int, ...],
+        plan: TokenPlan,
+        width: int,
+        heads: int,
+        hidden: int,
+        tasks: int,
+        *,
+        tower: tuple[int, ...] = (),
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        **block: Any,
+    ):
+        check_heads(width, heads)
+        self.rows = (*rows, 0)
+        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+        self.reader = EventReader(events, rngs=rngs)
+        self.embed = Dense(events.width, width, **kwargs)
+        self.tokenizer = Tokenizer(plan, width, **kwargs)
+        shared = dict(hidden=hidden, norm="rms", use_bias=False, **block, **kwargs)
+        # The last layer computes no event row: its event weights make keys and values only.
+        self.events = nnx.List(HistoryBlock(width, heads, **shared) for _ in rows[1:])
+        self.last_norm = Norm(width, kind="rms", dtype=dtype)
+        self.last_key, self.last_value = (
+            Dense(width, width, use_bias=False, axes=("embed", "heads"), **kwargs) for _ in range(2)
+        )
+        self.heads = heads
+        sides = [plan.user_tokens, plan.candidate_tokens]
+        user, candidate = (
+            [TokenBlock(T, width, heads, hidden, **block, **kwargs) for _ in rows] if T else [] for T in sides
+        )
+        self.user, self.candidate = nnx.List(user), nnx.List(candidate)
+        self.final_norm = Norm(width, kind="rms", dtype=dtype)
+        self.towers = Towers(width, tasks, tower=tower, **kwargs)
+
+    def encode_user(self, user: UserInputs) -> _State:
+        view = self.reader(user)
+        made = self.tokenizer.encode_user(user)
+        x, tokens, layers = self.embed(view.events), made.tokens, []
+        lead = x.shape[:1]
+        for i in range(len(self.rows) - 1):
+            x = x[:, : self.rows[i]]
+            length = jnp.minimum(view.length, x.shape[1])
+            keys = self._event_keys(i, x)
+            own = None
+            if tokens is not None:
+                own = self.user[i].keys(tokens, lead)
+                tokens = self.user[i](tokens, lead, Visible(own, mode="causal"), Visible(keys, length))
+            layers.append((own, keys, length))
+            if self.rows[i + 1]:
+                x = self.events[i](x[:, : self.rows[i + 1]], Visible(keys, length, "causal"))
+        return _State(made._replace(tokens=tokens), tuple(layers))
+
+    def score(self, state: _State, candidates: CandidateInputs, *, key: Array | None = None) -> Output:
+        tokens = self.tokenizer.candidate_tokens(state.tokens, candidates)
+        T_c, *lead, width = tokens.shape
+        x = tokens.reshape(T_c, -1, width)
+        for block, (user, events, length) in zip(self.candidate, state.layers, strict=True):
+            seen = [Visible(block.keys(x, lead), mode="causal"), Visible(events, length)]
+            x = block(x, lead, *seen, *([] if user is None else [Visible(user)]))
+        x = self.tokenizer.join(state.tokens, x.reshape(tokens.shape))
+        logits = self.towers(mean_tokens(self.final_norm(x)))
+        return Output(logits=logits.reshape(*lead, -1))
+
+    def _event_keys(self, layer: int, x: Array) -> KeyValues:
+        if layer < len(self.events):
+            return self.events[layer].keys(x)
+        x = self.last_norm(x)
+        return KeyValues(split_heads(self.last_key(x), self.heads), split_heads(self.last_value(x), self.heads))
+
+
+def pyramid_rows(events: int, tokens: int, layers: int, pyramid: bool = True) -> tuple[int, ...]:
+    """S_1 ... S_L: from S linearly to about T in the last layer, rounded up to multiples of 32, never above S."""
+    if not pyramid or layers == 1:
+        return (events,) * layers
+    rows = []
+    for i in range(layers):
+        exact = events + (min(tokens, events) - events) * i / (layers - 1)
+        rows.append(min(events, -(-round(exact) // _ROWS) * _ROWS))
+    return tuple(rows)
+
+
+def build(config: OneTransLiteConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> OneTransLite:
+    """The model of a config."""
+    events, plan, rows, hidden = _sizes(config, schema)
+    flags = ("tower", "init", "activation", "implementation")
+    return OneTransLite(
+        events,
+        rows,
+        plan,
+        config.width,
+        config.heads,
+        hidden,
+        len(schema.tasks),
+        dtype=dtype,
+        rngs=rngs,
+        **{name: getattr(config, name) for name in flags},
+    )
+
+
+def count_params(config: OneTransLiteConfig, schema: Schema) -> Params:
+    """Closed form of the parameter tree."""
+    (events, plan, _, F), D, L = _sizes(config, schema), config.width, config.layers
+    each, sides = 4 * D * D + 2 * D * F, (plan.user_tokens > 0) + 1
+    blocks = L * plan.tokens * each + L * 2 * D * sides + (L - 1) * (each + 2 * D) + 2 * D * D + D
+    tokenizer, head = plan.params(D), tower_params(D, len(schema.tasks), config.tower)
+    dense = events.params + events.width * D + D + tokenizer + blocks + D + head
+    return Params(dense=dense, tokenizer=tokenizer, head=head)
+
+
+def count_flops(config: OneTransLiteConfig, schema: Schema) -> Flops:
+    """Closed form of the matrix products."""
+    (events, plan, rows, F), D = _sizes(config, schema), config.width
+    T, T_u, T_c = plan.tokens, plan.user_tokens, plan.candidate_tokens
+    embed = 2 * events.length * events.width * D
+    total = plan.flops(D) + Flops(embed, user_unneeded=embed * (not events.trained))
+    for n, kept in zip(rows, (*rows[1:], 0), strict=True):
+        user = block_flops(D, kept, n, kept * n, F) + block_flops(D, T_u, T_u, T_u * (T_u + n), F)
+        total += Flops(user, block_flops(D, T_c, T_c, T_c * (T + n), F))
+    return total + Flops(candidate=tower_flops(D, len(schema.tasks), config.tower))
+
+
+def size_space(schema: Schema, config: OneTransLiteConfig, target_dense_params: float) -> Iterator[dict[str, Any]]:
+    """Overrides (tokens, width, hidden) near the target; layers and a given number of tokens stay as configured."""
+    if config.tokens is not None or config.tokenizer != "cut":
+        choices = [(plan_tokens(schema, config, config.width).tokens, 0.0)]
+    else:
+        choices = token_choices(possible_tokens(schema, config), target_dense_params)
+    keep = config.tokens is None and config.tokenizer != "cut"
+
+    def params(T: int, D: int, F: int) -> int:
+        changed = dataclasses.replace(config, tokens=None if keep else T, width=D, hidden=F)
+        return count_params(changed, schema).dense
+
+    for T, D, F in token_shapes(params, choices, target_dense_params, 4.0):
+        if D % config.heads == 0:
+            yield {"tokens": None if keep else T, "width": D, "hidden": F}
+
+
+def _sizes(config: OneTransLiteConfig, schema: Schema) -> tuple[EventPlan, TokenPlan, tuple[int, ...], int]:
+    """(events, tokens, S_1 ... S_L, F)."""
+    events, plan = plan_events(schema, config), plan_tokens(schema, config, config.width)
+    rows = pyramid_rows(events.length, plan.tokens, config.layers, config.pyramid)
+    return events, plan, rows, config.hidden or 4 * config.width
+
+
+ONETRANS_LITE = RankerSpec(OneTransLiteConfig, build, count_params, count_flops, size_space)

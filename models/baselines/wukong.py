@@ -1,0 +1,223 @@
+"""Wukong (arXiv 2403.02545): a stack of factorisation-machine blocks beside linear compressions of the tokens.
+
+A layer turns T_l tokens X [B,T_l,D] into T' = T_F + T_L tokens (section 3 of the paper):
+
+    Z   = X (X^T P)                                       P [T_l,rank]; X^T P first, never the Gram matrix X X^T
+    FMB = reshape(MLP(LN(flatten Z))) to [T_F,D]          m hidden ReLU layers of width F, linear output
+    LCB = W_L X                                           W_L [T_L,T_l]
+    X'  = LN(concat(FMB, LCB) + res)                      res = X if T_l = T', else W_r X with W_r [T',T_l]
+    logits = towers(MLP(flatten X_L))
+
+Letters: B rows, T_l tokens into layer l (T_0 = T, then T'), D token width, L layers, Y tasks; F hidden width, m hidden
+layers and `rank` of the factorisation. Activations are token-major [T,B,D] inside.
+
+Closed forms per layer:
+    params = 3*T_l*rank + (T_l*rank*F + (m-1)*F^2 + F*T_F*D + m*F + T_F*D) + T_L*T_l + [T_l != T']*T'*T_l + 2*D
+    flops  = 4*T_l*D*rank + 2*(T_l*rank*F + (m-1)*F^2 + F*T_F*D) + 2*T_L*T_l*D + [T_l != T']*2*T'*T_l*D
+plus the tokenizer and Y*(T'*D + 1).
+
+Undisclosed -> flag (default): what P depends on -> attentive (False: a learned constant). True is a reconstruction of
+the paper's remark that an MLP on linearly compressed input makes the projection: P = reshape(relu(flatten(X^T P_0) W_1
++ b_1) W_2 + b_2) to [T_l,rank] per row, P_0 [T_l,rank], hidden width F; it adds rank*D*F + F + F*T_l*rank + T_l*rank
+parameters and twice its matrices plus 2*T_l*D*rank in FLOPs. Head -> head_mlp (()), tower (()); init; norm_eps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..architecture import BackboneSpec
+from ..counts import Flops, Params
+from ..inputs.history import NO_TOKENS, TokenShape
+from ..inputs.schema import Schema
+from ..inputs.tokenizers import plan_tokens
+from ..layers.dense import FFN, MLP, Dense
+from ..layers.matmul import contract
+from ..layers.norms import Norm
+from ..layers.token_linear import TokenLinear
+from ..sizing import interpolate, solve_widths, widths_around
+from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
+
+Array = jax.Array
+
+# Token widths and numbers of tokens (T_F, T_L and rank alike) `size_space` prefers, by dense parameters.
+_WIDTHS = {1e4: 16, 1e5: 16, 1e6: 32, 1e7: 64, 1e8: 128, 1e9: 128}
+_TOKENS = {1e4: 4, 1e5: 8, 1e6: 16, 1e7: 16, 1e8: 24, 1e9: 48}
+_HIDDEN = {1e4: 32, 1e5: 160, 1e6: 256, 1e7: 1024, 1e8: 3072, 1e9: 7168}
+
+
+@dataclasses.dataclass(frozen=True)
+class WukongConfig(FieldTokenOptions):
+    """width D, layers L, fm_tokens T_F, linear_tokens T_L, rank, hidden F, hidden_layers m."""
+
+    width: int = 64
+    layers: int = 2
+    fm_tokens: int = 16
+    linear_tokens: int = 16
+    rank: int = 16
+    hidden: int = 256
+    hidden_layers: int = 1
+    attentive: bool = False
+    head_mlp: tuple[int, ...] = ()
+    norm_eps: float = 1e-6
+    init: str = "lecun_normal"
+    tower: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in ("width", "layers", "fm_tokens", "linear_tokens", "rank", "hidden", "hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+    @property
+    def out_tokens(self) -> int:
+        """T'."""
+        return self.fm_tokens + self.linear_tokens
+
+    def tokens_into(self, tokens: int) -> list[int]:
+        """T_l of every layer."""
+        return [tokens, *[self.out_tokens] * (self.layers - 1)]
+
+
+class FMBlock(nnx.Module):
+    """reshape(MLP(LN(flatten(X (X^T P))))): x [T, B, D] -> [T_F, B, D]."""
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        fm_tokens: int,
+        rank: int,
+        hidden: int,
+        hidden_layers: int,
+        *,
+        attentive: bool = False,
+        norm_eps: float = 1e-6,
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+        self.rank, self.dtype = rank, dtype
+        self.projection = TokenLinear(tokens, rank, **kwargs)
+        sizes = (rank * width, hidden, tokens * rank)
+        self.attention = FFN(*sizes, activation="relu", **kwargs) if attentive else None
+        self.norm = Norm(tokens * rank, eps=norm_eps, dtype=dtype)
+        self.mlp = MLP(tokens * rank, (hidden,) * hidden_layers, **kwargs)
+        self.out = Dense(hidden, fm_tokens * width, axes=("hidden", "embed"), **kwargs)
+
+    def __call__(self, x: Array) -> Array:
+        tokens, rows, width = x.shape
+        by_row, compressed = x.swapaxes(0, 1), self.projection(x).swapaxes(0, 1)
+        if self.attention is not None:
+            weights = self.attention(compressed.reshape(rows, -1)).reshape(rows, tokens, self.rank)
+            compressed = contract("btd,btr->brd", by_row, weights, self.dtype)
+        z = contract("btd,brd->btr", by_row, compressed, self.dtype)
+        y = self.out(self.mlp(self.norm(z.reshape(rows, -1))))
+        return y.reshape(rows, -1, width).swapaxes(0, 1)
+
+
+class WukongLayer(nnx.Module):
+    """LN(concat(FMB, LCB) + res): x [T_l, B, D] -> [T_F + T_L, B, D]. `fm` holds further arguments of `FMBlock`."""
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        fm_tokens: int,
+        linear_tokens: int,
+        *,
+        norm_eps: float = 1e-6,
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        **fm: Any,
+    ):
+        out, kwargs = fm_tokens + linear_tokens, dict(init=init, dtype=dtype, rngs=rngs)
+        self.fm = FMBlock(tokens, width, fm_tokens, norm_eps=norm_eps, **fm, **kwargs)
+        self.linear = TokenLinear(tokens, linear_tokens, **kwargs)
+        self.residual = TokenLinear(tokens, out, **kwargs) if tokens != out else None
+        self.norm = Norm(width, eps=norm_eps, dtype=dtype)
+
+    def __call__(self, x: Array) -> Array:
+        y = jnp.concatenate([self.fm(x), self.linear(x)], axis=0)
+        return self.norm(y + (x if self.residual is None else self.residual(x)))
+
+
+def build(
+    config: WukongConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
+) -> Flattened:
+    """The model of a config; `tokens` are those of a sequence encoder in front."""
+    plan, kwargs = plan_tokens(schema, config, config.width, tokens), dict(init=config.init, dtype=dtype, rngs=rngs)
+    fm = {name: getattr(config, name) for name in ("rank", "hidden", "hidden_layers", "attentive", "norm_eps")}
+
+    def blocks() -> Iterator[WukongLayer]:
+        for t in config.tokens_into(plan.tokens):
+            yield WukongLayer(t, config.width, config.fm_tokens, config.linear_tokens, **fm, **kwargs)
+
+    head = dict(head_mlp=config.head_mlp, tower=config.tower)
+    flat = config.out_tokens * config.width
+    return Flattened(plan, config.width, blocks, flat, len(schema.tasks), **head, **kwargs)
+
+
+def count_params(config: WukongConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
+    """Closed form of the parameter tree."""
+    plan = plan_tokens(schema, config, config.width, tokens)
+    D, F, m, rank, out = config.width, config.hidden, config.hidden_layers, config.rank, config.out_tokens
+    layers = 0
+    for T in config.tokens_into(plan.tokens):
+        layers += 3 * T * rank + _mlp_weights(config, T) + m * F + config.fm_tokens * D
+        layers += config.linear_tokens * T + (T != out) * out * T + 2 * D
+        layers += config.attentive * (rank * D * F + F + F * T * rank + T * rank)
+    frame = frame_params(plan, D, out * D, len(schema.tasks), config.head_mlp, config.tower)
+    return frame + Params(dense=layers)
+
+
+def count_flops(config: WukongConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:
+    """Closed form of the matrix products: user tokens per request, all else per candidate."""
+    plan = plan_tokens(schema, config, config.width, tokens)
+    D, F, rank, out = config.width, config.hidden, config.rank, config.out_tokens
+    total = frame_flops(plan, D, out * D, len(schema.tasks), config.head_mlp, config.tower)
+    for i, T in enumerate(config.tokens_into(plan.tokens)):
+        on_tokens = (4 + 2 * config.attentive) * T * D * rank
+        on_tokens += 2 * T * D * (config.linear_tokens + (T != out) * out)
+        rest = 2 * _mlp_weights(config, T) + config.attentive * 2 * (rank * D * F + F * T * rank)
+        total += Flops(candidate=rest) + (Flops(candidate=on_tokens) if i else raw_flops(plan, on_tokens))
+    return total
+
+
+def size_space(
+    schema: Schema, config: WukongConfig, target_dense_params: float, tokens: TokenShape = NO_TOKENS
+) -> Iterator[dict[str, Any]]:
+    """Overrides (width, fm_tokens, linear_tokens, rank, hidden) near the target; depths stay as configured.
+
+    T_F = T_L = rank; for each D and number of tokens the hidden width is solved for.
+    """
+
+    def params(overrides: dict[str, Any]) -> int:
+        return count_params(dataclasses.replace(config, **overrides), schema, tokens).dense
+
+    target = target_dense_params
+    ideal, suits = interpolate(target, _WIDTHS), interpolate(target, _TOKENS)
+    powers = sorted({round(suits * ratio) for ratio in (0.25, 0.5, 1, 2)} - {0}, key=lambda n: abs(n / suits - 1))
+    hidden = interpolate(target, _HIDDEN)
+    shapes = (
+        (dict(width=D, fm_tokens=n, linear_tokens=n, rank=n), "hidden", hidden)
+        for D in widths_around(ideal, target, large=64)
+        for n in powers
+    )
+    yield from solve_widths(shapes, params, target)
+
+
+def _mlp_weights(config: WukongConfig, tokens: int) -> int:
+    """Matrices of the MLP behind the factorisation machine."""
+    F, rows = config.hidden, config.rank * tokens
+    return rows * F + (config.hidden_layers - 1) * F * F + F * config.fm_tokens * config.width
+
+
+WUKONG = BackboneSpec(WukongConfig, build, count_params, count_flops, size_space)

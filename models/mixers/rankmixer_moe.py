@@ -1,0 +1,242 @@
+"""RankMixer's sparse experts (arXiv 2507.15551 v3, section on sparse MoE): dense training, sparse inference.
+
+Every per-token network is cut into E experts gated by G = relu(S R_t + c_t), see `ReLUMoE` in
+`layers/per_token_moe.py`. Two routers are trained, only the infer router is served. Its mean gate is penalised,
+
+    loss += lam * L_reg,   L_reg = mean of G_infer over blocks, rows, tokens and experts
+
+and lam follows the share of open experts (rule of the ReLU routing the paper cites, arXiv 2412.14711), once a step:
+
+    lam <- clip(lam * lam_rate ** sign(share of open experts - active_ratio), 1e-8, 1e3)
+
+How the two paths meet in training is undisclosed -> dtsi_merge:
+
+    rows          requests of even index run every block on G_train, the others on G_infer; one task loss. Each path has
+                  to predict by itself, so the served scale is right by construction. Cost of one pass (default)
+    two_losses    both paths on every row, the mean of two task losses; twice the cost of the blocks
+    mean_gates    gates (G_train + G_infer) / 2, the mean of the two outputs; NOT safe: the unpenalised router carries
+                  the signal and the served path is off scale
+    train_only    the infer router sees the penalty alone; shows the failure
+    infer_only    no train router: the control
+
+L_reg is taken on all rows; the share of open experts on the rows that run on the infer router, which is what is served.
+lam and the ages of closed experts are state of training: the step returns and checkpoints them, evaluation (no key)
+leaves them alone.
+
+router="topk" replaces all this by softmax-routed experts (`TopKMoE`, no shared expert, K = active_ratio * E) in
+training and inference, with `balance_weight`: the baseline of the paper's comparison.
+
+Closed forms per block, a = active_ratio:
+    params   + T*2*E*(D + 1)  (infer_only T*E*(D + 1), topk T*E*D);   unused when serving: the train router, and
+             (1 - a) of the T*(2*D*F + F) of experts
+    flops    training T*(4*D*F + 4*D*E), served T*(2*D*E + a*4*D*F)
+
+Also undisclosed -> flag (default): E -> experts (8 where used), widths of experts (F/E), lam0 (1e-8), lam_rate (1.2),
+window of `dead_experts` -> dead_window (steps), serve_cap (None: every open expert is computed).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..inputs.batch import Output
+from ..layers.per_token_moe import ReLUMoE, ReLURouting, TopKMoE, TopKRouting, check_top_k
+
+Array = jax.Array
+
+Routing = ReLURouting | TopKRouting
+
+# lam stays in here, however long the target is missed.
+_LAM_RANGE = (1e-8, 1e3)
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseOptions:
+    """Flags of sparse experts, off by default.
+
+    experts: E, None is dense. active_ratio: budget of open experts. capacity_factor, expert_path: see
+    `layers/per_token_moe.py`; gate_norm, gate_scale and balance_weight belong to router="topk". The rest: see the file.
+    """
+
+    experts: int | None = None
+    router: Literal["relu", "topk"] = "relu"
+    active_ratio: float = 0.25
+    dtsi_merge: Literal["rows", "two_losses", "mean_gates", "train_only", "infer_only"] = "rows"
+    lam0: float = 1e-8
+    lam_rate: float = 1.2
+    dead_window: int = 100
+    serve_cap: int | None = None
+    gate_norm: Literal["selected", "all"] = "all"
+    gate_scale: float | None = None
+    balance_weight: float = 0.0
+    expert_path: Literal["auto", "masked", "capacity", "ragged"] = "auto"
+    capacity_factor: float = 1.25
+
+
+class Coefficient(nnx.Variable):
+    """A coefficient that training adapts outside the optimiser."""
+
+
+class Age(nnx.Variable):
+    """Steps since something last happened."""
+
+
+def check(options: SparseOptions, hidden: int, *, per_token: bool) -> None:
+    """Raises ValueError for flags that contradict each other; `per_token`: whether there are networks to cut."""
+    if options.experts is None:
+        return
+    if not per_token:
+        raise ValueError(
+            "experts are slices of per-token networks; this mixer or ffn has none, so experts must be None"
+        )
+    if not 0.0 < options.active_ratio <= 1.0:
+        raise ValueError(f"active_ratio is {options.active_ratio}, expected a share in (0, 1]")
+    if hidden % options.experts:
+        raise ValueError(f"hidden is {hidden}, expected a multiple of the {options.experts} experts")
+    if options.serve_cap is not None and not 1 <= options.serve_cap <= options.experts:
+        raise ValueError(f"serve_cap is {options.serve_cap}, expected 1 to the {options.experts} experts")
+    if options.lam_rate <= 1.0 or not _LAM_RANGE[0] <= options.lam0 <= _LAM_RANGE[1]:
+        raise ValueError(
+            f"lam_rate is {options.lam_rate} and lam0 {options.lam0}, expected above 1 and within {_LAM_RANGE}"
+        )
+    if options.router == "topk":
+        check_top_k(hidden, options.experts, active_experts(options), shared=False, gate_norm=options.gate_norm)
+
+
+def active_experts(options: SparseOptions) -> int:
+    """K of router="topk"."""
+    return max(1, round(options.active_ratio * (options.experts or 1)))
+
+
+def is_sparse(ffn: Any) -> bool:
+    return isinstance(ffn, ReLUMoE | TopKMoE)
+
+
+def make_experts(options: SparseOptions, tokens: int, width: int, hidden: int, **kwargs: Any) -> ReLUMoE | TopKMoE:
+    """The sparse network of one block; kwargs: activation, init, dtype, rngs."""
+    kwargs |= dict(experts=options.experts, path=options.expert_path, capacity_factor=options.capacity_factor)
+    if options.router == "topk":
+        return TopKMoE(
+            tokens,
+            width,
+            hidden,
+            active=active_experts(options),
+            shared=False,
+            gate_scale=options.gate_scale,
+            gate_norm=options.gate_norm,
+            kind="ffn",
+            **kwargs,
+        )
+    return ReLUMoE(
+        tokens,
+        width,
+        hidden,
+        two_routers=options.dtsi_merge != "infer_only",
+        serve_cap=options.serve_cap,
+        active_share=options.active_ratio,
+        **kwargs,
+    )
+
+
+class ExpertControl(nnx.Module):
+    """Which passes a model runs, the penalty and its controller, and the report.
+
+    Args:
+        options: flags with experts. layers, tokens: L, T.
+    """
+
+    def __init__(self, options: SparseOptions, layers: int, tokens: int):
+        fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(SparseOptions)}
+        self.options = SparseOptions(**fields)
+        if options.router == "relu":
+            self.lam = Coefficient(jnp.asarray(options.lam0, jnp.float32))
+            self.closed_for = Age(jnp.zeros((layers, tokens, options.experts), jnp.int32))
+
+    def passes(self, requests: int, candidates: int, *, training: bool) -> list[dict[str, Any]]:
+        """Arguments of the sparse networks, one dictionary for every pass through the blocks."""
+        merge = self.options.dtsi_merge
+        if self.options.router == "topk":
+            return [{}]
+        if not training or merge == "infer_only":
+            return [{"gates_from": "infer"}]
+        if merge == "rows":
+            by_train = jnp.arange(requests) % 2 == 0
+            return [{"gates_from": "rows", "by_train": jnp.repeat(by_train, candidates)}]
+        if merge == "two_losses":
+            return [{"gates_from": "infer"}, {"gates_from": "train_alone"}]
+        return [{"gates_from": "mean" if merge == "mean_gates" else "train"}]
+
+    def output(self, logits: list[Array], routing: list[list[Any]], *, training: bool) -> Output:
+        """The output of all passes; in training also moves lam and the ages.
+
+        logits: [R, C, Y] of every pass, the served path first. routing: of every pass and block.
+        """
+        if self.options.router == "topk":
+            return _top_k_output(logits[0], routing[0], self.options.balance_weight)
+        gate, active, opened, cut = (jnp.stack(values) for values in zip(*routing[0], strict=True))
+        share, penalty = active.mean(), gate.mean()
+        lam = self.lam[...]
+        losses = {"gate_penalty": lam * penalty} if training else {}
+        if training:
+            moved = lam * self.options.lam_rate ** jnp.sign(share - self.options.active_ratio)
+            self.lam[...] = jnp.clip(moved, *_LAM_RANGE)
+            self.closed_for[...] = jnp.where(opened, 0, self.closed_for[...] + 1)
+        stats = {
+            "lam": lam,
+            "gate_mean": penalty,
+            "active_ratio": share,
+            "active_ratio_by_token": active,  # [L, T]
+            "dead_experts": (self.closed_for[...] >= self.options.dead_window).sum(),
+            "cut_share": cut.mean(),
+        }
+        loss_logits = {"infer": (0.5, logits[0]), "train": (0.5, logits[1])} if len(logits) > 1 else {}
+        return Output(logits=logits[0], losses=losses, stats=stats, loss_logits=loss_logits)
+
+
+def _top_k_output(logits: Array, routing: list[TopKRouting], balance_weight: float) -> Output:
+    balance = jnp.stack([r.balance for r in routing]).mean()
+    stats = {
+        "expert_load": jnp.stack([r.load for r in routing]),  # [L, T, E]
+        "dropped_share": jnp.stack([r.dropped for r in routing]).mean(),
+        "router_balance": balance,
+    }
+    losses = {"router_balance": balance_weight * balance} if balance_weight else {}
+    return Output(logits=logits, losses=losses, stats=stats)
+
+
+def count_params(options: SparseOptions, T: int, D: int, F: int) -> tuple[int, int]:
+    """(parameters of a block's routers, parameters of a block that serving a row leaves unused)."""
+    if options.experts is None:
+        return 0, 0
+    E, expert_weights = options.experts, T * (2 * D * F + F)
+    if options.router == "topk":
+        return T * E * D, expert_weights * (E - active_experts(options)) // E
+    one = T * E * (D + 1)
+    unused_router = 0 if options.dtsi_merge == "infer_only" else one
+    return one + unused_router, unused_router + round((1 - options.active_ratio) * expert_weights)
+
+
+def count_flops(options: SparseOptions, T: int, D: int, F: int, dense: int) -> tuple[int, int]:
+    """FLOPs of a block's network per row, served and in one training pass; `dense` where there are no experts."""
+    if options.experts is None:
+        return dense, dense
+    masked, E = options.expert_path == "masked", options.experts
+    if options.router == "topk":
+        active = E if masked else active_experts(options)
+        flops = 2 * T * D * E + 4 * T * D * F * active // E
+        return flops, flops
+    share = 1.0 if masked else options.active_ratio
+    both = options.dtsi_merge in ("rows", "mean_gates", "train_only")
+    served = 2 * T * D * E + round(share * 4 * T * D * F)
+    return served, 4 * T * D * F + (4 if both else 2) * T * D * E
+
+
+def training_passes(options: SparseOptions) -> int:
+    """How often a training step runs the blocks and heads on a row."""
+    two = options.experts is not None and options.router == "relu" and options.dtsi_merge == "two_losses"
+    return 2 if two else 1

@@ -1,0 +1,398 @@
+"""UG-Sep on TokenMixer-Large (arXiv 2602.10455 on 2602.06563): mix and revert are both cut, users first.
+
+Blocks of residual_style "A" with H heads of width d = D/H; the first H_u = H*T_u/T mixed rows belong to the user (the
+nearest integer from 1 to H - 1). User mixed rows read user tokens alone, user tokens read user mixed rows alone:
+
+    encode, per request    X = RMS(U);   M_u[h, t] = head h of X_t,  h < H_u, t < T_u;  slots t >= T_u are zero
+                           Y_u = F1_u(M_u)                              [H_u, R, W],  W = T*d
+                           IC  = compensation(M_u)                      see `ug_sep.py`
+                           U_t <- U_t + [Y_u[h, t] for h < H_u, zeros];     U <- U + F2_u(RMS(U))
+                           kept: heads h >= H_u of X, slots t >= T_u of Y_u, and IC
+    score, per candidate   M_g[h] = kept heads, then head h of the candidate tokens' RMS,  h >= H_u
+                           Y_g = F1_g(M_g)                              slots t >= T_u only
+                           G_t <- G_t + [kept slots, Y_g[h, t] for h >= H_u] + IC_t;    G <- G + F2_g(RMS(G))
+    logits = towers((sum_u RMS(U) + sum_g RMS(G)) / T)
+
+Inputs beyond T_u*d of a user mixed row and outputs below it of a candidate one are dead: they meet zeros, or are never
+read. drop_dead=True allocates live slices only (drawn as slices of the whole); False keeps full matrices and multiplies
+the zeros, as a masked implementation would. Either way the function is the same. Equal parameters need a wider F1.
+
+The inter-layer residual, gains and auxiliary heads act token by token and are separable; an auxiliary head adds the
+user's sum at its block to the state. Experts, styles B and C and the other ablations are not separated here.
+
+Letters as in `tokenmixer_large.py`; H_c = H - H_u. Closed forms (drop_dead, H_u/H = T_u/T):
+    mixed half  3*D*F1*(T - T_u*T_c/T) parameters instead of 3*T*D*F1;  2 FLOPs each, once per request or candidate
+    state       L*(2*T_u*T_c*D/T + T_c*D [compensation]) + D + D per auxiliary head          elements per request
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..architecture import BackboneSpec
+from ..counts import Flops, Params
+from ..inputs.batch import CandidateInputs, Output, UserInputs
+from ..inputs.history import NO_TOKENS, TokenShape
+from ..inputs.schema import Schema
+from ..inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
+from ..layers.dense import repeat_user
+from ..layers.gated import PerTokenSwiGLU
+from ..layers.mixing import mix_token_major, revert_token_major
+from ..layers.pooling import mean_tokens
+from ..layers.separation import (
+    Compensation,
+    SideNorm,
+    compensation_flops,
+    compensation_params,
+    requests_first,
+    to_rows,
+)
+from ..layers.towers import Towers, tower_flops, tower_params
+from ..ranker import Backbone
+from ..sizing import grains
+from . import tokenmixer_large
+from .tokenmixer_large import AuxiliaryHead, TokenMixerLargeConfig, auxiliary_logits
+from .ug_sep import (
+    check_compensation,
+    choose_compensation,
+    global_token_state,
+    require_separable,
+    require_user_tokens,
+)
+
+Array = jax.Array
+
+_SEPARABLE = ("width", "hidden", "mixed_hidden", "layers", "heads", "norm_per_token", "norm_eps", "final_norm", "init")
+_SEPARABLE += ("inter_residual_every", "aux_mode", "aux_weight", "aux_layers", "aux_stop_gradient", "tower")
+_SEPARABLE += ("up_init_scale", "down_init_scale", "down_init_mode")
+
+
+@dataclasses.dataclass(frozen=True)
+class UGTokenMixerLargeConfig(TokenMixerLargeConfig):
+    """TokenMixer-Large's flags (those named in the file), compensation, and what is cut and allocated."""
+
+    compensation: Literal["none", "mean", "per_token"] | None = None
+    user_to_candidate: bool = True
+    drop_dead: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_separable(self, TokenMixerLargeConfig, _SEPARABLE)
+        check_compensation(self.compensation, self.user_to_candidate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Sizes of a separated block: tokens and heads of the two sides, and the slices of F1 that are allocated.
+
+    user_in, user_out: inputs and outputs of a user mixed row; candidate_in, candidate_out: of a candidate one.
+    """
+
+    tokens: tuple[int, int]
+    heads: tuple[int, int]
+    head_width: int
+    user_in: int
+    user_out: int
+    candidate_in: int
+    candidate_out: int
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return sum(self.heads) * self.head_width
+
+    @property
+    def mixed_width(self) -> int:
+        """W."""
+        return sum(self.tokens) * self.head_width
+
+    @property
+    def mixed_weights(self) -> tuple[int, int]:
+        """Weights of F1 per hidden unit: of the user's rows, of the candidates'."""
+        return (
+            self.heads[0] * (2 * self.user_in + self.user_out),
+            self.heads[1] * (2 * self.candidate_in + self.candidate_out),
+        )
+
+
+def plan_cut(config: UGTokenMixerLargeConfig, plan: TokenPlan) -> Cut:
+    """Sizes for a token plan.
+
+    Raises:
+        ValueError: no user token, or a single head.
+    """
+    require_user_tokens(plan)
+    user, tokens = plan.user_tokens, plan.tokens
+    heads, whole = config.mixed_shape(tokens)
+    if heads < 2:
+        raise ValueError(
+            f"{tokens} tokens of width {config.width} mix in a single head, which cannot be shared between user and "
+            f"candidates; make width a multiple of {tokens} or set heads"
+        )
+    own, d = min(max(round(heads * user / tokens), 1), heads - 1), config.width // heads
+    candidates = tokens - user
+    live = config.drop_dead
+    across = config.user_to_candidate or not live
+    return Cut(
+        tokens=(user, candidates),
+        heads=(own, heads - own),
+        head_width=d,
+        user_in=user * d if live else whole,
+        user_out=whole if across else user * d,
+        candidate_in=whole if across else candidates * d,
+        candidate_out=candidates * d if live else whole,
+    )
+
+
+class KeptMixed(NamedTuple):
+    """What candidates read of one block: heads [R, H_c, T_u*d], slots [R, T_c, H_u*d], compensation [R, T_c or 1, D].
+
+    Without a way from user to candidate all three are None.
+    """
+
+    heads: Array | None
+    slots: Array | None
+    compensation: Array | None
+
+
+class UGMixedState(NamedTuple):
+    """blocks: `KeptMixed` of each; pooled [R, D]: sum over user tokens; auxiliary: such sums at auxiliary heads;
+    everything: the global token's user part. Requests first, as in `ug_sep.UGState`."""
+
+    blocks: tuple[KeptMixed, ...]
+    pooled: Array
+    auxiliary: tuple[Array, ...]
+    everything: Array | None
+
+
+class SeparatedMixedBlock(nnx.Module):
+    """One block in two phases: `encode_user` on [T_u, R, D], `score` on [T_c, B, D]."""
+
+    def __init__(self, config: UGTokenMixerLargeConfig, cut: Cut, kind: str, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.cut, self.user_to_candidate = cut, config.user_to_candidate
+        (users, candidates), (own, other) = cut.tokens, cut.heads
+        mixed_hidden, hidden = config.hiddens
+        scales = (config.up_init_scale, config.up_init_scale, config.down_std)
+        kwargs: dict[str, Any] = dict(init=config.init, scales=scales, dtype=dtype, rngs=rngs)
+        mixed = dict(fans=(cut.mixed_width, mixed_hidden), **kwargs)
+        self.user_mixed = PerTokenSwiGLU(own, cut.user_in, mixed_hidden, cut.user_out, **mixed)
+        self.candidate_mixed = PerTokenSwiGLU(other, cut.candidate_in, mixed_hidden, cut.candidate_out, **mixed)
+        self.user_ffn = PerTokenSwiGLU(users, cut.width, hidden, **kwargs)
+        self.candidate_ffn = PerTokenSwiGLU(candidates, cut.width, hidden, **kwargs)
+        given = kind != "none"
+        self.compensation = Compensation(kind, own, candidates, cut.user_in, cut.width, dtype=dtype) if given else None
+        norm = dict(norm="rms", norm_per_token=config.norm_per_token, norm_eps=config.norm_eps, dtype=dtype)
+        self.mixed_norm = SideNorm(*cut.tokens, cut.width, **norm)
+        self.ffn_norm = SideNorm(*cut.tokens, cut.width, **norm)
+
+    def encode_user(self, x: Array) -> tuple[Array, KeptMixed]:
+        """x [T_u, R, D] -> the next user tokens and what candidates read."""
+        cut, d = self.cut, self.cut.head_width
+        (users, candidates), (own, other) = cut.tokens, cut.heads
+        normed = self.mixed_norm.of_user(x)
+        mixed = _pad_after(mix_token_major(normed[..., : own * d], own), cut.user_in)
+        y = self.user_mixed(mixed)
+        back = revert_token_major(y[..., : users * d], users)
+        kept = KeptMixed(None, None, None)
+        if self.user_to_candidate:
+            heads = mix_token_major(normed[..., own * d :], other)
+            slots = revert_token_major(y[..., users * d :], candidates)
+            compensation = None if self.compensation is None else self.compensation(mixed)
+            kept = KeptMixed(requests_first(heads), requests_first(slots), requests_first(compensation))
+        x = x + _pad_after(back, cut.width)
+        return x + self.user_ffn(self.ffn_norm.of_user(x)), kept
+
+    def score(self, x: Array, kept: KeptMixed, count: int) -> Array:
+        """x [T_c, R*C, D] -> the next candidate tokens; count: C."""
+        cut, d = self.cut, self.cut.head_width
+        candidates, (own, other) = cut.tokens[1], cut.heads
+        mixed = mix_token_major(self.mixed_norm.of_candidates(x)[..., own * d :], other)
+        if kept.heads is not None:
+            mixed = jnp.concatenate([to_rows(kept.heads, count), mixed], axis=-1)
+        y = self.candidate_mixed(_pad_before(mixed, cut.candidate_in))
+        back = revert_token_major(y[..., -candidates * d :], candidates)
+        if kept.slots is not None:
+            back = jnp.concatenate([to_rows(kept.slots, count), back], axis=-1)
+        x = x + _pad_before(back, cut.width)
+        if kept.compensation is not None:
+            x = x + to_rows(kept.compensation, count)
+        return x + self.candidate_ffn(self.ffn_norm.of_candidates(x))
+
+
+class UGTokenMixerLarge(Backbone):
+    """Tokenizer, L separated blocks with inter-layer residuals, norm, mean over all tokens, towers.
+
+    Args:
+        config: flags and sizes. plan: the resolved tokenizer with at least one user token. tasks: Y.
+    """
+
+    def __init__(
+        self, config: UGTokenMixerLargeConfig, plan: TokenPlan, tasks: int, *, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        self.config = config
+        cut = plan_cut(config, plan)
+        kind = choose_compensation(config.compensation, plan, config.user_to_candidate)
+        self.tokenizer = Tokenizer(plan, config.width, init=config.init, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            SeparatedMixedBlock(config, cut, kind, dtype=dtype, rngs=rngs) for _ in range(config.layers)
+        )
+        norm = dict(norm="rms", norm_eps=config.norm_eps, dtype=dtype)
+        self.norm = SideNorm(*cut.tokens, config.width, **norm) if config.final_norm else None
+        self.towers = Towers(config.width, tasks, tower=config.tower, init=config.init, dtype=dtype, rngs=rngs)
+        self.auxiliary = nnx.List(AuxiliaryHead(config, tasks, dtype=dtype, rngs=rngs) for _ in config.auxiliary)
+
+    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UGMixedState:
+        state = self.tokenizer.encode_user(user, tokens)
+        x, kept, stream = state.tokens, [], [state.tokens]
+        for block in self.blocks:
+            x, part = block.encode_user(x)
+            kept.append(part)
+            x = self._inter_residual(x, stream)
+        low = tuple(
+            _sum_tokens(head.norm(stream[layer]))
+            for layer, head in zip(self.config.auxiliary, self.auxiliary, strict=True)
+        )
+        x = x if self.norm is None else self.norm.of_user(x)
+        return UGMixedState(tuple(kept), _sum_tokens(x), low, state.everything)
+
+    def score(
+        self,
+        state: UGMixedState,
+        candidates: CandidateInputs,
+        tokens: Array | None = None,
+        *,
+        key: Array | None = None,
+    ) -> Output:
+        own = self.tokenizer.candidate_tokens(UserTokens(None, state.everything), candidates, tokens)
+        count, requests, each, width = own.shape
+        x = own.reshape(count, requests * each, width)
+        stream = [x]
+        for block, kept in zip(self.blocks, state.blocks, strict=True):
+            x = self._inter_residual(block.score(x, kept, each), stream)
+        x = x if self.norm is None else self.norm.of_candidates(x)
+        logits = self._pooled(self.towers, x, state.pooled, each)
+        shape = (requests, each, -1)
+        if key is None or not self.config.auxiliary:
+            return Output(logits=logits.reshape(shape))
+        low = [
+            self._pooled(head.towers, head.norm(stream[layer]), user, each)
+            for layer, head, user in zip(self.config.auxiliary, self.auxiliary, state.auxiliary, strict=True)
+        ]
+        return Output(logits=logits.reshape(shape), loss_logits=auxiliary_logits(self.config, logits, low, shape))
+
+    def _inter_residual(self, x: Array, stream: list[Array]) -> Array:
+        """x after block len(stream), with what an earlier block adds; appended to the stream."""
+        every, block = self.config.inter_residual_every, len(stream)
+        if every and block % every == 0 and block < len(self.blocks):
+            x = x + stream[block - every]
+        stream.append(x)
+        return x
+
+    def _pooled(self, towers: Towers, x: Array, user: Array, count: int) -> Array:
+        """Logits [B, Y] of the mean over all tokens: candidates' x [T_c, B, D] and the user's sum [R, D]."""
+        total = _sum_tokens(x) + repeat_user(user, count)
+        return towers(total / self.tokenizer.plan.tokens)
+
+
+def build(
+    config: UGTokenMixerLargeConfig,
+    schema: Schema,
+    tokens: TokenShape = NO_TOKENS,
+    *,
+    rngs: nnx.Rngs,
+    dtype=jnp.float32,
+) -> UGTokenMixerLarge:
+    """The model of a config; `tokens` are those of a sequence encoder in front."""
+    plan = plan_tokens(schema, config, config.width, tokens)
+    return UGTokenMixerLarge(config, plan, len(schema.tasks), dtype=dtype, rngs=rngs)
+
+
+def count_params(config: UGTokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
+    """Closed form of the parameter tree."""
+    plan = plan_tokens(schema, config, config.width, tokens)
+    T, D, (mixed, hidden) = plan.tokens, config.width, config.hiddens
+    cut = plan_cut(config, plan)
+    gains = 2 * D * (T if config.norm_per_token else 1)
+    block = mixed * sum(cut.mixed_weights) + 3 * T * D * hidden + gains
+    block += compensation_params(*_compensation_shape(config, plan, cut))
+    head, tokenizer = tower_params(D, len(schema.tasks), config.tower), plan.params(D)
+    return Params(
+        dense=tokenizer + config.layers * block + D * config.final_norm + head,
+        tokenizer=tokenizer,
+        head=head,
+        training_only=len(config.auxiliary) * (D + head),
+    )
+
+
+def count_flops(config: UGTokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:
+    """Closed form of the matrix products: user tokens' blocks and compensation per request, the rest per candidate."""
+    plan = plan_tokens(schema, config, config.width, tokens)
+    cut, (mixed, hidden) = plan_cut(config, plan), config.hiddens
+    user, candidate = (
+        2 * weights * mixed + 6 * side * config.width * hidden
+        for weights, side in zip(cut.mixed_weights, cut.tokens, strict=True)
+    )
+    user += compensation_flops(*_compensation_shape(config, plan, cut))
+    head = tower_flops(config.width, len(schema.tasks), config.tower)
+    return plan.flops(config.width) + Flops(
+        user=config.layers * user,
+        candidate=config.layers * candidate + head,
+        candidate_training=len(config.auxiliary) * head,
+    )
+
+
+def count_state(config: UGTokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> int:
+    """Elements of `encode_user`'s state per request."""
+    plan = plan_tokens(schema, config, config.width, tokens)
+    cut, D = plan_cut(config, plan), config.width
+    kept = 0
+    if config.user_to_candidate:
+        kept = cut.head_width * (cut.heads[1] * cut.tokens[0] + cut.tokens[1] * cut.heads[0])
+        kind = _compensation_shape(config, plan, cut)[0]
+        kept += {"none": 0, "mean": D}.get(kind, cut.tokens[1] * D)
+    return config.layers * kept + D * (1 + len(config.auxiliary)) + global_token_state(plan, D)
+
+
+def size_space(
+    schema: Schema, config: UGTokenMixerLargeConfig, target_dense_params: float, tokens: TokenShape = NO_TOKENS
+) -> Iterator[dict[str, Any]]:
+    """TokenMixer-Large's overrides near the target, with F1 and F2 widened by what dead slices leave free."""
+    for overrides in tokenmixer_large.size_space(schema, config, target_dense_params, tokens):
+        shape = dataclasses.replace(config, **overrides)
+        plan = plan_tokens(schema, shape, shape.width, tokens)
+        if shape.mixed_shape(plan.tokens)[0] < 2:
+            continue
+        (mixed, hidden), cut = shape.hiddens, plan_cut(shape, plan)
+        grain = next(g for g in grains(target_dense_params, (64, 1)) if mixed % g == 0 and hidden % g == 0)
+        first, second = config.layers * sum(cut.mixed_weights), config.layers * 3 * plan.tokens * shape.width
+        free = target_dense_params - count_params(shape, schema, tokens).dense
+        both = grain * round(free / (first + second) / grain)
+        rest = grain * round((free - both * (first + second)) / second / grain)
+        if min(mixed + both, hidden + both + rest) >= 1:
+            yield overrides | {"mixed_hidden": mixed + both, "hidden": hidden + both + rest}
+
+
+def _compensation_shape(config: UGTokenMixerLargeConfig, plan: TokenPlan, cut: Cut) -> tuple[str, int, int, int, int]:
+    kind = choose_compensation(config.compensation, plan, config.user_to_candidate)
+    return kind, cut.heads[0], cut.tokens[1], cut.user_in, cut.width
+
+
+def _sum_tokens(x: Array) -> Array:
+    return mean_tokens(x) * x.shape[0]
+
+
+def _pad_after(x: Array, width: int) -> Array:
+    return jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[-1])))
+
+
+def _pad_before(x: Array, width: int) -> Array:
+    return jnp.pad(x, ((0, 0), (0, 0), (width - x.shape[-1], 0)))
+
+
+UG_TOKENMIXER_LARGE = BackboneSpec(UGTokenMixerLargeConfig, build, count_params, count_flops, size_space)

@@ -1,0 +1,406 @@
+"""ADS (arXiv 2502.05523): target attention whose event projection and queries are generated for each sample.
+
+With the domain vector E [R,d_D], events e [R,S,A] and the candidate x [R,C,A_q]:
+
+    PSRG   W = eta * W_shared * sigmoid(relu(E W_1 + b_1) W_2 + b_2),  b = relu(E W_3 + b_3) W_4 + b_4
+           e'_s = e_s W + b                                            W [A,A] and b [A] of every sample
+    PCRG   p = relu([E;x] W_5 + b_5) W_6 + b_6,  cut into W chunks     x'_s = x + p[s // chunk], one query per event
+    token  "mha"  per head, z_s = x'_s W_Q . e'_s W_K / sqrt(d), softmax over the valid s, sum_s z_s e'_s W_V
+           "din"  a_s = MLP([e'_s, x'_s, e'_s - x'_s, e'_s * x'_s]),  sum_s a_s e'_s                  A_q = A
+           "can"  x'_s holds the weights of a small MLP, applied to e'_s; its layers' outputs joined and summed over s
+
+Scores lie on the diagonal: S of them, not S x S. One candidate token [R, C, 1, .]; alone the encoder stands in front of
+an MLP of token, user and candidate fields, as in the paper. Column 0 is the newest event, so padding moves no chunk.
+
+Letters: R requests, C candidates, S events, A their width (time feature included), A_q query width, F hidden width of
+the generators, W = ceil(S_max/chunk) queries, D_A width of the attention, d_D width of the domain vector.
+
+Closed forms (scorer="mha", both generators, the domain's embedding excluded; W' = ceil(S/chunk)):
+    params        = (d_D*F + F + F*A^2 + A^2) + A^2 + (d_D*F + F + F*A + A) + ((d_D+A_q)*F + F + F*W*A_q + W*A_q)
+                    + (A_q + 2*A)*D_A
+    per request   = 4*d_D*F + 2*F*A^2 + 2*F*A + 2*S*A^2 + 4*S*A*D_A
+    per candidate = 2*(d_D+A_q)*F + 2*F*W*A_q + 2*W'*A_q*D_A + 4*S*D_A
+domain_side="candidate" moves the request's part to the candidate: the domain vector then comes from candidate fields.
+
+The domain vector joins an embedding of the domain (schemas with domains) and `domain_fields`. Generators compute in
+float32.
+
+Undisclosed -> flag (default): eta (2, so the factor starts at 1); widths -> width D_A (64), head_dim (32 or the largest
+divisor below), gen_hidden F (32), domain_width (8), hidden of "din" ((80, 40)), micro of "can" ((8, 4), tanh);
+init_generators ("plain": W_shared = I and zero last layers, so that the model starts as its plain scorer; "glorot").
+For "can" the paper's wiring is not known; this is a reconstruction. Ablations: psrg, pcrg, chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..architecture import EncoderSpec
+from ..counts import Flops, Params
+from ..inputs.batch import CandidateInputs, UserInputs, concat_candidates, concat_user
+from ..inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
+from ..inputs.schema import Schema
+from ..layers import param
+from ..layers.dense import Dense
+from ..layers.matmul import contract
+from ..ranker import EncodedHistory, SequenceEncoder
+from .ads_scorers import CANScorer, DINScorer, MHAScorer, can_params
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ADSConfig(HistoryOptions):
+    """width D_A; candidate: x is the candidate fields themselves ("fields") or projected to the width the scorer wants
+    ("project"; "auto" is "fields" for "mha"). domain_fields: names of the fields in the domain vector; None is all
+    fields of `domain_side` if the schema has no domains, else none. max_length: S_max, None for the history's length.
+    """
+
+    scorer: Literal["mha", "din", "can"] = "mha"
+    width: int = 64
+    head_dim: int | None = None
+    psrg: bool = True
+    pcrg: bool = True
+    chunk: int = 1
+    max_length: int | None = None
+    eta: float = 2.0
+    gen_hidden: int = 32
+    candidate: Literal["auto", "fields", "project"] = "auto"
+    domain_side: Literal["request", "candidate"] = "request"
+    domain_fields: tuple[str, ...] | None = None
+    domain_width: int = 8
+    hidden: tuple[int, ...] = (80, 40)
+    micro: tuple[int, ...] = (8, 4)
+    activation: str = "relu"
+    init_generators: Literal["plain", "glorot"] = "plain"
+    init: str = "lecun_normal"
+
+    def __post_init__(self):
+        for name in ("width", "chunk", "gen_hidden", "domain_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if len(self.hidden) != 2 or not self.micro:
+            raise ValueError(f"hidden is {self.hidden} and micro {self.micro}, expected two widths and at least one")
+        if self.head_dim is not None and self.width % self.head_dim:
+            raise ValueError(f"width {self.width} is no multiple of head_dim {self.head_dim}; change one of them")
+
+    @property
+    def heads(self) -> int:
+        return self.width // (self.head_dim or max(d for d in range(1, 33) if self.width % d == 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ADSPlan:
+    """What a config becomes on one schema.
+
+    domains: G of the domain embedding, 0 without. domain_fields: of the side that owns the domain. project: whether the
+    candidate fields, `fields_width` wide, are projected to the query width A_q. chunks: W. trained_fields and
+    trained_domain: whether a gradient flows into the candidate fields and the domain vector.
+    """
+
+    events: EventPlan
+    domains: int
+    domain_fields: tuple[str, ...]
+    domain_width: int
+    fields: tuple[str, ...]
+    fields_width: int
+    query_width: int
+    project: bool
+    chunks: int
+    trained_fields: bool
+    trained_domain: bool
+
+
+class Generator(nnx.Module):
+    """relu(E W_1 + b_1) W_2 + b_2 in float32; zero=True starts with W_2 = 0."""
+
+    def __init__(self, width: int, hidden: int, out: int, *, zero: bool, init: str, rngs: nnx.Rngs):
+        init = init if zero else "xavier_uniform"
+        self.hidden = Dense(width, hidden, init=init, rngs=rngs)
+        self.out = Dense(hidden, out, init=init, axes=("hidden", "embed"), rngs=rngs)
+        if zero:
+            self.out.kernel[...] = jnp.zeros_like(self.out.kernel[...])
+
+    def __call__(self, x: Array) -> Array:
+        return self.out(jax.nn.relu(self.hidden(x.astype(jnp.float32))))
+
+
+class EventProjection(nnx.Module):
+    """PSRG: e' = e W + b with W and b generated from the domain vector, [R, ...] or [R, C, ...]."""
+
+    def __init__(self, domain: int, width: int, hidden: int, *, eta: float, zero: bool, init: str, rngs: nnx.Rngs):
+        self.eta, self.width = eta, width
+        kwargs = dict(zero=zero, init=init, rngs=rngs)
+        self.shared = param.kernel(rngs, (width, width), ("embed", "embed_out"), init if zero else "xavier_uniform")
+        if zero:
+            self.shared[...] = jnp.eye(width)
+        self.private = Generator(domain, hidden, width * width, **kwargs)
+        self.bias = Generator(domain, hidden, width, **kwargs)
+
+    def __call__(self, events: Array, valid: Array, domain: Array, dtype) -> Array:
+        """events [R,S,A]; domain [R,d_D] or [R,C,d_D] -> [R,S,A] or [R,C,S,A], 0 on padding."""
+        private = jax.nn.sigmoid(self.private(domain)).reshape(*domain.shape[:-1], self.width, self.width)
+        shared = self.shared[...].reshape((1,) * (domain.ndim - 1) + self.shared.shape)
+        weights, lead = self.eta * shared * private, "rc"[: domain.ndim - 1]
+        made = contract(f"rsa,{lead}ae->{lead}se", events, weights, dtype)
+        made = made + self.bias(domain).astype(dtype)[..., None, :]
+        return jnp.where(valid[..., None] if made.ndim == 3 else valid[:, None, :, None], made, 0)
+
+
+class _State(NamedTuple):
+    """events: what the scorer needs of e' (e' itself, or k and v), without their products if they wait for the
+    candidate; valid bool [R,S]; domain [R,d_D] or None."""
+
+    events: tuple[Array, ...]
+    valid: Array
+    domain: Array | None
+
+
+class ADS(SequenceEncoder):
+    """The history of `plan`, read with generated projections and queries: one candidate token.
+
+    Args:
+        plan: from `plan_ads`. scorer: an `MHAScorer`, `DINScorer` or `CANScorer`. The rest as in `ADSConfig`.
+    """
+
+    def __init__(
+        self,
+        plan: ADSPlan,
+        scorer: nnx.Module,
+        *,
+        psrg: bool = True,
+        pcrg: bool = True,
+        chunk: int = 1,
+        eta: float = 2.0,
+        gen_hidden: int = 32,
+        domain_width: int = 8,
+        domain_side: str = "request",
+        zero: bool = True,
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.plan, self.scorer, self.chunk, self.dtype = plan, scorer, chunk, dtype
+        self.per_candidate = domain_side == "candidate"
+        kwargs = dict(zero=zero, init=init, rngs=rngs)
+        table = (plan.domains, domain_width)
+        self.domain = param.normal(rngs, table, ("domains", "embed"), domain_width**-0.5) if plan.domains else None
+        self.reader = EventReader(plan.events, rngs=rngs)
+        A, A_q, d_D = plan.events.width, plan.query_width, plan.domain_width
+        kernel = dict(init=init, dtype=dtype, rngs=rngs, axes=("features", "embed"))
+        self.project = Dense(plan.fields_width, A_q, **kernel) if plan.project else None
+        self.events = EventProjection(d_D, A, gen_hidden, eta=eta, **kwargs) if psrg else None
+        self.queries = Generator(d_D + A_q, gen_hidden, plan.chunks * A_q, **kwargs) if pcrg else None
+
+    def encode_user(self, user: UserInputs) -> EncodedHistory:
+        """The domain vector, and the projected events unless their domain is the candidate's."""
+        view, domain = self.reader(user), self._request_domain(user)
+        events = view.events.astype(self.dtype)
+        if self.per_candidate and self.events is not None:
+            return EncodedHistory(None, _State((events,), view.valid, domain))
+        if self.events is not None:
+            events = self.events(events, view.valid, domain, self.dtype)
+        return EncodedHistory(None, _State(self.scorer.prepare(events), view.valid, domain))
+
+    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Array:
+        fields = concat_candidates(candidates, self.plan.fields)
+        x = fields if self.project is None else self.project(fields)
+        prepared, events = cache.events, cache.valid.shape[1]
+        domain = None if self.events is None and self.queries is None else self._domain(cache.domain, candidates, x)
+        if self.per_candidate and self.events is not None:
+            prepared = self.scorer.prepare(self.events(cache.events[0], cache.valid, domain, self.dtype))
+        # Without PCRG there is one query, that of a single chunk.
+        chunk = self.chunk if self.queries is not None else events
+        token = self.scorer(self._queries(x, domain, -(-events // chunk)), chunk, prepared, cache.valid)
+        return token[:, :, None]
+
+    def _queries(self, x: Array, domain: Array | None, used: int) -> Array:
+        """x' [R,C,W',A_q], one per chunk that the history's columns reach."""
+        if self.queries is None:
+            return x[:, :, None].astype(self.dtype)
+        made = self.queries(jnp.concatenate([domain, x], axis=-1))
+        made = made.reshape(*x.shape[:2], self.plan.chunks, x.shape[-1])[:, :, :used]
+        return (x[:, :, None] + made).astype(self.dtype)
+
+    def _request_domain(self, user: UserInputs) -> Array | None:
+        """[R,d_D] of a request-side domain; of a candidate-side one the embedding alone, if there is one."""
+        parts = []
+        if self.domain is not None:
+            if user.domain is None:
+                raise ValueError(f"the model was built for {self.plan.domains} domains, and the inputs name none")
+            parts.append(jnp.take(self.domain[...], user.domain, axis=0))
+        if self.plan.domain_fields and not self.per_candidate:
+            parts.append(concat_user(user, self.plan.domain_fields))
+        return jnp.concatenate(parts, axis=-1) if parts else None
+
+    def _domain(self, request: Array | None, candidates: CandidateInputs, x: Array) -> Array:
+        """[R,C,d_D] for candidates x [R,C,.]."""
+        parts = []
+        if request is not None:
+            parts.append(jnp.broadcast_to(request[:, None], (*x.shape[:2], request.shape[1])))
+        if self.plan.domain_fields and self.per_candidate:
+            parts.append(concat_candidates(candidates, self.plan.domain_fields))
+        return jnp.concatenate(parts, axis=-1)
+
+
+def build(config: ADSConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> ADS:
+    """The encoder of a config."""
+    plan, kwargs = plan_ads(config, schema), dict(init=config.init, dtype=dtype, rngs=rngs)
+    A = plan.events.width
+    if config.scorer == "mha":
+        scorer = MHAScorer(A, plan.query_width, config.width, config.heads, **kwargs)
+    elif config.scorer == "din":
+        scorer = DINScorer(A, config.hidden, activation=config.activation, **kwargs)
+    else:
+        scorer = CANScorer(A, config.micro, dtype=dtype)
+    flags = ("psrg", "pcrg", "chunk", "eta", "gen_hidden", "domain_width", "domain_side")
+    zero = config.init_generators == "plain"
+    return ADS(plan, scorer, zero=zero, **{name: getattr(config, name) for name in flags}, **kwargs)
+
+
+def plan_ads(config: ADSConfig, schema: Schema) -> ADSPlan:
+    """Resolves the flags for one schema.
+
+    Raises:
+        ValueError: no history, nothing to make a domain vector from, an unknown domain field, a history longer than
+            `max_length`, or candidate fields of another width than the scorer needs.
+    """
+    events = plan_events(schema, config)
+    fields = schema.candidate_fields
+    width = sum(field.width for field in fields)
+    if not fields:
+        raise ValueError("the schema has no candidate or cross field, so there is nothing to rank")
+    wanted = {"mha": width, "din": events.width, "can": can_params(events.width, config.micro)}[config.scorer]
+    project = config.candidate == "project" or (config.candidate == "auto" and config.scorer != "mha")
+    if not project and width != wanted:
+        raise ValueError(
+            f"scorer={config.scorer!r} needs a query of width {wanted}, the candidate fields have {width}; "
+            f"use candidate='project'"
+        )
+    query_width = (events.width if config.scorer == "mha" else wanted) if project else width
+    longest = config.max_length or events.length
+    if longest < events.length:
+        raise ValueError(f"max_length is {longest}, but the history has {events.length} columns; raise it")
+    owners = schema.user_fields if config.domain_side == "request" else fields
+    named = config.domain_fields
+    if named is None:
+        named = () if schema.domains > 1 and config.domain_side == "request" else tuple(f.name for f in owners)
+    unknown = [name for name in named if name not in {field.name for field in owners}]
+    if unknown:
+        raise ValueError(f"domain_fields names {', '.join(unknown)}, which are no {config.domain_side}-side fields")
+    domains = schema.domains if schema.domains > 1 else 0
+    chosen = [field for field in owners if field.name in named]
+    domain_width = sum(field.width for field in chosen) + config.domain_width * bool(domains)
+    if not domain_width and (config.psrg or config.pcrg):
+        raise ValueError("the domain vector is empty: the schema has neither domains nor user fields to make it from")
+    return ADSPlan(
+        events=events,
+        domains=domains if config.psrg or config.pcrg else 0,
+        domain_fields=tuple(field.name for field in chosen),
+        domain_width=domain_width,
+        fields=tuple(field.name for field in fields),
+        fields_width=width,
+        query_width=query_width,
+        project=project,
+        chunks=-(-longest // config.chunk),
+        trained_fields=any(not field.is_dense for field in fields),
+        trained_domain=bool(domains) or any(not field.is_dense for field in chosen),
+    )
+
+
+def token_shape(config: ADSConfig, schema: Schema) -> TokenShape:
+    """One candidate token: D_A, A or the sum of `micro` wide."""
+    plan = plan_ads(config, schema)
+    width = {"mha": config.width, "din": plan.events.width, "can": sum(config.micro)}[config.scorer]
+    trained = config.scorer != "can" or _trained_events(config, plan) or _trained_queries(config, plan)
+    return TokenShape(candidate=1, width=width, candidate_trained=trained)
+
+
+def count_params(config: ADSConfig, schema: Schema) -> Params:
+    """Closed form of the parameter tree."""
+    plan, F = plan_ads(config, schema), config.gen_hidden
+    A, A_q, d_D = plan.events.width, plan.query_width, plan.domain_width
+    total = plan.events.params + plan.domains * config.domain_width
+    total += (plan.fields_width * A_q + A_q) * plan.project
+    if config.psrg:
+        total += _generator(d_D, F, A * A) + A * A + _generator(d_D, F, A)
+    if config.pcrg:
+        total += _generator(d_D + A_q, F, plan.chunks * A_q)
+    if config.scorer == "mha":
+        total += (A_q + 2 * A) * config.width
+    if config.scorer == "din":
+        F1, F2 = config.hidden
+        total += 4 * A * F1 + F1 + F1 * F2 + 2 * F2 + 1
+    return Params(dense=total)
+
+
+def count_flops(config: ADSConfig, schema: Schema) -> Flops:
+    """Closed form of the matrix products."""
+    plan, F = plan_ads(config, schema), config.gen_hidden
+    A, A_q, d_D, S = plan.events.width, plan.query_width, plan.domain_width, plan.events.length
+    trained_x = plan.project or plan.trained_fields
+    used = -(-S // config.chunk) if config.pcrg else 1
+    request = unneeded = 0
+    if config.psrg:
+        request = 4 * d_D * F + 2 * F * A * A + 2 * F * A + 2 * S * A * A
+        unneeded = 4 * d_D * F * (not plan.trained_domain) + 2 * S * A * A * (not plan.events.trained)
+    prepared, per_candidate, missing = _SCORER_FLOPS[config.scorer](config, plan, used)
+    request += prepared
+    unneeded += prepared * (not _trained_events(config, plan))
+    projection = 2 * plan.fields_width * A_q * plan.project
+    per_candidate, missing = per_candidate + projection, missing + projection * (not plan.trained_fields)
+    if config.pcrg:
+        first = 2 * (d_D + A_q) * F
+        per_candidate += first + 2 * F * plan.chunks * A_q
+        missing += first * (not (trained_x or plan.trained_domain))
+    if config.psrg and config.domain_side == "candidate":
+        return Flops(0, request + per_candidate, 0, unneeded + missing)
+    return Flops(request, per_candidate, unneeded, missing)
+
+
+def _mha_flops(config: ADSConfig, plan: ADSPlan, used: int) -> tuple[int, int, int]:
+    """Of what is prepared from the events, of a candidate, and of the gradients the latter leaves out."""
+    query = 2 * used * plan.query_width * config.width
+    prepared = 4 * plan.events.length * plan.events.width * config.width
+    return prepared, query + 4 * plan.events.length * config.width, query * (not _trained_queries(config, plan))
+
+
+def _din_flops(config: ADSConfig, plan: ADSPlan, used: int) -> tuple[int, int, int]:
+    S, A, (F1, F2) = plan.events.length, plan.events.width, config.hidden
+    query, pairs = 2 * used * A * F1, 2 * S * A * F1
+    events, queries = _trained_events(config, plan), _trained_queries(config, plan)
+    missing = query * (not queries) + pairs * (not (events or queries)) + 2 * S * A * (not events)
+    return pairs, query + pairs + S * (2 * F1 * F2 + 2 * F2) + 2 * S * A, missing
+
+
+def _can_flops(config: ADSConfig, plan: ADSPlan, used: int) -> tuple[int, int, int]:
+    rows = used * (config.chunk if config.pcrg else plan.events.length)
+    layers = [2 * rows * a * b for a, b in pairwise((plan.events.width, *config.micro))]
+    events, queries = _trained_events(config, plan), _trained_queries(config, plan)
+    inputs = [events] + [events or queries] * (len(layers) - 1)
+    missing = sum(f * ((not x) + (not queries)) for f, x in zip(layers, inputs, strict=True))
+    return 0, sum(layers), missing
+
+
+_SCORER_FLOPS = {"mha": _mha_flops, "din": _din_flops, "can": _can_flops}
+
+
+def _trained_events(config: ADSConfig, plan: ADSPlan) -> bool:
+    return config.psrg or plan.events.trained
+
+
+def _trained_queries(config: ADSConfig, plan: ADSPlan) -> bool:
+    return config.pcrg or plan.project or plan.trained_fields
+
+
+def _generator(width: int, hidden: int, out: int) -> int:
+    return width * hidden + hidden + hidden * out + out
+
+
+ADS_SPEC = EncoderSpec(ADSConfig, build, token_shape, count_params, count_flops)

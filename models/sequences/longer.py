@@ -1,0 +1,462 @@
+"""LONGER (arXiv 2505.04421): merged events, global tokens, one cross-causal and L-1 self-causal layers.
+
+1. Events:   e = W_2 gelu((events + pos) W_1 + b_1) + b_2, 0 on padding                         [R, S, A]
+2. Merge:    P consecutive events, counted from the newest, go through InnerTrans (blocks of width A inside the group)
+             and are joined: h [R, S_m, D], D = P*A, S_m = ceil(S/P), of which ceil(length/P) are valid.
+3. Globals:  each set of fields has its own projection to D; a learnable one (CLS) is a vector.
+4. One index space per candidate, [candidate globals ; user globals ; h]; key j is visible to row i iff j >= i and j is
+   valid. Layer 1: rows are the m globals and K sampled events, keys are everything. Layers 2..L: rows and keys are the
+   m + K rows. Every layer is a pre-norm block with a feed-forward network of ratio 4; a last norm follows.
+5. Tokens out: the m globals and the mean of the valid event rows.
+
+No event sees a global, and user globals do not see candidate globals. So `encode_user` finishes events and user
+globals, and keeps K and V of every layer; `score` adds the rows of the candidate globals. Nothing of C*S_m*D exists.
+
+Letters: R requests, C candidates, S events, A_in their width (time feature included), A event width, P merge size,
+S_m merged events, D = P*A, m = m_c + m_u globals, K sampled rows, L layers, a = m_u + K, n keys.
+
+Closed forms (norm="layer", use_bias=True):
+    params        = S_max*A_in + A_in*A + A^2 + 2*A + inner*(12*A^2 + 13*A) + sum_g (in_g*D + D)
+                    + L*(12*D^2 + 13*D) + 2*D
+    front         = 2*S*(A_in*A + A^2) + inner*S_m*(24*P*A^2 + 4*P^2*A)
+    per request   = front + 2*sum_user in_g*D + sum_l [20*a*D^2 + 4*(m_u + n_l)*D^2 + 4*D*(a*n_l + m_u^2)],
+                    n_1 = S_m, then K
+    per candidate = 2*sum_candidate in_g*D + sum_l [24*m_c*D^2 + 4*m_c*(m + n_l)*D]
+
+Undisclosed -> flag (default): layers (2), n_global (m_c, m_u) (1, 3), head_dim (32), norm and use_bias ("layer", True),
+activation ("gelu"), inner (1 block), inner_heads (4), inner_extra_residual (False: the figure draws one around
+InnerTrans), readout ("globals_mean"), init, the time feature. m_c = 2 splits candidate from cross fields. User globals
+are the first fields one by one, the last of them with all remaining fields; `cls` makes the second one the learnable
+vector (and more of them, where the schema has fewer user fields). A position of a global would add nothing to the bias
+of its projection. globals_order="user_first" is the order the figure draws: user globals then see the candidate, so
+all globals are computed per candidate. seq_sees_user_globals=True lets events see user globals. Ablations of the
+paper: merge, inner, query_strategy, queries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..architecture import EncoderSpec
+from ..counts import Flops, Params
+from ..inputs.batch import CandidateInputs, UserInputs, concat_candidates, concat_user
+from ..inputs.history import EventPlan, EventReader, HistoryOptions, HistoryView, Positions, TokenShape, plan_events
+from ..inputs.schema import Field, Schema
+from ..layers import param
+from ..layers.dense import FFN, Dense
+from ..layers.history_attention import (
+    HistoryBlock,
+    KeyValues,
+    Visible,
+    block_flops,
+    block_params,
+    check_heads,
+    choose_heads,
+)
+from ..layers.norms import Norm, norm_params
+from ..ranker import EncodedHistory, SequenceEncoder
+
+Array = jax.Array
+
+STRATEGIES = ("recent", "uniform", "recent_uniform", "learnable")
+
+# Names of the fields of each global token; () is the learnable vector.
+Globals = tuple[tuple[str, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LongerConfig(HistoryOptions):
+    """event_width A, merge P, layers L; queries K, None for the share `query_share` of the merged events.
+
+    max_length: S_max, length of the position table, None for the schema's; events beyond it are not read.
+    remat: keep only block inputs for the backward pass. implementation: of the attention. The rest: see the file.
+    """
+
+    event_width: int = 8
+    merge: int = 4
+    inner: int = 1
+    inner_heads: int = 4
+    inner_extra_residual: bool = False
+    layers: int = 2
+    head_dim: int = 32
+    queries: int | None = None
+    query_share: float = 0.4
+    query_strategy: Literal["recent", "uniform", "recent_uniform", "learnable"] = "recent"
+    n_global: tuple[int, ...] = (1, 3)
+    cls: bool = True
+    globals_order: Literal["candidate_first", "user_first"] = "candidate_first"
+    seq_sees_user_globals: bool = False
+    readout: Literal["globals_mean", "globals", "flatten_all"] = "globals_mean"
+    max_length: int | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    use_bias: bool = True
+    activation: str = "gelu"
+    init: str = "lecun_normal"
+    remat: bool = False
+    implementation: str | None = None
+
+    def __post_init__(self):
+        for name, least in (("event_width", 1), ("merge", 1), ("layers", 1), ("inner", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if len(self.n_global) != 2 or self.n_global[0] not in (1, 2) or self.n_global[1] < 0:
+            raise ValueError(f"n_global is {self.n_global}, expected (m_c, m_u) with m_c 1 or 2 and m_u >= 0")
+        if self.queries is not None and self.queries < 1:
+            raise ValueError(f"queries is {self.queries}, expected at least 1; None takes a share of the events")
+        if self.queries is None and not 0.0 < self.query_share <= 1.0:
+            raise ValueError(f"query_share is {self.query_share}, expected a share in (0, 1]")
+        if self.seq_sees_user_globals and self.globals_order == "user_first":
+            raise ValueError("seq_sees_user_globals needs globals_order='candidate_first': else events see candidates")
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.merge * self.event_width
+
+
+class _Layer(NamedTuple):
+    """What a layer's candidate rows look at: user globals (None if they are computed per candidate) and events."""
+
+    globals: KeyValues | None
+    events: KeyValues
+    length: Array
+
+
+class _State(NamedTuple):
+    """Kept per request: every layer's keys, and the user globals where they meet the candidate first."""
+
+    layers: tuple[_Layer, ...]
+    globals: Array | None
+
+
+class GlobalTokens(nnx.Module):
+    """Global tokens of one side: fields -> [..., m, D], a projection for each, a vector for the learnable one."""
+
+    def __init__(self, plan: Globals, widths: tuple[int, ...], width: int, *, init: str, dtype, rngs: nnx.Rngs):
+        self.plan, self.width, self.dtype = plan, width, dtype
+        self.project = nnx.List(
+            Dense(w, width, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs) if w else None
+            for w in widths
+        )
+        self.free = nnx.List(None if w else param.normal(rngs, (width,), ("embed",), width**-0.5) for w in widths)
+
+    def __call__(self, join, lead: tuple[int, ...]) -> Array:
+        """join(names) concatenates fields to [*lead, w]."""
+        made = []
+        for names, project, free in zip(self.plan, self.project, self.free, strict=True):
+            if project is not None:
+                made.append(project(join(names)))
+            else:
+                made.append(jnp.broadcast_to(free[...].astype(self.dtype), (*lead, self.width)))
+        return jnp.stack(made, axis=-2)
+
+
+class TokenMerge(nnx.Module):
+    """Events [R, S, A_in] -> merged tokens h [R, S_m, D] and the number of valid ones [R] (steps 1 and 2)."""
+
+    def __init__(
+        self,
+        event_width: int,
+        width: int,
+        merge: int,
+        longest: int,
+        *,
+        inner: int,
+        heads: int,
+        extra_residual: bool,
+        dtype,
+        rngs: nnx.Rngs,
+        **block,
+    ):
+        init, act = block["init"], block["activation"]
+        self.merge, self.width, self.extra_residual = merge, width, extra_residual
+        self.positions = Positions(longest, event_width, rngs=rngs)
+        self.mlp = FFN(event_width, width, width, activation=act, init=init, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(HistoryBlock(width, heads, dtype=dtype, rngs=rngs, **block) for _ in range(inner))
+
+    def __call__(self, view: HistoryView) -> tuple[Array, Array]:
+        P, A = self.merge, self.width
+        e = self.mlp(self.positions(view).events)
+        e = jnp.where(view.valid[..., None], e, 0)
+        requests, columns, _ = e.shape
+        groups = -(-columns // P)
+        e = jnp.pad(e, [(0, 0), (0, groups * P - columns), (0, 0)]).reshape(requests * groups, P, A)
+        # Valid events of each group: groups are counted from the newest event, so only the last one is partly filled.
+        first = P * jnp.arange(groups, dtype=jnp.int32)
+        length = jnp.clip(view.length[:, None] - first[None], 0, P).reshape(-1)
+        valid = jnp.arange(P, dtype=jnp.int32)[None] < length[:, None]
+        x = e
+        for block in self.blocks:
+            x = jnp.where(valid[..., None], block(x, Visible(block.keys(x), length)), 0)
+        x = x + e if self.extra_residual else x
+        return x.reshape(requests, groups, P * A), -(-view.length // P)
+
+
+class Longer(SequenceEncoder):
+    """The history of `events` -> user tokens [R, t_u, D] and candidate globals [R, C, t_c, D].
+
+    Args:
+        events: which history; its S is S_max.
+        candidate_globals, user_globals: names of the fields of each global token, and their widths; () is learnable.
+        width, merge, layers, heads, queries: A, P, L, H, K.
+        Other flags are those of `LongerConfig`.
+    """
+
+    def __init__(
+        self,
+        events: EventPlan,
+        candidate_globals: tuple[Globals, tuple[int, ...]],
+        user_globals: tuple[Globals, tuple[int, ...]],
+        width: int,
+        merge: int,
+        layers: int,
+        heads: int,
+        queries: int,
+        *,
+        longest: int,
+        inner: int = 1,
+        inner_heads: int = 4,
+        inner_extra_residual: bool = False,
+        query_strategy: str = "recent",
+        globals_order: str = "candidate_first",
+        seq_sees_user_globals: bool = False,
+        readout: str = "globals_mean",
+        remat: bool = False,
+        init: str = "lecun_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        **block,
+    ):
+        D, own = merge * width, dict(init=init, dtype=dtype, rngs=rngs)
+        self.queries, self.strategy, self.readout, self.remat = queries, query_strategy, readout, remat
+        self.user_first, self.sees = globals_order == "user_first", seq_sees_user_globals
+        self.reader = EventReader(events, rngs=rngs)
+        self.front = TokenMerge(
+            events.width,
+            width,
+            merge,
+            longest,
+            inner=inner,
+            heads=inner_heads,
+            extra_residual=inner_extra_residual,
+            **own,
+            **block,
+        )
+        self.candidate_globals = GlobalTokens(*candidate_globals, D, **own)
+        self.user_globals = GlobalTokens(*user_globals, D, **own) if user_globals[0] else None
+        learnable = query_strategy == "learnable"
+        self.free = param.normal(rngs, (queries, D), ("tokens", "embed"), D**-0.5) if learnable else None
+        self.blocks = nnx.List(HistoryBlock(D, heads, **own, **block) for _ in range(layers))
+        self.final_norm = Norm(D, kind=block["norm"], dtype=dtype)
+
+    def encode_user(self, user: UserInputs) -> EncodedHistory:
+        h, length = self._run(self.front, self.reader(user))
+        own = self._user_globals(user, h.shape[0])
+        rows = None if self.user_first else own
+        events, visible, kept = self._sample(h, length)
+        source, layers = h, []
+        for block, last in zip(self.blocks, self._lasts(), strict=True):
+            keys = _Layer(None if rows is None else block.keys(rows), block.keys(source), length)
+            layers.append(keys)
+            seen = Visible(keys.events, length, *visible)
+            rows_seen = None if rows is None else (Visible(keys.globals, mode="causal"), Visible(keys.events, length))
+            beside = (Visible(keys.globals),) if self.sees and rows is not None else ()
+            if not (last and self.readout == "globals"):
+                events = self._run(block, events, seen, *beside)
+            if rows is not None:
+                rows = self._run(block, rows, *rows_seen)
+            source, length = events, kept
+            visible = ("full", None) if self.free is not None else ("causal", None)
+        cache = _State(tuple(layers), own if self.user_first else None)
+        return EncodedHistory(self._user_tokens(rows, events, kept), cache)
+
+    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Array:
+        lead = next(iter(candidates.fields.values())).shape[:2]
+        x = self.candidate_globals(lambda names: concat_candidates(candidates, names), lead)
+        if cache.globals is not None:
+            shape = (*lead, *cache.globals.shape[1:])
+            x = jnp.concatenate([jnp.broadcast_to(cache.globals[:, None], shape), x], axis=2)
+        for block, kept in zip(self.blocks, cache.layers, strict=True):
+            seen = [Visible(block.keys(x), mode="causal"), Visible(kept.events, kept.length)]
+            if kept.globals is not None:
+                seen.append(Visible(kept.globals))
+            x = self._run(block, x, *seen)
+        return self.final_norm(x)
+
+    def _run(self, function, *args):
+        return jax.checkpoint(lambda: function(*args))() if self.remat else function(*args)
+
+    def _lasts(self) -> list[bool]:
+        return [i == len(self.blocks) - 1 for i in range(len(self.blocks))]
+
+    def _user_globals(self, user: UserInputs, requests: int) -> Array | None:
+        if self.user_globals is None:
+            return None
+        return self.user_globals(lambda names: concat_user(user, names), (requests,))
+
+    def _sample(self, h: Array, length: Array) -> tuple[Array, tuple[str, Array | None], Array]:
+        """Event rows [R, K, D] of layer 1, how they see the merged events, and how many of them are valid [R]."""
+        requests, columns, width = h.shape
+        if self.free is not None:
+            rows = jnp.broadcast_to(self.free[...].astype(h.dtype)[None], (requests, self.queries, width))
+            return rows, ("full", None), jnp.full((requests,), self.queries, jnp.int32)
+        K = min(self.queries, columns)
+        if self.strategy == "recent":
+            return h[:, :K], ("causal", None), jnp.minimum(length, K)
+        position = sample_positions(self.strategy, K, length)
+        rows = jnp.take_along_axis(h, jnp.minimum(position, columns - 1)[..., None], axis=1)
+        return rows, ("positions", position), jnp.minimum(length, K)
+
+    def _user_tokens(self, rows: Array | None, events: Array, kept: Array) -> Array | None:
+        """[R, t_u, D]; None if there is no token."""
+        tokens = [] if rows is None else [self.final_norm(rows)]
+        if self.readout != "globals":
+            events = self.final_norm(events)
+            valid = jnp.arange(events.shape[1], dtype=jnp.int32)[None] < kept[:, None]
+            events = jnp.where(valid[..., None], events, 0)
+            if self.readout == "globals_mean":
+                share = 1.0 / jnp.maximum(kept, 1).astype(jnp.float32)
+                mean = events.astype(jnp.float32).sum(axis=1, keepdims=True) * share[:, None, None]
+                events = mean.astype(events.dtype)
+            elif events.shape[1] < self.queries:
+                # A batch may have fewer columns than the schema; the number of tokens is the schema's.
+                events = jnp.pad(events, [(0, 0), (0, self.queries - events.shape[1]), (0, 0)])
+            tokens.append(events)
+        return jnp.concatenate(tokens, axis=1) if tokens else None
+
+
+def sample_positions(strategy: str, rows: int, length: Array) -> Array:
+    """Which of the n = length[r] merged events row r = 0..K-1 takes: int32 [R, K], increasing; length [R].
+
+        recent            r
+        uniform           floor(r*n/K)
+        recent_uniform    half of the rows the newest, the others spread over the rest
+
+    With n <= K every strategy takes event r, and rows r >= n are not valid. The padded length plays no role.
+    """
+    r, n = jnp.arange(rows, dtype=jnp.int32)[None], length[:, None].astype(jnp.int32)
+    newest = {"recent": rows, "uniform": 0, "recent_uniform": -(-rows // 2)}[strategy]
+    spread = newest + (r - newest) * (n - newest) // max(rows - newest, 1)
+    return jnp.where((n <= rows) | (r < newest), r, spread)
+
+
+def build(config: LongerConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> Longer:
+    """The encoder of a config."""
+    events, candidate, user, merged, queries = _plan(config, schema)
+    flags = ("merge", "layers", "inner", "inner_heads", "inner_extra_residual", "query_strategy", "globals_order")
+    flags += ("seq_sees_user_globals", "readout", "remat", "init", "norm", "use_bias", "activation", "implementation")
+    check_heads(config.event_width, config.inner_heads if config.inner else 1)
+    return Longer(
+        events,
+        tuple(_named(candidate)),
+        tuple(_named(user)),
+        config.event_width,
+        heads=choose_heads(config.width, config.head_dim),
+        queries=queries,
+        longest=config.max_length or events.length,
+        dtype=dtype,
+        rngs=rngs,
+        **{name: getattr(config, name) for name in flags},
+    )
+
+
+def token_shape(config: LongerConfig, schema: Schema) -> TokenShape:
+    """The globals, and what `readout` makes of the event rows."""
+    _, _, _, _, queries = _plan(config, schema)
+    events = {"globals_mean": 1, "globals": 0, "flatten_all": queries}[config.readout]
+    per_candidate, per_request = _split_globals(config)
+    return TokenShape(user=per_request + events, candidate=per_candidate, width=config.width)
+
+
+def count_params(config: LongerConfig, schema: Schema) -> Params:
+    """Closed form of the parameter tree."""
+    events, candidate, user, _, queries = _plan(config, schema)
+    A, D, block = config.event_width, config.width, dict(norm=config.norm, use_bias=config.use_bias)
+    dense = events.params + (config.max_length or events.length) * events.width
+    dense += events.width * A + A * A + 2 * A + config.inner * block_params(A, **block)
+    dense += sum((_width(fields) + 1) * D for fields in (*candidate, *user))
+    dense += config.layers * block_params(D, **block) + norm_params(D, kind=config.norm)
+    dense += queries * D * (config.query_strategy == "learnable")
+    return Params(dense=dense)
+
+
+def count_flops(config: LongerConfig, schema: Schema) -> Flops:
+    """Closed form of the matrix products."""
+    events, candidate, user, merged, K = _plan(config, schema)
+    D, (m_c, m_u) = config.width, _split_globals(config)
+    total = Flops(front_flops(config, events))
+    for fields, side in [(f, "candidate") for f in candidate] + [(f, "user") for f in user]:
+        each = 2 * _width(fields) * D
+        total += Flops(**{side: each, f"{side}_unneeded": each * all(field.is_dense for field in fields)})
+    for layer in range(config.layers):
+        n = merged if layer == 0 else K
+        rows = 0 if layer == config.layers - 1 and config.readout == "globals" else K
+        pairs = (m_u + rows) * n + m_u * m_u + rows * m_u * config.seq_sees_user_globals
+        total += Flops(block_flops(D, m_u + rows, m_u + n, pairs), block_flops(D, m_c, m_c, m_c * (m_c + m_u + n)))
+    return total
+
+
+def front_flops(config: LongerConfig, events: EventPlan) -> int:
+    """FLOPs of steps 1 and 2 per request."""
+    A, P, S = config.event_width, config.merge, events.length
+    merged = -(-S // P)
+    return 2 * S * (events.width * A + A * A) + config.inner * merged * block_flops(A, P, P, P * P)
+
+
+def _plan(config: LongerConfig, schema: Schema):
+    """(events, candidate globals, user globals, S_m, K); a global is the tuple of its fields."""
+    limit = min(config.recent or math.inf, config.max_length or math.inf)
+    read = dataclasses.replace(config, recent=None if math.isinf(limit) else int(limit))
+    events = plan_events(schema, read)
+    merged = -(-events.length // config.merge)
+    share = math.ceil(round(config.query_share * merged, 6))
+    queries = max(1, share) if config.queries is None else config.queries
+    if config.query_strategy != "learnable":
+        queries = min(queries, merged)
+    return events, _candidate_globals(config, schema), _user_globals(config, schema), merged, queries
+
+
+def _candidate_globals(config: LongerConfig, schema: Schema) -> list[tuple[Field, ...]]:
+    if config.n_global[0] == 1:
+        return [schema.candidate_fields]
+    sides = [schema.side("candidate"), schema.side("cross")]
+    if not all(sides):
+        raise ValueError("n_global asks for 2 candidate globals, which needs candidate and cross fields; set (1, m_u)")
+    return sides
+
+
+def _user_globals(config: LongerConfig, schema: Schema) -> list[tuple[Field, ...]]:
+    """Fields one by one, the last ones together; the second global is the learnable one (the first, if alone).
+
+    Where the schema has too few user fields, more learnable vectors fill up.
+    """
+    m_u, fields = config.n_global[1], schema.user_fields
+    wanted = m_u - (config.cls and m_u > 0)
+    projected = min(wanted, len(fields))
+    if projected < wanted and not config.cls:
+        raise ValueError(f"n_global asks for {wanted} user globals, the schema has {len(fields)} user fields; set cls")
+    made = [fields[i : i + 1] for i in range(projected - 1)] + [fields[projected - 1 :]] * (projected > 0)
+    return made[:1] + [()] * (m_u - projected) + made[1:]
+
+
+def _split_globals(config: LongerConfig) -> tuple[int, int]:
+    """How many globals are computed per candidate, and how many per request."""
+    m_c, m_u = config.n_global
+    return (m_c + m_u, 0) if config.globals_order == "user_first" else (m_c, m_u)
+
+
+def _named(tokens: list[tuple[Field, ...]]) -> list[tuple]:
+    return [tuple(tuple(field.name for field in fields) for fields in tokens), tuple(map(_width, tokens))]
+
+
+def _width(fields: tuple[Field, ...]) -> int:
+    return sum(field.width for field in fields)
+
+
+LONGER = EncoderSpec(LongerConfig, build, token_shape, count_params, count_flops)
