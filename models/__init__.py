@@ -18,6 +18,7 @@ _REGISTRY = (
     "get_config",
     "list_models",
     "list_presets",
+    "reads_history",
     "size_space",
 )
 

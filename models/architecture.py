@@ -44,6 +44,21 @@ class EncoderSpec:
     count_flops: Callable[..., Flops]
 
 
+@dataclasses.dataclass(frozen=True)
+class RankerSpec:
+    """A unified architecture: reads the schema's histories itself, so no encoder goes in front of it.
+
+    build(config, schema, *, rngs, dtype) -> Ranker; count_params / count_flops(config, schema);
+    size_space(schema, config, target_dense_params) -> overrides of the config, hardware-friendly first.
+    """
+
+    config: type
+    build: Callable[..., Any]
+    count_params: Callable[..., Params]
+    count_flops: Callable[..., Flops]
+    size_space: Callable[..., Iterable[dict[str, Any]]]
+
+
 def freeze(config_type: type, values: Mapping[str, Any], where: str = "config") -> Any:
     """A frozen config dataclass from a mapping, strictly.
 

@@ -13,12 +13,22 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Forward FLOPs of `encode_user` per request and of `score` per candidate, and what their gradients leave out."""
+    """Forward FLOPs of `encode_user` per request and of `score` per candidate, and what their gradients leave out.
+
+    `user_training`, `candidate_training`: forward FLOPs that training does besides (auxiliary heads, closed experts).
+    `step`: forward FLOPs once per batch, whatever its size (parameters made from parameters), `step_unneeded` and
+    `step_training`.
+    """
 
     user: int = 0
     candidate: int = 0
     user_unneeded: int = 0
     candidate_unneeded: int = 0
+    candidate_training: int = 0
+    step: int = 0
+    step_unneeded: int = 0
+    user_training: int = 0
+    step_training: int = 0
 
     def __add__(self, other: Flops) -> Flops:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -27,13 +37,18 @@ class Flops:
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """Parameters of the dense part. `dense` is the total and includes the others; `active` counts what one row uses."""
+    """Parameters of the dense part: `dense` is the total and includes the others; a row leaves `inactive` unused.
+
+    `training_only` is apart from it: heads that serving never builds. `slots`: memory slots of all layers.
+    """
 
     dense: int = 0
     tokenizer: int = 0
     head: int = 0
     memory: int = 0
     inactive: int = 0
+    training_only: int = 0
+    slots: int = 0
 
     def __add__(self, other: Params) -> Params:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -45,12 +60,15 @@ class Count:
     """What `recscale.models.count` returns.
 
     Attributes:
-        dense_params: every trained parameter outside embedding tables and memories.
-        active_params: the part of `dense_params` one row uses (equal unless experts are sparse).
+        dense_params: every trained parameter outside embedding tables, values of memories included.
+        active_params: the part of `dense_params` one row uses (equal unless experts are sparse or there is a memory).
         embedding_params: rows times widths of the schema's tables.
         head_params: task towers, part of `dense_params`.
         tokenizer_params: projections of fields and histories to tokens, part of `dense_params`.
-        memory_params: values of memory layers.
+        memory_params: trained values of memory layers, part of `dense_params` and never of `active_params`.
+        memory_slots: slots M of all memory layers together (a shared pool once); None without a memory.
+        forward_flops_step, train_flops_step: once per batch, besides those per request and per candidate.
+        training_only_params: auxiliary heads that only training has, no part of `dense_params`.
         forward_flops_per_row: C = 1, so `forward_flops_user + forward_flops_candidate`.
         forward_flops_user, forward_flops_candidate: per request, per candidate.
         train_flops_user, train_flops_candidate: forward and backward, per request, per candidate.
@@ -69,11 +87,15 @@ class Count:
     train_flops_per_row: int
     train_flops_user: int
     train_flops_candidate: int
+    training_only_params: int = 0
+    memory_slots: int | None = None
+    forward_flops_step: int = 0
+    train_flops_step: int = 0
 
     @classmethod
     def of(cls, params: Params, flops: Flops, embedding_params: int) -> Count:
-        train_user = 3 * flops.user - flops.user_unneeded
-        train_candidate = 3 * flops.candidate - flops.candidate_unneeded
+        train_user = 3 * (flops.user + flops.user_training) - flops.user_unneeded
+        train_candidate = 3 * (flops.candidate + flops.candidate_training) - flops.candidate_unneeded
         return cls(
             dense_params=params.dense,
             active_params=params.dense - params.inactive,
@@ -87,6 +109,10 @@ class Count:
             train_flops_per_row=train_user + train_candidate,
             train_flops_user=train_user,
             train_flops_candidate=train_candidate,
+            training_only_params=params.training_only,
+            memory_slots=params.slots or None,
+            forward_flops_step=flops.step,
+            train_flops_step=3 * (flops.step + flops.step_training) - flops.step_unneeded,
         )
 
     def to_dict(self) -> dict[str, int]:

@@ -4,6 +4,11 @@
     output = model.score(state, candidates)     per candidate
     model(inputs) == model.score(model.encode_user(inputs.user), inputs.candidates)
 
+`key` is the switch between training and evaluation: a training step gives one, evaluation and serving never do. Without
+a key there is no dropout, no training-only head, and no variable of the model changes; so evaluation is a pure
+function of parameters, state and data. With a key a model may assign its own `nnx.Variable`s (adaptive coefficients,
+running statistics): the step returns and checkpoints them.
+
 Shapes: R requests, C candidates per request, t history tokens of width A.
 """
 
@@ -46,7 +51,7 @@ class Ranker(nnx.Module):
         raise NotImplementedError
 
     def score(self, state: Any, candidates: CandidateInputs, *, key: Array | None = None) -> Output:
-        """Logits of every candidate. `key` switches dropout on, where the architecture has any."""
+        """Logits of every candidate. `key` is given in training only: randomness, and leave to change state."""
         raise NotImplementedError
 
     def __call__(self, inputs: Inputs, *, key: Array | None = None) -> Output:

@@ -3,6 +3,7 @@
 rankmixer            a backbone
 din                  a sequence encoder in front of a DLRM-MLP (short for din+dlrm_mlp)
 din+rankmixer        a sequence encoder in front of a backbone
+hyformer             a ranker: owns its histories as well, so nothing goes in front of it
 rankmixer_100m       a preset: an alias with fixed sizes
 """
 
@@ -13,30 +14,49 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from .architecture import BackboneSpec, EncoderSpec, freeze, nearest
+from ..pallas_kernels.targets import current_platform
+from .architecture import BackboneSpec, EncoderSpec, RankerSpec, freeze, nearest
 from .counts import Count
-from .inputs.history import NO_TOKENS, TokenShape
+from .inputs.history import NO_TOKENS
 from .inputs.schema import Schema
+from .presets import PRESETS
 from .ranker import Composed, Ranker
 
 # name -> (kind, module:attribute)
 _TABLE = {
     "rankmixer": ("backbone", ".mixers.rankmixer:RANKMIXER"),
+    "tokenmixer_large": ("backbone", ".mixers.tokenmixer_large:TOKENMIXER_LARGE"),
+    "ug_rankmixer": ("backbone", ".mixers.ug_sep:UG_RANKMIXER"),
+    "ug_tokenmixer_large": ("backbone", ".mixers.ug_tokenmixer_large:UG_TOKENMIXER_LARGE"),
     "dlrm_mlp": ("backbone", ".baselines.dlrm_mlp:DLRM_MLP"),
     "dcnv2": ("backbone", ".baselines.dcnv2:DCNV2"),
+    "wukong": ("backbone", ".baselines.wukong:WUKONG"),
+    "hiformer": ("backbone", ".baselines.hiformer:HIFORMER"),
+    "autoint": ("backbone", ".baselines.autoint:AUTOINT"),
+    "dhen_lite": ("backbone", ".baselines.dhen_lite:DHEN_LITE"),
+    "pkm": ("backbone", ".memories.memory_mixer:PKM"),
+    "memory_plus": ("backbone", ".memories.memory_mixer:MEMORY_PLUS"),
+    "msn": ("backbone", ".memories.msn:MSN_SPEC"),
+    "mmoe": ("backbone", ".baselines.mmoe:MMOE"),
+    "hyformer": ("ranker", ".sequences.hyformer:HYFORMER"),
+    "mixformer": ("ranker", ".sequences.mixformer:MIXFORMER"),
+    "ui_mixformer": ("ranker", ".sequences.mixformer:UI_MIXFORMER"),
+    "longer": ("encoder", ".sequences.longer:LONGER"),
+    "ads": ("encoder", ".sequences.ads:ADS_SPEC"),
     "sum_pooling": ("encoder", ".baselines.sum_pooling:SUM_POOLING"),
     "din": ("encoder", ".baselines.din:DIN_SPEC"),
-}
-
-# name -> (name above, overrides). Sizes of arXiv 2507.15551, table 1; hidden widths chosen to meet its parameters.
-_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "rankmixer_100m": ("rankmixer", dict(tokens=16, width=768, hidden=2176, layers=2)),
-    "rankmixer_1b": ("rankmixer", dict(tokens=32, width=1536, hidden=5632, layers=2)),
+    "target_attention": ("encoder", ".baselines.target_attention:TARGET_ATTENTION"),
+    "sequence_transformer": ("encoder", ".baselines.sequence_transformer:SEQUENCE_TRANSFORMER"),
+    "sasrec": ("encoder", ".baselines.sasrec:SASREC"),
+    "hstu": ("encoder", ".baselines.hstu:HSTU_SPEC"),
+    "twin_lite": ("encoder", ".baselines.twin_lite:TWIN_LITE"),
+    "stca": ("encoder", ".baselines.stca:STCA_SPEC"),
+    "lmn": ("ranker", ".memories.lmn:LMN_SPEC"),
+    "onetrans_lite": ("ranker", ".baselines.onetrans_lite:ONETRANS_LITE"),
 }
 
 # What a sequence encoder stands in front of when it is named alone.
@@ -52,13 +72,22 @@ class _Part:
 
 
 def list_models(kind: str | None = None) -> list[str]:
-    """Registered names, presets excluded; kind "backbone" or "encoder" selects. Any encoder goes with any backbone."""
+    """Registered names, presets excluded; kind "backbone", "encoder" or "ranker" selects.
+
+    Any encoder goes with any backbone; a ranker stands alone.
+    """
     return [name for name, (k, _) in _TABLE.items() if kind in (None, k)]
+
+
+def reads_history(name: str) -> bool:
+    """Whether a model needs a schema with histories: it is a ranker, or has a sequence encoder."""
+    encoder, backbone = _parts(name)
+    return encoder is not None or isinstance(backbone.spec, RankerSpec)
 
 
 def list_presets() -> list[str]:
     """Aliases with fixed sizes."""
-    return list(_PRESETS)
+    return list(PRESETS)
 
 
 def get_config(name: str) -> ConfigDict:
@@ -92,7 +121,7 @@ def build(
     """
     dtype = default_dtype() if dtype is None else dtype
     encoder, encoder_config, backbone, config, tokens = _resolve(name, schema, config)
-    model = backbone.build(config, schema, tokens, rngs=rngs, dtype=dtype)
+    model = backbone.build(config, schema, *tokens, rngs=rngs, dtype=dtype)
     if encoder is None:
         return model
     return Composed(encoder.build(encoder_config, schema, rngs=rngs, dtype=dtype), model)
@@ -101,7 +130,7 @@ def build(
 def count(name: str, schema: Schema, config: Mapping[str, Any] | ConfigDict | None = None) -> Count:
     """Parameters and FLOPs of `build(name, schema, config)` in closed form; allocates nothing."""
     encoder, encoder_config, backbone, config, tokens = _resolve(name, schema, config)
-    params, flops = backbone.count_params(config, schema, tokens), backbone.count_flops(config, schema, tokens)
+    params, flops = backbone.count_params(config, schema, *tokens), backbone.count_flops(config, schema, *tokens)
     if encoder is not None:
         params += encoder.count_params(encoder_config, schema)
         flops += encoder.count_flops(encoder_config, schema)
@@ -114,13 +143,22 @@ def size_space(
     """Overrides of `config` whose `dense_params` lie near the target, hardware-friendly shapes first; lazy.
 
     A sequence encoder keeps its config; the backbone behind it is sized for the rest.
+
+    Raises:
+        ValueError: the encoder alone has more parameters than the target.
     """
     encoder, encoder_config, backbone, config, tokens = _resolve(name, schema, config)
     if encoder is None:
-        yield from backbone.size_space(schema, config, target_dense_params, tokens)
+        yield from backbone.size_space(schema, config, target_dense_params, *tokens)
         return
-    rest = target_dense_params - encoder.count_params(encoder_config, schema).dense
-    for overrides in backbone.size_space(schema, config, rest, tokens):
+    own = encoder.count_params(encoder_config, schema).dense
+    rest = target_dense_params - own
+    if rest <= 0:
+        raise ValueError(
+            f"{name}: the encoder alone has {own} dense parameters, the target is {target_dense_params:g}; "
+            "configure a smaller encoder or raise the target"
+        )
+    for overrides in backbone.size_space(schema, config, rest, *tokens):
         yield {"backbone": overrides}
 
 
@@ -141,15 +179,20 @@ def freeze_config(name: str, config: Mapping[str, Any] | ConfigDict | None = Non
 
 def default_dtype():
     """bfloat16 on accelerators, float32 on CPU."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.float32 if current_platform() == "cpu" else jnp.bfloat16
 
 
-def _resolve(name: str, schema: Schema, config: Any) -> tuple[EncoderSpec | None, Any, BackboneSpec, Any, TokenShape]:
+def _resolve(
+    name: str, schema: Schema, config: Any
+) -> tuple[EncoderSpec | None, Any, BackboneSpec | RankerSpec, Any, tuple[Any, ...]]:
+    """Encoder's spec and config, the other part's spec and config, and the last arguments of that part's callables:
+    the shape of the tokens it is given, nothing for a ranker."""
     encoder, backbone = _parts(name)
     frozen = freeze_config(name, config)
     if encoder is None:
-        return None, None, backbone.spec, frozen, NO_TOKENS
-    return encoder.spec, frozen[0], backbone.spec, frozen[1], encoder.spec.token_shape(frozen[0], schema)
+        return None, None, backbone.spec, frozen, () if isinstance(backbone.spec, RankerSpec) else (NO_TOKENS,)
+    tokens = encoder.spec.token_shape(frozen[0], schema)
+    return encoder.spec, frozen[0], backbone.spec, frozen[1], (tokens,)
 
 
 def _parts(name: str) -> tuple[_Part | None, _Part]:
@@ -157,26 +200,30 @@ def _parts(name: str) -> tuple[_Part | None, _Part]:
     if len(names) > 2:
         raise ValueError(f"{name!r} has {len(names)} parts; expected encoder+backbone")
     kinds = [_kind(part) for part in names]
-    if kinds == ["backbone"]:
+    if kinds in (["backbone"], ["ranker"]):
         return None, _load(name)
     if kinds == ["encoder"]:
         return _load(name), _load(_ALONE)
     if kinds == ["encoder", "backbone"]:
         return _load(names[0]), _load(names[1])
+    if kinds[-1] == "ranker":
+        raise ValueError(
+            f"{name!r}: {names[1]} reads the histories itself, so nothing goes in front of it; use {names[1]!r} alone"
+        )
     raise ValueError(
         f"{name!r} is {' + '.join(kinds)}, expected encoder+backbone; encoders: {', '.join(list_models('encoder'))}"
     )
 
 
 def _kind(name: str) -> str:
-    base = _PRESETS[name][0] if name in _PRESETS else name
+    base = PRESETS[name][0] if name in PRESETS else name
     if base not in _TABLE:
-        raise ValueError(f"there is no model {name!r}{nearest(name, [*_TABLE, *_PRESETS])}")
+        raise ValueError(f"there is no model {name!r}{nearest(name, [*_TABLE, *PRESETS])}")
     return _TABLE[base][0]
 
 
 def _load(name: str) -> _Part:
-    base, overrides = _PRESETS.get(name, (name, {}))
+    base, overrides = PRESETS.get(name, (name, {}))
     module, attribute = _TABLE[base][1].split(":")
     return _Part(getattr(importlib.import_module(module, __package__), attribute), overrides)
 

@@ -7,12 +7,16 @@ from 1e7 on they are multiples of 128 or 64, which matrix units prefer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 LARGE = 1e7
 
 # Widths tried for the layer that is held fixed, relative to the solution with equal widths.
 _RATIOS = (0.25, 0.4, 0.6, 0.75, 0.85, 0.93, 1.0, 1.07, 1.15, 1.3, 1.6, 2.5)
+
+# How far from the target a shape may be before all others are preferred; small models come in coarse steps.
+_MISS = 0.25
 
 Shape = tuple[int, ...]
 
@@ -24,10 +28,14 @@ def grains(target: float, large: Shape = (64,)) -> Shape:
 
 def solve_affine(params: Callable[[int], int], target: float, grain: int) -> int | None:
     """The multiple of `grain` where params(x), affine in x, is nearest to the target; None if that is below 1."""
-    at_one = params(1)
-    x = (target - at_one) / (params(2) - at_one) + 1
-    nearest = grain * round(x / grain)
+    nearest = grain * round(solve_affine_exactly(params, target) / grain)
     return nearest if nearest >= 1 else None
+
+
+def solve_affine_exactly(params: Callable[[int], int], target: float) -> float:
+    """The x, whole or not, where params(x), affine in x, meets the target."""
+    at_one = params(1)
+    return (target - at_one) / (params(2) - at_one) + 1
 
 
 def solve_increasing(params: Callable[[int], int], target: float, grain: int) -> int:
@@ -63,6 +71,58 @@ def mlp_shapes(params: Callable[[Shape], int], layers: int, target: float) -> It
         yield from sorted(shapes, key=lambda shape: (abs(math.log(shape[0] / shape[1])), shape))
 
 
+def solve_widths(
+    shapes: Iterable[tuple[dict[str, Any], str, float]],
+    params: Callable[[dict[str, Any]], int],
+    target: float,
+    large: Shape = (64,),
+    multiple: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Overrides whose params(overrides) are near the target, one width of each shape solved for.
+
+    Args:
+        shapes: (overrides, name of the width to solve for, what it should be), the preferred shapes first.
+        large: steps of that width from 1e7 parameters on. multiple: it must be a multiple of this.
+
+    Shapes come in the given order if the solved width is within a factor of 2 of what it should be, friendly steps
+    first; the others follow, the least distorted first; last those that miss the target, the nearest first.
+    """
+    distorted: list[tuple[float, float, int, dict[str, Any]]] = []
+    for fixed, free, ideal in shapes:
+        steps = [math.lcm(grain, multiple) for grain in grains(target, large)]
+        values = [solve_increasing(lambda x, f=fixed, n=free: params(f | {n: x}), target, step) for step in steps]
+        for value in dict.fromkeys(values):
+            distortion = abs(math.log2(value / ideal))
+            miss = abs(math.log(params(fixed | {free: value}) / target))
+            miss = miss if miss > _MISS else 0.0
+            if distortion <= 1 and not miss:
+                yield fixed | {free: value}
+            else:
+                distorted.append((miss, distortion, len(distorted), fixed | {free: value}))
+    for *_, overrides in sorted(distorted, key=lambda found: found[:3]):
+        yield overrides
+
+
+def widths_around(ideal: float, target: float, multiple: int = 1, large: int = 128) -> list[int]:
+    """Token widths D from a quarter to twice the ideal, nearest first: multiples of `large` from 1e7 parameters on,
+    of 16 where that is at most a fifth of the ideal, else all."""
+    step = large if target >= LARGE and ideal >= large else 16 if ideal >= 80 else 8 if ideal >= 24 else 1
+    step = math.lcm(step, multiple)
+    low, high = max(1, math.floor(ideal / 4 / step)), math.ceil(2 * ideal / step)
+    found = [step * i for i in range(low, high + 1)]
+    return sorted(found, key=lambda D: (abs(math.log2(D / ideal)), D))
+
+
+def interpolate(target: float, points: dict[float, float]) -> float:
+    """Geometric interpolation between known (parameters, width) pairs; the end values outside."""
+    known = sorted(points)
+    if target <= known[0] or target >= known[-1]:
+        return points[known[0] if target <= known[0] else known[-1]]
+    low, high = max(x for x in known if x <= target), min(x for x in known if x > target)
+    share = math.log(target / low) / math.log(high / low)
+    return points[low] * (points[high] / points[low]) ** share
+
+
 def _one_fixed(params, layers: int, target: float, grain: int, fixed: int) -> Iterator[Shape]:
     """The first layer `fixed` and the others solved for, and the other way round."""
     others = solve_increasing(lambda w: params((fixed, *(w,) * (layers - 1))), target, grain)
@@ -70,3 +130,41 @@ def _one_fixed(params, layers: int, target: float, grain: int, fixed: int) -> It
     first = solve_affine(lambda w: params((w, *(fixed,) * (layers - 1))), target, grain)
     if first is not None:
         yield (first, *(fixed,) * (layers - 1))
+
+
+def token_shapes(
+    params: Callable[[int, int, int], int], choices: Iterable[tuple[int, float]], target: float, ratio: float
+) -> Iterator[tuple[int, int, int]]:
+    """(T, D, F) of blocks with one network D -> F -> D per token, near the target; friendliest first.
+
+    For each T and each D, a multiple of T and of 4 (128 from 1e7 parameters on), the hidden width F that meets the
+    target is solved for. First come shapes with F/D near `ratio`, cheap choices of T, and coarse multiples for F.
+
+    Args:
+        params: dense parameters at (T, D, F), affine in F.
+        choices: (T, cost), the cost in octaves of F/D that a better choice of T is worth.
+    """
+    found = []
+    for T, cost in choices:
+        step = math.lcm(T, 128 if target >= LARGE else 4)
+        ideal = step * solve_increasing(
+            lambda n, T=T, step=step: params(T, n * step, round(ratio * n * step)), target, 1
+        )
+        for D in range(step, 3 * ideal + step + 1, step):
+            exact = solve_affine_exactly(lambda F, T=T, D=D: params(T, D, F), target)
+            widths = dict.fromkeys(
+                grain * round(exact / grain) for grain in grains(target) if exact >= grain / 2 + 1e-9
+            )
+            found += [(abs(math.log2(F / D / ratio)) + cost + i / 4, T, D, F) for i, F in enumerate(widths)]
+    for _, T, D, F in sorted(found):
+        yield T, D, F
+
+
+def token_choices(possible: Iterable[int], target: float) -> list[tuple[int, float]]:
+    """Powers of two among the possible T, within an octave of the one that suits the size, with half an octave's cost
+    per octave; whatever is possible if none is a power of two."""
+    possible = list(possible)
+    powers = [T for T in (2, 4, 8, 16, 32, 64) if T in possible] or possible[-1:]
+    suits = 4 if target < 3e4 else 8 if target < 3e5 else 16 if target < 3e8 else 32
+    nearest = min(powers, key=lambda T: (abs(math.log2(T / suits)), T))
+    return [(T, abs(math.log2(T / nearest)) / 2) for T in powers if abs(math.log2(T / nearest)) <= 1]

@@ -117,12 +117,15 @@ class Output:
     """What `score` returns.
 
     logits: float32 [R, C, Y]; losses: named scalar auxiliary losses, already weighted, added to the task loss;
-    stats: named diagnostics (arrays of any shape).
+    stats: named diagnostics (arrays of any shape); scalars are logged;
+    loss_logits: what the task loss is made of where that is not the logits alone: name -> (weight, logits like
+    `logits`), the task loss is the weighted sum of theirs. Only training fills it (auxiliary heads, a second path).
     """
 
     logits: Array
     losses: dict[str, Array] = flax.struct.field(default_factory=dict)
     stats: dict[str, Array] = flax.struct.field(default_factory=dict)
+    loss_logits: dict[str, tuple[Any, Array]] = flax.struct.field(default_factory=dict)
 
 
 def concat_user(inputs: UserInputs, names: tuple[str, ...]) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +58,14 @@ class SequenceTokens(NamedTuple):
 
 
 class HistoryView(NamedTuple):
-    """events [R, S, A], zero on padding; valid bool [R, S]; position int32 [S]; delta_s int32 [R, S] or None."""
+    """events [R, S, A], zero on padding; valid bool [R, S]; position int32 [S]; delta_s int32 [R, S] or None;
+    length int32 [R], events that are kept."""
 
     events: Array
     valid: Array
     position: Array
     delta_s: Array | None
+    length: Array
 
 
 def read_history(history: Events, length: int | None = None, *, check: bool = False) -> HistoryView:
@@ -88,7 +90,7 @@ def read_history(history: Events, length: int | None = None, *, check: bool = Fa
     events = jnp.where(valid[..., None], events, 0)
     if delta_s is not None:
         delta_s = jnp.where(valid, delta_s[:, :length], 0)
-    return HistoryView(events, valid, position, delta_s)
+    return HistoryView(events, valid, position, delta_s, kept)
 
 
 def time_bucket(delta_s: Array) -> Array:
@@ -107,6 +109,106 @@ class TimeFeature(nnx.Module):
         ages = jnp.take(self.table[...], time_bucket(view.delta_s), axis=0)
         ages = jnp.where(view.valid[..., None], ages, 0).astype(view.events.dtype)
         return view._replace(events=jnp.concatenate([view.events, ages], axis=-1))
+
+
+class Positions(nnx.Module):
+    """Adds a learned vector per position to the valid events: [R, S, A] -> [R, S, A]. S_max*A parameters, no FLOPs.
+
+    Position 0 is the newest event, so a position means the same at every length.
+    """
+
+    def __init__(self, longest: int, width: int, *, rngs: nnx.Rngs):
+        self.table = param.normal(rngs, (longest, width), ("events", "embed"), width**-0.5)
+
+    def __call__(self, view: HistoryView) -> HistoryView:
+        longest, columns = self.table.shape[0], view.position.shape[0]
+        if columns > longest:
+            raise ValueError(f"the history has {columns} columns, the position table {longest}; raise max_length")
+        vectors = self.table[...][None, :columns]
+        events = view.events + jnp.where(view.valid[..., None], vectors, 0).astype(view.events.dtype)
+        return view._replace(events=events)
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoryOptions:
+    """Flags every sequence encoder's config may inherit.
+
+    sequence: which history, None if there is one; recent: keep the newest columns only, None for all; time_feature:
+    see `uses_time`.
+    """
+
+    sequence: str | None = None
+    recent: int | None = None
+    time_feature: Literal["auto", "bucket", "none"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class EventPlan:
+    """Which events an encoder reads: the newest S of history `sequence`, of width A (time feature included).
+
+    trained: whether a gradient must flow back into them. params: of the time feature.
+    """
+
+    sequence: str
+    length: int
+    width: int
+    use_time: bool
+    timestamps: bool
+    trained: bool
+
+    @property
+    def params(self) -> int:
+        return TIME_BUCKETS * TIME_WIDTH * self.use_time
+
+
+def plan_events(schema: Schema, options: HistoryOptions) -> EventPlan:
+    """Resolves the flags for one schema; `options` may be any config that inherits `HistoryOptions`.
+
+    Raises:
+        ValueError: see `choose_sequence` and `uses_time`; or `recent` below 1.
+    """
+    sequence = choose_sequence(schema, options.sequence)
+    use_time = uses_time(sequence, options.time_feature)
+    if options.recent is not None and options.recent < 1:
+        raise ValueError(f"recent is {options.recent}, expected at least 1 event; None reads all")
+    return EventPlan(
+        sequence=sequence.name,
+        length=min(sequence.length, options.recent or sequence.length),
+        width=sequence.width + TIME_WIDTH * use_time,
+        use_time=use_time,
+        timestamps=sequence.timestamps,
+        trained=use_time or any(not field.is_dense for field in sequence.fields),
+    )
+
+
+class EventReader(nnx.Module):
+    """The events of a plan, with the time feature if it is used; columns beyond the plan's S are never read."""
+
+    def __init__(self, plan: EventPlan, *, rngs: nnx.Rngs):
+        self.plan = plan
+        self.time = TimeFeature(rngs=rngs) if plan.use_time else None
+
+    def __call__(self, user: UserInputs) -> HistoryView:
+        view = read_history(find_history(user, self.plan.sequence), self.plan.length)
+        return view if self.time is None else self.time(view)
+
+
+def random_suffixes(user: UserInputs, key: Array, alpha: float, beta: float, multiple: int = 8) -> UserInputs:
+    """Every history cut to a random number of its newest events, for training one model on all lengths.
+
+    The kept share of the S columns is Beta(alpha, beta) per request (alpha, beta < 1: mostly very short or whole),
+    rounded up to `multiple` events; a history shorter than that stays as it is.
+    """
+
+    def cut(history: Events, key: Array) -> Events:
+        columns = history.events.shape[1]
+        share = jax.random.beta(key, alpha, beta, history.length.shape)
+        kept = multiple * jnp.ceil(share * columns / multiple).astype(jnp.int32)
+        return history.replace(length=jnp.minimum(history.length, jnp.maximum(kept, 1)))
+
+    keys = jax.random.split(key, max(len(user.histories), 1))
+    names = sorted(user.histories)
+    return user.replace(histories={name: cut(user.histories[name], k) for name, k in zip(names, keys, strict=True)})
 
 
 def choose_sequence(schema: Schema, name: str | None) -> Sequence:

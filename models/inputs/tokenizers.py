@@ -7,12 +7,16 @@
     "group"     (TokenMixer-Large, arXiv 2602.06563) one projection per semantic group.
     "field"     one projection per field.
     "identity"  fields are the tokens as they are; every field must have width D.
+    "auto"      "identity" where every field is an embedding of width D, else "field". (A table already tells its field
+                from the others; raw numbers need the projection for it.)
 
-global_token=True adds a token projected from all fields (a candidate token: it sees the candidate).
+global_token=True adds a token projected from all fields (a candidate token: it sees the candidate); "split" adds a
+second one projected from the user fields alone, which is a user token.
 tokenizer_hidden=F puts a hidden GELU layer into every projection of fields (depth undisclosed; default None).
 
 A token never straddles the two sides, so user tokens are made once per request (`encode_user`), candidate tokens once
-per candidate. Token order: user fields, user history tokens, candidate fields, candidate history tokens, global token.
+per candidate. Token order: user fields, user history tokens, the user's global token; candidate fields, candidate
+history tokens, global token.
 History tokens are projected to D, each by its own matrix, and count in T.
 Everything leaves here token-major: [T_u, R, D] and [T_c, R, C, D].
 
@@ -54,11 +58,11 @@ class TokenizerOptions:
 
     tokens: int | None = None
     user_tokens: int | None = None
-    tokenizer: Literal["cut", "group", "field", "identity"] = "cut"
+    tokenizer: Literal["cut", "group", "field", "identity", "auto"] = "cut"
     cut_align: Literal["field", "exact"] = "field"
     tokenizer_shared: bool = False
     tokenizer_hidden: int | None = None
-    global_token: bool = False
+    global_token: bool | Literal["split"] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +114,12 @@ class TokenPlan:
     shared: bool = False
     hidden: int | None = None
     everything: tuple[SidePlan, SidePlan] | None = None
+    user_everything: SidePlan | None = None
 
     @property
     def user_tokens(self) -> int:
         """T_u."""
-        return self.user.tokens + self.sequence.user
+        return self.user.tokens + self.sequence.user + (self.user_everything is not None)
 
     @property
     def candidate_tokens(self) -> int:
@@ -126,6 +131,12 @@ class TokenPlan:
         """T."""
         return self.user_tokens + self.candidate_tokens
 
+    @property
+    def trained(self) -> bool:
+        """Whether a gradient must flow into the tokens: not if all of them are raw numbers as they are."""
+        sides = any((*self.user.trained, *self.candidate.trained))
+        return self.projected or sides or self.sequence.tokens > 0 or self.everything is not None
+
     def params(self, width: int) -> int:
         """Parameters for tokens of width D."""
         inputs = [] if not self.projected else [*self.user.padded, *self.candidate.padded]
@@ -133,6 +144,8 @@ class TokenPlan:
             inputs = inputs[:1]
         if self.everything is not None:
             inputs.append(sum(side.widths[0] for side in self.everything))
+        if self.user_everything is not None:
+            inputs.append(self.user_everything.widths[0])
         fields = sum(_mlp_params(d, self.hidden, width) for d in inputs)
         return fields + self.sequence.tokens * (self.sequence.width * width + width)
 
@@ -146,6 +159,9 @@ class TokenPlan:
             first = [2 * side.widths[0] * (self.hidden or width) for side in self.everything]
             unneeded = [f * (not side.trained[0]) for f, side in zip(first, self.everything, strict=True)]
             total += Flops(first[0], first[1] + (2 * self.hidden * width if self.hidden else 0), *unneeded)
+        if self.user_everything is not None:
+            user, unneeded_user = self.user_everything.flops(self.hidden, width)
+            total += Flops(user=user, user_unneeded=unneeded_user)
         s, each = self.sequence, 2 * self.sequence.width * width
         return total + Flops(
             s.user * each,
@@ -182,6 +198,7 @@ class Tokenizer(nnx.Module):
         widths = [side.widths[0] for side in everything or ()]
         self.everything = SplitDense(*widths, plan.hidden or width, **kwargs) if everything else None
         self.everything_out = Dense(plan.hidden, width, axes=("hidden", "embed"), **kwargs) if deep else None
+        self.user_everything = make(0, plan.user_everything.widths[0]) if plan.user_everything else None
         s, kwargs["axes"] = plan.sequence, ("events", "embed")
         self.user_history = PerTokenDense(s.user, s.width, width, **kwargs) if s.user else None
         self.candidate_history = PerTokenDense(s.candidate, s.width, width, **kwargs) if s.candidate else None
@@ -190,6 +207,8 @@ class Tokenizer(nnx.Module):
         """history: [R, t_u, A], tokens of a sequence encoder."""
         made = self._fields(self.plan.user, self.user, user.fields)
         made += self._history(self.user_history, history, self.plan.sequence.user)
+        if self.user_everything is not None:
+            made.append(self.user_everything(_concat(user.fields, self.plan.user_everything.runs[0]))[None])
         everything = None
         if self.everything is not None and self.everything.user_width:
             everything = self.everything.encode_user(_concat(user.fields, self.plan.everything[0].runs[0]))
@@ -256,12 +275,16 @@ def possible_tokens(schema: Schema, options: TokenizerOptions, sequence: TokenSh
     """The numbers of tokens T a "cut" tokenizer can make of this schema: every field side present gets one or more."""
     sides = (schema.user_fields, schema.candidate_fields)
     most = _most_tokens(sides, options.cut_align)
-    extra = sequence.tokens + options.global_token
+    extra = sequence.tokens + sum(_global_tokens(options))
     return range(sum(min(1, m) for m in most) + extra, sum(most) + extra + 1)
 
 
 @functools.lru_cache(maxsize=256)
 def _plan(schema: Schema, options: TokenizerOptions, width: int, sequence: TokenShape) -> TokenPlan:
+    if options.tokenizer == "auto":
+        plain = all(field.width == width and not field.is_dense for field in schema.fields)
+        chosen = "identity" if plain and options.tokenizer_hidden is None else "field"
+        options = dataclasses.replace(options, tokenizer=chosen)
     kind = options.tokenizer
     _check_options(schema, options, width)
     sides = (schema.user_fields, schema.candidate_fields)
@@ -273,9 +296,11 @@ def _plan(schema: Schema, options: TokenizerOptions, width: int, sequence: Token
     if options.tokenizer_shared:
         widest = max(d for plan in plans for d in plan.padded)
         plans = [dataclasses.replace(plan, pad_to=widest) for plan in plans]
-    everything = None
+    everything = user_everything = None
     if options.global_token:
         everything = tuple(_side([fields], batched=False) for fields in sides)
+    if options.global_token == "split":
+        user_everything = everything[0]
     plan = TokenPlan(
         *plans,
         sequence=sequence,
@@ -283,6 +308,7 @@ def _plan(schema: Schema, options: TokenizerOptions, width: int, sequence: Token
         shared=options.tokenizer_shared,
         hidden=options.tokenizer_hidden,
         everything=everything,
+        user_everything=user_everything,
     )
     for name, wanted, found in (
         ("tokens", options.tokens, plan.tokens),
@@ -296,6 +322,8 @@ def _plan(schema: Schema, options: TokenizerOptions, width: int, sequence: Token
 def _check_options(schema: Schema, options: TokenizerOptions, width: int) -> None:
     if not schema.candidate_fields:
         raise ValueError("the schema has no candidate or cross field, so there is nothing to rank")
+    if options.global_token == "split" and not schema.user_fields:
+        raise ValueError("global_token='split' makes a token of the user fields, and the schema has none; use True")
     if options.tokenizer_shared and options.tokenizer != "cut":
         raise ValueError(f"tokenizer_shared needs pieces of one width: tokenizer='cut', not {options.tokenizer!r}")
     if options.tokenizer == "identity":
@@ -304,6 +332,11 @@ def _check_options(schema: Schema, options: TokenizerOptions, width: int) -> Non
             raise ValueError(f"tokenizer='identity' needs fields of width {width}; other widths: {', '.join(other)}")
         if options.tokenizer_hidden is not None:
             raise ValueError("tokenizer='identity' has no projection, so tokenizer_hidden must be None")
+
+
+def _global_tokens(options: TokenizerOptions) -> tuple[int, int]:
+    """How many global tokens the user and the candidate side get."""
+    return int(options.global_token == "split"), int(bool(options.global_token))
 
 
 def _most_tokens(sides: tuple[tuple[Field, ...], ...], align: str) -> list[int]:
@@ -330,16 +363,17 @@ def _share_tokens(schema: Schema, options: TokenizerOptions, width: int, sequenc
     sides = (schema.user_fields, schema.candidate_fields)
     widths = [sum(field.width for field in fields) for fields in sides]
     most = _most_tokens(sides, options.cut_align)
-    free = tokens - sequence.tokens - options.global_token
+    extra = sequence.user + _global_tokens(options)[0]
+    free = tokens - sequence.tokens - sum(_global_tokens(options))
     low, high = max(min(1, most[0]), free - most[1]), min(most[0], free - 1)
     if options.user_tokens is None:
         user = min(max(round(free * widths[0] / sum(widths)), low), high)
         return user, free - user
-    user = options.user_tokens - sequence.user
+    user = options.user_tokens - extra
     if not low <= user <= high:
         raise ValueError(
-            f"user_tokens={options.user_tokens} of tokens={tokens} does not fit; expected {low + sequence.user} to "
-            f"{high + sequence.user}"
+            f"user_tokens={options.user_tokens} of tokens={tokens} does not fit; expected {low + extra} to "
+            f"{high + extra}"
         )
     return user, free - user
 

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from recscale.models import count, size_space
+from recscale.models import build, count, size_space
 from recscale.models.inputs import Field, Schema, Sequence, Task
+from recscale.models.inputs.examples import random_inputs
+from recscale.scaling.counting.jaxpr_flops import count_flops
 
 
 def _full_schema(*, dense=False, timestamps=True, events=7):
@@ -39,10 +42,21 @@ def _full_schema(*, dense=False, timestamps=True, events=7):
     return Schema(fields, sequences, (Task("click"), Task("buy")))
 
 
+# Encoders whose defaults leave a backbone nothing of a small target.
+_SMALL_ENCODERS = {
+    "ads": dict(gen_hidden=8, width=16),
+    "longer": dict(event_width=4, merge=2, inner_heads=2, head_dim=4, queries=2),
+    "sequence_transformer": dict(width=16),
+    "stca": dict(width=16),
+}
+
+
 def _small_config(name, schema, target=20_000):
     """Overrides for about `target` dense parameters: the first that `size_space` offers within 10 %, or the nearest."""
-    offers, found = itertools.islice(size_space(name, schema, None, target), 500), []
-    for offer in offers:
+    encoder = _SMALL_ENCODERS.get(name.split("+")[0])
+    fixed, found = {"encoder": encoder} if encoder else {}, []
+    for offer in itertools.islice(size_space(name, schema, fixed, target), 500):
+        offer = fixed | offer
         found.append((abs(count(name, schema, offer).dense_params / target - 1), len(found), offer))
         if found[-1][0] < 0.1:
             break
@@ -56,6 +70,26 @@ def _task_loss(logits, labels):
 
 def _random_labels(shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, 2, shape), jnp.float32)
+
+
+def _check_variant(name, schema, config):
+    """A configuration builds, its closed forms are those of its arrays and programs, and its logits are finite."""
+
+    def make():
+        return build(name, schema, config, rngs=nnx.Rngs(0))
+
+    graph, state = nnx.split(nnx.eval_shape(make))
+    inputs = random_inputs(schema, 2, 3)
+    counted = count(name, schema, config)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == counted.dense_params
+    once = count_flops(lambda s, u: nnx.merge(graph, s).encode_user(u), state, inputs.user)
+    assert once == 2 * counted.forward_flops_user
+    total = count_flops(lambda s, i: nnx.merge(graph, s)(i).logits, state, inputs)
+    assert total == once + 6 * counted.forward_flops_candidate
+    # Drawn here, because compiling an initialisation takes longer than the rest.
+    values = jax.tree.map(lambda leaf: 0.3 * np.random.default_rng(0).standard_normal(leaf.shape, np.float32), state)
+    out = jax.jit(lambda s, i: nnx.merge(graph, s)(i).logits)(values, inputs)
+    assert out.shape == (2, 3, len(schema.tasks)) and jnp.isfinite(out).all()
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +106,11 @@ def schema():
 @pytest.fixture(scope="session")
 def small_config():
     return functools.lru_cache(maxsize=None)(_small_config)
+
+
+@pytest.fixture(scope="session")
+def check_variant():
+    return _check_variant
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from recscale.models import build, count
 from recscale.models.baselines.dcnv2 import CrossLayer
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.inputs.schema import reference_schema
-from recscale.scaling.counting.jaxpr_flops import count_flops
 
 
 def normal(*shape, seed=0):
@@ -78,6 +77,29 @@ def test_dot_interaction_needs_one_width(schema):
         build("dlrm_mlp", schema, dict(interaction="dot"), rngs=nnx.Rngs(0))
 
 
+def test_published_form_of_the_dot_interaction():
+    """All pairs of 32 tokens of width 16 are further inputs; the whole Gram matrix is computed."""
+    plain = count("dlrm_mlp", reference_schema(), dict(widths=(7, 5)))
+    dots = count("dlrm_mlp", reference_schema(), dict(widths=(7, 5), interaction="dot"))
+    pairs = 32 * 31 // 2
+    assert dots.dense_params - plain.dense_params == 7 * pairs
+    assert dots.forward_flops_per_row - plain.forward_flops_per_row == 2 * 7 * pairs + 2 * 32**2 * 16
+
+
+@pytest.mark.parametrize("structure", ["stacked", "parallel"])
+def test_dcnv2_joins_its_two_parts(schema, structure):
+    config = dict(cross_layers=2, widths=(9, 5), structure=structure)
+    model = build("dcnv2", schema, config, rngs=nnx.Rngs(0))
+    inputs = random_inputs(schema, 2, 3)
+    x0 = x = rows(schema, inputs)
+    for layer in model.cross:
+        layer.bias[...] = normal(x.shape[1], seed=3)
+        x = x0 * (x @ np.asarray(layer.inward.kernel[...]) + np.asarray(layer.bias[...])) + x
+    h = relu_mlp(x0 if structure == "parallel" else x, [model.first, *model.rest.layers])
+    expected = head(np.concatenate([x, h], -1) if structure == "parallel" else h, model.towers)
+    np.testing.assert_allclose(model(inputs).logits.reshape(6, 2), expected, rtol=1e-4, atol=1e-4)
+
+
 VARIANTS = [
     ("dlrm_mlp", dict(widths=(7,))),
     ("dlrm_mlp", dict(widths=(9, 5, 3), tower=(4,), activation="gelu")),
@@ -93,20 +115,8 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("name, config", VARIANTS, ids=str)
-def test_every_variant_builds_counts_and_runs(schema, name, config):
-    def make():
-        return build(name, schema, config, rngs=nnx.Rngs(0))
-
-    graph, state = nnx.split(nnx.eval_shape(make))
-    inputs = random_inputs(schema, 2, 3)
-    counted = count(name, schema, config)
-    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == counted.dense_params
-    once = count_flops(lambda s, u: nnx.merge(graph, s).encode_user(u), state, inputs.user)
-    assert once == 2 * counted.forward_flops_user
-    total = count_flops(lambda s, i: nnx.merge(graph, s)(i).logits, state, inputs)
-    assert total == once + 6 * counted.forward_flops_candidate
-    out = jax.jit(lambda i: make()(i).logits)(inputs)
-    assert out.shape == (2, 3, 2) and jnp.isfinite(out).all()
+def test_every_variant_builds_counts_and_runs(schema, check_variant, name, config):
+    check_variant(name, schema, config)
 
 
 @pytest.mark.parametrize(

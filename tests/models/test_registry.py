@@ -18,7 +18,8 @@ from recscale.models.inputs.examples import random_inputs
 
 def test_the_listed_models():
     assert {"rankmixer", "dlrm_mlp", "dcnv2", "sum_pooling", "din"} <= set(list_models())
-    assert set(list_models("backbone")) | set(list_models("encoder")) == set(list_models())
+    kinds = [set(list_models(kind)) for kind in ("backbone", "encoder", "ranker")]
+    assert set.union(*kinds) == set(list_models()) and sum(map(len, kinds)) == len(list_models())
     assert {"rankmixer_100m", "rankmixer_1b"} <= set(list_presets())
 
 

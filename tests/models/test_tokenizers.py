@@ -53,6 +53,8 @@ def test_cut_is_one_affine_map_per_run_of_fields():
         dict(tokens=5, global_token=True),
         dict(tokenizer="group"),
         dict(tokenizer="group", global_token=True, tokenizer_hidden=6),
+        dict(tokens=6, global_token="split"),
+        dict(tokenizer="group", global_token="split", tokenizer_hidden=6),
         dict(tokenizer="field"),
     ],
     ids=str,
