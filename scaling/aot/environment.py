@@ -1,0 +1,62 @@
+"""What the compilers of TPU and GPU need in the process environment of a machine that has neither."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Collection
+
+# libtpu asks the cloud's metadata server unless told not to, wants some host to compile for, and guards the chip with a
+# lock that a compiler has no use for.
+_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+# Without a driver the plugin refuses to load; without a device nothing can be tuned. ptxas tells registers and spills.
+_GPU = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
+_GPU_XLA_FLAG = "--xla_gpu_autotune_level=0"
+
+# Platform -> (module whose presence means that its compiler is installed, make target that installs it).
+_COMPILERS = {"tpu": ("libtpu", "make aot-tpu"), "gpu": ("jax_plugins.xla_cuda13", "make aot-gpu")}
+
+
+class CompilerMissing(RuntimeError):
+    """The compiler of a platform is not installed; the message names the command that installs it."""
+
+
+def prepare(platforms: Collection[str]) -> None:
+    """Makes this process ready to compile for "tpu" or "gpu"; to be called before anything computes.
+
+    The process itself computes on the CPU: on a machine with an accelerator that stays untouched.
+
+    Raises:
+        CompilerMissing: one of the compilers is not installed.
+    """
+    for platform in platforms:
+        module, command = _COMPILERS[platform]
+        if not _installed(module):
+            raise CompilerMissing(
+                f"the {platform.upper()} compiler ({module}) is not installed in this environment; "
+                f'`{command} ARGS="..."` sets up one of its own and runs there'
+            )
+    if "tpu" in platforms:
+        os.environ.update(_TPU)
+    if "gpu" in platforms:
+        os.environ.update(_GPU)
+        flags = os.environ.get("XLA_FLAGS", "")
+        if _GPU_XLA_FLAG not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {_GPU_XLA_FLAG}".strip()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent package is not there
+        return False

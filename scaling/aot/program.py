@@ -1,0 +1,205 @@
+"""One program compiled for one target, and what the compiler says about it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from ...pallas_kernels.implementation import Refused
+from ...pallas_kernels.targets import Target, compiling_for
+
+COMPILED, REFUSED, FAILED = "compiled", "refused", "failed"
+
+# A collective of XLA's program text, counted once whether it is one instruction or a pair of start and done.
+_COLLECTIVE = re.compile(
+    r"= \S.*? (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\("
+)
+_SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+# Of an error's message; compilers can write pages.
+_MESSAGE_LENGTH = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What to compile.
+
+    Attributes:
+        kind: "kernel" or "train_step". name: the operation or the model. case: the named shape, "" for a model.
+        implementation: of an operation, "" for a model. mesh: text of the mesh, "" for one device.
+        devices: how many the program runs on.
+        build: devices -> (jitted function, abstract arguments that say where they lie).
+        temporaries_bound: bytes of temporaries the program may have; None is any.
+        facts: further columns of the row.
+    """
+
+    kind: str
+    name: str
+    case: str
+    implementation: str
+    mesh: str
+    devices: int
+    build: Callable[[list[jax.Device]], tuple[Any, tuple[Any, ...]]]
+    temporaries_bound: int | None = None
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def compile_program(program: Program, target: Target, devices: list[jax.Device]) -> dict[str, Any]:
+    """One row: what was compiled and how it went. Bytes are per device.
+
+    Keys: target, kind, name, case, implementation, mesh, devices, status ("compiled", "refused" or "failed"), reason,
+    compile_s, argument_bytes, output_bytes, temporary_bytes, bytes_per_device, temporaries_bound, flops, bytes_accessed
+    (of the compiler's cost analysis, None where it gives none), collectives (name -> count), registers, spill_bytes
+    (GPU kernels), and the program's own facts.
+    """
+    row = blank_row(program, target)
+    start = time.perf_counter()
+    try:
+        with _printed(target.platform == "gpu") as printed:
+            function, args = program.build(devices)
+            traced = function.trace(*args)
+            executable = traced.lower(lowering_platforms=(_lowering_platform(target),)).compile()
+    except Refused as error:
+        return row | {"status": REFUSED, "reason": _message(error)}
+    except Exception as error:  # whatever a compiler raises is the result
+        return row | {"reason": f"{type(error).__name__}: {_message(error)}"}
+    row["compile_s"] = time.perf_counter() - start
+    row |= _memory(executable) | _cost(executable) | {"collectives": collectives(executable.as_text() or "")}
+    if target.platform == "gpu" and program.kind == "kernel":
+        row |= _registers("".join(printed))
+    row["reason"] = _over_bounds(row)
+    return row | {"status": FAILED if row["reason"] else COMPILED}
+
+
+def blank_row(program: Program, target: Target) -> dict[str, Any]:
+    """The row of a program before anything is known about it."""
+    return {
+        "target": target.name,
+        "kind": program.kind,
+        "name": program.name,
+        "case": program.case,
+        "implementation": program.implementation,
+        "mesh": program.mesh,
+        "devices": program.devices,
+        "status": FAILED,
+        "reason": "",
+        **dict.fromkeys(("compile_s", "argument_bytes", "output_bytes", "temporary_bytes", "bytes_per_device")),
+        "temporaries_bound": program.temporaries_bound,
+        **dict.fromkeys(("flops", "bytes_accessed", "collectives", "registers", "spill_bytes")),
+        **program.facts,
+    }
+
+
+def compile_all(
+    programs: Callable[[Target], list[Program]],
+    target: Target,
+    begin: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a target's programs, each as soon as it is there; `begin` is told of each one (its blank row)."""
+    with compiling_for(target):
+        devices: dict[int, list[jax.Device]] = {}
+        for program in programs(target):
+            if program.devices not in devices:
+                devices[program.devices] = _devices(target, program.devices)
+            begin(blank_row(program, target))
+            yield compile_program(program, target, devices[program.devices])
+
+
+def collectives(text: str) -> dict[str, int]:
+    """Collective operation -> how often it stands in the text of a compiled program."""
+    found: dict[str, int] = {}
+    for name in _COLLECTIVE.findall(text):
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+def _devices(target: Target, count: int) -> list[jax.Device]:
+    from .devices import compile_only_devices
+
+    return compile_only_devices(target, count)
+
+
+def _lowering_platform(target: Target) -> str:
+    return "cuda" if target.platform == "gpu" else target.platform
+
+
+def _memory(executable: Any) -> dict[str, int | None]:
+    found = executable.memory_analysis()
+    if found is None:
+        return {}
+    arguments, outputs, temporaries = (
+        int(found.argument_size_in_bytes),
+        int(found.output_size_in_bytes),
+        int(found.temp_size_in_bytes),
+    )
+    return {
+        "argument_bytes": arguments,
+        "output_bytes": outputs,
+        "temporary_bytes": temporaries,
+        # A donated argument and the output that takes its place are one.
+        "bytes_per_device": arguments + outputs + temporaries - int(found.alias_size_in_bytes),
+    }
+
+
+def _cost(executable: Any) -> dict[str, float | None]:
+    """FLOPs and bytes of a device; never the compiler's guess of a time."""
+    cost = executable.cost_analysis() or {}
+    found = {"flops": cost.get("flops"), "bytes_accessed": cost.get("bytes accessed")}
+    # XLA writes -1 for what it cannot tell.
+    return {name: None if value is None or value < 0 else float(value) for name, value in found.items()}
+
+
+def _registers(printed: str) -> dict[str, int | None]:
+    """The most registers and spilled bytes of the kernels ptxas reported on."""
+    registers = [int(n) for n in _REGISTERS.findall(printed)]
+    spills = [int(stores) + int(loads) for stores, loads in _SPILLS.findall(printed)]
+    return {"registers": max(registers, default=None), "spill_bytes": max(spills, default=None)}
+
+
+def _over_bounds(row: dict[str, Any]) -> str:
+    """Why a compiled program does not do, "" if it does."""
+    bound, temporaries = row["temporaries_bound"], row["temporary_bytes"]
+    if bound is not None and temporaries is not None and temporaries > bound:
+        return f"{temporaries:,} bytes of temporaries, at most {bound:,} expected"
+    if row["spill_bytes"]:
+        return f"spills {row['spill_bytes']:,} bytes of registers ({row['registers']} in use)"
+    return ""
+
+
+def _message(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MESSAGE_LENGTH else f"{text[:_MESSAGE_LENGTH]} ..."
+
+
+@contextlib.contextmanager
+def _printed(wanted: bool) -> Iterator[list[str]]:
+    """What this process, native code included, writes while the block runs; nothing of it is shown."""
+    text: list[str] = []
+    if not wanted:
+        yield text
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {number: os.dup(number) for number in (1, 2)}
+    with tempfile.TemporaryFile() as file:
+        for number in kept:
+            os.dup2(file.fileno(), number)
+        try:
+            yield text
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in kept.items():
+                os.dup2(copy, number)
+                os.close(copy)
+            file.seek(0)
+            text.append(file.read().decode(errors="replace"))

@@ -1,0 +1,138 @@
+"""Whole training steps, the trainer's own, as programs to compile for a mesh of devices that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ...models import registry
+from ...models.inputs import Schema
+from .. import overrides, parallel
+from ..counting.abstract import abstract_batch
+from ..counting.schemas import REFERENCE, load_schema
+from ..training import get_config
+from ..training.step import make_trainer
+from .program import Program
+
+# Schema of a model that reads histories, unless another is named.
+HISTORY_SCHEMA = "known_truth:long"
+
+DEFAULT_ROWS = 8192
+
+# One step of every family: (model, schema or None, settings, mesh). Modest sizes and few tables: every table is sorted
+# or scattered into once, and those are slow to compile.
+FAMILIES: tuple[tuple[str, str | None, tuple[str, ...], dict[str, int]], ...] = (
+    ("rankmixer_10m", None, (), {"data": 2, "tensor": 2}),
+    (
+        "tokenmixer_large",
+        "known_truth:smoke",
+        ("tokenizer=cut", "tokens=8", "heads=8", "width=256", "hidden=256"),
+        {"fsdp": 2, "tensor": 2},
+    ),
+    ("longer+rankmixer", "known_truth:smoke", ("model.backbone.tokens=8",), {"data": 2, "tensor": 2}),
+    ("mixformer", "known_truth:smoke", (), {"data": 4}),
+    ("msn", "known_truth:smoke", ("tokens=8",), {"data": 1}),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapesOnly:
+    """What a trainer needs of a source whose batches are never drawn: the host gives them, as shapes."""
+
+    schema: Schema
+    requests: int
+    candidates: int
+    on_device: bool = False
+    total_rows: int | None = None
+    batches: int | None = None
+
+
+def train_step_program(
+    model: str,
+    *,
+    axes: Mapping[str, int] | None = None,
+    schema_name: str | None = None,
+    assignments: Sequence[str] = (),
+    rows: int = DEFAULT_ROWS,
+    candidates: int = 1,
+) -> Program:
+    """A training step of one replica as a program.
+
+    Args:
+        model: as in the registry: a name, a preset, or encoder+backbone.
+        axes: the mesh; None is one device. schema_name: see `load_schema`; None is the reference schema, or
+            `HISTORY_SCHEMA` for a model that reads histories.
+        assignments: `key=value` settings of the run's configuration, or of the model's ("tokens=16").
+        rows: R * C of a step.
+
+    Raises:
+        ValueError: rows that do not divide into candidates and devices, an unknown model, schema or setting.
+    """
+    axes = dict(axes or {"data": 1})
+    schema_name = schema_name or (HISTORY_SCHEMA if registry.reads_history(model) else REFERENCE)
+    schema = load_schema(schema_name)
+    config = get_config(model)
+    config = overrides.apply(config, overrides.parse(config, [_qualified(config, text) for text in assignments]))
+    requests = _requests(rows, candidates, axes)
+    config.training.requests, config.training.candidates = requests, candidates
+    counts = registry.count(model, schema, config.model)
+
+    def build(devices: list[jax.Device]) -> tuple[Any, tuple[Any, ...]]:
+        mesh = parallel.make_mesh(axes, devices)
+        source: Any = ShapesOnly(schema, requests, candidates)
+        trainer = make_trainer(config, source, [(0, config.training.lr)], warmup=1, mesh=mesh)
+        split = jax.sharding.NamedSharding(mesh, parallel.batch_spec(mesh))
+        batch = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split),
+            abstract_batch(schema, requests, candidates),
+        )
+        return trainer.program, (trainer.state_shapes(), batch)
+
+    return Program(
+        kind="train_step",
+        name=model,
+        case="",
+        implementation="",
+        mesh=parallel.mesh_text(axes),
+        devices=math.prod(axes.values()),
+        build=build,
+        facts={
+            "schema": schema_name,
+            "rows_per_step": rows,
+            "dense_params": counts.dense_params,
+            "embedding_params": counts.embedding_params,
+            "train_flops_per_step": counts.train_flops_per_row * rows,
+        },
+    )
+
+
+def family_programs() -> list[Program]:
+    """One training step per family of architectures."""
+    return [
+        train_step_program(model, schema_name=schema, assignments=settings, axes=axes)
+        for model, schema, settings, axes in FAMILIES
+    ]
+
+
+def _requests(rows: int, candidates: int, axes: Mapping[str, int]) -> int:
+    """R, checked: rows fill whole requests, and requests whole parts of the batch."""
+    if rows % candidates:
+        raise ValueError(f"rows per step are {rows}, not a multiple of {candidates} candidates per request")
+    ways = math.prod(axes.get(axis, 1) for axis in parallel.BATCH_AXES)
+    requests = rows // candidates
+    if requests % ways:
+        raise ValueError(
+            f"{requests} requests per step do not divide over {ways} devices of the mesh axes "
+            f"{', '.join(a for a in parallel.BATCH_AXES if a in axes)}; change --rows-per-step"
+        )
+    return requests
+
+
+def _qualified(config: Any, assignment: str) -> str:
+    """A setting of the model may leave out `model.`, as in `recscale count`."""
+    key = assignment.partition("=")[0].strip()
+    return assignment if key.partition(".")[0] in config else f"model.{assignment}"

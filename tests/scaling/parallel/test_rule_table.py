@@ -1,0 +1,161 @@
+"""Meshes by their text, and which axes of an array the rule table splits."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from recscale import models
+from recscale.models import registry
+from recscale.scaling import parallel
+from recscale.scaling.counting.abstract import abstract_model
+from recscale.scaling.counting.schemas import load_schema
+
+
+class Mesh:
+    """All that a rule asks of a mesh: its axes."""
+
+    def __init__(self, **axes):
+        self.shape = axes
+
+
+@pytest.mark.parametrize(
+    "text, axes",
+    [
+        ("16x16", {"data": 16, "tensor": 16}),
+        ("8", {"data": 8}),
+        ("data=4,fsdp=2,tensor=2", {"data": 4, "fsdp": 2, "tensor": 2}),
+        ("expert=8, token=4", {"expert": 8, "token": 4}),
+    ],
+)
+def test_meshes_by_their_text(text, axes):
+    assert list(parallel.parse_mesh(text).items()) == list(axes.items())
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("2x2x2", "has 3 sizes"),
+        ("data=2,tensr=2", "no axis 'tensr'; did you mean 'tensor'"),
+        ("data=2,data=4", "names axis 'data' twice"),
+        ("data=two", "size of axis 'data' is 'two', expected a positive integer"),
+        ("0x4", "expected a positive integer"),
+        ("", "expected a positive integer"),
+    ],
+)
+def test_a_mesh_that_cannot_be_read_says_why(text, message):
+    with pytest.raises(ValueError, match=message):
+        parallel.parse_mesh(text)
+
+
+def test_a_mesh_needs_its_devices():
+    devices = np.array(jax.devices() * 4)
+    mesh = parallel.make_mesh({"data": 1, "tensor": 1}, devices)
+    assert dict(mesh.shape) == {"data": 1, "tensor": 1}
+    with pytest.raises(ValueError, match="mesh data=8,tensor=8 needs 64 devices"):
+        parallel.make_mesh({"data": 8, "tensor": 8}, devices)
+
+
+@pytest.mark.parametrize(
+    "names, shape, mesh, expected",
+    [
+        (("tokens", "embed", "hidden"), (8, 64, 256), Mesh(data=2, tensor=4), P(None, None, "tensor")),
+        (("tokens", "embed", "hidden"), (8, 64, 256), Mesh(fsdp=4, tensor=2, token=8), P("token", "fsdp", "tensor")),
+        (("tokens", "hidden", "embed"), (8, 256, 64), Mesh(tensor=4), P(None, "tensor")),
+        (("hidden", "heads"), (64, 64), Mesh(tensor=4), P("tensor")),  # one mesh axis splits one axis of an array
+        (("embed", "hidden"), (64, 30), Mesh(tensor=4), P()),  # 30 does not divide by 4
+        (("rows", "embed"), (4096, 16), Mesh(fsdp=4, tensor=8, data=2), P(("fsdp", "tensor"))),
+        (("rows", "embed"), (1000, 16), Mesh(fsdp=16, tensor=8), P("tensor", "fsdp")),  # 1000 divides by 8 alone
+        ((None, "experts", "hidden"), (2, 8, 64), Mesh(expert=8), P(None, "expert")),
+        (("embed",), (64,), Mesh(data=8), P()),
+    ],
+)
+def test_axes_are_split_by_rule(names, shape, mesh, expected):
+    assert parallel.spec(names, shape, mesh) == expected
+
+
+def test_names_must_fit():
+    with pytest.raises(ValueError, match="no rule for logical axis 'widht'"):
+        parallel.spec(("widht",), (4,), Mesh(tensor=2))
+    with pytest.raises(ValueError, match="has 1 axis names"):
+        parallel.spec(("embed",), (4, 4), Mesh(tensor=2))
+
+
+def test_requests_are_split_over_data_and_fsdp():
+    assert parallel.batch_spec(Mesh(data=2, tensor=2)) == P("data")
+    assert parallel.batch_spec(Mesh(data=2, fsdp=4)) == P(("data", "fsdp"))
+    assert parallel.batch_spec(Mesh(tensor=2)) == P()
+    assert parallel.batch_ways(Mesh(data=2, fsdp=4, tensor=8)) == 8
+
+
+def test_every_rule_names_axes_of_a_mesh():
+    assert set(itertools.chain(*parallel.RULES.values(), parallel.BATCH_AXES)) == set(parallel.MESH_AXES)
+
+
+def test_the_table_knows_every_axis_of_every_architecture():
+    plain, events = load_schema(), load_schema("known_truth:long")
+    for name in models.list_models():
+        model = abstract_model(name, events if registry.reads_history(name) else plain)
+        for path, variable in nnx.to_flat_state(nnx.state(model)):
+            names = variable.get_metadata().get("logical_axes") or ()
+            assert set(names) <= set(parallel.RULES), (name, path, names)
+
+
+SCRIPT = """
+import jax, numpy as np
+from recscale.scaling import parallel
+from recscale.scaling.bench.fixed_batch import FixedBatch
+from recscale.models.inputs import reference_schema
+from recscale.scaling.training import get_config
+from recscale.scaling.training.step import make_trainer, shard_batch
+
+def train(name, settings, text):
+    config = get_config(name)
+    config.model.update(settings)
+    config.training.eps = 1e-4  # Adam divides by the gradient's size: near 0 that would magnify the order of sums
+    source = FixedBatch(reference_schema(fields=4), 32)
+    mesh = parallel.make_mesh(parallel.parse_mesh(text), jax.devices()) if text else None
+    trainer = make_trainer(config, source, [(0, 3e-3)], warmup=1, mesh=mesh)
+    state = trainer.fresh_state()
+    batch = source.batch(0) if mesh is None else shard_batch(source.batch(0), mesh)
+    if mesh is not None:
+        split = [leaf for leaf in jax.tree.leaves(state) if leaf.sharding.spec]
+        assert split or text == "data=8", f"{name} on {text}: nothing of the state is split"
+    for _ in range(3):
+        state, metrics = trainer.step(state, batch)
+    return jax.device_get((state, metrics["loss"]))
+
+for name, settings, meshes in CASES:
+    one = train(name, settings, "")
+    for text in meshes:
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(train(name, settings, text)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5, err_msg=f"{name} on {text}")
+        print("equal", name, text)
+"""
+
+RANKMIXER = ("rankmixer", {"tokens": 4, "width": 16, "hidden": 32, "layers": 1})
+MSN = ("msn", {"tokens": 4, "width": 16, "hidden": 32, "layers": 2, "memory_slots": 256, "memory_topk": 4})
+
+
+def _equal_to_one(*cases):
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    script = f"CASES = {cases!r}\n{SCRIPT}"
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal") == sum(len(meshes) for *_, meshes in cases)
+
+
+def test_eight_devices_split_by_rule_equal_one():
+    _equal_to_one((*RANKMIXER, ["data=2,tensor=2,token=2"]))
+
+
+@pytest.mark.slow
+def test_every_mesh_equals_one_device():
+    meshes = ["data=8", "fsdp=8", "data=2,tensor=4", "fsdp=2,tensor=2,token=2", "4x2"]
+    _equal_to_one((*RANKMIXER, meshes), (*MSN, ["data=2,tensor=4", "fsdp=4,tensor=2"]))
