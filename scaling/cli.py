@@ -35,6 +35,7 @@ HELP = {
     "size": "Find the shape of an architecture for a target size or cost.",
     "data": "Download and convert a public data set.",
     "bench": "Measure speed on this machine.",
+    "aot": "Compile kernels and training steps for chips that are not here.",
 }
 
 

@@ -94,9 +94,31 @@ def collect(out: Path | str) -> pd.DataFrame:
     if not records:
         raise FileNotFoundError(f"no run records below {out / 'runs'}; launch the sweep first, or name its folder")
     table = pd.DataFrame([run_row(record) for record in records]).sort_values("run_id", ignore_index=True)
+    table = with_tuning(table)
     temporary = out / f".{TABLE}.{os.getpid()}.tmp"
     table.to_parquet(temporary, index=False)
     os.replace(temporary, out / TABLE)
+    return table
+
+
+def with_tuning(table: pd.DataFrame, target: str = "logloss") -> pd.DataFrame:
+    """The table with `lr_trials` and `lr_bracketed` of every setting that was trained at several learning rates.
+
+    Settings are runs that differ in seed and rate alone. The best rate has the lowest mean target over its seeds; it is
+    bracketed if a lower and a higher rate were tried as well. A rate with a diverged run counts as tried and is not
+    the best. While runs are missing, and at a single rate, nothing is known: both stay null.
+    """
+    if target not in table.columns:
+        return table
+    table = table.astype({"lr_trials": object, "lr_bracketed": object})
+    for _, group in table.groupby(["group_id", "examples"], dropna=False):
+        rates = group["lr_dense"]
+        if rates.nunique() < 2 or not group["status"].isin(FINISHED).all():
+            continue
+        loss = group[target].where(group["status"] == "done").astype(float).fillna(math.inf)
+        best = loss.groupby(rates).mean().idxmin()
+        table.loc[group.index, "lr_trials"] = rates.nunique()
+        table.loc[group.index, "lr_bracketed"] = bool(rates.min() < best < rates.max())
     return table
 
 

@@ -70,3 +70,11 @@ def shortened(text: str, length: int) -> str:
         return text
     # One more character tells whether the last word is whole.
     return text[:length].rsplit(" ", 1)[0][: length - 1].rstrip(" ;,:") + "…"
+
+
+def byte_text(value: float | None) -> str:
+    """A number of bytes: three significant digits with a binary unit, "-" for None."""
+    if value is None:
+        return "-"
+    power = min(int(math.log2(value)) // 10, 4) if value >= 1 else 0
+    return f"{value / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

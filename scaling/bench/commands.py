@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,13 +41,51 @@ def train_step(rounds: int, torch: bool, tables: bool, known_truth: bool, keep_m
 @_JSON
 def known_truth(quick: bool, as_json: bool) -> None:
     """The acceptance experiment of the known-truth log; ends with code 1 if a gate fails."""
+    from ..provenance import environment
     from . import known_truth as measured
-    from .environment import environment
 
     result = measured.run(quick=quick)
     _finish({**result, "environment": environment()}, as_json)
     if not result["passed"]:
         click.get_current_context().exit(1)
+
+
+@bench.command("experts")
+@click.option("--rounds", default=6, show_default=True, help="Turns each variant gets, of 2 timed steps.")
+@click.option("--keep-memory/--no-keep-memory", default=True, help="Keep freed memory in the process.")
+@_JSON
+def experts(rounds: int, keep_memory: bool, as_json: bool) -> None:
+    """Training TokenMixer-Large and serving RankMixer with all, half and a quarter of the experts active."""
+    from .. import host_memory
+
+    if keep_memory:
+        host_memory.keep_freed_memory()  # before anything computes
+    from . import experts as measured
+
+    result = measured.run(rounds=rounds)
+    click.echo(_experts_report(result))
+    _finish(result, as_json)
+
+
+@bench.command("serve")
+@click.option("--case", "names", multiple=True, help="Only this comparison, by name; may be given several times.")
+@click.option("--rounds", default=10, show_default=True, help="Turns each of the two models gets, of 2 timed calls.")
+@click.option("--keep-memory/--no-keep-memory", default=True, help="Keep freed memory in the process.")
+@_JSON
+def serve(names: tuple[str, ...], rounds: int, keep_memory: bool, as_json: bool) -> None:
+    """Reusing the user's part of a model (8 requests, 64 candidates, D 256) against computing it per candidate."""
+    from .. import host_memory
+
+    if keep_memory:
+        host_memory.keep_freed_memory()
+    from . import serve as measured
+
+    try:
+        result = measured.run(names=names or None, rounds=rounds)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(_serve_report(result))
+    _finish(result, as_json)
 
 
 @bench.command("laws")
@@ -58,6 +97,19 @@ def laws(as_json: bool) -> None:
     _show(measured.run(), as_json)
 
 
+@bench.command("memory")
+@click.option("--rounds", default=8, show_default=True, help="Turns each size gets, of 8 timed steps.")
+@_JSON
+def memory(rounds: int, as_json: bool) -> None:
+    """A memory read and row update at 2^20 slots against 2^14, same hits and width; the search beside it."""
+    from .. import host_memory
+
+    host_memory.keep_freed_memory()  # before anything computes
+    from . import memory as measured
+
+    _show(measured.run(rounds=rounds), as_json)
+
+
 @bench.command("reader")
 @click.option("--rows", default=400_000, show_default=True, help="Rows of the made-up log.")
 @_JSON
@@ -66,6 +118,84 @@ def reader(rows: int, as_json: bool) -> None:
     from . import reader as measured
 
     _show(measured.run(rows=rows), as_json)
+
+
+@bench.command("kernels")
+@click.option("--operation", "operations", multiple=True, metavar="OP", help="Only this one; may be repeated.")
+@click.option("--case", "names", multiple=True, metavar="NAME", help="Only this shape; may be repeated.")
+@click.option("--implementation", "implementations", multiple=True, metavar="NAME", help="Only this one, beside XLA.")
+@click.option("--tune", is_flag=True, help="Search block sizes first and keep what is faster as this device's.")
+@click.option("--cpu", is_flag=True, help="Tiny shapes of the XLA paths on the CPU, to prove the harness.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the rows to this JSON file.")
+@_JSON
+def kernels(
+    operations: tuple[str, ...],
+    names: tuple[str, ...],
+    implementations: tuple[str, ...],
+    tune: bool,
+    cpu: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Kernels of this machine's accelerator: errors, time, share of the roofline, beside XLA and public rivals.
+
+    Ends with code 2 where there is no accelerator, and with code 1 if a kernel fails or is wrong.
+    """
+    from ..provenance import environment
+    from . import kernels as measured
+
+    rows, attempts = [], []
+    try:
+        if tune:
+            attempts = list(_tuned(operations, names))
+        for row in measured.run(operations=operations, names=names, implementations=implementations, cpu=cpu):
+            click.echo(measured.report(row))
+            rows.append(row)
+    except measured.NoAccelerator as error:
+        click.echo(str(error), err=True)
+        click.get_current_context().exit(2)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    result = {"rows": rows, "tuning": attempts, "environment": environment()}
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1, default=_plain) + "\n", encoding="utf-8")
+    _finish(result, as_json)
+    ours = [row for row in rows if row["implementation"].startswith(("pallas", "xla"))]
+    if any(row["status"] in ("wrong", "failed") for row in ours):
+        click.get_current_context().exit(1)
+
+
+def _tuned(operations: tuple[str, ...], names: tuple[str, ...]):
+    """Rows of the search of block sizes, shown as they come."""
+    from ...pallas_kernels.cases import OPERATIONS
+    from ..provenance import environment
+    from .kernel_timing import Effort
+    from .kernel_tuning import tune_and_write
+    from .kernels import accelerator
+
+    target, where = accelerator(), environment()
+    provenance = {key: where[key] for key in ("device", "date", "versions", "command")}
+    for row in tune_and_write(operations or OPERATIONS, names, target, provenance, Effort(warmup=3, runs=15)):
+        time = "-" if row["median_ms"] is None else f"{row['median_ms']:.4f} ms"
+        click.echo(f"{row['operation']}/{row['case']} {row['key']} {row['sizes']} {time} {row['reason']}".rstrip())
+        yield row
+
+
+@bench.command("mfu")
+@click.argument("model", default="rankmixer_1b")
+@click.option("--rows", default=4096, show_default=True, help="Rows of a step.")
+@_JSON
+def mfu(model: str, rows: int, as_json: bool) -> None:
+    """Model FLOPs utilisation of MODEL's training step on this machine's accelerator; code 2 without one."""
+    from . import mfu as measured
+    from .kernels import NoAccelerator
+
+    try:
+        result = measured.run(model, rows=rows)
+    except NoAccelerator as error:
+        click.echo(str(error), err=True)
+        click.get_current_context().exit(2)
+    _show(result, as_json)
 
 
 def _step_report(result: dict[str, Any]) -> str:
@@ -99,9 +229,36 @@ def _step_report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _experts_report(result: dict[str, Any]) -> str:
+    """The figures of `experts` for people."""
+    lines = []
+    for name, what in (("train", "TokenMixer-Large, training step"), ("serve", "RankMixer, forward pass")):
+        lines.append(f"{what} ({'falls' if result[f'{name}_falls'] else 'does NOT fall'} with active experts)")
+        for variant, time in result[name].items():
+            lines.append(
+                f"  {variant:11s} {time['median_ms']:8.1f} ms ({time['lower_quartile_ms']:.1f} to "
+                f"{time['upper_quartile_ms']:.1f})   {time['ratio']:.3f} of dense, FLOPs {time['flops_ratio']:.3f}, "
+                f"dropped {100 * time['dropped_share']:.2f} %"
+            )
+    return "\n".join(lines)
+
+
+def _serve_report(result: dict[str, Any]) -> str:
+    """The figures of `serve` for people."""
+    lines = []
+    for name, found in result["cases"].items():
+        reused, rival = found["reused"], found["rival"]
+        lines.append(
+            f"{name:24s} {rival['median_ms']:8.1f} -> {reused['median_ms']:7.1f} ms a call: {found['time_ratio']:.2f}x "
+            f"(CPU {found['cpu_ratio']:.2f}x) of {found['flops_ratio']:.2f}x fewer FLOPs, "
+            f"{100 * found['reached']:.0f} % reached; {found['state_elements']:,} numbers kept a request"
+        )
+    return "\n".join(lines)
+
+
 def _show(result: dict[str, Any], as_json: bool) -> None:
     """Prints a result's figures, one a line, nested ones dotted."""
-    from .environment import environment
+    from ..provenance import environment
 
     result = dict(result)
     result.setdefault("environment", environment())

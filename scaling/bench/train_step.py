@@ -22,10 +22,10 @@ from flax import nnx
 
 from ...models import count
 from ...models.inputs import Batch, Field, Schema
+from ..provenance import environment
 from ..training import get_config
 from ..training.step import Trainer, make_trainer
 from . import step_costs
-from .environment import environment
 from .fixed_batch import FixedBatch
 from .timing import Rival, alternate, summary
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from ... import models
 from ...models.inputs import Batch, CandidateSide, Field, History, Inputs, Schema, UserSide
-from ...models.inputs.tables import embed
+from ...models.inputs.tables import Table, embed
 from ...models.ranker import Ranker
 
 
@@ -21,8 +21,15 @@ def abstract_model(name: str, schema: Schema, config: Any = None) -> Ranker:
 
 
 def tree_params(model: nnx.Module) -> int:
-    """Sum of the sizes of a model's `nnx.Param`s, real or abstract: what a closed form has to equal."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    """Sum of the sizes of a model's parameters, real or abstract: what the closed form of `dense_params` must equal.
+
+    Values of memories, which are tables inside the model, count. Parameters marked `training_only` (auxiliary heads)
+    are left out.
+    """
+    served = nnx.state(
+        model, lambda _, v: isinstance(v, nnx.Param | Table) and not v.get_metadata().get("training_only", False)
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(served))
 
 
 def abstract_batch(schema: Schema, requests: int, candidates: int) -> Batch:
@@ -71,16 +78,18 @@ def forward_program(name: str, schema: Schema, config: Any, requests: int, candi
 def train_program(name: str, schema: Schema, config: Any, requests: int, candidates: int) -> tuple[Callable, tuple]:
     """(function, abstract arguments) of forward and backward, with gradients of parameters and looked-up vectors.
 
-    Raw dense fields get no gradient, as in training. The loss is the sum of logits and auxiliary losses: which loss
-    it is changes no matrix product. The optimiser is not part of it.
+    Raw dense fields get no gradient, as in training, and the model gets a key, as in training. The loss is the sum of
+    all logits and auxiliary losses: which loss it is changes no matrix product. The optimiser is not part of it.
     """
     batch = abstract_batch(schema, requests, candidates)
     vectors = abstract_vectors(schema, batch)
-    graph, params, rest = nnx.split(abstract_model(name, schema, config), nnx.Param, ...)
+    graph, params, rest = nnx.split(abstract_model(name, schema, config), nnx.Any(nnx.Param, Table), ...)
 
     def loss(params, vectors, rest, batch):
-        output = nnx.merge(graph, params, rest)(_inputs(schema, batch, vectors))
-        return jnp.sum(output.logits) + sum(output.losses.values(), jnp.zeros(()))
+        model = nnx.merge(graph, params, rest, copy=True)
+        output = model(_inputs(schema, batch, vectors), key=jax.random.key(0))
+        logits = [logits for _, logits in output.loss_logits.values()] or [output.logits]
+        return sum(map(jnp.sum, logits)) + sum(output.losses.values(), jnp.zeros(()))
 
     return jax.value_and_grad(loss, argnums=(0, 1)), (params, vectors, rest, batch)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import click
+
+from ..wording import byte_text
 
 _SCHEMA = click.option(
     "--schema", "schema_name", default="reference", show_default=True, metavar="NAME",
@@ -50,7 +51,7 @@ def count(model: str, schema_name: str, assignments: tuple[str, ...], xla: bool,
         line = f"  {phase:10s}{units[phase]:12s} {table.closed[phase]:>22,d} {table.jaxpr[phase]:>22,d}"
         if phase in table.xla:
             flops, temporary = table.xla_flops_per_row(phase), table.xla[phase].temporary_bytes
-            line += f" {_number(flops):>22s} {_bytes(temporary):>18s}"
+            line += f" {_number(flops):>22s} {byte_text(temporary):>18s}"
         click.echo(line)
     if xla:
         click.echo(f"\nXLA counts element-wise work too; a batch of {XLA_ROWS} rows, optimiser left out.")
@@ -125,11 +126,11 @@ def models(as_json: bool) -> None:
 
     schema = load_schema()
     rows: list[dict[str, Any]] = []
-    kinds = {name: kind for kind in ("backbone", "encoder") for name in registry.list_models(kind)}
-    for name in [*registry.list_models(), *registry.list_presets()]:
-        kind = kinds.get(name, "preset")
-        # An encoder needs a history, which the reference schema has not.
-        counts = None if kind == "encoder" else registry.count(name, schema)
+    kinds = {name: kind for kind in ("backbone", "encoder", "ranker") for name in registry.list_models(kind)}
+    kinds |= dict.fromkeys(registry.list_presets(), "preset")
+    for name, kind in kinds.items():
+        # What reads histories has no size here: the reference schema has none.
+        counts = None if registry.reads_history(name) else registry.count(name, schema)
         rows.append(
             {
                 "model": name,
@@ -142,7 +143,9 @@ def models(as_json: bool) -> None:
     for row in rows:
         dense, flops = (_number(row[key]) for key in ("dense_params", "train_flops_per_row"))
         click.echo(f"{row['model']:24s} {row['kind']:10s} {dense:>18s} {flops:>22s}")
-    click.echo("\nAny encoder composes with any backbone: ENCODER+BACKBONE. Presets are fixed sizes.")
+    click.echo(
+        "\nAny encoder composes with any backbone: ENCODER+BACKBONE. A ranker stands alone. Presets are fixed sizes."
+    )
     if as_json:
         _print_json({"models": rows})
 
@@ -167,14 +170,6 @@ def _settings(config: Any, prefix: str = "") -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{round(value):,d}"
-
-
-def _bytes(value: float | None) -> str:
-    """Three significant digits with a binary unit."""
-    if value is None:
-        return "-"
-    power = min(int(math.log2(value)) // 10, 4) if value >= 1 else 0
-    return f"{value / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
 """One model counted three ways side by side: closed form, jaxpr, XLA.
 
     phase        closed form                        jaxpr
-    user         forward_flops_user, per request    F(C=1) - (F(C=2) - F(C=1))
-    candidate    forward_flops_candidate            F(C=2) - F(C=1)
-    forward      forward_flops_per_row, C = 1       F(C=1)
-    train        train_flops_per_row, C = 1         forward and backward at C = 1
+    user         forward_flops_user, per request    forward - candidate
+    candidate    forward_flops_candidate            F(1, 2) - F(1, 1)
+    forward      forward_flops_per_row, C = 1       F(2, 1) - F(1, 1)
+    train        train_flops_per_row, C = 1         the same difference of forward and backward passes
 
-with F(C) the count of a whole forward pass of one request. XLA's figure is that of a compiled batch divided by its
-rows, so it holds the element-wise work as well. Parameters are compared with the abstract parameter tree.
+with F(R, C) the count of a whole forward pass of R requests with C candidates each: what does not grow with the batch
+(parameters made from parameters, `forward_flops_step`) belongs to no row. XLA counts a compiled batch,
+divided by its rows, element-wise work included. Parameters are compared with the abstract parameter tree.
 """
 
 from __future__ import annotations
@@ -75,9 +76,11 @@ def count_table(name: str, schema: Schema, config: Any = None, *, xla: bool = Fa
         ValueError: from the registry, for an unknown name or a config it refuses.
     """
     count = models.count(name, schema, config)
-    one, two = (_forward_flops(name, schema, config, candidates) for candidates in (1, 2))
-    fn, args = train_program(name, schema, config, 1, 1)
-    jaxpr = {"user": 2 * one - two, "candidate": two - one, "forward": one, "train": count_flops(fn, *args)}
+    first = _flops(forward_program, name, schema, config, 1, 1)
+    forward = _flops(forward_program, name, schema, config, 2, 1) - first
+    candidate = _flops(forward_program, name, schema, config, 1, 2) - first
+    train = _flops(train_program, name, schema, config, 2, 1) - _flops(train_program, name, schema, config, 1, 1)
+    jaxpr = {"user": forward - candidate, "candidate": candidate, "forward": forward, "train": train}
     closed = {
         "user": count.forward_flops_user,
         "candidate": count.forward_flops_candidate,
@@ -92,6 +95,6 @@ def count_table(name: str, schema: Schema, config: Any = None, *, xla: bool = Fa
     return CountTable(count, tree_params(abstract_model(name, schema, config)), closed, jaxpr, costs)
 
 
-def _forward_flops(name: str, schema: Schema, config: Any, candidates: int) -> int:
-    fn, args = forward_program(name, schema, config, 1, candidates)
+def _flops(program: Any, name: str, schema: Schema, config: Any, requests: int, candidates: int) -> int:
+    fn, args = program(name, schema, config, requests, candidates)
     return count_flops(fn, *args)

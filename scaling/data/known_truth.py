@@ -33,7 +33,18 @@ from .known_truth_config import (
     preset,
 )
 from .known_truth_draw import Drawn, draw
-from .known_truth_parts import DRIFT_FIELD, ITEM, SEQUENCE, Rows, pair_column, pair_id, permute, signs
+from .known_truth_parts import (
+    DRIFT_FIELD,
+    HISTORY_CODE,
+    ITEM,
+    SEQUENCE,
+    Rows,
+    history_word,
+    pair_column,
+    pair_id,
+    permute,
+    signs,
+)
 from .known_truth_world import World, build_world, popularity
 
 __all__ = [
@@ -48,19 +59,22 @@ def make_schema(config: KnownTruthConfig) -> Schema:
     """Fields, history and tasks of a configuration.
 
     Learned codes: eight id fields; oracle codes: eight dense fields `<field>_code` of `code_bits` signs, and
-    the ids of `user` and `item` only where biases or the history need them. Parts with no share bring no
-    fields.
+    the ids of `user` and `item` only where biases or the history need them. Oracle history codes: `history_code`, the
+    signs of the candidate and of every event, in place of their item ids; "none": none of these but needed ids. Other
+    parts with no share bring no fields.
     """
     width, memory_width = config.embedding_width, config.memory_embedding_width or config.embedding_width
-    needed = {"user": config.has_b, "item": config.has_b or config.has_l}
+    needed = {"user": config.has_b, "item": config.shows_item}
     groups = {"c1": "context", "c2": "context", "item": "item", "i1": "item", "i2": "item"}
     fields = []
     for name in CROSS_FIELDS:
         side, group = ("user" if name in REQUEST_FIELDS else "candidate"), groups.get(name, "user")
-        if config.codes == "oracle":
+        if config.shows_codes:
             fields.append(Field(f"{name}_code", side, config.code_bits, group=group))
         if config.codes == "learned" or needed.get(name, False):
             fields.append(Field(name, side, width, vocabulary=config.vocabulary, group=group))
+    if config.shows_history_codes:
+        fields.append(Field(HISTORY_CODE, "candidate", config.code_width, group="item"))
     if config.has_l and config.match_groups > 1:
         fields.append(Field("cat", "candidate", width, vocabulary=config.match_groups, group="item"))
     if config.has_m and config.pair_field:
@@ -119,7 +133,10 @@ def _sequences(config: KnownTruthConfig, width: int) -> tuple[Sequence, ...]:
         return ()
     events = []
     if config.has_l:
-        events.append(Field("item", "user", width, vocabulary=config.vocabulary, group="history"))
+        if config.shows_history_codes:
+            events.append(Field(HISTORY_CODE, "user", config.code_width, group="history"))
+        else:
+            events.append(Field("item", "user", width, vocabulary=config.vocabulary, group="history"))
         if config.match_groups > 1:
             events.append(Field("cat", "user", width, vocabulary=config.match_groups, group="history"))
     if config.drift:
@@ -141,8 +158,10 @@ def _user_side(world: World, drawn: Drawn) -> UserSide:
 def _candidate_side(world: World, drawn: Drawn) -> CandidateSide:
     config, rows = world.config, drawn.rows
     ids, dense = _cross_fields(
-        world, ITEM, CANDIDATE_FIELDS, rows.candidate_words, drawn.candidate_ids, config.has_b or config.has_l
+        world, ITEM, CANDIDATE_FIELDS, rows.candidate_words, drawn.candidate_ids, config.shows_item
     )
+    if config.shows_history_codes:
+        dense[HISTORY_CODE] = signs(history_word(world, rows.item), config.code_width, 0).astype(jnp.float32)
     if config.has_l and config.match_groups > 1:
         ids["cat"] = rows.category
     if config.has_m:
@@ -162,7 +181,8 @@ def _cross_fields(world: World, first: int, names, words, ids, first_id_needed: 
     if config.codes == "learned":
         return dict(zip(names, shown, strict=True)), dense
     values = signs(words, config.code_bits, 1).astype(jnp.float32)
-    dense = {f"{name}_code": value for name, value in zip(names, values, strict=True)}
+    if config.shows_codes:
+        dense = {f"{name}_code": value for name, value in zip(names, values, strict=True)}
     return ({names[0]: shown[0]} if first_id_needed else {}), dense
 
 
@@ -171,7 +191,11 @@ def _history(world: World, rows: Rows, observed: jax.Array | None) -> History:
     live = jnp.arange(config.history_max, dtype=jnp.int32) < rows.length[:, None]
     ids, dense, delta = {}, {}, None
     if config.has_l:
-        ids["item"] = jnp.where(live, permute(world, ITEM, rows.event_item[None])[0], 0)
+        if config.shows_history_codes:
+            values = signs(history_word(world, rows.event_item), config.code_width, 0)
+            dense[HISTORY_CODE] = jnp.where(live[..., None], values, 0).astype(jnp.float32)
+        else:
+            ids["item"] = jnp.where(live, permute(world, ITEM, rows.event_item[None])[0], 0)
         if config.match_groups > 1:
             ids["cat"] = jnp.where(live, rows.event_category, 0)
     if observed is not None:

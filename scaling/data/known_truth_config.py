@@ -41,6 +41,8 @@ BIASED_FIELDS = (
 )  # carry B, so never an order-1 term of N: both would be functions of the same id
 TASK_NAMES = ("click", "convert")
 
+CODES = ("learned", "oracle", "oracle_history", "none")
+
 # Fields that change what a model is given but neither z nor the labels: they do not invalidate stored truth.
 _INPUT_ONLY = (
     "embedding_width",
@@ -72,7 +74,8 @@ class KnownTruthConfig:
             of the candidate's category count. code_width: d, signs of an id in the history part, a power of
             two <= 16.
         clusters, pair_items: rows and columns of the pair matrix, powers of two.
-        codes: "learned" gives ids, "oracle" gives the signs themselves as dense inputs.
+        codes: "learned" gives ids, "oracle" the signs of N as dense inputs, "oracle_history" those and the signs of L,
+            of the candidate and of every event, "none" nothing of N, whose share must be 0.
         domains: G. domain_shared: share of the N variance in terms common to all domains; domain_spread:
             standard deviation of the domain biases.
         tasks: 1 or 2. task_b: mean logit of the second label; task_common: share of its N variance in the
@@ -163,6 +166,21 @@ class KnownTruthConfig:
     @property
     def has_l(self) -> bool:
         return self.shares[1] > 0
+
+    @property
+    def shows_codes(self) -> bool:
+        """Whether models are given the signs of the cross fields."""
+        return self.codes in ("oracle", "oracle_history")
+
+    @property
+    def shows_history_codes(self) -> bool:
+        """Whether models are given the signs of events and of the candidate instead of the items' ids."""
+        return self.has_l and self.codes == "oracle_history"
+
+    @property
+    def shows_item(self) -> bool:
+        """Whether models need the candidate's item id: its bias, or its signs where those are not given."""
+        return self.has_b or (self.has_l and not self.shows_history_codes)
 
     @property
     def has_m(self) -> bool:
@@ -326,7 +344,8 @@ def _check(config: KnownTruthConfig) -> None:
     require(config.quanta >= 1, "quanta", "at least 1")
     require(power(config.blocks, 1, 2**15), "blocks", "a power of two up to 32768")
     require(1 <= config.code_bits <= BLOCK - 1, "code_bits", "1 to 31")
-    require(config.codes in ("learned", "oracle"), "codes", "'learned' or 'oracle'")
+    require(config.codes in CODES, "codes", f"one of {', '.join(CODES)}")
+    require(config.codes != "none" or not config.has_n, "codes", "another value unless N has no share")
     require(
         2 <= config.history_max <= 2**15 and config.history_max % 2 == 0,
         "history_max",

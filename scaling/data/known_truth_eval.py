@@ -99,7 +99,7 @@ def evaluate_rows(
 def row_groups(batches: list[Batch]) -> tuple[np.ndarray, str]:
     """Group of every row for GAUC, int64 [number of batches, R, C], and the statement of its weighting.
 
-    The request where it has several candidates; else the user, as far as the inputs tell users apart.
+    The request where it has several candidates; else the user, as far as the inputs tell users apart, else all rows.
     """
     shape = (len(batches), *batches[0].valid.shape)
     weighting = "expected positive-negative pairs of the "
@@ -109,6 +109,8 @@ def row_groups(batches: list[Batch]) -> tuple[np.ndarray, str]:
     if "user" in batches[0].user.ids:
         users = np.stack([np.asarray(batch.user.ids["user"]) for batch in batches]).astype(np.int64)
         weighting += "user"
+    elif not batches[0].user.dense:
+        users, weighting = np.zeros(shape[:2], np.int64), weighting + "whole log"
     else:
         code = np.stack([np.asarray(batch.user.dense[f"{REQUEST_FIELDS[0]}_code"]) for batch in batches])
         users = ((code < 0).astype(np.int64) << np.arange(code.shape[-1])).sum(-1)

@@ -25,6 +25,7 @@ from .known_truth_config import (
 from .known_truth_world import Terms, World
 
 SEQUENCE = "clicks"
+HISTORY_CODE = "history_code"  # signs of L, of a candidate and of an event
 DRIFT_FIELD = "drift"
 ITEM = CROSS_FIELDS.index("item")
 _TERM_CHUNK = 256  # terms per step of the term-parallel layout
@@ -37,7 +38,8 @@ class Rows:
     request_words: uint32 [5, R]; candidate_words: uint32 [3, R, C]; user: int32 [R] and item: int32 [R, C],
     ids in popularity order; category: int32 [R, C]; event_item, event_category: int32 [R, S]; length: int32
     [R]; cluster, request_bit: int32 [R]; rank: int32 [R, C], counted from 0, pair_items if fresh;
-    candidate_bit: int32 [R, C]; domain: int32 [R].
+    candidate_bit: int32 [R, C]; domain: int32 [R]. item_word: uint32 [R, C] and event_word: uint32 [R, S], history
+    words, only where a batch shows signs instead of ids.
     """
 
     request_words: Any
@@ -53,6 +55,8 @@ class Rows:
     rank: Any = None
     candidate_bit: Any = None
     domain: Any = None
+    item_word: Any = None
+    event_word: Any = None
 
 
 def parts(world: World, rows: Rows, task: int = 0) -> dict[str, jax.Array]:
@@ -202,8 +206,11 @@ def decode(world: World, batch: Batch) -> Rows:
         (user, REQUEST_FIELDS, 0, "request_words"),
         (candidates, CANDIDATE_FIELDS, len(REQUEST_FIELDS), "candidate_words"),
     ):
-        if config.codes == "oracle":
+        if config.shows_codes:
             fields[words] = _pack(jnp.stack([jnp.asarray(side.dense[f"{name}_code"]) for name in names]))
+        elif config.codes == "none":
+            shape = (requests,) if side is user else (requests, count)
+            fields[words] = jnp.zeros((len(names), *shape), jnp.uint32)  # N, which reads them, has no share
         else:
             ids = unpermute(world, first, jnp.stack([jnp.asarray(side.ids[name]) for name in names]))
             fields[words] = code_words(world, first, ids)
@@ -213,12 +220,16 @@ def decode(world: World, batch: Batch) -> Rows:
         history = user.histories[SEQUENCE]
         fields["length"] = jnp.asarray(history.length)
     if config.has_l:
-        fields["event_item"] = unpermute(world, ITEM, jnp.asarray(history.ids["item"])[None])[0]
+        if config.shows_history_codes:
+            fields["event_word"] = _pack(history.dense[HISTORY_CODE]) >> 1
+            fields["item_word"] = _pack(candidates.dense[HISTORY_CODE]) >> 1
+        else:
+            fields["event_item"] = unpermute(world, ITEM, jnp.asarray(history.ids["item"])[None])[0]
         if config.match_groups > 1:
             fields["event_category"] = jnp.asarray(history.ids["cat"])
             fields["category"] = jnp.asarray(candidates.ids["cat"])
         else:
-            fields["event_category"] = jnp.zeros(fields["event_item"].shape, jnp.int32)
+            fields["event_category"] = jnp.zeros((requests, config.history_max), jnp.int32)
             fields["category"] = jnp.zeros((requests, count), jnp.int32)
     if config.has_m:
         fields.update(_decode_pairs(world, batch))
@@ -274,9 +285,9 @@ def _history_part(world: World, rows: Rows, task: int) -> jax.Array:
     config = world.config
     d = config.code_width
     matrix, weight = jnp.asarray(world.matrix)[task], jnp.asarray(world.event_weight)[task]
-    code = signs(history_word(world, rows.item), d, 0)
+    code = signs(history_word(world, rows.item) if rows.item_word is None else rows.item_word, d, 0)
     target = jnp.sum(matrix * code[..., None, :], axis=-1, dtype=jnp.int32)  # w(c): [R, C, d]
-    word = history_word(world, rows.event_item)
+    word = history_word(world, rows.event_item) if rows.event_word is None else rows.event_word
     live = jnp.arange(config.history_max, dtype=jnp.int32) < rows.length[:, None]
     weight = jnp.where(live, weight, 0)
     dot = jnp.zeros((*target.shape[:2], config.history_max), jnp.int32)

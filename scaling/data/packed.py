@@ -21,7 +21,6 @@ conversion killed at any point leaves nothing that opens.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -166,7 +165,10 @@ class PackedLog:
         self.splits: dict[str, tuple[int, int]] = {k: (v[0], v[1]) for k, v in meta["splits"].items()}
         self.report = ReadReport.from_dict(meta["report"])
         self.ticks_per_second: int = meta["ticks_per_second"]
-        self._open = functools.lru_cache(maxsize=None)(self._map)
+        # Every column is mapped here, by one thread: NumPy parses a header with `ast`, and two threads doing that
+        # at once (a reader's first two batches) fail now and then on Python 3.11 ("AST constructor recursion depth
+        # mismatch").
+        self._columns = {path: self._map(path) for path in meta["files"]}
 
     def column(self, field: str) -> np.ndarray:
         """Memory-mapped values of one field, one entry per row."""
@@ -237,6 +239,9 @@ class PackedLog:
 
     def __reduce__(self):
         return PackedLog, (str(self.folder),)
+
+    def _open(self, path: str) -> np.ndarray:
+        return self._columns[path]
 
     def _map(self, path: str) -> np.ndarray:
         array = np.load(self.folder / path, mmap_mode="r", allow_pickle=False)

@@ -58,10 +58,21 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     t.eps = 1e-8
     t.weight_decay = 0.0  # decoupled, on matrices only, scaled by the rate
     t.clip_norm = 0.0  # global gradient norm of the dense parameters; 0 = off
+    # Training on random suffixes: every request keeps its newest Beta(alpha, beta) share of the history; both below 1:
+    # mostly very short or whole. 0 = off. Evaluation always sees the whole history.
+    t.suffix_alpha = 0.0
+    t.suffix_beta = 0.0
     t.embedding_optimizer = "rowwise_adagrad"  # rowwise_adagrad | rowwise_adam
     t.embedding_lr = 0.05
     t.embedding_eps = 1e-8
     t.embedding_init_std = 0.01
+    t.value_update = "rows_adam"  # memory values: rows_adam | rows_adagrad | rows_sgd | dense_adam
+    t.value_lr_rule = "multiple"  # of training.lr | linear (down to it) | absolute (scheduled) | constant
+    t.value_lr = 1.0  # the multiple, or the rate itself
+    t.value_lr_decay_examples = 0  # rows over which rule "linear" reaches 1x
+    t.value_clip_norm = 0.0  # gradient norm of one table of values; 0 = off
+    t.value_weight_decay = 0.0  # decoupled; under row updates on touched rows only
+    t.value_bias_correction = "global"  # Adam's step count: of the run ("global") or of the row ("row")
     t.schedule = "wsd"  # wsd | cosine | constant
     t.warmup_examples = 20_000
     t.decay_fraction = 0.2  # last share of each horizon spent decaying (wsd)
@@ -79,12 +90,17 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
 def resolved(config: ConfigDict) -> dict[str, Any]:
     """Plain dictionary of everything that decides a run's numbers, in canonical form.
 
-    Left out: `tracking`, `training.checkpoint_every_s` and `data.root`, which cannot change a result.
+    Left out: `tracking`, `training.checkpoint_every_s` and `data.root`, which cannot change a result, and random
+    suffixes where they are off.
     """
     plain = copy.deepcopy(config.to_dict())
     plain.pop("tracking", None)
     plain["training"].pop("checkpoint_every_s", None)
     plain["data"].pop("root", None)
+    if not plain["training"].get("suffix_alpha"):
+        # Off: the run is the same as one of a configuration that never had the setting.
+        plain["training"].pop("suffix_alpha", None)
+        plain["training"].pop("suffix_beta", None)
     return plain
 
 

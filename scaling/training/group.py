@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import flax
-import jax
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from ... import models
+from .. import provenance
 from .. import runs as records
 from ..data.source import Source
 from .config import config_hash, group_id, resolved, run_id, shape_id, trunk_id
@@ -178,8 +173,9 @@ class Group:
             "counts": counts,
             "history_length": max((s.length for s in self.source.schema.sequences), default=None),
             "seeds": {"seed": int(config.seed), "data_seed": config.data.log_seed},
-            "versions": versions(),
-            "device": device(),
+            "versions": provenance.versions(),
+            "device": provenance.device(),
+            "command": provenance.command(),
             "data": facts,
             "work": {
                 "steps": steps,
@@ -192,26 +188,6 @@ class Group:
                 "params_target": run.labels.get("params_target"),
             },
         }
-
-
-def versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "orbax": ocp.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def device() -> dict[str, Any]:
-    first = jax.local_devices()[0]
-    return {"platform": first.platform, "kind": first.device_kind, "count": jax.local_device_count()}
-
-
-def command() -> str:
-    return " ".join(sys.argv)
 
 
 def _now() -> str:

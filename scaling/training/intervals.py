@@ -16,7 +16,7 @@ def summarise(steps: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
 
     Returns:
         logloss, ne, calibration (sum of predictions / sum of labels), rows, rate, loss: each [P], of the first task;
-        task_logloss [P, Y] when there are several tasks.
+        task_logloss [P, Y] when there are several tasks; model_<name> [P] for every scalar the model reports.
     """
     fetched = jax.device_get(steps)
     rows = np.stack([np.broadcast_to(m["rows"], m["logloss"].shape) for m in fetched]).astype(np.float64)
@@ -37,6 +37,8 @@ def summarise(steps: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     }
     if mean["logloss"].shape[1] > 1:
         out["task_logloss"] = mean["logloss"]
+    for name in fetched[0].get("stats", {}):
+        out[f"model_{name}"] = np.mean([m["stats"][name] for m in fetched], axis=0, dtype=np.float64)
     return out
 
 

@@ -22,6 +22,7 @@ from .checkpoints import Checkpoints
 from .clock import Clock
 from .group import Group, RunSpec
 from .intervals import summarise
+from .memory_usage import holdout_usage
 from .schedule import NEVER, Segment
 from .step import TrainState, make_trainer, shard_batch
 
@@ -170,6 +171,7 @@ class _Loop:
         """Evaluates every replica at the end of a branch and writes the records of its runs."""
         with self.clock.pause(), jax.transfer_guard("allow"):
             logits = self.trainer.holdout_logits(state)
+            usage = holdout_usage(self.trainer, state, segment.stop * self.group.batch_rows)
             failed = jax.device_get(state.failed_at)
         step_s = self.clock.step_s
         cost = {
@@ -184,7 +186,7 @@ class _Loop:
             if at < 0 and not np.isfinite(logits[replica]).all():
                 at = segment.stop  # the last update broke it: no batch was left to notice
             with jax.transfer_guard("allow"):  # metrics are computed on the host and compare with host arrays
-                metrics = self.source.evaluate(logits[replica]) if at < 0 else None
+                metrics = self.source.evaluate(logits[replica]) | usage[replica] if at < 0 else None
             for run in self.group.members(segment, replica):
                 self.group.finish(run, metrics, cost, at)
 

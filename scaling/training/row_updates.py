@@ -1,4 +1,4 @@
-"""Row-wise Adagrad and Adam for embedding tables: only the rows a batch touched are read or written.
+"""Row-wise Adagrad and Adam for embedding tables and memory values: only the rows a batch touched are read or written.
 
     adagrad   s <- s + mean_w(g^2);                       row <- row - rate g / (sqrt(s) + eps)      s: one number a row
     adam      m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  t <- t + 1 (per row);
@@ -25,6 +25,8 @@ def init_slots(kind: str, table: jax.Array) -> dict[str, jax.Array]:
         return {"sum": jnp.zeros(rows, jnp.float32)}
     if kind == "rowwise_adam":
         return {"mean": jnp.zeros_like(table), "square": jnp.zeros_like(table), "count": jnp.zeros(rows, jnp.int32)}
+    if kind == "rowwise_sgd":
+        return {}
     raise ValueError(f"training.embedding_optimizer is {kind!r}, expected one of {', '.join(ROW_OPTIMIZERS)}")
 
 
@@ -56,20 +58,40 @@ def update_rows(
     # Rows not to be written are sent out of range, where a dropping scatter ignores them.
     index = jnp.where(write, touched.rows, table.shape[0])
     gathered = {name: jnp.take(slot, touched.rows, axis=0, mode="clip") for name, slot in slots.items()}
-    if kind == "rowwise_adagrad":
-        new = {"sum": gathered["sum"] + jnp.mean(jnp.square(grads), axis=-1)}
-        step = grads / (jnp.sqrt(new["sum"])[:, None] + eps)
-    elif kind == "rowwise_adam":
-        count = gathered["count"] + 1
-        new = {
-            "mean": b1 * gathered["mean"] + (1 - b1) * grads,
-            "square": b2 * gathered["square"] + (1 - b2) * jnp.square(grads),
-            "count": count,
-        }
-        times = count[:, None].astype(jnp.float32)
-        step = (new["mean"] / (1 - b1**times)) / (jnp.sqrt(new["square"] / (1 - b2**times)) + eps)
-    else:
-        raise ValueError(f"training.embedding_optimizer is {kind!r}, expected one of {', '.join(ROW_OPTIMIZERS)}")
+    step, new = row_step(kind, gathered, grads, eps=eps, b1=b1, b2=b2)
     table = table.at[index].set(vectors - rate * step, mode="drop")
     slots = {name: slot.at[index].set(new[name], mode="drop") for name, slot in slots.items()}
     return table, slots
+
+
+def row_step(
+    kind: str,
+    slots: dict[str, jax.Array],
+    grads: jax.Array,
+    *,
+    eps: float = 1e-8,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    count: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What to subtract, times the rate, from rows with gradients [N, width], and their new optimiser state.
+
+    `count` is the number of updates Adam's bias correction assumes for all rows; None counts each row's own.
+    """
+    if kind == "rowwise_sgd":
+        return grads, slots
+    if kind == "rowwise_adagrad":
+        new = {"sum": slots["sum"] + jnp.mean(jnp.square(grads), axis=-1)}
+        return grads / (jnp.sqrt(new["sum"])[:, None] + eps), new
+    if kind == "rowwise_adam":
+        new = {
+            "mean": b1 * slots["mean"] + (1 - b1) * grads,
+            "square": b2 * slots["square"] + (1 - b2) * jnp.square(grads),
+        }
+        if count is None:
+            new["count"] = slots["count"] + 1
+            times = new["count"][:, None].astype(jnp.float32)
+        else:
+            times = count.astype(jnp.float32)
+        return (new["mean"] / (1 - b1**times)) / (jnp.sqrt(new["square"] / (1 - b2**times)) + eps), new
+    raise ValueError(f"training.embedding_optimizer is {kind!r}, expected one of {', '.join(ROW_OPTIMIZERS)}")

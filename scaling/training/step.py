@@ -7,7 +7,8 @@ differences are paired; a replica whose loss is not finite stops being updated a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.struct
@@ -16,17 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from ... import models
 from ...models.inputs import Batch, Schema
+from ...models.inputs.history import random_suffixes
 from ...models.inputs.tables import EmbeddingTables, embed, find_touched, gather_touched, table_lookup, touched_lookup
-from ...models.layers.losses import masked_bce
+from ...models.layers.losses import training_loss
+from ...pallas_kernels.targets import partitioned
+from .. import parallel
 from ..data.source import Source
-from . import optimizers, row_updates, schedule
+from . import memory_rows, optimizers, row_updates, schedule
+from .memory_state import MemoryValues
+from .memory_usage import slot_counts
 
 # Independent random streams of one replica's seed.
-_MODEL_STREAM, _TABLE_STREAM, _DROPOUT_STREAM = 0, 1, 2
+_MODEL_STREAM, _TABLE_STREAM, _DROPOUT_STREAM, _SUFFIX_STREAM = 0, 1, 2, 3
 
 
 @flax.struct.dataclass
@@ -35,6 +42,7 @@ class TrainState:
 
     step: int32, global step = index of the next batch; params: dense parameters [P, ...]; other: remaining variables
     [P, ...]; moments: optax state [P, ...]; tables: name -> [P, V, width]; slots: name -> row optimiser state;
+    values, value_slots: the same of memory layers, name -> [P, M, d];
     rate: float32 [P] peak rates; decay_from, decay_steps: int32, where this segment decays;
     seed: uint32 [P]; alive: bool [P]; failed_at: int32 [P], step of the first non-finite loss, -1 if none.
     """
@@ -45,6 +53,8 @@ class TrainState:
     moments: Any
     tables: dict[str, jax.Array]
     slots: dict[str, dict[str, jax.Array]]
+    values: dict[str, jax.Array]
+    value_slots: dict[str, dict[str, jax.Array]]
     rate: jax.Array
     seed: jax.Array
     decay_from: jax.Array
@@ -64,6 +74,8 @@ class StepOptions:
     embedding_init_std: float
     warmup: int
     decay_shape: str
+    suffix: tuple[float, float] | None = None
+    values: memory_rows.ValueOptions = memory_rows.ValueOptions()
 
 
 class Trainer:
@@ -74,7 +86,7 @@ class Trainer:
         source: batches and schema.
         seeds, rates: one entry per replica, equal lengths P.
         options: optimisers and schedule.
-        mesh: a mesh with axis "data" shards the requests of every batch; None runs on one device.
+        mesh: splits requests and state over devices by the rules of `recscale.scaling.parallel`; None runs on one.
     """
 
     def __init__(
@@ -94,26 +106,64 @@ class Trainer:
         self.seeds, self.rates = tuple(seeds), tuple(rates)
         self._build = lambda rngs: models.build(architecture, self.schema, model_config, rngs=rngs)
         abstract = nnx.eval_shape(lambda: self._build(nnx.Rngs(0)))
-        self._graphdef = nnx.split(abstract, nnx.Param, ...)[0]
+        self._graphdef = nnx.split(abstract)[0]
+        self._memory = MemoryValues(abstract, options.values)
         self._task_weights = tuple(task.weight for task in self.schema.tasks)
-        replicated = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        sharding = {} if replicated is None else {"out_shardings": replicated}
+        of_state, of_step, of_output = {}, {}, {}
+        if mesh is not None:
+            whole = parallel.replicated(mesh)
+            own = jax.tree.map(lambda array: array.sharding, self.state_shapes())
+            of_state, of_step, of_output = ({"out_shardings": out} for out in (own, (own, whole), whole))
         # Random draws of every parameter in one program: LLVM's optimiser takes a minute over it on a CPU (51 s against
         # 3 s measured on one core), and it runs once.
         quick = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
-        self._init = jax.jit(self._initial_state, compiler_options=quick, **sharding)
-        self._step = jax.jit(self._train_step, donate_argnums=0, **sharding)
-        self._logits = jax.jit(self._eval_logits, **sharding)
+        self._init = jax.jit(self._initial_state, compiler_options=quick, **of_state)
+        self._step = jax.jit(self._on_mesh(self._train_step), donate_argnums=0, **of_step)
+        logits = functools.partial(self._evaluate, lambda output: output.logits)
+        self._logits = jax.jit(self._on_mesh(logits), **of_output)
+        counts = functools.partial(self._evaluate, lambda output: slot_counts(output.stats))
+        self._counts = jax.jit(self._on_mesh(counts), **of_output)
+
+    def state_shapes(self) -> TrainState:
+        """The state as shapes alone; on a mesh each with the sharding it has there."""
+        replicas = len(self.seeds)
+        state = jax.eval_shape(
+            self._initial_state,
+            jax.ShapeDtypeStruct((replicas,), jnp.uint32),
+            jax.ShapeDtypeStruct((replicas,), jnp.float32),
+        )
+        mesh = self.mesh
+        if mesh is None:
+            return state
+
+        def rows(name: str, arrays: Any) -> Any:
+            return jax.tree.map(lambda a: NamedSharding(mesh, parallel.table_spec(name, 1, a, mesh)), arrays)
+
+        own = parallel.shardings(state, mesh).replace(
+            tables=rows("rows", state.tables),
+            slots=rows("rows", state.slots),
+            values=rows("slots", state.values),
+            value_slots=rows("slots", state.value_slots),
+        )
+        return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, own)
+
+    @property
+    def program(self) -> Any:
+        """The jitted step itself, (state, batch or None) -> (state, metrics): to be traced with shapes alone."""
+        return self._step
 
     def fresh_state(self) -> TrainState:
         """The state before the first step; replica p depends on seeds[p] and rates[p] alone."""
-        return self._init(jnp.asarray(self.seeds, jnp.uint32), jnp.asarray(self.rates, jnp.float32))
+        state = self._init(jnp.asarray(self.seeds, jnp.uint32), jnp.asarray(self.rates, jnp.float32))
+        # Bound to its device like the states that follow: jit compiles anew where some arguments are bound and some
+        # are free.
+        return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
 
     def step(self, state: TrainState, batch: Batch | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update from batch `state.step`. On-device sources generate it inside; host sources pass it in.
 
         Returns the new state (the old one is donated) and metrics of the batch scored *before* the update:
-        loss [P], logloss [P, Y], prediction [P, Y] and label [Y] means, rate [P].
+        loss [P], logloss [P, Y], prediction [P, Y] and label [Y] means, rate [P], stats (the model's scalars) [P].
         """
         return self._step(state, batch)
 
@@ -122,8 +172,26 @@ class Trainer:
         parts = []
         for batch in self.source.holdout():
             batch = jax.device_put(batch) if self.mesh is None else shard_batch(batch, self.mesh)
-            parts.append(self._logits(state.params, state.other, state.tables, batch))
+            parts.append(self._logits(state.params, state.values, state.other, state.tables, batch))
         return np.stack(jax.device_get(parts), axis=1)
+
+    def holdout_slot_counts(self, state: TrainState) -> Iterator[dict[str, np.ndarray]]:
+        """Hits and weights of every memory slot, batch by batch of the holdout: name -> [P, M]; see `memory_usage`."""
+        if not self._memory.present:
+            return
+        for batch in self.source.holdout():
+            batch = jax.device_put(batch) if self.mesh is None else shard_batch(batch, self.mesh)
+            yield jax.device_get(self._counts(state.params, state.values, state.other, state.tables, batch))
+
+    def _on_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, traced knowing over how many devices XLA will split it."""
+
+        @functools.wraps(function)
+        def traced(*args: Any) -> Any:
+            with partitioned(1 if self.mesh is None else self.mesh.size):
+                return function(*args)
+
+        return traced
 
     def _initial_state(self, seeds: jax.Array, rates: jax.Array) -> TrainState:
         options = self.options
@@ -131,14 +199,14 @@ class Trainer:
         def one(seed):
             key = jax.random.key(seed)
             model = self._build(nnx.Rngs(params=jax.random.fold_in(key, _MODEL_STREAM)))
-            _, params, other = nnx.split(model, nnx.Param, ...)
+            _, params, values, other = self._memory.split(model)
             rngs = nnx.Rngs(params=jax.random.fold_in(key, _TABLE_STREAM))
             tables = EmbeddingTables(self.schema, rngs=rngs, init_std=options.embedding_init_std).tables
             tables = {name: table[...] for name, table in tables.items()}
             slots = {n: row_updates.init_slots(options.embedding_optimizer, t) for n, t in tables.items()}
-            return params, other, options.optimizer.init(params), tables, slots
+            return params, other, options.optimizer.init(params), tables, slots, values, self._memory.init_slots(values)
 
-        params, other, moments, tables, slots = jax.vmap(one)(seeds)
+        params, other, moments, tables, slots, values, value_slots = jax.vmap(one)(seeds)
         replicas = rates.shape[0]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -147,6 +215,8 @@ class Trainer:
             moments=moments,
             tables=tables,
             slots=slots,
+            values=values,
+            value_slots=value_slots,
             rate=rates,
             seed=seeds,
             decay_from=jnp.full((), schedule.NEVER, jnp.int32),
@@ -160,16 +230,17 @@ class Trainer:
         if batch is None:
             batch = self.source.batch(state.step)
             if self.mesh is not None:
-                spec = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
-                batch = jax.lax.with_sharding_constraint(batch, spec)
+                split = NamedSharding(self.mesh, parallel.batch_spec(self.mesh))
+                batch = jax.lax.with_sharding_constraint(batch, split)
         touched = find_touched(self.schema, batch)
         vectors = jax.vmap(gather_touched, in_axes=(0, None), axis_size=state.rate.shape[0])(state.tables, touched)
-        graded = jax.value_and_grad(self._loss, argnums=(0, 1), has_aux=True)
-        graded = _map_replicas(graded, (0, 0, 0, 0, None, None, None), state.rate.shape[0])
-        (loss, aux), (grads, row_grads) = graded(
-            state.params, vectors, state.other, state.seed, state.step, batch, touched
+        free, fixed = self._differentiated(state, vectors, batch, touched)
+        graded = jax.value_and_grad(self._loss, argnums=(0, 1, 2), has_aux=True)
+        graded = _map_replicas(graded, (0, 0, 0, 0, 0, 0, None, None, None), state.rate.shape[0])
+        (loss, aux), (grads, row_grads, value_grads) = graded(
+            state.params, vectors, free, fixed, state.other, state.seed, state.step, batch, touched
         )
-        other, metrics = aux
+        other, metrics, reads = aux
         alive = state.alive & jnp.isfinite(loss)
         factor = schedule.rate_factor(
             state.step, state.decay_from, state.decay_steps, options.warmup, options.decay_shape
@@ -196,6 +267,11 @@ class Trainer:
             tables[name], slots[name] = update(
                 state.tables[name], state.slots[name], vectors[name], row_grads[name], alive
             )
+        value_rate = memory_rows.value_rate(options.values, state.rate, factor, state.step)
+        values, value_slots = self._memory.update(
+            state.values, state.value_slots, reads, value_grads, value_rate, state.step, alive & _finite(grads)
+        )
+        metrics["stats"] |= self._memory.row_norms(values)
         new = state.replace(
             step=state.step + 1,
             params=params,
@@ -203,42 +279,74 @@ class Trainer:
             moments=moments,
             tables=tables,
             slots=slots,
+            values=values,
+            value_slots=value_slots,
             alive=alive,
             failed_at=jnp.where(state.alive & ~alive, state.step, state.failed_at),
         )
         metrics = {**metrics, "loss": loss, "rate": rate, "alive": alive, "failed_at": new.failed_at}
         return new, metrics
 
-    def _loss(self, params, vectors, other, seed, step, batch: Batch, touched):
-        """Task loss plus auxiliary losses of one replica, and (new other variables, metrics)."""
-        model = nnx.merge(self._graphdef, params, other)
+    def _differentiated(self, state: TrainState, vectors, batch: Batch, touched) -> tuple[Any, Any]:
+        """What stands for memory values in the loss: (probes or values, constant values or nothing)."""
+        if not self._memory.rows:
+            return state.values, {}
+
+        def trace():
+            first = jax.tree.map(lambda v: v[0], (state.params, vectors, state.values, state.other, state.seed))
+            params, own, values, other, seed = first
+            return self._loss(params, own, None, values, other, seed, state.step, batch, touched)[1][2]
+
+        return self._memory.probes(state.values, trace), state.values
+
+    def _loss(self, params, vectors, free, fixed, other, seed, step, batch: Batch, touched):
+        """Training loss of one replica, and (new other variables, metrics, reads of memory values).
+
+        free, fixed: see `_differentiated`.
+        """
+        values = self._memory.state(fixed if self._memory.rows else free)
+        # Copied: a model may assign its own variables, which has to happen inside this trace.
+        model = nnx.merge(self._graphdef, params, values, other, copy=True)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _DROPOUT_STREAM), step)
-        output = model(embed(self.schema, batch, touched_lookup(vectors, touched)), key=key)
+        inputs = embed(self.schema, batch, touched_lookup(vectors, touched))
+        if self.options.suffix is not None:
+            # Of the step alone: replicas go on seeing the same batches.
+            suffix_key = jax.random.fold_in(jax.random.key(_SUFFIX_STREAM), step)
+            inputs = inputs.replace(user=random_suffixes(inputs.user, suffix_key, *self.options.suffix))
+        with self._memory.recording(model, free) as reads:
+            output = model(inputs, key=key)
         mask = batch.label_mask * batch.valid[..., None]
-        task_loss, per_task = masked_bce(output.logits, batch.labels, mask, self._task_weights)
-        loss = task_loss + sum(output.losses.values(), jnp.zeros((), jnp.float32))
+        loss, per_task = training_loss(output, batch.labels, mask, self._task_weights)
         observed = jnp.maximum(jnp.sum(mask, axis=(0, 1)), 1.0)
         metrics = {
             "logloss": per_task,
             "prediction": jnp.sum(jax.nn.sigmoid(output.logits) * mask, axis=(0, 1)) / observed,
             "label": jnp.sum(batch.labels * mask, axis=(0, 1)) / observed,
             "rows": jnp.sum(mask, axis=(0, 1)),
+            "stats": {name: value for name, value in output.stats.items() if jnp.ndim(value) == 0},
         }
-        return loss, (nnx.split(model, nnx.Param, ...)[2], metrics)
+        return loss, (self._memory.split(model)[3], metrics, reads)
 
-    def _eval_logits(self, params, other, tables, batch: Batch) -> jax.Array:
-        def one(params, other, tables):
-            model = nnx.merge(self._graphdef, params, other)
-            return model(embed(self.schema, batch, table_lookup(tables))).logits
+    def _evaluate(self, of: Callable[..., Any], params, values, other, tables, batch: Batch) -> Any:
+        """`of` the output of every replica."""
 
-        return jax.vmap(one)(params, other, tables)
+        def one(params, values, other, tables):
+            model = nnx.merge(self._graphdef, params, self._memory.state(values), other)
+            return of(model(embed(self.schema, batch, table_lookup(tables))))
+
+        return jax.vmap(one)(params, values, other, tables)
 
 
-def make_trainer(config: ConfigDict, source: Source, replicas: Sequence[tuple[int, float]], warmup: int) -> Trainer:
-    """The compiled step functions of a configuration for (seed, rate) replicas."""
+def make_trainer(
+    config: ConfigDict,
+    source: Source,
+    replicas: Sequence[tuple[int, float]],
+    warmup: int,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Trainer:
+    """The compiled step functions of a configuration for (seed, rate) replicas, on `mesh` if one is given."""
     t = config.training
-    mesh = None
-    if t.data_parallel:
+    if mesh is None and t.data_parallel:
         if source.requests % jax.local_device_count():
             raise ValueError(
                 f"training.requests is {source.requests}, not divisible by {jax.local_device_count()} local devices"
@@ -254,14 +362,25 @@ def make_trainer(config: ConfigDict, source: Source, replicas: Sequence[tuple[in
         embedding_init_std=t.embedding_init_std,
         warmup=warmup,
         decay_shape="cosine" if t.schedule == "cosine" else t.decay_shape,
+        suffix=_suffix(t),
+        values=memory_rows.value_options(t, source.requests * source.candidates),
     )
     seeds, rates = zip(*replicas, strict=True)
     return Trainer(config.architecture, config.model, source, seeds, rates, options, mesh)
 
 
+def _suffix(training: ConfigDict) -> tuple[float, float] | None:
+    alpha, beta = training.suffix_alpha, training.suffix_beta
+    if (alpha > 0) != (beta > 0) or min(alpha, beta) < 0:
+        raise ValueError(
+            f"training.suffix_alpha is {alpha} and suffix_beta {beta}; set both above 0, or both 0 for off"
+        )
+    return (alpha, beta) if alpha > 0 else None
+
+
 def shard_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
-    """Puts a host batch on a mesh, requests split over axis "data"."""
-    return jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    """Puts a host batch on a mesh, its requests split."""
+    return jax.device_put(batch, NamedSharding(mesh, parallel.batch_spec(mesh)))
 
 
 def _map_replicas(function: Callable[..., Any], in_axes: tuple[int | None, ...], replicas: int) -> Callable[..., Any]:
@@ -277,6 +396,16 @@ def _map_replicas(function: Callable[..., Any], in_axes: tuple[int | None, ...],
         return jax.tree.map(lambda v: v[None], function(*own))
 
     return single
+
+
+def _finite(grads: Any) -> jax.Array:
+    """Per replica [P], whether every gradient is finite.
+
+    Values are written only then. It also makes their update depend on the whole backward pass, so that XLA knows that
+    all reads of a table are over and does not copy it before the write.
+    """
+    found = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(grads)]
+    return functools.reduce(jnp.logical_and, found)
 
 
 def _per_replica(alive: jax.Array, rate: jax.Array, update: jax.Array) -> jax.Array:

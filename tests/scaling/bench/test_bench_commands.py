@@ -1,5 +1,6 @@
 """`recscale bench`: figures, provenance and JSON of every subcommand."""
 
+import functools
 import json
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from recscale.scaling import host_memory
-from recscale.scaling.bench import known_truth, train_step
+from recscale.scaling.bench import known_truth, memory, train_step
 from recscale.scaling.bench.commands import bench
-from recscale.scaling.bench.environment import environment
+from recscale.scaling.provenance import environment
 
 TIME = {"median_ms": 250.0, "lower_quartile_ms": 240.0, "upper_quartile_ms": 260.0, "cpu_ms": 480.0, "turns": 8}
 SPEED = {**TIME, "rows_per_s": 4096.0, "flops_per_s": 1e11}
@@ -73,3 +74,16 @@ def test_environment_names_what_decides_speed():
     found = environment()
     assert found["versions"]["jax"] and found["device"]["platform"] == "cpu" and found["cores"] >= 1
     assert found["date"].endswith("+00:00") and found["keeps_freed_memory"] is False
+
+
+def test_memory_compares_two_sizes(monkeypatch):
+    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: False)
+    small = functools.partial(
+        memory.run, small=16, large=64, reads=8, heads=1, topk=2, width=4, key_width=3, per_round=1
+    )
+    monkeypatch.setattr(memory, "run", small)
+    result = _invoke("memory", "--rounds", "1", "--json")
+    found = json.loads(result.output.splitlines()[-1])
+    assert result.exit_code == 0 and found["ratio"] > 0 and found["search_ratio"] > 0
+    assert found["large_slots"] == 64 and found["shape"]["hits_per_read"] == 2
+    assert found["read_and_update"]["large"]["turns"] == found["search"]["small"]["turns"] == 1

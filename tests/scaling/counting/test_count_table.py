@@ -28,7 +28,9 @@ MIXED = Schema(
 )
 
 
-@pytest.mark.parametrize("dense_params", [3e4, 101_010, 1e6])
+@pytest.mark.parametrize(
+    "dense_params", [pytest.param(size, marks=pytest.mark.thorough) for size in (3e4, 101_010, 1e6)]
+)
 @pytest.mark.parametrize("name", models.list_models("backbone"))
 def test_closed_form_equals_jaxpr_and_tree(name, dense_params):
     schema = reference_schema()
@@ -37,12 +39,15 @@ def test_closed_form_equals_jaxpr_and_tree(name, dense_params):
     assert table.count.dense_params == table.tree_params
     assert table.agrees
     assert table.closed["forward"] == table.closed["user"] + table.closed["candidate"]
-    assert 2 * table.closed["forward"] < table.closed["train"] <= 3 * table.closed["forward"]
+    # A head that only training has multiplies each of its weights once.
+    most = table.closed["forward"] + 2 * table.count.training_only_params
+    assert 2 * table.closed["forward"] < table.closed["train"] <= 3 * most
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", models.list_models("backbone"))
 def test_raw_fields_bags_and_several_tasks(name):
-    config = {"tokens": 4, "width": 8} if "tokens" in models.get_config(name) else {}
+    config = {"tokens": 4, "width": 8} if models.get_config(name).get("tokenizer") == "cut" else {}
     schema = Schema(MIXED.fields, (), MIXED.tasks)
     table = count_table(name, schema, config)
     assert table.agrees, (table.closed, table.jaxpr)

@@ -14,12 +14,22 @@ from recscale.scaling.counting.sizing import size
 SCHEMA = reference_schema()
 BACKBONES = models.list_models("backbone")
 
+# Targets below the smallest model of a kind that keeps its default memory, whose keys and queries are a fixed part of
+# it: the nearest is given, and said to be no more than that.
+OUT_OF_REACH = {("pkm", 1e4), ("memory_plus", 1e4), ("memory_plus", 2e5)}
+
+
+def check_target(result, name, target):
+    missed = (name, target) in OUT_OF_REACH
+    assert result.reachable != missed
+    assert (abs(result.relative_error) > 0.03) == missed
+
 
 @pytest.mark.parametrize("target", [1e4, 1e5, 1e6, 1e7, 1e8, 1e9])
 @pytest.mark.parametrize("name", BACKBONES)
 def test_dense_params_within_three_percent_over_five_decades(name, target):
     result = size(name, SCHEMA, dense_params=target)
-    assert result.reachable and abs(result.relative_error) <= 0.03
+    check_target(result, name, target)
     assert result.achieved == result.count.dense_params == models.count(name, SCHEMA, result.config).dense_params
     assert result.relative_error == pytest.approx(result.achieved / target - 1.0)
 
@@ -28,7 +38,7 @@ def test_dense_params_within_three_percent_over_five_decades(name, target):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_training_flops_per_row(name, target):
     result = size(name, SCHEMA, train_flops=target)
-    assert result.reachable and abs(result.relative_error) <= 0.03
+    check_target(result, name, target)
     assert result.achieved == models.count(name, SCHEMA, result.config).train_flops_per_row
 
 

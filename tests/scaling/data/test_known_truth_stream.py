@@ -160,6 +160,8 @@ def test_pair_columns_are_a_bijection_per_cluster():
 VARIANTS = {
     "ragged, cascade, domains, drift": dict(ragged=True, domains=3, tasks=2, cascade=True, drift=3),
     "oracle codes, one pair field": dict(codes="oracle", pair_field=True, permute_ids=True),
+    "pairs alone": dict(codes="none", pair_field=True, shares=(0.0, 0.0, 1.0, 0.0)),
+    "oracle history": dict(codes="oracle_history", ragged=True),
     "continuing, permuted, soft labels": dict(
         continuing=True, continuing_stride=16, permute_ids=True, soft_labels=True, timestamps=False, match_groups=1
     ),
@@ -190,6 +192,8 @@ def test_variants_have_the_schema_s_shapes_and_decode_exactly(name):
         np.testing.assert_array_equal(decoded.p_both, decoded.p[..., 0] * decoded.p[..., 1])
     else:
         assert (batch.label_mask == 1).all()
+    if not config.has_history:
+        return
     history = batch.user.histories["clicks"]
     if config.ragged:
         empty = history.length == 0

@@ -177,6 +177,7 @@ def test_threefry_known_answers():
         ({"a": 1.0}, "exponent above 1"),
         ({"code_bits": 32}, "code_bits"),
         ({"cascade": True}, "cascade"),
+        ({"codes": "none"}, "unless N has no share"),
         ({"quantas": 3}, "unknown fields quantas"),
         ({"soft_labels": True, "drift": 2}, "soft_labels"),
         ({"pair_field": True, "clusters": 2**16, "pair_items": 2**16}, "more than int32 holds"),
@@ -214,9 +215,14 @@ def test_schema_follows_the_parts():
     both = make_schema(preset("base", codes="oracle"))
     assert {"user", "item", "item_code"} <= {field.name for field in both.fields}
     assert "u1" not in {field.name for field in both.fields}
+    signs = make_schema(preset("base", codes="oracle_history", shares=(0.0, 1.0, 0.0, 0.0)))
+    assert {field.name: field.width for field in signs.sequences[0].fields} == {"history_code": 16, "cat": 16}
+    assert "history_code" in {field.name for field in signs.candidate_fields} and list(signs.tables()) == ["cat"]
     pair = make_schema(preset("base", pair_field=True, clusters=16, memory_embedding_width=2))
     assert pair.tables()["pair"] == (4 * 16 * 2**14 + 1, 2)
     assert not {"mem_u", "mem_i"} & {field.name for field in pair.fields}
+    alone = make_schema(preset("memory", codes="none", shares=(0.0, 0.0, 1.0, 0.0)))
+    assert [field.name for field in alone.fields] == ["mem_u", "mem_i"] and not alone.sequences
     many = make_schema(preset("smoke", domains=3, tasks=2))
     assert many.domains == 3
     assert [task.name for task in many.tasks] == ["click", "convert"]

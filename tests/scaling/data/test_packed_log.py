@@ -51,6 +51,14 @@ def test_pickles_as_its_folder(made_up_log):
     np.testing.assert_array_equal(pickle.loads(text).column("item"), made_up_log.column("item"))
 
 
+def test_reading_opens_no_file(made_up_log, monkeypatch):
+    """Readers run in threads, and opening a column (NumPy parses its header) is not safe there on Python 3.11."""
+    log = PackedLog(made_up_log.folder)
+    monkeypatch.setattr(np, "load", lambda *args, **kwargs: pytest.fail("a column was opened while reading"))
+    assert log[17].keys() >= {"item", "labels", "request_time", "clicks"}
+    assert len(log.vocabulary("item")) > 0
+
+
 def test_a_failure_at_any_file_leaves_nothing(made_up_arrays, tmp_path, monkeypatch):
     """Every file is opened through Path.open; failing at the k-th, for every k, must leave no folder and no scraps."""
     real = Path.open

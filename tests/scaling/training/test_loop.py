@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recscale.scaling import runs as records
-from recscale.scaling.training import RunSpec, get_config, train, train_group
+from recscale.scaling.training import RunSpec, get_config, loop, train, train_group
 
 EXAMPLES = 64 * 60
 
@@ -48,9 +48,23 @@ def interrupt_after(events: int):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def trainers():
+    """The trainers made by the loop while this module's tests run."""
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = loop.make_trainer
+        patch.setattr(loop, "make_trainer", lambda *a: made.append(original(*a)) or made[-1])
+        yield made
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, trainers):
     folder = tmp_path_factory.mktemp("plain")
     return folder, train(make_config(), folder)
+
+
+def test_one_compilation_serves_the_first_step_the_trunk_and_the_decay(plain, trainers):
+    assert trainers[0]._step._cache_size() == 1
 
 
 def test_record_holds_what_a_table_needs(plain):

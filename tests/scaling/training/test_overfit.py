@@ -33,7 +33,22 @@ def source():
 
 def small(name: str) -> ConfigDict:
     config = get_config(name)
-    sizes = {"rankmixer": dict(width=32, hidden=64), "dlrm_mlp": dict(widths=(64, 32)), "dcnv2": {}}
+    sizes = {
+        "rankmixer": dict(width=32, hidden=64),
+        "ug_rankmixer": dict(width=32, hidden=64),
+        "ug_tokenmixer_large": dict(width=32, hidden=32, layers=2),
+        "msn": dict(width=32, hidden=64),
+        "lmn": dict(widths=(64, 32), din_hidden=(16, 8)),
+        "dlrm_mlp": dict(widths=(64, 32)),
+        "wukong": dict(width=16, fm_tokens=4, linear_tokens=4, rank=4, hidden=32),
+        "hiformer": dict(width=16, key_width=4, value_width=8, key_rank=8, value_rank=16, hidden=32),
+        "autoint": dict(width=16, attention=32, layers=2),
+        "dhen_lite": dict(width=16, rank=16, projections=2),
+        "mmoe": dict(experts=4, hidden=32, expert_width=16, tower=(16,)),
+        "hyformer": dict(width=32, hidden=64, keep=8, layers=1),
+        "mixformer": dict(tokens=4, width=16, layers=1),
+        "ui_mixformer": dict(tokens=4, width=16, layers=1),
+    }
     backbone = config.model.backbone if "backbone" in config.model else config.model
     for key, value in sizes.get(name.split("+")[-1], {}).items():
         backbone[key] = value
@@ -41,7 +56,14 @@ def small(name: str) -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize("name", [*models.list_models(), "din+rankmixer"])
+# At every run those of the quickstart and one with a history; the others in the slow stage.
+QUICK = ("rankmixer", "dlrm_mlp", "din+rankmixer")
+NAMES = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in [*models.list_models(), QUICK[-1]]
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_overfits_a_hundred_rows(name, source):
     trainer = make_trainer(small(name), source, [(0, RATE)], warmup=1)
     state = trainer.fresh_state()

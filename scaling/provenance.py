@@ -1,4 +1,4 @@
-"""Where a measurement was taken: versions, device, date and command, stored with every number."""
+"""Where a number comes from: versions, device, date and command, stored with every run and every measurement."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import host_memory
+from . import host_memory
 
-_PACKAGES = ("recscale", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
+_PACKAGES = ("recscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch")
 
 
 def environment() -> dict[str, Any]:
@@ -21,14 +21,11 @@ def environment() -> dict[str, Any]:
 
     `keeps_freed_memory`: see `recscale.scaling.host_memory`.
     """
-    import jax
-
-    first = jax.local_devices()[0]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "versions": versions(),
-        "device": {"platform": first.platform, "kind": first.device_kind, "count": jax.local_device_count()},
+        "device": device(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -37,8 +34,21 @@ def environment() -> dict[str, Any]:
     }
 
 
+def command() -> str:
+    """The command line of this process, without the folder of the program."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def device() -> dict[str, Any]:
+    """Platform, kind and number of the local devices."""
+    import jax
+
+    first = jax.local_devices()[0]
+    return {"platform": first.platform, "kind": first.device_kind, "count": jax.local_device_count()}
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that decide speed."""
+    """Versions of Python and of the installed packages that decide results and speed."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -1,0 +1,161 @@
+"""What sparse experts save: a TokenMixer-Large training step and a RankMixer forward pass by share of active experts.
+
+    train    TokenMixer-Large T 16, D 128, F1 = F2 = 512, L 2, E 8: dense; K 4 (1:2) and K 2 (1:4) on the sparse path of
+             this machine; K 4 with all experts computed under a mask
+    serve    RankMixer T 16, D 128, F 512, L 2, E 8 with ReLU gates of which a half and a quarter are open, at fixed
+             capacity; dense and masked beside it. RankMixer trains densely, so only serving has anything to save
+
+1,024 rows, float32, tokens given as dense input, Adam. All variants run by turns in one process. Ratios are to dense:
+below 1 is saved. `flops_ratio` is what the closed forms promise, routers included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ...models import build, count
+from ...models.inputs import Schema
+from ...models.inputs.tables import embed, table_lookup
+from ..provenance import environment
+from ..training import get_config
+from ..training.step import make_trainer
+from .fixed_batch import FixedBatch
+from .timing import Rival, alternate, summary
+from .train_step import Shape as TokenShape
+from .train_step import stepper
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes of both models; the defaults are those every report uses."""
+
+    rows: int = 1024
+    tokens: int = 16
+    width: int = 128
+    hidden: int = 512
+    layers: int = 2
+    experts: int = 8
+
+    def schema(self) -> Schema:
+        return TokenShape(tokens=self.tokens, width=self.width).schema()
+
+    def model_config(self, **flags: Any) -> dict[str, Any]:
+        sizes = {"tokenizer": "identity", "width": self.width, "hidden": self.hidden, "layers": self.layers}
+        return sizes | flags
+
+
+def run(*, shape: Shape | None = None, rounds: int = 6, per_round: int = 2) -> dict[str, Any]:
+    """Measures and returns JSON-able figures.
+
+    Args:
+        shape: sizes. rounds, per_round: turns of each variant, and timed steps per turn.
+
+    Returns:
+        train, serve: variant -> times, `ratio` and `flops_ratio` to dense, `dropped_share` of the last pass;
+        train_falls, serve_falls: whether each sparser variant is faster than the one before; shape; environment.
+    """
+    shape = shape or Shape()
+    train = _measure(_training(shape), rounds, per_round)
+    serve = _measure(_serving(shape), rounds, per_round)
+    result = {"train": train, "serve": serve}
+    for name in ("train", "serve"):
+        times = [result[name][variant]["median_ms"] for variant in ("dense", "1:2", "1:4")]
+        result[f"{name}_falls"] = times == sorted(times, reverse=True)
+    return result | {"shape": dataclasses.asdict(shape), "environment": environment()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Variant:
+    """Something to time, its FLOPs per row, and the share of selections its last pass dropped."""
+
+    step: Rival
+    flops: int
+    dropped: Callable[[], float]
+
+
+def _measure(variants: Mapping[str, _Variant], rounds: int, per_round: int) -> dict[str, dict[str, float]]:
+    samples = alternate({name: v.step for name, v in variants.items()}, rounds=rounds, per_round=per_round)
+    times = {name: summary(taken) for name, taken in samples.items()}
+    dense = times["dense"]["median_ms"]
+    for name, variant in variants.items():
+        times[name] |= {
+            "ratio": times[name]["median_ms"] / dense,
+            "flops_ratio": variant.flops / variants["dense"].flops,
+            "dropped_share": variant.dropped(),
+        }
+    return times
+
+
+def _training(shape: Shape) -> dict[str, _Variant]:
+    half, quarter = shape.experts // 2, shape.experts // 4
+    # One routed expert beside the shared one learns only from gates that are not renormalised.
+    norm = "selected" if quarter > 2 else "all"
+    sparse = {"experts": shape.experts, "gate_norm": norm}
+    flags: dict[str, dict[str, Any]] = {
+        "dense": {},
+        "1:2": sparse | {"active": half},
+        "1:4": sparse | {"active": quarter},
+        "1:2 masked": sparse | {"active": half, "expert_path": "masked"},
+    }
+    schema, source = shape.schema(), FixedBatch(shape.schema(), shape.rows)
+    variants = {}
+    for name, own in flags.items():
+        config: Any = get_config("tokenmixer_large")
+        config.model.update(shape.model_config(global_token=False, heads=shape.tokens, **own))
+        config.training.update({"optimizer": "adam", "schedule": "constant"})
+        trainer = make_trainer(config, source, [(0, 1e-3)], warmup=0)
+        step = stepper(trainer, trainer.fresh_state(), source.batch(0))
+        flops = count("tokenmixer_large", schema, config.model).train_flops_per_row
+        variants[name] = _Variant(step, flops, _dropped_in_training(trainer, source))
+    return variants
+
+
+def _dropped_in_training(trainer: Any, source: FixedBatch) -> Callable[[], float]:
+    def dropped() -> float:
+        metrics = trainer.step(trainer.fresh_state(), source.batch(0))[1]
+        return float(metrics["stats"].get("dropped_share", jnp.zeros(1))[0])
+
+    return dropped
+
+
+def _serving(shape: Shape) -> dict[str, _Variant]:
+    schema, batch = shape.schema(), FixedBatch(shape.schema(), shape.rows).batch(0)
+    inputs = embed(schema, batch, table_lookup({}))
+    flags: dict[str, dict[str, Any]] = {"dense": {}}
+    for name, share, path in (
+        ("1:2", 0.5, "capacity"),
+        ("1:4", 0.25, "capacity"),
+        ("1:2 masked", 0.5, "masked"),
+    ):
+        flags[name] = {"experts": shape.experts, "active_ratio": share, "expert_path": path}
+    return {name: _served(schema, shape.model_config(**own), inputs) for name, own in flags.items()}
+
+
+def _served(schema: Schema, config: dict[str, Any], inputs: Any) -> _Variant:
+    model = build("rankmixer", schema, config, rngs=nnx.Rngs(0))
+    for block in model.blocks if "experts" in config else ():
+        # Inputs are normalised, so before the ReLU gates are normal with the scale of the kernel.
+        router = block.ffn.infer_router
+        spread = router.kernel[...].std() * schema.fields[0].width ** 0.5
+        threshold = statistics.NormalDist().inv_cdf(config["active_ratio"])
+        router.bias[...] = jnp.full_like(router.bias[...], threshold * spread)
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def forward(state, inputs):
+        output = nnx.merge(graph, state)(inputs)
+        return output.logits, output.stats.get("cut_share", jnp.zeros(()))
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            jax.block_until_ready(forward(state, inputs))
+
+    flops = count("rankmixer", schema, config).forward_flops_per_row
+    return _Variant(run, flops, lambda: float(forward(state, inputs)[1]))

@@ -1,0 +1,191 @@
+"""Kernels on this machine's accelerator: first whether they are right, then how fast, beside XLA and public rivals.
+
+One row per operation, case and implementation (rivals of the case are implementations too). A share of the roofline is
+floor / time with floor = max(bytes / bandwidth, FLOPs / peak) of the case's closed forms; above 1 the byte count is
+wrong or a cache served it. A row whose numbers are wrong has no time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from ...pallas_kernels import cases
+from ...pallas_kernels.cases import Case
+from ...pallas_kernels.implementation import Refused
+from ...pallas_kernels.targets import Target, current
+from ..provenance import environment
+from .kernel_timing import Effort, Function, bit_equal, clock, errors, input_sets
+
+NO_ACCELERATOR = (
+    "there is no accelerator here, or none that recscale.pallas_kernels.targets knows, so nothing is measured; "
+    "`--cpu` runs the small shapes of the XLA paths to prove the harness, and `recscale aot` compiles every kernel"
+)
+
+
+class NoAccelerator(RuntimeError):
+    """A measurement needs a device that is not here."""
+
+
+def accelerator() -> Target:
+    """The target of the present device.
+
+    Raises:
+        NoAccelerator: it is a CPU, or a device in no table.
+    """
+    target = current()
+    if jax.default_backend() == "cpu" or target is None:
+        raise NoAccelerator(NO_ACCELERATOR)
+    return target
+
+
+def run(
+    *,
+    operations: Sequence[str] = (),
+    names: Sequence[str] = (),
+    implementations: Sequence[str] = (),
+    cpu: bool = False,
+    effort: Effort | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows as they are measured; see `measure`.
+
+    Args:
+        operations, names, implementations: which; none given is all (of the "bench" shapes; with `cpu` the tiny ones,
+            and "xla" and "reference" alone).
+
+    Raises:
+        NoAccelerator: there is none, and not `cpu`.
+        ValueError: no such operation, or no such case.
+    """
+    target = None if cpu else accelerator()
+    effort = effort or (Effort(warmup=1, runs=3, calls=2) if cpu else Effort())
+    chosen = [case for operation in operations or cases.OPERATIONS for case in cases.cases(operation)]
+    if unknown := sorted(set(names) - {case.name for case in chosen}):
+        raise ValueError(f"there is no case {unknown[0]!r}; known: {', '.join(case.name for case in chosen)}")
+    where = _provenance()
+    for case in chosen:
+        if case.name in names or (not names and case.group == ("tiny" if cpu else "bench")):
+            for row in measure(case, target, implementations, effort):
+                yield row | where
+
+
+def measure(case: Case, target: Target | None, implementations: Sequence[str], effort: Effort) -> list[dict[str, Any]]:
+    """The rows of one case: XLA first, then kernels, then rivals.
+
+    Keys: operation, case, group, implementation, status ("measured", "wrong", "refused" or "failed"), reason, the
+    columns of `errors`, bit_equal, those of `clock`, gb_per_s, tflop_per_s, floor_ms, share_of_floor, times_xla (how
+    many times faster than XLA) and times_rival (rival -> likewise). What could not be had is None.
+    """
+    functions = _functions(case, target, implementations)
+    sets = input_sets(case, target, effort)
+    expected, trouble = _reference(case, sets[0])
+    rows = [
+        _row(case, name, function, sets, expected, trouble, target, effort, exact=name not in case.rivals)
+        for name, function in functions.items()
+    ]
+    times = {row["implementation"]: row["median_ms"] for row in rows}
+    for row in rows:
+        own = row["median_ms"]
+        faster = {name: time / own for name, time in times.items() if own and time and name != row["implementation"]}
+        row["times_xla"] = faster.get("xla")
+        row["times_rival"] = {name: faster[name] for name in case.rivals if name in faster}
+    return rows
+
+
+def _functions(case: Case, target: Target | None, implementations: Sequence[str]) -> dict[str, Function]:
+    """Name -> what to run on a case's arrays."""
+    ours = ["xla", "reference"] if target is None else ["xla", *cases.kernels(case.operation, target.platform)]
+    ours = [name for name in ours if not implementations or name in implementations or name == "xla"]
+    found: dict[str, Function] = {name: functools.partial(case.call, implementation=name) for name in ours}
+    return found | (dict(case.rivals) if target is not None else {})
+
+
+def _reference(case: Case, arrays: tuple[Any, ...]) -> tuple[Any, str]:
+    """The right result, or nothing and why."""
+    try:
+        expected = jax.jit(lambda *a: case.call(*a, implementation="reference"))(*arrays)
+        return jax.block_until_ready(expected), ""
+    except jax.errors.JaxRuntimeError as error:  # too large for the device
+        return None, f"the reference does not run at this shape: {_first_line(error)}"
+
+
+def _row(
+    case: Case,
+    name: str,
+    function: Function,
+    sets: list[Any],
+    expected: Any,
+    trouble: str,
+    target: Target | None,
+    effort: Effort,
+    *,
+    exact: bool,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "operation": case.operation,
+        "case": case.name,
+        "group": case.group,
+        "implementation": name,
+        "status": "failed",
+        "reason": trouble,
+        **dict.fromkeys(("max_error", "mismatched_ids", "within_tolerance", "bit_equal", "median_ms")),
+        **dict.fromkeys(("lower_quartile_ms", "upper_quartile_ms", "runs", "calls", "temporary_bytes", "peak_bytes")),
+        **dict.fromkeys(("gb_per_s", "tflop_per_s", "floor_ms", "share_of_floor")),
+    }
+    try:
+        once = jax.jit(function)
+        found = once(*sets[0])
+        row["bit_equal"] = bit_equal(found, once(*sets[0]))
+        if expected is not None and jax.tree.structure(found) == jax.tree.structure(expected):
+            row |= errors(case, found, expected)
+        elif exact and expected is not None:
+            return row | {"status": "wrong", "reason": "its results do not have the structure of the reference's"}
+        del found
+        if exact and row["within_tolerance"] is False:
+            return row | {"status": "wrong", "reason": f"error {row['max_error']:.3g}, rtol {case.rtol:g}"}
+        if exact and not row["bit_equal"]:
+            return row | {"status": "wrong", "reason": "two runs on the same inputs differ"}
+        row |= clock(function, sets, effort)
+    except Refused as error:
+        return row | {"status": "refused", "reason": _first_line(error)}
+    except Exception as error:  # a rival or kernel that does not run here is a row too
+        return row | {"reason": f"{type(error).__name__}: {_first_line(error)}"}
+    return row | rates(case, row["median_ms"], target) | {"status": "measured"}
+
+
+def rates(case: Case, median_ms: float, target: Target | None) -> dict[str, Any]:
+    """Bandwidth and FLOP/s a time means at the case's closed forms, and their share of the roofline."""
+    seconds = median_ms / 1e3
+    found = {"gb_per_s": case.bytes_moved / seconds / 1e9, "tflop_per_s": case.flops / seconds / 1e12}
+    if target is None:
+        return found
+    floor = target.floor_s(case.bytes_moved, case.flops, int8=case.int8)
+    return found | {"floor_ms": 1e3 * floor, "share_of_floor": floor / seconds}
+
+
+def report(row: dict[str, Any]) -> str:
+    """One line for people."""
+    head = f"{row['operation']}/{row['case']}  {row['implementation']}"
+    if row["status"] != "measured":
+        return f"{head:64s} {row['status'].upper()}: {row['reason']}"
+    error = "no reference" if row["max_error"] is None else f"error {row['max_error']:.1e}"
+    share = "" if row["share_of_floor"] is None else f"  {100 * row['share_of_floor']:5.1f} % of roofline"
+    against = "" if row["times_xla"] is None else f"  {row['times_xla']:.2f}x XLA"
+    against += "".join(f"  {ratio:.2f}x {name}" for name, ratio in row["times_rival"].items())
+    return (
+        f"{head:64s} {row['median_ms']:9.4f} ms  {row['gb_per_s']:8.1f} GB/s  {row['tflop_per_s']:8.2f} TFLOP/s"
+        f"{share}{against}  {error}, reruns {'equal' if row['bit_equal'] else 'DIFFER'}, "
+        f"{row['peak_bytes'] / 2**20:,.1f} MiB"
+    )
+
+
+def _provenance() -> dict[str, Any]:
+    where = environment()
+    return {"device": where["device"]["kind"], **{key: where[key] for key in ("versions", "date", "command")}}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,37 @@
+"""The bench of sparse experts: what it races, and what it prints. Speed is for `recscale bench`."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from recscale.scaling import host_memory
+from recscale.scaling.bench import experts
+from recscale.scaling.bench.commands import bench
+from recscale.scaling.provenance import environment
+
+TIME = {"median_ms": 9.0, "lower_quartile_ms": 8.0, "upper_quartile_ms": 9.5, "ratio": 1.0, "flops_ratio": 1.0}
+VARIANTS = {name: TIME | {"dropped_share": 0.0} for name in ("dense", "1:2", "1:4", "1:2 masked")}
+
+
+@pytest.mark.slow
+def test_variants_do_what_their_names_say():
+    found = experts.run(shape=experts.Shape(rows=64, tokens=4, width=16, hidden=32), rounds=2, per_round=1)
+    for name in ("train", "serve"):
+        times = found[name]
+        assert list(times) == list(VARIANTS) and times["dense"]["ratio"] == 1.0
+        assert times["1:4"]["flops_ratio"] < times["1:2"]["flops_ratio"] < 1 < times["1:2 masked"]["flops_ratio"]
+        assert times["1:2 masked"]["dropped_share"] == times["dense"]["dropped_share"] == 0.0
+        assert times["1:2"]["dropped_share"] < 0.2
+
+
+def test_the_command_prints_figures_and_json(monkeypatch):
+    asked = {}
+    found = {"train": VARIANTS, "serve": VARIANTS, "train_falls": True, "serve_falls": False}
+    found["environment"] = environment()
+    monkeypatch.setattr(experts, "run", lambda **options: asked.update(options) or found)
+    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: False)
+    done = CliRunner().invoke(bench, ["experts", "--rounds", "3", "--json"])
+    assert done.exit_code == 0 and asked == {"rounds": 3}
+    assert "training step (falls with" in done.output and "forward pass (does NOT fall" in done.output
+    assert json.loads(done.output.splitlines()[-1])["train"]["dense"]["ratio"] == 1.0
