@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, axis, by_dense_params, chain, product, seeds
 
-# Seven rungs over 1.8 decades: the largest is held out, and six remain for three parameters.
-SIZES = [1.8e3, 3.6e3, 7e3, 1.4e4, 2.8e4, 5.6e4, 1.1e5]
+# Seven rungs over 1.8 decades: the largest is held out, and six remain, over 1.5 decades, for three parameters.
+SIZES = [1.8e3, 3.6e3, 7.2e3, 1.5e4, 3e4, 6.2e4, 1.25e5]
 
 
 def get_config() -> ConfigDict:

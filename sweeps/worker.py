@@ -34,6 +34,7 @@ from typing import IO, Any
 
 import click
 
+from ..scaling.host_memory import keep_freed_memory
 from . import machine
 
 TRAINER = "recscale.scaling.training:train_group"
@@ -149,9 +150,10 @@ def environment(core: int | None) -> dict[str, str]:
 
 
 def settle(core: int | None) -> None:
-    """Fixes this process's threads; call before anything imports jax."""
+    """Fixes this process's threads and how it keeps memory; call before anything imports jax."""
     if "jax" in sys.modules:
         raise RuntimeError("jax was imported before the worker fixed its threads")
+    keep_freed_memory()
     os.environ.update(environment(core))
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})

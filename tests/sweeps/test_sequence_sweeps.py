@@ -1,0 +1,77 @@
+"""The sweep files of the sequence family load and plan: what they hold fixed, and what they vary."""
+
+import dataclasses
+
+import pytest
+
+from recscale import models
+from recscale.scaling.data import make_source
+from recscale.sweeps import axis, by_history_length, product
+from recscale.sweeps.loading import load
+from recscale.sweeps.plan import make_plan
+
+
+def planned(name, keep=lambda point: True):
+    file = load(name)
+    points = [point for point in file.points() if point.get("seed", 0) == 0 and keep(point)]
+    return make_plan(file.config(), points, sweep=name).rows
+
+
+def test_the_length_ladder_varies_length_alone():
+    rows = planned("length_ladder")
+    assert {row["config"]["architecture"] for row in rows} == {
+        "longer+rankmixer",
+        "din+rankmixer",
+        "hyformer",
+        "mixformer",
+    }
+    lengths = sorted({row["config"]["data"]["history_length"] for row in rows})
+    assert lengths == [4, 8, 16, 32, 64, 128]
+    by_model = {}
+    for row in rows:
+        key = row["config"]["architecture"], row["config"]["training"]["lr"]
+        by_model.setdefault(key, []).append(row)
+    assert len(by_model) == 12  # three rates each
+    for name, own in by_model.items():
+        assert [row["config"]["data"]["history_length"] for row in own] == lengths
+        sizes = {row["counts"]["dense_params"] for row in own}
+        assert len(sizes) == 1 and 2.9e4 < sizes.pop() < 3.1e4, name
+        flops = [row["predicted"]["train_flops"] for row in own]
+        assert flops == sorted(flops) and len(set(flops)) == 6
+    assert len({point["seed"] for point in load("length_ladder").points()}) == 3
+
+
+def test_co_scaling_crosses_sizes_and_lengths():
+    rows = planned("co_scaling")
+    for name in ("longer+rankmixer", "mixformer"):
+        own = [row for row in rows if row["config"]["architecture"] == name]
+        sizes = {row["targets"]["dense_params"] for row in own}
+        assert len(own) == len(sizes) * len({row["config"]["data"]["history_length"] for row in own}) == 12
+        assert all(abs(row["target_error"]) < 0.1 for row in own)
+
+
+def test_every_ablation_is_a_model():
+    """Shapes only: each point's config is resolved and counted, and no two points are the same run."""
+    file = load("sequence_ablations")
+    points = [point for point in file.points() if point["seed"] == 0]
+    rows = make_plan(file.config(), points, sweep="sequence_ablations").rows
+    assert len({row["run_id"] for row in rows}) == len(points) > 25
+    assert all(row["counts"]["dense_params"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("length", [8, 20])
+def test_history_length_reaches_the_model(length):
+    """`by_history_length` cuts the log's histories: schema, batches and the encoder's own sizes agree."""
+    config = load("smoke").config()
+    config.architecture = "longer+rankmixer"
+    with config.unlocked():
+        config.model = models.get_config("longer+rankmixer")
+    rows = make_plan(config, product(by_history_length([length]), axis("seed", [0])), sweep="t").rows
+    source = make_source(
+        {"name": "known_truth", "preset": "smoke", "history_length": length, "holdout_rows": 8}, requests=4
+    )
+    (sequence,) = source.schema.sequences
+    assert sequence.length == length
+    batch = next(iter(source.holdout()))
+    assert batch.user.histories[sequence.name].ids["item"].shape == (4, length)
+    assert rows[0]["counts"] == dataclasses.asdict(models.count("longer+rankmixer", source.schema)) | rows[0]["counts"]
