@@ -47,7 +47,6 @@ def test_the_committed_table_is_that_of_the_quickstart_sweep():
     assert set(table["dataset"]) == {"known_truth"} and (table["status"] == "done").any()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_says_what_is_committed(name):
     path = ROOM / f"{name}.ipynb"
