@@ -7,8 +7,13 @@ BIN := $(VENV)/bin
 # Tests run on the CPU whatever the machine has; two workers match the smallest machine we support.
 WORKERS ?= 2
 ARGS ?=
+# Compilers of the accelerators, each in an environment of its own: their runtimes do not belong in the main one. The
+# version of jax decides the compiler (libtpu, the CUDA plugin), so it is fixed: what compiles today compiles tomorrow.
+VENV_TPU ?= .venv-tpu
+VENV_GPU ?= .venv-gpu
+AOT_JAX ?= 0.10.2
 
-.PHONY: quickstart test test-slow lint types notebooks clean
+.PHONY: quickstart test test-slow lint types notebooks aot-tpu aot-gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/recscale sweep quickstart --out runs/quickstart $(ARGS)
@@ -31,10 +36,24 @@ types: $(VENV)/.installed-dev
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python notebooks/execute.py
 
-$(VENV)/bin/python:
+# Compiles kernels and training steps for TPUs (GPUs) on a machine without one; without ARGS all kernels and one step per
+# family. For one of them: make aot-tpu ARGS="--target tpu-v5e --model tokenmixer_large_7b --mesh 16x16"
+aot-tpu: $(VENV_TPU)/.installed
+	$(VENV_TPU)/bin/recscale aot $(or $(ARGS),--target tpu-v5e --target tpu-v5p --target tpu-v6e --target tpu-7x)
+
+aot-gpu: $(VENV_GPU)/.installed
+	$(VENV_GPU)/bin/recscale aot $(or $(ARGS),--target h100 --target h200)
+
+$(VENV_TPU)/.installed: EXTRA := tpu
+$(VENV_GPU)/.installed: EXTRA := cuda
+$(VENV_TPU)/.installed $(VENV_GPU)/.installed: %/.installed: %/bin/python setup.py pyproject.toml
+	$*/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRA)]" jax==$(AOT_JAX)
+	@touch $@
+
+$(VENV)/bin/python $(VENV_TPU)/bin/python $(VENV_GPU)/bin/python: %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "recscale needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*
 
 $(VENV)/.installed: $(VENV)/bin/python setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
@@ -45,4 +64,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV_TPU) $(VENV_GPU) build *.egg-info

@@ -1,11 +1,27 @@
 """Shared by all tests: compiled programs are cached on disk, so one that several tests (or both workers) need is
-compiled once. The cache holds the same machine code a fresh compilation gives."""
+compiled once. The cache holds the same machine code a fresh compilation gives.
+
+Checks of an architecture marked `thorough` run at every run on one architecture of each family, and on all the others
+in the slow stage."""
 
 import os
 from pathlib import Path
+
+import pytest
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "xla"
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Threads of XLA's CPU client. Interpreted GPU kernels run every warpgroup in a callback of its own, which waits for the
+# others: with fewer threads than that (a machine or a container of one core) they wait for ever.
+os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
+
+FLAGSHIPS = {"rankmixer", "tokenmixer_large", "ug_rankmixer", "mixformer", "pkm", "dcnv2", "din+rankmixer"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("thorough") and item.callspec.params["name"] not in FLAGSHIPS:
+            item.add_marker(pytest.mark.slow)
