@@ -17,7 +17,7 @@ import numpy as np
 
 from .known_truth_card import card
 from .known_truth_config import BLOCK, KnownTruthConfig
-from .known_truth_quadrature import entropy, entropy_of_logit, hermite, smoothed
+from .known_truth_quadrature import entropy, hermite, smoothed
 from .known_truth_world import World, popularity
 
 # Quanta stand for infinity beyond this many terms; what is left of the series is then counted as not yet learned.
@@ -104,12 +104,13 @@ def predict(
         quanta: terms known; may exceed the world's, the series being infinite. examples: rows seen by a linear learner
             on these terms. history_length: newest events seen. pairs: stored id pairs, ranks = pairs / (4 clusters);
             or `ranks` themselves. None: all the world has (of examples: infinitely many); np.inf: the asymptote.
-        exact: integrate normal logits of the same variances instead of the second-order v/2 s^2, which overstates
-            large deficits by up to 8 %.
+        exact: integrate logits of the same variances, pairs as the +-m they are and the rest as normal, instead of
+            the second-order v/2 s^2, which overstates large normal deficits by up to 8 % and understates pairs.
+            See `has_exact`.
         constants: `asymptote` and `v` to use; default: the world's card.
 
     Raises:
-        ValueError: both `pairs` and `ranks` given, or exact asked for with drift or a second label.
+        ValueError: both `pairs` and `ranks` given, or exact asked of a log that does not have it.
     """
     config = world.config
     if pairs is not None and ranks is not None:
@@ -126,11 +127,16 @@ def predict(
         missing = missing_quanta(n, d, config.alpha, config.c_n, v)
     if config.has_l:
         length = config.history_max if history_length is None else history_length
-        missing = missing + config.c_l * (np.asarray(length, np.float64) + 1.0) ** -config.lam
+        missing = missing + config.missing_history(length)
     mass = _missed(config, ranks) if config.has_m else np.zeros(())
     if exact:
         return constants["asymptote"] + _exact_excess(config, *np.broadcast_arrays(missing, mass))
     return constants["asymptote"] + 0.5 * v * (missing + config.c_m * mass)
+
+
+def has_exact(config: KnownTruthConfig) -> bool:
+    """Whether `predict` can integrate exactly: one label whose logit has the same law in every request."""
+    return config.tasks == 1 and config.domains == 1 and not (config.drift or config.ragged)
 
 
 def _missed(config: KnownTruthConfig, ranks: Any) -> np.ndarray:
@@ -140,20 +146,26 @@ def _missed(config: KnownTruthConfig, ranks: Any) -> np.ndarray:
 
 
 def _exact_excess(config: KnownTruthConfig, missing: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Loss over the asymptote when normal variance `missing` is unknown, and +-m on a share `mass` of the rows."""
-    if config.drift or config.tasks > 1:
-        raise ValueError("exact prediction covers one label without drift; use exact=False")
+    """Loss over the asymptote when normal variance `missing` is unknown, and +-m on a share `mass` of the rows.
+
+    Pairs are two points, never a normal: the logit is b + (everything else, normal) +- m.
+    """
+    if not has_exact(config):
+        raise ValueError("exact prediction covers one label and domain, full histories, no drift; use exact=False")
     points, weights = hermite(81)
     amplitude = config.c_m**0.5
-    known = float(weights @ entropy_of_logit(config.b + config.signal**0.5 * points))
+    signs = (-amplitude, amplitude) if config.has_m else (0.0,)
+    normal = config.signal - config.c_m
+
+    def level(s2: float, shifts: tuple[float, ...], unknown: float) -> float:
+        z = config.b + max(normal - s2, 0.0) ** 0.5 * points
+        return float(np.mean([weights @ entropy(*smoothed(z + c, s2**0.5, unknown, 81)) for c in shifts]))
+
+    known = level(0.0, signs, 0.0)
     out = np.empty(missing.shape)
     for index in np.ndindex(missing.shape):
         s2, share = float(missing[index]), float(mass[index])
-        levels = []
-        for rest, unknown in ((config.signal - s2, 0.0), (config.signal - s2 - config.c_m, amplitude)):
-            if rest < 0:
-                raise ValueError(f"missing variance {s2} exceeds what the log has ({config.signal})")
-            z = config.b + rest**0.5 * points
-            levels.append(float(weights @ entropy(*smoothed(z, s2**0.5, unknown, 81))))
-        out[index] = (1.0 - share) * levels[0] + share * levels[1] - known
+        if s2 > normal + 1e-9:
+            raise ValueError(f"missing variance {s2} exceeds what the log has ({normal}, pairs apart)")
+        out[index] = (1.0 - share) * level(s2, signs, 0.0) + share * level(s2, (0.0,), amplitude) - known
     return out

@@ -367,6 +367,40 @@ def test_prediction_agrees_with_oracles_and_with_its_limits(world, batches, cons
         predict(world, pairs=1, ranks=1, constants=constants)
 
 
+def test_pairs_are_two_points_and_not_a_normal():
+    """Where a pair is unknown the best prediction of a log of pairs alone is 1/2; where it is known, sigmoid(+-m)."""
+    world = build_world(preset("memory", shares=(0.0, 0.0, 1.0, 0.0), b=0.0, signal=4.0, clusters=4, pair_items=256))
+    p = 1 / (1 + np.exp(-2.0))
+    known = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    constants = {"asymptote": known, "v": p * (1 - p)}
+    stored = np.asarray([16, 256, 4096])
+    missed = world.config.missed_mass(stored / 16)
+    found = predict(world, pairs=stored, constants=constants, exact=True)
+    np.testing.assert_allclose(found, known + missed * (np.log(2) - known), atol=1e-9)
+
+    # Beside a normal part, half of it unknown: against draws.
+    config = preset("memory", shares=(0.5, 0.0, 0.5, 0.0), b=-1.0, signal=2.0)
+    points, rng = np.polynomial.hermite_e.hermegauss(61), np.random.default_rng(0)
+    z = config.b + rng.standard_normal(200_000) + rng.choice([-1.0, 1.0], 200_000)
+
+    def entropy_without(spread, coin):
+        """Mean entropy of what is left of z if a normal of that variance and, of all rows, the pair are unknown."""
+        rest = config.b + (1.0 - spread) ** 0.5 * rng.standard_normal(200_000)
+        shifts = (-1.0, 1.0) if coin else (rng.choice([-1.0, 1.0], 200_000),)
+        weights = points[1] / points[1].sum()
+        p = np.mean(
+            [1 / (1 + np.exp(-(rest + c)[:, None] - spread**0.5 * points[0])) @ weights for c in shifts], axis=0
+        )
+        return float(np.mean(-(p * np.log(p) + (1 - p) * np.log(1 - p))))
+
+    everything = float(np.mean(np.logaddexp(0, -z) / (1 + np.exp(-z)) + np.logaddexp(0, z) / (1 + np.exp(z))))
+    spread = float(missing_quanta(8, np.inf, config.alpha, config.c_n, 0.15))
+    world, missed = build_world(config), float(config.missed_mass(2.0))
+    expected = (1 - missed) * entropy_without(spread, False) + missed * entropy_without(spread, True)
+    found = predict(world, quanta=8, ranks=2.0, constants={"asymptote": everything, "v": 0.15}, exact=True)
+    assert float(found) == pytest.approx(expected, abs=2e-3)
+
+
 def test_data_laws_of_pairs_and_biases():
     config = preset("base", pair_items=2**18)
     examples = np.geomspace(1e7, 1e9, 12)
