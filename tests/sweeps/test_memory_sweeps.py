@@ -1,14 +1,20 @@
 """The sweep files of the memory family load and plan: what they hold fixed, and what they vary."""
 
 import itertools
+from pathlib import Path
 
 import jax
+import numpy as np
+import pandas as pd
 import pytest
 from flax import nnx
+from scipy.stats import binom, poisson
 
 from recscale.models.inputs.examples import random_inputs
 from recscale.scaling.counting.abstract import abstract_model
 from recscale.scaling.data.known_truth import make_schema, preset
+from recscale.scaling.data.known_truth_laws import predict
+from recscale.scaling.data.known_truth_world import build_world
 from recscale.sweeps.loading import load
 from recscale.sweeps.plan import make_plan
 
@@ -83,3 +89,67 @@ def test_the_slots_ladder_has_three_arms_and_one_code_for_a_pair():
     schema = make_schema(preset("memory", **file.config().data.overrides.to_dict()))
     assert [field.name for field in schema.fields] == ["pair"] and not schema.sequences
     assert file.config().training.embedding_lr == 0.0
+
+
+RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
+
+
+def noted(start):
+    """Figures of the line of the run tables' note that begins so, one per size, nothing where none was run."""
+    (line,) = [line for line in (RUNS / "README.md").read_text().splitlines() if line.startswith(f"| {start}")]
+    return np.asarray([float(cell) if cell.strip() else np.nan for cell in line.split("|")[2:-1]])
+
+
+def test_the_note_of_the_slots_ladder_says_what_its_table_holds():
+    table = pd.read_parquet(RUNS / "memory_slots_ladder.parquet")
+    slots = sorted(table["memory_slots"].unique())
+    assert len(table) == 135 and (table["status"] == "done").all()
+
+    def best(name, column):
+        rows = table[table["architecture"] == name]
+        by_rate = rows.groupby(["memory_slots", "lr_dense"])[["logloss", "memory_usage"]].mean().reset_index()
+        kept = by_rate.loc[by_rate.groupby("memory_slots")["logloss"].idxmin()].set_index("memory_slots")
+        return kept[column].reindex(slots).to_numpy()
+
+    for start, name, column, digits in (
+        ("`pkm`,", "pkm", "logloss", 4),
+        ("`pkm_random`", "pkm_random", "logloss", 4),
+        ("`pkm_hashed`", "pkm_hashed", "logloss", 4),
+        ("share of slots in use, `pkm`", "pkm", "memory_usage", 2),
+        ("the same, `pkm_hashed`", "pkm_hashed", "memory_usage", 2),
+    ):
+        np.testing.assert_allclose(noted(start), best(name, column), atol=0.51 * 10.0**-digits, err_msg=start)
+
+    asymptote = table["asymptote"].iloc[0]
+    config = preset("memory", **load("memory_slots_ladder").config().data.overrides.to_dict())
+    constants = {"asymptote": asymptote, "v": 0.105}
+    store = predict(build_world(config), pairs=np.asarray(slots), constants=constants, exact=True)
+    np.testing.assert_allclose(noted("a perfect store"), store, atol=5.1e-5)
+    slopes = -np.diff(np.log(best("pkm", "logloss") - asymptote)) / np.diff(np.log(slots))
+    assert slopes[:-1].round(2).min() == 0.13 and slopes[:-1].max() < 0.195 and round(slopes[-1], 2) == 0.10
+
+
+def test_what_two_million_rows_tell_of_the_pairs_of_the_slots_ladder():
+    """The excess, over the entropy floor, of the posterior mean of the most frequent pairs a store holds."""
+    config = preset("memory", **load("memory_slots_ladder").config().data.overrides.to_dict())
+    per_rank, m = 4 * config.clusters, config.c_m**0.5
+    right = 1 / (1 + np.exp(-m))
+
+    def excess(looks):
+        agree = np.arange(looks + 1)
+        believed = 1 / (1 + np.exp(-m * (2 * agree - looks)))
+        p = believed * right + (1 - believed) * (1 - right)
+        divergence = right * np.log(right / p) + (1 - right) * np.log((1 - right) / (1 - p))
+        return float(binom.pmf(agree, looks, right) @ divergence)
+
+    looks = np.arange(60)
+    after = np.asarray([excess(n) for n in looks])
+    ranks = np.arange(1, config.pair_items + 1)
+    share = config.missed_mass(ranks - 1) - config.missed_mass(ranks)
+
+    def missed(slots, rows):
+        each = poisson.pmf(looks, (rows * share / per_rank)[:, None]) @ after
+        return np.where(ranks <= slots // per_rank, each, after[0]) @ share
+
+    found = [missed(2**16, 2e6), missed(2**16, 1.6e7), missed(2**8, 2e6)]
+    np.testing.assert_allclose(found, [0.0148, 0.0093, 0.1451], atol=6e-5)  # the sweep's own figures
