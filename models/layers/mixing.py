@@ -41,6 +41,14 @@ def revert_token_major(m: Array, tokens: int) -> Array:
     return mix_token_major(m, tokens)
 
 
+def mixed_shape(tokens: int, width: int, heads: int | None = None) -> tuple[int, int]:
+    """(H, W) of mixed tokens; heads None is T, or the largest divisor of D below it."""
+    heads = max(h for h in range(1, tokens + 1) if width % h == 0) if heads is None else heads
+    if width % heads:
+        raise ValueError(f"width {width} does not divide into {heads} heads; make it a multiple")
+    return heads, tokens * width // heads
+
+
 def flatten_token_major(x: Array) -> Array:
     """[T, B, D] -> [B, T*D]: the tokens of every row side by side."""
     return x.swapaxes(0, 1).reshape(x.shape[1], -1)

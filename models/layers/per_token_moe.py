@@ -27,6 +27,7 @@ Letters: T tokens, B rows, D width, E experts, k selections, f hidden width of a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -177,6 +178,7 @@ class TopKMoE(nnx.Module):
         tokens, width, hidden: T, D, F of the dense network; every expert has F/E.
         experts, active: E and K, both counting the shared expert where there is one.
         shared: whether one expert is always on; without it all E are routed and K are selected.
+        pooled: all tokens choose from one pool of T*E experts, one of them shared, instead of E of their own.
         gate_scale: alpha; None is E/K. gate_norm: see `top_k_gates`.
         kind, activation, init, scales, fans, implementation: see `PerTokenExperts`; an "ffn" has an output bias here.
         path, capacity_factor: see the file.
@@ -195,6 +197,7 @@ class TopKMoE(nnx.Module):
         experts: int,
         active: int,
         shared: bool = True,
+        pooled: bool = False,
         gate_scale: float | None = None,
         gate_norm: str = "selected",
         kind: str = "swiglu",
@@ -209,11 +212,13 @@ class TopKMoE(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_top_k(hidden, experts, active, shared=shared, gate_norm=gate_norm)
-        self.routed, self.selected = experts - shared, active - shared
         self.gate_norm, self.alpha = gate_norm, experts / active if gate_scale is None else gate_scale
-        self.path, self.capacity_factor, self.dtype = path, capacity_factor, dtype
+        self.path, self.capacity_factor, self.dtype, self.pooled = path, capacity_factor, dtype, pooled
         choose_path(path, training=True)
         f, fans = hidden // experts, fans or (width, hidden)
+        if pooled:
+            tokens, experts = 1, experts * tokens
+        self.routed, self.selected = experts - shared, active - shared
         kwargs = dict(init=init, scales=scales, fans=fans, dtype=dtype, rngs=rngs)
         self.experts = PerTokenExperts(
             tokens, width, f, self.routed, kind=kind, activation=activation, implementation=implementation, **kwargs
@@ -223,6 +228,9 @@ class TopKMoE(nnx.Module):
         self.router = param.kernel(rngs, (tokens, width, self.routed), ("tokens", "embed", "experts"), "lecun_normal")
 
     def __call__(self, x: Array, *, training: bool = False) -> tuple[Array, TopKRouting]:
+        shape = x.shape
+        if self.pooled:
+            x = x.reshape(1, -1, shape[-1])
         logits = contract("tbd,tde->tbe", x, self.router[...], jnp.float32)
         ids, gates = top_k_gates(logits, self.selected, self.gate_norm)
         y, dropped = self._apply(x, ids, self.alpha * gates, choose_path(self.path, training))
@@ -233,7 +241,7 @@ class TopKMoE(nnx.Module):
         chosen = one_hot(ids, self.routed).any(axis=2)
         share = chosen.mean(axis=1, dtype=jnp.float32) / self.selected
         mean_probability = jax.nn.softmax(logits, axis=-1).mean(axis=1)
-        return y, TopKRouting(
+        return y.reshape(shape), TopKRouting(
             load=chosen.sum(axis=1, dtype=jnp.float32),
             dropped=dropped / ids.size,
             balance=self.routed * (share * mean_probability).sum(axis=-1).mean(),
@@ -249,6 +257,21 @@ class TopKMoE(nnx.Module):
             return self.experts.ragged(x, ids, gates), nothing
         capacity = capacity_of(x.shape[1], self.selected / self.routed, self.capacity_factor)
         return self.experts.capacity(x, ids, gates, capacity)
+
+
+def top_k_report(
+    routing: Sequence[TopKRouting], weights: Mapping[str, float]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Losses and stats of several layers, as means over them; `weights` of the losses "balance" and "z"."""
+    if not routing:
+        return {}, {}
+    mean = {name: jnp.stack([getattr(r, name) for r in routing]).mean() for name in ("balance", "z", "dropped")}
+    losses = {f"router_{name}": weight * mean[name] for name, weight in weights.items() if weight}
+    return losses, {
+        "dropped_share": mean["dropped"],
+        "router_balance": mean["balance"],
+        "router_z": mean["z"],
+    }
 
 
 def check_top_k(hidden: int, experts: int, active: int, *, shared: bool = True, gate_norm: str = "selected") -> None:

@@ -45,7 +45,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..inputs.batch import Output
-from ..layers.per_token_moe import ReLUMoE, ReLURouting, TopKMoE, TopKRouting, check_top_k
+from ..layers.per_token_moe import ReLUMoE, ReLURouting, TopKMoE, TopKRouting, check_top_k, top_k_report
 
 Array = jax.Array
 
@@ -199,13 +199,8 @@ class ExpertControl(nnx.Module):
 
 
 def _top_k_output(logits: Array, routing: list[TopKRouting], balance_weight: float) -> Output:
-    balance = jnp.stack([r.balance for r in routing]).mean()
-    stats = {
-        "expert_load": jnp.stack([r.load for r in routing]),  # [L, T, E]
-        "dropped_share": jnp.stack([r.dropped for r in routing]).mean(),
-        "router_balance": balance,
-    }
-    losses = {"router_balance": balance_weight * balance} if balance_weight else {}
+    losses, stats = top_k_report(routing, {"balance": balance_weight})
+    stats["expert_load"] = jnp.stack([r.load for r in routing])  # [L, T, E]
     return Output(logits=logits, losses=losses, stats=stats)
 
 

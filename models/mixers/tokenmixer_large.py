@@ -46,7 +46,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -54,18 +54,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..architecture import BackboneSpec
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, Output, UserInputs
 from ..inputs.history import NO_TOKENS, TokenShape
 from ..inputs.schema import Schema
 from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
-from ..layers import param
+from ..layers.auxiliary import AuxiliaryHeads, auxiliary_params
 from ..layers.dropout import dropout
 from ..layers.gated import PerTokenSwiGLU, SwiGLU
-from ..layers.mixing import mix_token_major, revert_token_major
+from ..layers.mixing import mix_token_major, mixed_shape, revert_token_major
 from ..layers.norms import Norm
 from ..layers.per_token import PerTokenFFN
-from ..layers.per_token_moe import TopKMoE, TopKRouting, check_top_k
+from ..layers.per_token_moe import TopKMoE, TopKRouting, check_top_k, top_k_report
 from ..layers.pooling import mean_tokens
 from ..layers.towers import Towers, tower_flops, tower_params
 from ..ranker import Backbone
@@ -120,16 +121,14 @@ class TokenMixerLargeConfig(TokenizerOptions):
     z_weight: float = 0.0
 
     def __post_init__(self):
-        for name in ("width", "hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_sizes(self, "width", "hidden", "layers", "mixed_hidden", "heads", "experts", "active", "tower")
+        if self.inter_residual_every < 0:
+            raise ValueError(f"inter_residual_every is {self.inter_residual_every}, expected 0 (off) or more")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}, expected a share in [0, 1)")
-        wrong = [layer for layer in self.aux_layers or () if not 1 <= layer < self.layers]
-        if wrong:
-            raise ValueError(
-                f"aux_layers names block {wrong[0]}, expected 1 to {self.layers - 1}: below the last block"
-            )
+        blocks = self.aux_layers or ()
+        if len(set(blocks)) < len(blocks) or any(not 1 <= block < self.layers for block in blocks):
+            raise ValueError(f"aux_layers is {blocks}, expected blocks from 1 to {self.layers - 1}, each once")
         if self.sandwich_norm and self.residual_style != "A":
             raise ValueError("sandwich_norm belongs to residual_style 'A'; B and C place their norms elsewhere")
         if self.residual_style == "C" and self.inter_residual_every:
@@ -148,12 +147,12 @@ class TokenMixerLargeConfig(TokenizerOptions):
     @property
     def hiddens(self) -> tuple[int, int]:
         """(F1, F2)."""
-        return self.mixed_hidden or self.hidden, self.hidden
+        return self.hidden if self.mixed_hidden is None else self.mixed_hidden, self.hidden
 
     @property
     def active_experts(self) -> int:
         """K: half of the experts unless given."""
-        return self.active or (self.experts or 0) // 2
+        return (self.experts or 0) // 2 if self.active is None else self.active
 
     @property
     def auxiliary(self) -> tuple[int, ...]:
@@ -164,86 +163,98 @@ class TokenMixerLargeConfig(TokenizerOptions):
         return middle if self.aux_layers is None else self.aux_layers
 
     @property
-    def down_std(self) -> float:
-        """What the standard deviation of the last matrix of a half is multiplied with."""
-        return self.down_init_scale if self.down_init_mode == "std" else math.sqrt(self.down_init_scale)
+    def auxiliary_heads(self) -> dict[str, Any]:
+        """Arguments of `AuxiliaryHeads`."""
+        flags = {name: getattr(self, f"aux_{name}") for name in ("mode", "weight", "stop_gradient")}
+        return flags | {"layers": self.auxiliary}
+
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        """What the standard deviations of (up, gate, down) of both halves are multiplied with."""
+        down = self.down_init_scale if self.down_init_mode == "std" else math.sqrt(self.down_init_scale)
+        return self.up_init_scale, self.up_init_scale, down
+
+    @property
+    def sparse(self) -> dict[str, Any] | None:
+        """Arguments of the sparse halves."""
+        if self.experts is None:
+            return None
+        names = ("experts", "gate_scale", "gate_norm", "capacity_factor")
+        own = dict(active=self.active_experts, shared=self.shared_expert, path=self.expert_path)
+        return {name: getattr(self, name) for name in names} | own | dict(pooled=self.expert_scope == "global")
 
     def mixed_shape(self, tokens: int) -> tuple[int, int]:
         """(H, W) for T tokens."""
-        if self.mixer == "none":
-            return tokens, self.width
-        heads = self.heads or max(h for h in range(1, tokens + 1) if self.width % h == 0)
-        if self.width % heads:
-            raise ValueError(f"width {self.width} does not divide into {heads} heads; make it a multiple")
-        return heads, tokens * self.width // heads
-
-
-class _Half(nnx.Module):
-    """F1 or F2: x [G, B, w] -> [G, B, w] and, with experts, what the router reports."""
-
-    def __init__(self, config: TokenMixerLargeConfig, groups: int, width: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        self.pooled = config.expert_scope == "global"
-        kwargs: dict[str, Any] = dict(init=config.init, dtype=dtype, rngs=rngs)
-        if config.ffn == "per_token_ffn":
-            self.net = PerTokenFFN(groups, width, hidden, **kwargs)
-            return
-        kwargs["scales"] = (config.up_init_scale, config.up_init_scale, config.down_std)
-        if config.experts is None:
-            own = config.ffn == "per_token_swiglu"
-            self.net = PerTokenSwiGLU(groups, width, hidden, **kwargs) if own else SwiGLU(width, hidden, **kwargs)
-            return
-        pool = groups if self.pooled else 1
-        self.net = TopKMoE(
-            groups // pool,
-            width,
-            hidden * pool,
-            experts=config.experts * pool,
-            active=config.active_experts,
-            shared=config.shared_expert,
-            gate_scale=config.experts / config.active_experts if config.gate_scale is None else config.gate_scale,
-            gate_norm=config.gate_norm,
-            path=config.expert_path,
-            capacity_factor=config.capacity_factor,
-            fans=(width, hidden),
-            **kwargs,
-        )
-
-    def __call__(self, x: Array, training: bool) -> tuple[Array, list[TopKRouting]]:
-        if not isinstance(self.net, TopKMoE):
-            return self.net(x), []
-        groups, rows, width = x.shape
-        y, routing = self.net(x.reshape(1, groups * rows, width) if self.pooled else x, training=training)
-        return y.reshape(x.shape), [routing]
+        return (tokens, self.width) if self.mixer == "none" else mixed_shape(tokens, self.width, self.heads)
 
 
 class TokenMixerLargeBlock(nnx.Module):
-    """One block on token-major activations: x [T, B, D] -> [T, B, D]."""
+    """One block on token-major activations: x [T, B, D] -> [T, B, D].
 
-    def __init__(self, config: TokenMixerLargeConfig, tokens: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.heads, mixed_width = config.mixed_shape(tokens)
-        self.mixes, self.style, self.residual = config.mixer == "mix", config.residual_style, config.residual
-        self.dropout = config.dropout
+    Args:
+        tokens, width, hidden: T, D, F2. mixed_hidden: F1, None for the same. heads: H, see `mixed_shape`.
+        scales: multiply the initial standard deviations of (up, gate, down).
+        sparse: arguments of `TopKMoE` in the place of dense networks, or None.
+        The other flags are those of `TokenMixerLargeConfig`.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        hidden: int,
+        *,
+        mixed_hidden: int | None = None,
+        heads: int | None = None,
+        mixer: str = "mix",
+        ffn: str = "per_token_swiglu",
+        residual_style: str = "A",
+        residual: bool = True,
+        sandwich_norm: bool = False,
+        norm_per_token: bool = False,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        init: str = "xavier_normal",
+        scales: tuple[float, float, float] = (1.0, 1.0, 0.01),
+        sparse: Mapping[str, Any] | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.heads, mixed_width = (tokens, width) if mixer == "none" else mixed_shape(tokens, width, heads)
+        self.mixes, self.style, self.residual, self.dropout = mixer == "mix", residual_style, residual, dropout
 
         def norm(groups: int, width: int) -> Norm:
-            gains = groups if config.norm_per_token else None
-            return Norm(width, kind="rms", tokens=gains, eps=config.norm_eps, dtype=dtype)
+            return Norm(width, kind="rms", tokens=groups if norm_per_token else None, eps=norm_eps, dtype=dtype)
 
-        mixed, plain = (self.heads, mixed_width), (tokens, config.width)
-        self.mixed_ffn = _Half(config, *mixed, config.hiddens[0], dtype=dtype, rngs=rngs)
-        self.ffn = _Half(config, *plain, config.hiddens[1], dtype=dtype, rngs=rngs)
+        def half(groups: int, width: int, hidden: int) -> nnx.Module:
+            kwargs: dict[str, Any] = dict(init=init, dtype=dtype, rngs=rngs)
+            if ffn == "per_token_ffn":
+                return PerTokenFFN(groups, width, hidden, **kwargs)
+            kwargs["scales"] = scales
+            if sparse is not None:
+                return TopKMoE(groups, width, hidden, **sparse, **kwargs)
+            own = ffn == "per_token_swiglu"
+            return PerTokenSwiGLU(groups, width, hidden, **kwargs) if own else SwiGLU(width, hidden, **kwargs)
+
+        mixed, plain = (self.heads, mixed_width), (tokens, width)
+        self.mixed_ffn = half(*mixed, hidden if mixed_hidden is None else mixed_hidden)
+        self.ffn = half(*plain, hidden)
         self.mixed_norm = norm(*(plain if self.style == "A" else mixed))
         self.ffn_norm = norm(*plain)
-        self.mixed_end = norm(*plain) if config.sandwich_norm else None
-        self.ffn_end = norm(*plain) if config.sandwich_norm else None
+        self.mixed_end = norm(*plain) if sandwich_norm else None
+        self.ffn_end = norm(*plain) if sandwich_norm else None
 
     def __call__(self, x: Array, *, key: Array | None = None) -> tuple[Array, list[TopKRouting]]:
         """The new x and, with experts, what the routers of F1 and F2 report."""
         routing: list[TopKRouting] = []
 
-        def run(half: _Half, y: Array, fold: int) -> Array:
-            z, found = half(y, key is not None)
-            routing.extend(found)
-            return dropout(z, self.dropout, None if key is None else jax.random.fold_in(key, fold))
+        def run(half: nnx.Module, y: Array, fold: int) -> Array:
+            if isinstance(half, TopKMoE):
+                y, found = half(y, training=key is not None)
+                routing.append(found)
+            else:
+                y = half(y)
+            return dropout(y, self.dropout, None if key is None else jax.random.fold_in(key, fold))
 
         f1, f2 = functools.partial(run, self.mixed_ffn, fold=0), functools.partial(run, self.ffn, fold=1)
         if self.style == "A":
@@ -268,37 +279,12 @@ class TokenMixerLargeBlock(nnx.Module):
         return branch + x if self.residual else branch
 
 
-class AuxiliaryHead(nnx.Module):
-    """Logits of a lower block: norm, mean over tokens, towers."""
-
-    def __init__(self, config: TokenMixerLargeConfig, tasks: int, *, dtype, rngs: nnx.Rngs):
-        self.norm = Norm(config.width, kind="rms", eps=config.norm_eps, dtype=dtype)
-        self.towers = Towers(config.width, tasks, tower=config.tower, init=config.init, dtype=dtype, rngs=rngs)
-        param.training_only(self)
-
-    def __call__(self, x: Array) -> Array:
-        return self.towers(mean_tokens(self.norm(x)))
-
-
-def auxiliary_logits(
-    config: TokenMixerLargeConfig, logits: Array, low: list[Array], shape: tuple[int, ...]
-) -> dict[str, tuple[float, Array]]:
-    """`Output.loss_logits` of the main logits and those of the auxiliary heads, all [B, Y], brought to `shape`."""
-    if not low:
-        return {}
-    found = {"main": (1.0, logits.reshape(shape))}
-    high = jax.lax.stop_gradient(logits) if config.aux_stop_gradient else logits
-    for layer, z in zip(config.auxiliary, low, strict=True):
-        z = z + high if config.aux_mode == "joint" else z
-        found[f"auxiliary_{layer}"] = (config.aux_weight / len(low), z.reshape(shape))
-    return found
-
-
 class _Trunk(NamedTuple):
-    """What the blocks give: the last x [T, B, D], x after every block, and what every router reports."""
+    """What the blocks give: the last x [T, B, D], x before the first and after every block, and what every router
+    reports."""
 
     x: Array
-    after: list[Array]
+    stream: list[Array]
     routing: list[TopKRouting]
 
 
@@ -306,20 +292,41 @@ class TokenMixerLarge(Backbone):
     """Tokenizer, L blocks with inter-layer residuals, norm, mean over tokens, towers; auxiliary heads in training.
 
     Args:
-        config: flags and sizes. plan: the resolved tokenizer. tasks: Y.
+        plan: the resolved tokenizer (`plan_tokens`); T is `plan.tokens`.
+        width, hidden, layers, tasks: D, F2, L, Y.
+        final_norm, inter_residual_every, tower: see the file.
+        router_weights: of the routers' losses, by the name of a field of `TopKRouting`.
+        auxiliary: arguments of `AuxiliaryHeads`. block: further arguments of `TokenMixerLargeBlock`.
     """
 
     def __init__(
-        self, config: TokenMixerLargeConfig, plan: TokenPlan, tasks: int, *, dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        plan: TokenPlan,
+        width: int,
+        hidden: int,
+        layers: int,
+        tasks: int,
+        *,
+        final_norm: bool = True,
+        inter_residual_every: int = 2,
+        tower: tuple[int, ...] = (),
+        router_weights: Mapping[str, float] | None = None,
+        auxiliary: Mapping[str, Any] | None = None,
+        norm_eps: float = 1e-6,
+        init: str = "xavier_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        **block: Any,
     ):
-        self.config = config
-        self.tokenizer = Tokenizer(plan, config.width, init=config.init, dtype=dtype, rngs=rngs)
+        self.inter_residual_every, self.router_weights = inter_residual_every, dict(router_weights or {})
+        sizes, kwargs = (plan.tokens, width, hidden), dict(init=init, dtype=dtype, rngs=rngs)
+        self.tokenizer = Tokenizer(plan, width, **kwargs)
         self.blocks = nnx.List(
-            TokenMixerLargeBlock(config, plan.tokens, dtype=dtype, rngs=rngs) for _ in range(config.layers)
+            TokenMixerLargeBlock(*sizes, norm_eps=norm_eps, **block, **kwargs) for _ in range(layers)
         )
-        self.norm = Norm(config.width, kind="rms", eps=config.norm_eps, dtype=dtype) if config.final_norm else None
-        self.towers = Towers(config.width, tasks, tower=config.tower, init=config.init, dtype=dtype, rngs=rngs)
-        self.auxiliary = nnx.List(AuxiliaryHead(config, tasks, dtype=dtype, rngs=rngs) for _ in config.auxiliary)
+        self.norm = Norm(width, kind="rms", eps=norm_eps, dtype=dtype) if final_norm else None
+        self.towers = Towers(width, tasks, tower=tower, **kwargs)
+        self.auxiliary = AuxiliaryHeads(width, tasks, tower=tower, norm_eps=norm_eps, **(auxiliary or {}), **kwargs)
 
     def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UserTokens:
         return self.tokenizer.encode_user(user, tokens)
@@ -330,48 +337,29 @@ class TokenMixerLarge(Backbone):
         own = self.tokenizer.candidate_tokens(state, candidates, tokens)
         trunk = self.run_blocks(self.tokenizer.join(state, own), key=key)
         logits = self.towers(mean_tokens(_end(self.norm, trunk.x)))
-        lead = own.shape[1:3]
+        shape = (*own.shape[1:3], -1)
+        low = [] if key is None else self.auxiliary.each(lambda head, x: head(x), trunk.stream)
         losses, stats = self._routing_report(trunk.routing)
-        return Output(
-            logits=logits.reshape(*lead, -1),
-            losses=losses,
-            stats=stats,
-            loss_logits={} if key is None else auxiliary_logits(self.config, logits, self._low(trunk), (*lead, -1)),
-        )
+        loss_logits = self.auxiliary.loss_logits(logits, low, shape)
+        return Output(logits=logits.reshape(shape), losses=losses, stats=stats, loss_logits=loss_logits)
 
     def run_blocks(self, x: Array, *, key: Array | None = None) -> _Trunk:
         """All blocks on x [T, B, D], with the inter-layer residual."""
-        every, stream, routing = self.config.inter_residual_every, [x], []
+        every, stream, routing = self.inter_residual_every, [x], []
         for i, block in enumerate(self.blocks, start=1):
             x, found = block(x, key=None if key is None else jax.random.fold_in(key, i))
             routing.extend(found)
             if every and i % every == 0 and i < len(self.blocks):
                 x = x + stream[i - every]
             stream.append(x)
-        return _Trunk(x, stream[1:], routing)
-
-    def _low(self, trunk: _Trunk) -> list[Array]:
-        """Logits of the auxiliary heads."""
-        layers = self.config.auxiliary
-        return [head(trunk.after[layer - 1]) for layer, head in zip(layers, self.auxiliary, strict=True)]
+        return _Trunk(x, stream, routing)
 
     def _routing_report(self, routing: list[TopKRouting]) -> tuple[dict[str, Array], dict[str, Array]]:
         """Losses and stats of L blocks' two routers each."""
-        if not routing:
-            return {}, {}
-        mean = {name: jnp.stack([getattr(r, name) for r in routing]).mean() for name in ("balance", "z", "dropped")}
-        losses = {
-            f"router_{name}": weight * mean[name]
-            for name, weight in (("balance", self.config.balance_weight), ("z", self.config.z_weight))
-            if weight
-        }
-        stats = {
-            "expert_load_mixed": jnp.stack([r.load for r in routing[::2]]),  # [L, H, E-1]
-            "expert_load": jnp.stack([r.load for r in routing[1::2]]),  # [L, T, E-1]
-            "dropped_share": mean["dropped"],
-            "router_balance": mean["balance"],
-            "router_z": mean["z"],
-        }
+        losses, stats = top_k_report(routing, self.router_weights)
+        if routing:
+            stats["expert_load_mixed"] = jnp.stack([r.load for r in routing[::2]])  # [L, H, E-1]
+            stats["expert_load"] = jnp.stack([r.load for r in routing[1::2]])  # [L, T, E-1]
         return losses, stats
 
 
@@ -379,8 +367,22 @@ def build(
     config: TokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
 ) -> TokenMixerLarge:
     """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan = plan_tokens(schema, config, config.width, tokens)
-    return TokenMixerLarge(config, plan, len(schema.tasks), dtype=dtype, rngs=rngs)
+    flags = ("mixed_hidden", "heads", "mixer", "ffn", "residual_style", "residual", "sandwich_norm", "norm_per_token")
+    flags += ("norm_eps", "final_norm", "inter_residual_every", "dropout", "init", "tower")
+    return TokenMixerLarge(
+        plan_tokens(schema, config, config.width, tokens),
+        config.width,
+        config.hidden,
+        config.layers,
+        len(schema.tasks),
+        scales=config.scales,
+        sparse=config.sparse,
+        router_weights={"balance": config.balance_weight, "z": config.z_weight},
+        auxiliary=config.auxiliary_heads,
+        dtype=dtype,
+        rngs=rngs,
+        **{name: getattr(config, name) for name in flags},
+    )
 
 
 def count_params(config: TokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -406,7 +408,7 @@ def count_params(config: TokenMixerLargeConfig, schema: Schema, tokens: TokenSha
         tokenizer=tokenizer,
         head=head,
         inactive=config.layers * weights * (E - config.active_experts) // E if E else 0,
-        training_only=len(config.auxiliary) * (D + head),
+        training_only=len(config.auxiliary) * auxiliary_params(D, Y, config.tower),
     )
 
 

@@ -28,7 +28,7 @@ Letters as in `tokenmixer_large.py`; H_c = H - H_u. Closed forms (drop_dead, H_u
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -41,6 +41,7 @@ from ..inputs.batch import CandidateInputs, Output, UserInputs
 from ..inputs.history import NO_TOKENS, TokenShape
 from ..inputs.schema import Schema
 from ..inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
+from ..layers.auxiliary import AuxiliaryHeads, auxiliary_params
 from ..layers.dense import repeat_user
 from ..layers.gated import PerTokenSwiGLU
 from ..layers.mixing import mix_token_major, revert_token_major
@@ -57,7 +58,7 @@ from ..layers.towers import Towers, tower_flops, tower_params
 from ..ranker import Backbone
 from ..sizing import grains
 from . import tokenmixer_large
-from .tokenmixer_large import AuxiliaryHead, TokenMixerLargeConfig, auxiliary_logits
+from .tokenmixer_large import TokenMixerLargeConfig
 from .ug_sep import (
     check_compensation,
     choose_compensation,
@@ -172,22 +173,40 @@ class UGMixedState(NamedTuple):
 
 
 class SeparatedMixedBlock(nnx.Module):
-    """One block in two phases: `encode_user` on [T_u, R, D], `score` on [T_c, B, D]."""
+    """One block in two phases: `encode_user` on [T_u, R, D], `score` on [T_c, B, D].
 
-    def __init__(self, config: UGTokenMixerLargeConfig, cut: Cut, kind: str, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.cut, self.user_to_candidate = cut, config.user_to_candidate
+    Args:
+        cut: sizes of the two sides. mixed_hidden, hidden: F1, F2.
+        compensation: "none" or a kind of `Compensation`. user_to_candidate: False cuts this direction too.
+        scales: multiply the initial standard deviations of (up, gate, down).
+    """
+
+    def __init__(
+        self,
+        cut: Cut,
+        mixed_hidden: int,
+        hidden: int,
+        *,
+        compensation: str = "none",
+        user_to_candidate: bool = True,
+        norm_per_token: bool = False,
+        norm_eps: float = 1e-6,
+        init: str = "xavier_normal",
+        scales: tuple[float, float, float] = (1.0, 1.0, 0.01),
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.cut, self.user_to_candidate = cut, user_to_candidate
         (users, candidates), (own, other) = cut.tokens, cut.heads
-        mixed_hidden, hidden = config.hiddens
-        scales = (config.up_init_scale, config.up_init_scale, config.down_std)
-        kwargs: dict[str, Any] = dict(init=config.init, scales=scales, dtype=dtype, rngs=rngs)
+        kwargs: dict[str, Any] = dict(init=init, scales=scales, dtype=dtype, rngs=rngs)
         mixed = dict(fans=(cut.mixed_width, mixed_hidden), **kwargs)
         self.user_mixed = PerTokenSwiGLU(own, cut.user_in, mixed_hidden, cut.user_out, **mixed)
         self.candidate_mixed = PerTokenSwiGLU(other, cut.candidate_in, mixed_hidden, cut.candidate_out, **mixed)
         self.user_ffn = PerTokenSwiGLU(users, cut.width, hidden, **kwargs)
         self.candidate_ffn = PerTokenSwiGLU(candidates, cut.width, hidden, **kwargs)
-        given = kind != "none"
-        self.compensation = Compensation(kind, own, candidates, cut.user_in, cut.width, dtype=dtype) if given else None
-        norm = dict(norm="rms", norm_per_token=config.norm_per_token, norm_eps=config.norm_eps, dtype=dtype)
+        sizes, given = (own, candidates, cut.user_in, cut.width), compensation != "none"
+        self.compensation = Compensation(compensation, *sizes, dtype=dtype) if given else None
+        norm = dict(norm="rms", norm_per_token=norm_per_token, norm_eps=norm_eps, dtype=dtype)
         self.mixed_norm = SideNorm(*cut.tokens, cut.width, **norm)
         self.ffn_norm = SideNorm(*cut.tokens, cut.width, **norm)
 
@@ -229,23 +248,41 @@ class UGTokenMixerLarge(Backbone):
     """Tokenizer, L separated blocks with inter-layer residuals, norm, mean over all tokens, towers.
 
     Args:
-        config: flags and sizes. plan: the resolved tokenizer with at least one user token. tasks: Y.
+        plan: the resolved tokenizer with at least one user token. cut: from `plan_cut`.
+        mixed_hidden, hidden, layers, tasks: F1, F2, L, Y.
+        final_norm, inter_residual_every, tower: see `tokenmixer_large.py`.
+        auxiliary: arguments of `AuxiliaryHeads`. block: further arguments of `SeparatedMixedBlock`.
     """
 
     def __init__(
-        self, config: UGTokenMixerLargeConfig, plan: TokenPlan, tasks: int, *, dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        plan: TokenPlan,
+        cut: Cut,
+        mixed_hidden: int,
+        hidden: int,
+        layers: int,
+        tasks: int,
+        *,
+        final_norm: bool = True,
+        inter_residual_every: int = 2,
+        tower: tuple[int, ...] = (),
+        auxiliary: Mapping[str, Any] | None = None,
+        norm_eps: float = 1e-6,
+        init: str = "xavier_normal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        **block: Any,
     ):
-        self.config = config
-        cut = plan_cut(config, plan)
-        kind = choose_compensation(config.compensation, plan, config.user_to_candidate)
-        self.tokenizer = Tokenizer(plan, config.width, init=config.init, dtype=dtype, rngs=rngs)
+        self.inter_residual_every, width = inter_residual_every, cut.width
+        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+        self.tokenizer = Tokenizer(plan, width, **kwargs)
         self.blocks = nnx.List(
-            SeparatedMixedBlock(config, cut, kind, dtype=dtype, rngs=rngs) for _ in range(config.layers)
+            SeparatedMixedBlock(cut, mixed_hidden, hidden, norm_eps=norm_eps, **block, **kwargs) for _ in range(layers)
         )
-        norm = dict(norm="rms", norm_eps=config.norm_eps, dtype=dtype)
-        self.norm = SideNorm(*cut.tokens, config.width, **norm) if config.final_norm else None
-        self.towers = Towers(config.width, tasks, tower=config.tower, init=config.init, dtype=dtype, rngs=rngs)
-        self.auxiliary = nnx.List(AuxiliaryHead(config, tasks, dtype=dtype, rngs=rngs) for _ in config.auxiliary)
+        norm = dict(norm="rms", norm_eps=norm_eps, dtype=dtype)
+        self.norm = SideNorm(*cut.tokens, width, **norm) if final_norm else None
+        self.towers = Towers(width, tasks, tower=tower, **kwargs)
+        self.auxiliary = AuxiliaryHeads(width, tasks, tower=tower, norm_eps=norm_eps, **(auxiliary or {}), **kwargs)
 
     def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UGMixedState:
         state = self.tokenizer.encode_user(user, tokens)
@@ -254,10 +291,7 @@ class UGTokenMixerLarge(Backbone):
             x, part = block.encode_user(x)
             kept.append(part)
             x = self._inter_residual(x, stream)
-        low = tuple(
-            _sum_tokens(head.norm(stream[layer]))
-            for layer, head in zip(self.config.auxiliary, self.auxiliary, strict=True)
-        )
+        low = tuple(self.auxiliary.each(lambda head, x: _sum_tokens(head.norm(x)), stream))
         x = x if self.norm is None else self.norm.of_user(x)
         return UGMixedState(tuple(kept), _sum_tokens(x), low, state.everything)
 
@@ -278,17 +312,17 @@ class UGTokenMixerLarge(Backbone):
         x = x if self.norm is None else self.norm.of_candidates(x)
         logits = self._pooled(self.towers, x, state.pooled, each)
         shape = (requests, each, -1)
-        if key is None or not self.config.auxiliary:
-            return Output(logits=logits.reshape(shape))
-        low = [
-            self._pooled(head.towers, head.norm(stream[layer]), user, each)
-            for layer, head, user in zip(self.config.auxiliary, self.auxiliary, state.auxiliary, strict=True)
-        ]
-        return Output(logits=logits.reshape(shape), loss_logits=auxiliary_logits(self.config, logits, low, shape))
+        low: list[Array] = []
+        if key is not None:
+            own = self.auxiliary.each(lambda head, x: (head, head.norm(x)), stream)
+            pairs = zip(own, state.auxiliary, strict=True)
+            low = [self._pooled(head.towers, x, user, each) for (head, x), user in pairs]
+        loss_logits = self.auxiliary.loss_logits(logits, low, shape)
+        return Output(logits=logits.reshape(shape), loss_logits=loss_logits)
 
     def _inter_residual(self, x: Array, stream: list[Array]) -> Array:
         """x after block len(stream), with what an earlier block adds; appended to the stream."""
-        every, block = self.config.inter_residual_every, len(stream)
+        every, block = self.inter_residual_every, len(stream)
         if every and block % every == 0 and block < len(self.blocks):
             x = x + stream[block - every]
         stream.append(x)
@@ -310,7 +344,20 @@ def build(
 ) -> UGTokenMixerLarge:
     """The model of a config; `tokens` are those of a sequence encoder in front."""
     plan = plan_tokens(schema, config, config.width, tokens)
-    return UGTokenMixerLarge(config, plan, len(schema.tasks), dtype=dtype, rngs=rngs)
+    flags = ("user_to_candidate", "norm_per_token", "norm_eps", "final_norm", "inter_residual_every", "init", "tower")
+    return UGTokenMixerLarge(
+        plan,
+        plan_cut(config, plan),
+        *config.hiddens,
+        config.layers,
+        len(schema.tasks),
+        compensation=choose_compensation(config.compensation, plan, config.user_to_candidate),
+        scales=config.scales,
+        auxiliary=config.auxiliary_heads,
+        dtype=dtype,
+        rngs=rngs,
+        **{name: getattr(config, name) for name in flags},
+    )
 
 
 def count_params(config: UGTokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -326,7 +373,7 @@ def count_params(config: UGTokenMixerLargeConfig, schema: Schema, tokens: TokenS
         dense=tokenizer + config.layers * block + D * config.final_norm + head,
         tokenizer=tokenizer,
         head=head,
-        training_only=len(config.auxiliary) * (D + head),
+        training_only=len(config.auxiliary) * auxiliary_params(D, len(schema.tasks), config.tower),
     )
 
 

@@ -134,7 +134,7 @@ def full_width(block, layer):
 
 def masked_tokenmixer_large(model, x, user):
     """[B, T, D] -> the normed last tokens [B, T, D]."""
-    stream, every = [x], model.config.inter_residual_every
+    stream, every = [x], model.inter_residual_every
     for i, block in enumerate(model.blocks, start=1):
         heads, own = sum(block.cut.heads), block.cut.heads[0]
         mixed = cut_mix(rms_norm(block.mixed_norm.user, x), heads, own, user)
