@@ -154,6 +154,13 @@ _MIXFORMER: dict[str, Preset] = {
     "mixformer_medium": ("mixformer", dict(tokens=16, width=768, layers=4)),
 }
 
+# Sizes of arXiv 2510.26104: widths, layers and the ends of the pyramid (1190 to 12 and 1500 to 16 rows) are printed,
+# the heads of "l" are not.
+_ONETRANS: dict[str, Preset] = {
+    "onetrans_s": ("onetrans_lite", dict(tokens=12, width=256, layers=6, heads=4)),
+    "onetrans_l": ("onetrans_lite", dict(tokens=16, width=384, layers=8, heads=4)),
+}
+
 # Sizes of our own around arXiv 2602.07526, whose widths and heads are not disclosed.
 _MSN: dict[str, Preset] = {
     "msn_as_printed": ("msn", dict(theta="left_nxn")),
@@ -165,8 +172,8 @@ _MSN: dict[str, Preset] = {
 
 # Controls that learn no addresses; with one slot a read they are a table at a fixed hash of the token.
 _PKM: dict[str, Preset] = {
-    "pkm_random": ("pkm", dict(addressing="random")),
-    "pkm_hashed": ("pkm", dict(addressing="random", memory_topk=1)),
+    "pkm_random": ("pkm", dict(addressing="random", query_norm="layer")),
+    "pkm_hashed": ("pkm", dict(addressing="random", query_norm="layer", memory_topk=1)),
 }
 
 # A reconstruction: no size of arXiv 2502.05558 is public, and these are no more than usual ones.
@@ -187,6 +194,7 @@ PRESETS: dict[str, Preset] = {
     **_LONGER,
     **_HYFORMER,
     **_MIXFORMER,
+    **_ONETRANS,
     **_PKM,
     **_MSN,
     **_LMN,

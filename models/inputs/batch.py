@@ -99,9 +99,13 @@ class UserInputs:
 
 @flax.struct.dataclass
 class CandidateInputs:
-    """fields: name -> float [R, C, width]."""
+    """fields: name -> float [R, C, width]; valid: bool [R, C], False on padded candidates, None if there are none.
+
+    Only what accumulates over candidates (running statistics, usage) needs `valid`; losses are masked by the batch's.
+    """
 
     fields: dict[str, Array]
+    valid: Array | None = None
 
 
 @flax.struct.dataclass

@@ -112,7 +112,7 @@ def embed(schema: Schema, batch: Batch, lookup: Lookup) -> Inputs:
         histories[sequence.name] = Events(events=events, length=history.length, delta_s=history.delta_s)
     return Inputs(
         user=UserInputs(fields=user, histories=histories, domain=batch.user.domain),
-        candidates=CandidateInputs(fields=candidates),
+        candidates=CandidateInputs(fields=candidates, valid=batch.valid),
     )
 
 

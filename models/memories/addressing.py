@@ -31,6 +31,15 @@ Array = jax.Array
 
 QUERIES = ("linear", "mlp")
 THETAS = ("none", "right_dxd", "left_nxn")
+THETA_ORDERS = ("ln_after", "ln_before")
+SCORE_SCALES = ("inv_sqrt", "none", "learned")
+
+
+def require_known(*settings: tuple[str, str, tuple[str, ...]]) -> None:
+    """ValueError for the first (name, value, known values) whose value is not known."""
+    for name, value, known in settings:
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
 class Found(NamedTuple):
@@ -56,8 +65,7 @@ class Query(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if kind not in QUERIES:
-            raise ValueError(f"query is {kind!r}, expected one of {', '.join(QUERIES)}")
+        require_known(("query", kind, QUERIES))
         self.shape = (heads, 2, key_width)
         widths = [width, *([hidden or width] if kind == "mlp" else []), 2 * heads * key_width]
         kwargs = dict(use_bias=False, dtype=dtype, rngs=rngs)
@@ -118,8 +126,8 @@ class Addressing(nnx.Module):
     ):
         if topk > sub_keys:
             raise ValueError(f"topk is {topk}, but an axis has only {sub_keys} sub-keys; lower it or add slots")
-        if theta not in THETAS:
-            raise ValueError(f"theta is {theta!r}, expected one of {', '.join(THETAS)}")
+        require_known(("theta", theta, THETAS), ("theta_order", theta_order, THETA_ORDERS))
+        require_known(("score_scale", score_scale, SCORE_SCALES))
         if theta == "left_nxn" and freeze_base_keys:
             raise ValueError("theta='left_nxn' with frozen base keys never moves a key that was not read; train keys")
         self.topk, self.heads, self.tokens = topk, heads, tokens

@@ -17,6 +17,7 @@ and all candidate fields projected to their width); a_s: the other event fields 
     target   fixed     W_t [x_s ; e_u ; a_s], W_t orthonormal, never trained (default)
              learned   W_t is trained. With it values and W_t can shrink together to 0, so the variance of the target is
                        watched: at a tenth of its first value the loss becomes NaN and the run counts as diverged
+                       (batches of fewer than 8 events are not judged)
              event     x_s itself, d is its width
              target_gradient=False: constants; True lets the loss move the embeddings towards the reads as well
     memory_loss_to    all: the loss reaches values, queries, keys and embeddings; values: only the values
@@ -68,8 +69,9 @@ Array = jax.Array
 # A score that leaves nothing after the softmax, and no infinity on the way.
 _INVISIBLE = -1e30
 
-# Share of its first variance at which a learned target counts as collapsed.
-_COLLAPSED = 0.1
+# Share of its first variance at which a learned target counts as collapsed, and the fewest events of a batch whose
+# variance is looked at: that of one event is 0, of a few it is what they happen to be.
+_COLLAPSED, _JUDGED = 0.1, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +226,7 @@ class LMNState(NamedTuple):
 
 
 class LMN(Ranker):
-    """The history of `plan.events` and the target, read in one memory; DIN beside it; an MLP on top.
+    """A reconstruction: the history of `plan.events` and the target read in one memory, DIN beside it, an MLP on top.
 
     Args:
         plan: from `plan_lmn`. config: sizes and flags. encoder: DIN. din_width: of its token. tasks: Y.
@@ -277,7 +279,7 @@ class LMN(Ranker):
         if self.pool is not None:
             half.append(self._attend(item, state))
         if self.config.reads_target:
-            found = self._read(item, state.user, None)
+            found = self._read(item, state.user, candidates.valid)
             half.append(found.y)
             stats |= self._stats("memory_target", found)
         h = self.first.score(state.first, jnp.concatenate([part.astype(self.dtype) for part in half], axis=-1))
@@ -332,9 +334,10 @@ class LMN(Ranker):
         loss = jnp.mean(jnp.sum(valid * each, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1.0))
         variance = _variance(jax.lax.stop_gradient(target), valid)
         if self.reference is not None:
-            first = jnp.where(self.reference[...] > 0, self.reference[...], variance)
+            judged = jnp.sum(valid) >= _JUDGED
+            first = jnp.where(judged & (self.reference[...] == 0), variance, self.reference[...])
             self.reference[...] = first
-            loss = jnp.where(variance < _COLLAPSED * first, jnp.nan, loss)
+            loss = jnp.where(judged & (variance < _COLLAPSED * first), jnp.nan, loss)
         return loss, variance
 
     def _targets(self, state: LMNState) -> Array:

@@ -42,13 +42,10 @@ from ..mixers.rankmixer import RankMixerBlock, make_norm, token_choices
 from ..ranker import Backbone
 from ..sizing import LARGE, grains, solve_affine
 from .options import MemoryOptions, memory_flops, memory_params
-from .product_key_memory import memory_layer
+from .product_key_memory import memory_layer, valid_tokens
 from .value_table import ValueTable
 
 Array = jax.Array
-
-# Stats of a read that are vectors over slots: for evaluations, never logged per step.
-_PER_SLOT = ("hits", "weight")
 
 # F / D the sizing prefers, as RankMixer's.
 _HIDDEN_RATIO = 2.8
@@ -139,12 +136,14 @@ class MemoryBlock(RankMixerBlock):
         if combine == "replace":
             self.ffn = None
 
-    def with_stats(self, x: Array, *, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
-        """A key means training."""
+    def with_stats(
+        self, x: Array, *, key: Array | None = None, valid: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        """A key means training. valid: bool [T, B], tokens that are no padding; others read nothing."""
         found: dict[str, Array] = {}
 
         def branch(z: Array) -> Array:
-            read = self.memory(z, train=key is not None)
+            read = self.memory(z, train=key is not None, valid=valid)
             found.update(read.stats)
             y = read.y if self.combine == "replace" else self.ffn(z) + read.y
             return dropout(y, self.dropout, key)
@@ -186,10 +185,11 @@ class MemoryMixer(Backbone):
     ) -> Output:
         own = self.tokenizer.candidate_tokens(state, candidates, tokens)
         x, stats = self.tokenizer.join(state, own), {}
+        valid = valid_tokens(candidates, x.shape[0])
         for i, block in enumerate(self.blocks):
             own_key = None if key is None else jax.random.fold_in(key, i)
             if isinstance(block, MemoryBlock):
-                x, found = block.with_stats(x, key=own_key)
+                x, found = block.with_stats(x, key=own_key, valid=valid)
                 stats |= {f"memory{i}/{name}": value for name, value in found.items()}
             else:
                 x = block(x, key=own_key)

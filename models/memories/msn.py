@@ -64,7 +64,7 @@ from ..mixers.rankmixer import RankMixerBlock, make_norm, token_choices
 from ..ranker import Backbone
 from ..sizing import token_shapes
 from .options import MemoryOptions, memory_flops, memory_params
-from .product_key_memory import ProductKeyMemory, memory_layer
+from .product_key_memory import ProductKeyMemory, memory_layer, valid_tokens
 
 Array = jax.Array
 
@@ -126,6 +126,10 @@ class MSNConfig(MemoryOptions, TokenizerOptions):
         placed = self.mem_layers or ()
         if len(set(placed)) < len(placed) or any(not 0 <= i < self.layers for i in placed):
             raise ValueError(f"mem_layers is {placed}, expected distinct layers from 0 to {self.layers - 1}")
+        if self.gate_hidden is not None and self.gate_hidden < 1:
+            raise ValueError(f"gate_hidden is {self.gate_hidden}, expected at least 1, or None")
+        if self.balance_weight and self.module not in ("smoe", "msn_smoe"):
+            raise ValueError(f"balance_weight is {self.balance_weight}, but module={self.module!r} has no experts")
         if self.module in ("msn_ffn", "msn_smoe"):
             self._check_combine()
         if self.module in ("smoe", "msn_smoe"):
@@ -201,12 +205,15 @@ class Interaction(nnx.Module):
     ):
         self.network, self.gate, self.memory, self.combine = network, gate, memory, combine
 
-    def __call__(self, z: Array, *, training: bool = False) -> tuple[Array, dict[str, Array]]:
+    def __call__(
+        self, z: Array, *, training: bool = False, valid: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        """valid: bool [T, B], tokens that are no padding; others read nothing."""
         x, stats = z, {}
         if self.gate is not None:
             x = z * self.gate(z)
         if self.memory is not None:
-            x, found = self._remember(z, training)
+            x, found = self._remember(z, training, valid)
             stats |= {f"memory/{name}": value for name, value in found.items()}
         if isinstance(self.network, TopKMoE):
             y, routing = self.network(x, training=training)
@@ -216,12 +223,12 @@ class Interaction(nnx.Module):
         stats["branch_ratio"] = _rms(y) / jnp.maximum(_rms(z), 1e-30)
         return y, stats
 
-    def _remember(self, z: Array, training: bool) -> tuple[Array, dict[str, Array]]:
+    def _remember(self, z: Array, training: bool, valid: Array | None) -> tuple[Array, dict[str, Array]]:
         """What the network reads, and the read's diagnostics."""
         if self.combine in _GATES:
-            read = self.memory(z, gate=z, gate_fn=_GATES[self.combine], train=training)
+            read = self.memory(z, gate=z, gate_fn=_GATES[self.combine], train=training, valid=valid)
             return read.y, read.stats
-        read = self.memory(z, train=training)
+        read = self.memory(z, train=training, valid=valid)
         x = read.y if self.combine == "replace" else jnp.concatenate([z, read.y], axis=-1)
         return x, read.stats
 
@@ -264,12 +271,14 @@ class MSNBlock(RankMixerBlock):
         super().__init__(tokens, width, 1, rngs=rngs, **flags)
         self.ffn = module
 
-    def with_stats(self, x: Array, *, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
-        """A key means training."""
+    def with_stats(
+        self, x: Array, *, key: Array | None = None, valid: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        """A key means training; valid as for `Interaction`."""
         found: dict[str, Array] = {}
 
         def branch(z: Array) -> Array:
-            y, stats = self.ffn(z, training=key is not None)
+            y, stats = self.ffn(z, training=key is not None, valid=valid)
             found.update(stats)
             return dropout(y, self.dropout, key)
 
@@ -315,8 +324,9 @@ class MSN(Backbone):
     ) -> Output:
         own = self.tokenizer.candidate_tokens(state, candidates, tokens)
         x, stats = self.tokenizer.join(state, own), {}
+        valid = valid_tokens(candidates, x.shape[0])
         for i, block in enumerate(self.blocks):
-            x, found = block.with_stats(x, key=None if key is None else jax.random.fold_in(key, i))
+            x, found = block.with_stats(x, key=None if key is None else jax.random.fold_in(key, i), valid=valid)
             stats |= {f"layer{i}/{name}": value for name, value in found.items()}
         if self.final_norm is not None:
             x = self.final_norm(x)

@@ -18,6 +18,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from .axis_norm import axis_norm_params
 
@@ -86,9 +87,13 @@ class MemoryOptions:
 
     def check_memory(self) -> None:
         """ValueError if flags contradict each other."""
-        for name in ("memory_slots", "memory_heads", "memory_topk", "key_width", "tucker_rank", "tucker_cores"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_sizes(self, "memory_slots", "memory_heads", "memory_topk", "key_width", "value_width", "query_hidden")
+        require_sizes(self, "prevalue_width", "expansion", "tucker_rank", "tucker_cores")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, expected a number above 0")
+        for name in ("value_init_std", "theta_noise"):
+            if (getattr(self, name) or 0.0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.memory_topk > self.sub_keys:
             raise ValueError(
                 f"memory_topk is {self.memory_topk}, but memory_slots={self.memory_slots} has only n = {self.sub_keys} "
@@ -98,6 +103,16 @@ class MemoryOptions:
             raise ValueError("theta='left_nxn' with freeze_base_keys never moves a key that was not read; train keys")
         if self.freeze_base_keys and self.theta == "none":
             raise ValueError("freeze_base_keys without theta leaves nothing to train; use addressing='random' for that")
+        if self.addressing == "random" and self.query_norm == "batch":
+            raise ValueError(
+                "addressing='random' with query_norm='batch' is no fixed hash: its statistics move the addresses; "
+                "take query_norm='layer'"
+            )
+        if self.addressing == "learned" and self.memory_topk == 1 and self.read_weights == "softmax":
+            raise ValueError(
+                "memory_topk=1 with read_weights='softmax' weighs its only slot by 1: query and keys would get no "
+                "gradient; take more slots, other weights or addressing='random'"
+            )
         root = math.isqrt(self.expansion)
         if self.value_op == "expansion" and root * root != self.expansion:
             raise ValueError(f"expansion is {self.expansion}, expected a square: both axes grow by its root")

@@ -31,9 +31,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..inputs.batch import CandidateInputs
 from ..layers.dense import Dense
 from ..layers.per_token import activation
-from .addressing import Addressing, freeze_module
+from .addressing import Addressing, freeze_module, require_known
 from .options import MemoryOptions
 from .tucker import TuckerAddressing
 from .usage import read_stats
@@ -43,6 +44,9 @@ Array = jax.Array
 
 READ_WEIGHTS = ("softmax", "none", "sigmoid", "relu")
 VALUE_OPS = ("bag", "swilu", "prevalue", "expert", "expansion")
+JOINS = ("grouped", "summed")
+SCORES = ("additive", "tucker")
+ADDRESSINGS = ("learned", "random")
 
 
 class MemoryRead(NamedTuple):
@@ -101,10 +105,9 @@ class ProductKeyMemory(nnx.Module):
         rngs: nnx.Rngs,
         **address: Any,
     ):
-        if read_weights not in READ_WEIGHTS:
-            raise ValueError(f"read_weights is {read_weights!r}, expected one of {', '.join(READ_WEIGHTS)}")
-        if value_op not in VALUE_OPS:
-            raise ValueError(f"value_op is {value_op!r}, expected one of {', '.join(VALUE_OPS)}")
+        require_known(("read_weights", read_weights, READ_WEIGHTS), ("value_op", value_op, VALUE_OPS))
+        require_known(("expansion_join", expansion_join, JOINS), ("score", score, SCORES))
+        require_known(("addressing", addressing, ADDRESSINGS))
         self.n, self.topk, self.heads, self.tokens, self.width = n, topk, heads, tokens, width
         self.value_dim = width if value_op == "expert" else value_dim
         self.read_weights, self.temperature, self.value_op = read_weights, temperature, value_op
@@ -125,14 +128,17 @@ class ProductKeyMemory(nnx.Module):
         rows = n * n * (tokens if values_per_token else 1)
         self.slots = rows
         make = dict(frozen=values_frozen, rngs=rngs)
-        d, std = self.value_dim, value_init_std or self.value_dim**-0.5
+        d, std = self.value_dim, self.value_dim**-0.5 if value_init_std is None else value_init_std
+        if d % tucker_cores:
+            raise ValueError(f"values are {d} wide, which {tucker_cores} tucker_cores with a slice each do not divide")
         e = prevalue_width or d
         if values is not None and value_op in ("prevalue", "expert"):
             raise ValueError(f"value_op={value_op!r} has two tables of its own and reads no shared pool")
         # A core weighs its own slice of d/m: a row of the table is then a slice.
         self.values = values or ValueTable(rows * tucker_cores, d // tucker_cores, std=std, **make)
-        if self.values.rows.shape != (rows * tucker_cores, d // tucker_cores):
-            raise ValueError(f"the shared pool has shape {self.values.rows.shape}, this layer wants {(rows, d)}")
+        wanted = (rows * tucker_cores, d // tucker_cores)
+        if self.values.rows.shape != wanted:
+            raise ValueError(f"the shared pool has shape {self.values.rows.shape}, this layer wants {wanted}")
         second = {"prevalue": e, "expert": width}.get(value_op)
         self.pre_values = ValueTable(rows, second, std=second**-0.5, **make) if second else None
         kwargs = dict(use_bias=False, dtype=dtype, rngs=rngs)
@@ -180,7 +186,7 @@ class ProductKeyMemory(nnx.Module):
         stats = read_stats(slots, head_weights, self.slots)
         if gate_fn in ("tanh", "one_plus_tanh"):
             opened = y - held if gate_fn == "one_plus_tanh" else y  # gate * tanh(read)
-            stats["gate_saturated"] = jnp.mean(jnp.abs(opened) > 0.95 * jnp.abs(held))
+            stats["gate_saturated"] = _share(jnp.abs(opened) > 0.95 * jnp.abs(held), flat)
         return MemoryRead(y.astype(self.dtype).reshape(*lead, -1), stats, slots, head_weights)
 
     def fold(self) -> None:
@@ -233,8 +239,22 @@ class ProductKeyMemory(nnx.Module):
         return y if self.out is None else self.out(y)
 
 
+def _share(flags: Array, valid: Array | None) -> Array:
+    """Share of flags [N, d] that are set, over valid reads."""
+    if valid is None:
+        return jnp.mean(flags)
+    return jnp.sum(flags & valid[:, None]) / jnp.maximum(jnp.sum(valid) * flags.shape[1], 1)
+
+
 def _permutation(size: int, rngs: nnx.Rngs) -> Constant:
     return Constant(jax.random.permutation(rngs.params(), size).astype(jnp.int32))
+
+
+def valid_tokens(candidates: CandidateInputs, tokens: int) -> Array | None:
+    """`valid` of a read of all tokens of all candidates: bool [T, R*C], or None if no candidate is padding."""
+    if candidates.valid is None:
+        return None
+    return jnp.broadcast_to(candidates.valid.reshape(-1), (tokens, candidates.valid.size))
 
 
 def memory_layer(

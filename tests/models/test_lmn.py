@@ -202,8 +202,12 @@ def test_a_fixed_target_never_moves_and_a_learned_one_is_watched(schema):
 
     _, values, run = made(schema, target="learned")
     assert float(run(values, inputs, False)[2]["reference"][...]) == 0  # evaluation changes nothing
+    few = inputs.user.histories["clicks"].replace(length=jnp.asarray([0, 0, 1, 0], jnp.int32))
+    sparse = inputs.replace(user=inputs.user.replace(histories={"clicks": few}))
+    early = run(values, sparse)  # one event says nothing of a variance: not the first one, and no collapse later
+    assert np.isfinite(early[0]["memory"]) and float(early[2]["reference"][...]) == 0
     losses, stats, state = run(values, inputs)
-    assert np.isfinite(losses["memory"])
+    assert np.isfinite(losses["memory"]) and np.isfinite(run(state, sparse)[0]["memory"])
     assert float(state["reference"][...]) == pytest.approx(np.exp(float(stats["log_target_variance"])), rel=1e-5)
     state["target"][...] = 0.4 * state["target"][...]
     assert np.isfinite(run(state, inputs)[0]["memory"])  # a sixth of the variance is left

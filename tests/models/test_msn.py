@@ -169,6 +169,8 @@ def test_flags_that_contradict_each_other_are_named():
         ("'msn_smoe' cannot", dict(module="msn_smoe", combine="concat")),
         ("multiple of the 2 experts", dict(module="smoe", hidden=9)),
         ("would get no gradient", dict(module="smoe", active_experts=1)),
+        ("gate_hidden is 0", dict(module="gated_ffn", gate_hidden=0)),
+        ("has no experts", dict(balance_weight=0.1)),
     ):
         with pytest.raises(ValueError, match=message):
             MSNConfig(**flags)
