@@ -1,4 +1,5 @@
-"""Architectures: arrays in, arrays out. Nothing here trains, reads data or counts money.
+"""Architectures: arrays in, arrays out. Nothing here trains or reads data; of the other rooms it imports
+`pallas_kernels` alone.
 
     from recscale.models import build, count, get_config, list_models
 

@@ -1,0 +1,1 @@
+"""Token mixers: RankMixer, TokenMixer-Large, and UG-Sep on both."""

@@ -1,0 +1,1 @@
+"""Public data sets: their files parsed, checked and turned into packed logs."""
