@@ -26,7 +26,7 @@ import pandas as pd
 
 from . import runs
 from .data.known_truth_config import KnownTruthConfig, preset
-from .data.known_truth_laws import predict
+from .data.known_truth_laws import has_exact, predict
 from .data.known_truth_world import build_world
 
 KNOWN_TRUTH = "known_truth"
@@ -196,8 +196,8 @@ def _floors(log: _Log, notes: list[str]) -> dict[str, float]:
         notes.append(_NO_FLOORS)
         return {}
     world = build_world(config)
-    # The exact integral knows one label without drift; the second-order form covers the rest.
-    own = {"history_length": log.history_length, "exact": config.tasks == 1 and not config.drift}
+    # The second-order form covers what the exact integral does not know.
+    own = {"history_length": log.history_length, "exact": has_exact(config)}
     unlimited = {
         "dense_params": {"quanta": np.inf},
         "train_flops": {"quanta": np.inf},
@@ -213,7 +213,7 @@ def _recorded_logs(out_dir: Path | str) -> list[_Log]:
         record = runs.read_record(folder) or {}
         data = (record.get("config") or {}).get("data") or {}
         if data.get("name") == KNOWN_TRUTH:
-            config = preset(data["preset"], **_lists_as_tuples(data.get("overrides") or {}))
+            config = preset(data["preset"], **(data.get("overrides") or {}))
             length = data.get("history_length") or None
             card = (record.get("data") or {}).get("card") or {}
             logs.setdefault((config.hash, length), _Log(config, length, card))
@@ -225,8 +225,3 @@ def _named_presets(table: pd.DataFrame) -> list[KnownTruthConfig]:
         return []
     names = table.loc[table["dataset"] == KNOWN_TRUTH, "preset"].dropna().unique()
     return [preset(str(name)) for name in names]
-
-
-def _lists_as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples; the configuration must be hashable."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

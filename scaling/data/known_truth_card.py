@@ -185,14 +185,7 @@ def _curves(config: KnownTruthConfig) -> dict[str, Any]:
         out["quanta"] = {"known": n.tolist(), "variance": (config.c_n * (n + 1.0) ** -config.alpha).tolist()}
     if config.has_l:
         length = 2 ** np.arange(int(np.log2(config.history_max)) + 1)
-        missing = config.c_l * (length + 1.0) ** -config.lam
-        if config.ragged:
-            law, m = config.length_law(), np.arange(config.history_max + 1)
-            short = config.c_l * (m + 1.0) ** -config.lam * (m < config.history_max)
-            missing = [
-                float(law @ (config.c_l * (np.minimum(size, m) + 1.0) ** -config.lam - short)) for size in length
-            ]
-        out["history"] = {"known": length.tolist(), "variance": np.asarray(missing).tolist()}
+        out["history"] = {"known": length.tolist(), "variance": config.missing_history(length).tolist()}
     if config.has_m:
         ranks = 2 ** np.arange(int(np.log2(config.pair_items)) + 1)
         out["ranks"] = {

@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from scipy.special import zeta
 
+from ...models.architecture import freeze, nearest
+
 # Raised whenever the same configuration would give another log, so that stored truth is never mixed up.
 GENERATOR_VERSION = 2
 
@@ -225,6 +227,20 @@ class KnownTruthConfig:
         """c_L (history_max+1)^-lam: variance of the events beyond the last, part of the noise."""
         return self.c_l * (self.history_max + 1.0) ** -self.history_exponent(task)
 
+    def missing_history(self, seen: Any, task: int = 0) -> np.ndarray:
+        """Variance of L that the newest `seen` events leave out, mean over requests; array of real numbers >= 0.
+
+        A full history goes on beyond its last event: its tail counts, and infinitely many events would hold it. A
+        ragged one of m events ends there: E_m c_L [(min(seen, m) + 1)^-lam - (m + 1)^-lam].
+        """
+        exponent, seen = -self.history_exponent(task), np.asarray(seen, np.float64)
+        whole = self.c_l * (seen + 1.0) ** exponent
+        if not self.ragged:
+            return whole
+        law, m = self.length_law(), np.arange(self.history_max)
+        short = self.c_l * ((np.minimum(seen[..., None], m) + 1.0) ** exponent - (m + 1.0) ** exponent)
+        return short @ law[:-1] + law[-1] * whole
+
     def noise_variance(self, task: int = 0) -> float:
         """s_eta^2 of a request with a full history: both tails."""
         return self.quanta_tail() + self.history_tail(task)
@@ -301,15 +317,24 @@ def preset(name: str, **overrides: Any) -> KnownTruthConfig:
     memory  half the variance in 16.8 million pairs: the `memory_slots` axis.
 
     Raises:
-        ValueError: for an unknown preset or an unknown field.
+        ValueError: for an unknown preset, an unknown field or a value of another type.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
-    known = {field.name for field in dataclasses.fields(KnownTruthConfig)}
-    unknown = sorted(set(overrides) - known)
+    return replace(KnownTruthConfig(**PRESETS[name]), **overrides)
+
+
+def replace(config: KnownTruthConfig, **overrides: Any) -> KnownTruthConfig:
+    """The configuration with fields replaced, each checked for its name and its type; lists become tuples.
+
+    Raises:
+        ValueError: an unknown field (the nearest is named), or a value of another type.
+    """
+    plain = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    unknown = [name for name in overrides if name not in plain]
     if unknown:
-        raise ValueError(f"unknown fields {', '.join(unknown)}; a configuration has {', '.join(sorted(known))}")
-    return KnownTruthConfig(**{**PRESETS[name], **overrides})
+        raise ValueError(f"known-truth log: unknown fields {', '.join(unknown)}{nearest(unknown[0], plain)}")
+    return freeze(KnownTruthConfig, plain | overrides, "known-truth log")
 
 
 def _differences(c: float, exponent: float, terms: int) -> np.ndarray:

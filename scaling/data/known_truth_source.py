@@ -16,7 +16,7 @@ import numpy as np
 from ...models.inputs import Batch, History
 from .known_truth import build_world, make_batch, make_schema
 from .known_truth_card import SAMPLE_ROWS, card, write_atomic
-from .known_truth_config import GENERATOR_VERSION, KnownTruthConfig, preset
+from .known_truth_config import GENERATOR_VERSION, KnownTruthConfig, preset, replace
 from .known_truth_eval import evaluate_rows, row_groups, stack_truth
 from .known_truth_parts import SEQUENCE
 from .known_truth_truth import TruthRows, sample
@@ -75,7 +75,7 @@ class KnownTruthSource:
         if isinstance(config, str):
             config = preset(config, **dict(overrides or {}))
         elif overrides:
-            config = dataclasses.replace(config, **dict(overrides))
+            config = replace(config, **dict(overrides))
         if holdout_rows < 1 or requests < 1 or candidates < 1:
             raise ValueError(
                 "requests, candidates and holdout_rows must be positive, found "

@@ -154,7 +154,7 @@ def test_two_labels_are_evaluated_apart():
         (dict(requests=0), "must be positive"),
         (dict(requests=8, history_length=300), "1 to 32 events"),
         (dict(requests=8, config="tiny"), "unknown preset"),
-        (dict(requests=8, overrides={"quantum": 3}), "unknown fields quantum"),
+        (dict(requests=8, overrides={"quantum": 3}), "unknown fields quantum; did you mean 'quanta'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -367,6 +367,17 @@ def test_prediction_agrees_with_oracles_and_with_its_limits(world, batches, cons
         predict(world, pairs=1, ranks=1, constants=constants)
 
 
+def test_prediction_of_ragged_histories_counts_what_they_hold():
+    world = build_world(preset("smoke", ragged=True))
+    constants = {"asymptote": 0.4, "v": 0.1}
+    loss = predict(world, history_length=[4, 32], constants=constants)
+    missing = world.config.missing_history([4, 32])
+    np.testing.assert_allclose(loss[0] - loss[1], 0.05 * (missing[0] - missing[1]), rtol=1e-9)
+    for overrides in (dict(ragged=True), dict(domains=3), dict(tasks=2), dict(drift=1)):
+        with pytest.raises(ValueError, match="exact prediction covers"):
+            predict(build_world(preset("smoke", **overrides)), constants=constants, exact=True)
+
+
 def test_pairs_are_two_points_and_not_a_normal():
     """Where a pair is unknown the best prediction of a log of pairs alone is 1/2; where it is known, sigmoid(+-m)."""
     world = build_world(preset("memory", shares=(0.0, 0.0, 1.0, 0.0), b=0.0, signal=4.0, clusters=4, pair_items=256))

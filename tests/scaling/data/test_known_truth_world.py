@@ -178,7 +178,10 @@ def test_threefry_known_answers():
         ({"code_bits": 32}, "code_bits"),
         ({"cascade": True}, "cascade"),
         ({"codes": "none"}, "unless N has no share"),
-        ({"quantas": 3}, "unknown fields quantas"),
+        ({"quantas": 3}, "unknown fields quantas; did you mean 'quanta'"),
+        ({"quanta": 2.5}, r"quanta is 2.5 \(float\), expected int"),
+        ({"history_max": "64"}, "history_max is '64'"),
+        ({"shares": (1, "0", 0, 0)}, "expected a tuple of float"),
         ({"soft_labels": True, "drift": 2}, "soft_labels"),
         ({"pair_field": True, "clusters": 2**16, "pair_items": 2**16}, "more than int32 holds"),
     ],
@@ -188,6 +191,19 @@ def test_configuration_errors_name_the_field(override, message):
         preset("base", **override)
     with pytest.raises(ValueError, match="smoke"):
         preset("tiny")
+
+
+def test_what_short_histories_miss_is_the_sum_of_their_own_events():
+    for ragged in (False, True):
+        config = preset("smoke", ragged=ragged, tasks=2)
+        for task in range(2):
+            kappa, law = config.history_variances(task), config.length_law()
+            for seen in (0, 3, 32):
+                whole = kappa[seen:].sum() + config.history_tail(task)
+                short = sum(law[m] * kappa[min(seen, m) : m].sum() for m in range(config.history_max))
+                assert config.missing_history(seen, task) == pytest.approx(short + law[-1] * whole, rel=1e-12)
+            assert config.missing_history(np.inf, task) == 0.0
+        assert config.missing_history([1, 2, 4]).shape == (3,)
 
 
 def test_hashes_tell_truth_from_inputs():
