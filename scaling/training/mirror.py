@@ -34,6 +34,8 @@ class WandbMirror:
                 mode=mode,
                 config=config,
                 reinit="create_new",
+                # Not a word on the terminal, and nothing of what the run prints is taken along.
+                settings=wandb.Settings(silent=True, console="off"),
             )
         except Exception as error:  # wandb is a convenience: no failure of it may touch a run
             _log.warning("wandb mirror of run %s is off: %s", run_id, error)
@@ -44,7 +46,7 @@ class WandbMirror:
     def finish(self, metrics: dict[str, Any]) -> None:
         def close(run):
             run.summary.update(metrics)
-            run.finish(quiet=True)
+            run.finish()
 
         self._guard(close)
         self._run = None
