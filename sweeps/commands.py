@@ -77,22 +77,28 @@ def launch(
     as_json: bool,
 ) -> None:
     """Train every unfinished run of a planned folder OUT, or plan a sweep FILE first. Stopped runs go on."""
+    from .plan import FREE_KEYS, is_free
+
     with _errors():
         if (Path(target) / "plan.jsonl").exists():
-            if assignments or extend or out:
-                raise click.UsageError(f"{target} is planned already; --set, --extend and --out go with a sweep file")
+            fixed = [text for text in assignments if not is_free(text)]
+            if fixed or extend or out:
+                raise click.UsageError(
+                    f"{target} is planned already; --extend, --out and --set of anything but {', '.join(FREE_KEYS)} "
+                    "go with a sweep file"
+                )
             out = Path(target)
         else:
             out, _, _ = _plan(target, out, root, assignments, extend)
         if backend == "slurm":
             from .slurm import submit
 
-            jobs = submit(out, slurm_options, overrides=_free(root))
+            jobs = submit(out, slurm_options, overrides=_free(root, assignments))
             click.echo(f"{len(jobs)} jobs submitted; follow them with: recscale status {out}")
             if as_json:
                 _json({"out": str(out), "submitted": jobs})
             return
-        outcome = _launch(out, workers, memory_gb, root)
+        outcome = _launch(out, workers, memory_gb, _free(root, assignments))
     click.echo(_outcome_line(out, outcome))
     if as_json:
         _json({"out": str(out), "statuses": outcome.statuses, "wall_s": outcome.wall_s})
@@ -158,7 +164,7 @@ def sweep(
     with _errors():
         out, rows, _ = _plan(file, out, root, assignments, extend)
         click.echo(f"{len(rows)} runs planned, about {_job_seconds(rows):.0f} core-seconds (estimated)", err=True)
-        outcome = _launch(out, workers, memory_gb, root)
+        outcome = _launch(out, workers, memory_gb, _free(root, assignments))
         if outcome.interrupted:
             click.echo(_outcome_line(out, outcome))
             _leave(outcome)
@@ -194,12 +200,12 @@ def _plan(
     return out, rows, new
 
 
-def _launch(out: Path, workers: int | None, memory_gb: float | None, root: str | None) -> Any:
+def _launch(out: Path, workers: int | None, memory_gb: float | None, overrides: tuple[str, ...]) -> Any:
     from .display import for_terminal
     from .launch import launch as launch_runs
 
     memory = None if memory_gb is None else round(memory_gb * 1e9)
-    return launch_runs(out, workers=workers, memory_bytes=memory, overrides=_free(root), display=for_terminal())
+    return launch_runs(out, workers=workers, memory_bytes=memory, overrides=overrides, display=for_terminal())
 
 
 def _report(out: Path) -> dict[str, Any]:
@@ -212,8 +218,12 @@ def _report(out: Path) -> dict[str, Any]:
     return summary
 
 
-def _free(root: str | None) -> tuple[str, ...]:
-    return () if root is None else (f"data.root={root}",)
+def _free(root: str | None, assignments: tuple[str, ...]) -> tuple[str, ...]:
+    """Settings of this launch that change no result: a plan made earlier may hold others."""
+    from .plan import is_free
+
+    place = () if root is None else (f"data.root={root}",)
+    return (*place, *(text for text in assignments if is_free(text)))
 
 
 def _outcome_line(out: Path, outcome: Any) -> str:

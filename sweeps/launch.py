@@ -25,7 +25,7 @@ from typing import IO, Any
 from ..scaling.runs import FINISHED, read_record
 from . import machine, worker
 from .display import Display
-from .plan import read_plan
+from .plan import read_plan, run_config
 
 # A crash may be the machine's doing (memory, a signal); twice the same is the job's own.
 ATTEMPTS = 2
@@ -109,9 +109,12 @@ def launch(
     Raises:
         Busy: another launcher holds the folder.
         FileNotFoundError: there is no plan.
+        PlanError: the plan is another version's. OverrideError: a setting that would change the runs.
     """
     out = Path(out)
     rows = read_plan(out)
+    if rows:
+        run_config(rows[0], overrides)  # what does not fit is told here, once, and not by every worker
     with claim(out):
         pool = _Pool(out, rows, workers, memory_bytes, trainer, tuple(overrides), display or Display())
         began = time.monotonic()
@@ -273,6 +276,10 @@ class _Pool:
         elif kind == "failed":
             source.job = None
             self._attempt_failed(job, event["reason"])
+        elif kind == "held":
+            # Another process (a Slurm job) is training these runs: their records are its own.
+            source.job = None
+            self.display.failed(job, event["reason"], job.log(self.out))
         elif kind == "done":
             source.job = None
             unfinished = {run: status for run, status in event["runs"].items() if status not in FINISHED}

@@ -38,6 +38,11 @@ SWEEP = "sweep.json"
 FREE_KEYS = ("data.root", "tracking.wandb", "tracking.project", "training.checkpoint_every_s")
 
 
+def is_free(assignment: str) -> bool:
+    """Whether a `key=value` text sets something that cannot change a result."""
+    return assignment.partition("=")[0].strip() in FREE_KEYS
+
+
 class PlanError(ValueError):
     """A plan that does not fit what is already there."""
 

@@ -6,7 +6,7 @@ Standard input carries job ids, one a line; the end of input ends the worker at 
 resumable at any instant, so nothing is lost). Standard output carries one JSON event a line:
 
     {"event": "ready"}
-    {"event": "started" | "progress" | "done" | "failed", "job": id, ...}
+    {"event": "started" | "progress" | "done" | "failed" | "held" by another process, "job": id, ...}
 
 Everything else a job prints goes to `groups/<job>/log.txt`. The number of threads is fixed *before* jax is imported, so
 results do not depend on how many workers there are or on the machine's core count.
@@ -75,6 +75,8 @@ def run_job(out: str, job: str, overrides: tuple[str, ...], trainer: str = TRAIN
     settle(None if machine.accelerators() else machine.cores()[0])
     try:
         records = train_job(Path(out), job, resolve(trainer), lambda progress: None, overrides)
+    except BlockingIOError:
+        raise  # somebody else is training these runs: they have not failed
     except Exception as error:
         from .plan import read_plan
 
@@ -184,6 +186,8 @@ def _run_job(out: Path, job: str, trainer: str, overrides: tuple[str, ...], even
         try:
             records = train_job(out, job, resolve(trainer), _Throttle(events, job), overrides)
             message = {"event": "done", "runs": {record["run_id"]: record["status"] for record in records}}
+        except BlockingIOError as error:
+            message = {"event": "held", "reason": str(error)}
         except Exception as error:
             traceback.print_exc()
             message = {"event": "failed", "reason": f"{type(error).__name__}: {error}"}

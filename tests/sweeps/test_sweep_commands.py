@@ -84,6 +84,21 @@ def test_mistakes_are_one_line(call, sweep_file, tmp_path):
     assert "plan a sweep first" in call("status", tmp_path / "empty", code=1).err
 
 
+def test_settings_that_change_no_result_may_differ_between_launches(call, sweep_file, tmp_path, monkeypatch):
+    from recscale.sweeps import launch
+
+    asked, out = [], tmp_path / "out"
+    monkeypatch.setattr(
+        launch,
+        "launch",
+        lambda out, **options: asked.append(options["overrides"]) or launch.Outcome({}, False, 0.0, ()),
+    )
+    call("plan", sweep_file, "--out", out)
+    call("launch", out, "--set", "tracking.wandb=offline")
+    call("launch", sweep_file, "--out", out, "--set", "tracking.project=mine", "--data", "/elsewhere")
+    assert asked == [("tracking.wandb=offline",), ("data.root=/elsewhere", "tracking.project=mine")]
+
+
 def test_status_tells_states_apart(call, sweep_file, tmp_path):
     out = tmp_path / "out"
     call("plan", sweep_file, "--out", out)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from recscale.scaling.runs import read_metrics, read_record
+from recscale.scaling.runs import read_metrics, read_record, write_record
 from recscale.scaling.training import get_config, group_id, run_id, shape_id
-from recscale.sweeps import machine
+from recscale.sweeps import machine, worker
 from recscale.sweeps.display import Display
 from recscale.sweeps.launch import Busy, claim, is_claimed, launch
 from recscale.sweeps.tables import run_states
@@ -173,6 +173,36 @@ def test_two_launchers_do_not_share_a_folder(planned, tmp_path):
         with pytest.raises(Busy, match=rf"another launcher \(process {os.getpid()} on .*\) is working on"):
             launch(tmp_path, trainer=TRAINER)
     assert not is_claimed(tmp_path) and starts(tmp_path) == []
+
+
+def test_a_job_that_another_process_trains_is_left_to_it(planned, tmp_path, monkeypatch):
+    """A second Slurm submission finds the lock held: it ends with an error, and the runs go on being what they are."""
+    (job,), rows = planned(jobs=1, seeds=1)
+    folder = tmp_path / "runs" / rows[0]["run_id"]
+    write_record(folder, {"status": "running", "reasons": []})
+    monkeypatch.setattr(worker, "settle", lambda core: None)
+    monkeypatch.setattr(worker, "_LOCK_WAIT_S", 0.0)
+    with worker.hold(tmp_path / "groups" / job / "lock"), pytest.raises(BlockingIOError, match="held by another"):
+        worker.run_job(str(tmp_path), job, (), TRAINER)
+    assert read_record(folder)["status"] == "running"
+    assert worker.run_job(str(tmp_path), job, (), TRAINER) == {rows[0]["run_id"]: "done"}
+
+
+@pytest.mark.slow
+def test_a_launcher_leaves_a_held_job_alone(planned, tmp_path):
+    (job,), rows = planned(jobs=1, seeds=1)
+    folder = tmp_path / "runs" / rows[0]["run_id"]
+    write_record(folder, {"status": "running", "reasons": []})
+    with worker.hold(tmp_path / "groups" / job / "lock"):
+        assert launch(tmp_path, trainer=TRAINER, workers=1).statuses == {"running": 1}
+    assert launch(tmp_path, trainer=TRAINER, workers=1).statuses == {"done": 1}
+
+
+def test_a_setting_that_does_not_fit_stops_the_launch_at_once(planned, tmp_path):
+    planned(jobs=1, seeds=1)
+    with pytest.raises(ValueError, match="'training.lr' changes the runs"):
+        launch(tmp_path, trainer=TRAINER, overrides=["training.lr=1.0"])
+    assert starts(tmp_path) == [] and not (tmp_path / "runs").exists()
 
 
 LAUNCHER = """
