@@ -68,11 +68,20 @@ def append_metrics(folder: Path | str, row: dict[str, Any]) -> None:
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
-    """Lines of a run's metrics; a last line torn by a kill is left out."""
-    path = Path(folder) / METRICS
-    if not path.exists():
-        return []
-    return [row for row in map(_parse_line, path.read_text(encoding="utf-8").splitlines()) if row is not None]
+    """Lines of a run's metrics; a last line torn by a kill is left out.
+
+    Raises:
+        ValueError: another line is not JSON; names file and line.
+    """
+    path, rows = Path(folder) / METRICS, []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); the file was damaged") from error
+    return rows
 
 
 def truncate_metrics(folder: Path | str, step: int) -> None:
@@ -180,13 +189,6 @@ _COUNTS = (
     "forward_flops_per_row",
     "train_flops_per_row",
 )
-
-
-def _parse_line(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
 
 
 def _finite(value: Any) -> Any:

@@ -43,7 +43,7 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[dict[str, Any], Any, Any | None] | None:
         """The newest complete checkpoint as (position, state, trunk), None if there is none.
 
-        `like` is an abstract state (shapes, dtypes, shardings).
+        `like` is a state whose shapes, dtypes and shardings the stored one must have.
 
         Raises:
             ValueError: the stored state has other arrays than this program; names the first difference.
@@ -51,6 +51,7 @@ class Checkpoints:
         tick = self._manager.latest_step()
         if tick is None:
             return None
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         position = self._manager.restore(tick, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
         names = ["state", "trunk"] if position["has_trunk"] else ["state"]
         self._check(tick, names, _flat(like))

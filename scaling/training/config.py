@@ -77,7 +77,7 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     t.warmup_examples = 20_000
     t.decay_fraction = 0.2  # last share of each horizon spent decaying (wsd)
     t.decay_shape = "linear"  # linear | sqrt (1 - sqrt(t)), both to 0
-    t.log_every_examples = 0  # 0 = one hundredth of the longest horizon
+    t.log_every_examples = 0  # 0 = a fortieth of the shortest horizon
     t.checkpoint_every_s = 30.0  # wall seconds between checkpoints; never changes a result
     t.data_parallel = False  # shard requests over the local devices
 

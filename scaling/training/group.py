@@ -47,6 +47,10 @@ class Group:
                 "runs of one group may differ only in seed, training.lr and training.examples; "
                 f"these belong to {len(ids)} groups: {', '.join(sorted(ids))}"
             )
+        twice = [run_id(run.config) for run in runs]
+        twice = sorted({name for name in twice if twice.count(name) > 1})
+        if twice:
+            raise ValueError(f"a group trains every run once; given twice: {', '.join(twice)}")
         self.id = ids.pop()
         self.runs = tuple(runs)
         self.config = runs[0].config
@@ -103,16 +107,18 @@ class Group:
         return all((records.read_record(r.run_dir) or {}).get("status") in records.FINISHED for r in self.runs)
 
     def start_records(self) -> None:
-        """Writes every unfinished run's record with status "running"."""
+        """Writes every unfinished run's record with status "running", and opens its mirror."""
         facts = self.source.facts()
         for run in self.runs:
-            old = records.read_record(run.run_dir) or {}
-            if old.get("status") not in records.FINISHED:
+            old, tracking = records.read_record(run.run_dir) or {}, run.config.tracking
+            finished = old.get("status") in records.FINISHED
+            if not finished:
                 record = self._record(run, facts) | {"started": old.get("started") or _now()}
                 records.write_record(run.run_dir, record)
-            tracking = run.config.tracking
+            # The mirror of a finished run is complete, even if the run is trained again on the way to another.
+            mode = "off" if finished else tracking.wandb
             self.mirrors[str(run.run_dir)] = WandbMirror(
-                tracking.wandb, tracking.project, run_id(run.config), run.run_dir, resolved(run.config)
+                mode, tracking.project, run_id(run.config), run.run_dir, resolved(run.config)
             )
 
     def append(self, segment: Segment, row: dict[str, Any], per_replica: dict[str, np.ndarray]) -> None:
@@ -124,18 +130,15 @@ class Group:
                 self.mirrors[str(run.run_dir)].log(own)
 
     def truncate(self, position: dict[str, Any]) -> None:
-        """Drops metrics beyond a restored position; finished branches keep theirs."""
-        at = self.segments[position["segment"]]
-        trunk_step = position["step"] if at.horizon is None else at.start
+        """Drops metrics beyond a restored position; branches before its segment are finished and keep theirs."""
+        index = position["segment"]
+        at, done = self.segments[index], {segment.horizon for segment in self.segments[:index]}
         for run in self.runs:
             horizon = self.steps[id(run)]
-            if horizon == at.horizon:
-                records.truncate_metrics(run.run_dir, position["step"])
-            elif self._branch_start(horizon) >= trunk_step and not self._before(horizon, at):
-                records.truncate_metrics(run.run_dir, trunk_step)
-
-    def _before(self, horizon: int, at: Segment) -> bool:
-        return at.horizon is not None and horizon < at.horizon
+            if horizon not in done:
+                # A later branch has lines of the trunk, which waits where the present branch left it.
+                mine = at.horizon in (None, horizon)
+                records.truncate_metrics(run.run_dir, position["step"] if mine else at.start)
 
     def finish(self, run: RunSpec, metrics: dict[str, Any] | None, cost: dict[str, Any], failed_at: int) -> None:
         """Writes a run's final record: done with metrics, or diverged with the step that was not finite."""

@@ -87,6 +87,11 @@ class _Loop:
                 state = self._enter(state, segment)
                 start = position["step"] if index == position["segment"] else segment.start
                 state = self._segment(index, segment, start, state, trunk)
+                if segment.horizon is None and not jax.device_get(state.alive).any():
+                    for branch in group.segments[index + 1 :]:
+                        if branch.horizon is not None:
+                            self._finish(branch, state)
+                    break
                 if segment.horizon is not None:
                     self._finish(segment, state)
                     state, trunk = (trunk if trunk is not None else state), None
@@ -96,7 +101,7 @@ class _Loop:
 
     def _restore(self) -> tuple[dict[str, Any], TrainState, TrainState | None]:
         state = self.trainer.fresh_state()
-        restored = self.checkpoints.restore(jax.tree.map(_abstract, state))
+        restored = self.checkpoints.restore(state)
         if restored is None:
             position: dict[str, Any] = {"segment": 0, "step": 0}
             trunk = None
@@ -118,6 +123,7 @@ class _Loop:
         return state.replace(decay_from=start, decay_steps=steps)
 
     def _segment(self, index: int, segment: Segment, start: int, state: TrainState, trunk: Any) -> TrainState:
+        """Trains to the end of a segment, or through the first logging interval that leaves no replica alive."""
         batches = None if self.source.on_device else self.source.iterate(start)
         interval, waiting = [], None
         for step in range(start, segment.stop):
@@ -127,13 +133,14 @@ class _Loop:
             if (step + 1) % self.group.log_every and not last:
                 continue
             # Reading the previous interval while this one runs keeps the device busy.
-            if waiting is not None:
-                self._log(segment, *waiting)
+            if waiting is not None and not self._log(segment, *waiting):
+                break
             waiting, interval = (step + 1, interval), []
             due = time.monotonic() - self.saved > self.group.config.training.checkpoint_every_s
             if due or last:
-                self._log(segment, *waiting)
-                waiting = None
+                alive, waiting = self._log(segment, *waiting), None
+                if not alive:
+                    break
             if due and not last:
                 self._save(index, step + 1, state, trunk)
             event = self.clock.tick(self._done(index, step + 1))
@@ -147,9 +154,11 @@ class _Loop:
         batch = next(batches)
         return jax.device_put(batch) if self.trainer.mesh is None else shard_batch(batch, self.trainer.mesh)
 
-    def _log(self, segment: Segment, step: int, interval: list[dict[str, jax.Array]]) -> None:
+    def _log(self, segment: Segment, step: int, interval: list[dict[str, jax.Array]]) -> bool:
+        """Appends an interval to the metrics; returns whether any replica is left."""
         row = {"step": step, "examples": step * self.group.batch_rows, "phase": "decay" if segment.horizon else "trunk"}
         self.group.append(segment, row, summarise(interval))
+        return bool(jax.device_get(interval[-1]["alive"]).any())
 
     def _save(self, index: int, step: int, state: TrainState, trunk: TrainState | None) -> None:
         position = {
@@ -189,8 +198,3 @@ class _Loop:
                 metrics = self.source.evaluate(logits[replica]) | usage[replica] if at < 0 else None
             for run in self.group.members(segment, replica):
                 self.group.finish(run, metrics, cost, at)
-
-
-def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and sharding of an array, which is what a checkpoint is restored into."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

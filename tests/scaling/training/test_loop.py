@@ -110,11 +110,14 @@ def test_interrupted_run_ends_bit_identical(plain, tmp_path, events):
     assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
 
+def two_horizons(folder, **settings):
+    settings = dict(training__log_every_examples=2 * 64) | settings
+    configs = [make_config(training__examples=n, **settings) for n in (EXAMPLES, 2 * EXAMPLES)]
+    return [RunSpec(config, folder / str(config.training.examples)) for config in configs]
+
+
 def test_branch_equals_a_run_of_its_own_and_survives_interruption(plain, tmp_path):
-    specs = [RunSpec(make_config(training__examples=n), tmp_path / str(n)) for n in (EXAMPLES, 2 * EXAMPLES)]
-    specs = [RunSpec(s.config, s.run_dir) for s in specs]
-    for spec in specs:
-        spec.config.training.log_every_examples = 2 * 64
+    specs = two_horizons(tmp_path)
     with pytest.raises(Interrupted):
         train_group(specs, tmp_path / "group", progress=interrupt_after(28))  # inside the first branch
     short, long = train_group(specs, tmp_path / "group")
@@ -126,6 +129,45 @@ def test_branch_equals_a_run_of_its_own_and_survives_interruption(plain, tmp_pat
     assert short["trunk_id"] == long["trunk_id"]
     phases = [line["phase"] for line in records.read_metrics(tmp_path / str(2 * EXAMPLES))]
     assert phases == sorted(phases, key=["trunk", "decay"].index)
+
+
+def test_interruption_right_after_the_checkpoint_that_follows_a_branch(tmp_path, monkeypatch):
+    """The branch is finished and the trunk stands where it left: what the branch wrote is not beyond the checkpoint."""
+    whole, killed = (two_horizons(tmp_path / n, training__checkpoint_every_s=1e9) for n in ("whole", "killed"))
+    train_group(whole, tmp_path / "whole/group")
+    save = loop.Checkpoints.save
+
+    def save_and_die(self, tick, position, state, trunk):
+        save(self, tick, position, state, trunk)
+        if position["segment"] == 2:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop.Checkpoints, "save", save_and_die)
+        train_group(killed, tmp_path / "killed/group")
+    assert [(records.read_record(spec.run_dir) or {})["status"] for spec in killed] == ["done", "running"]
+    train_group(killed, tmp_path / "killed/group")
+    for one, other in zip(whole, killed, strict=True):
+        assert (one.run_dir / "metrics.jsonl").read_bytes() == (other.run_dir / "metrics.jsonl").read_bytes()
+        assert losses(records.read_record(one.run_dir)) == losses(records.read_record(other.run_dir))
+
+
+def test_a_program_without_a_living_replica_stops(tmp_path, monkeypatch):
+    """A rate that overflows the weights: the replica is lost within a few steps, and nothing trains on."""
+    specs = two_horizons(tmp_path, training__lr=1e38)
+
+    def killed(self, run, *rest):
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop.Group, "finish", killed)
+        train_group(specs, tmp_path / "group")
+    before = [(spec.run_dir / "metrics.jsonl").read_bytes() for spec in specs]
+    assert [record["status"] for record in train_group(specs, tmp_path / "group")] == ["diverged"] * 2
+    assert [(spec.run_dir / "metrics.jsonl").read_bytes() for spec in specs] == before
+    lines = records.read_metrics(specs[1].run_dir)
+    assert 1 <= len(lines) < 6 and lines[-1]["logloss"] is None
+    assert "not finite at step" in records.read_record(specs[1].run_dir)["reasons"][0]
 
 
 def test_replicas_equal_single_runs_and_one_may_diverge(plain, tmp_path):
@@ -146,6 +188,8 @@ def test_members_of_a_group_must_differ_only_in_replica_keys(tmp_path):
     specs = [RunSpec(make_config(), tmp_path / "a"), RunSpec(make_config(training__requests=32), tmp_path / "b")]
     with pytest.raises(ValueError, match="differ only in seed, training.lr and training.examples"):
         train_group(specs, tmp_path / "group")
+    with pytest.raises(ValueError, match="every run once; given twice"):
+        train_group([specs[0], RunSpec(make_config(), tmp_path / "c")], tmp_path / "group")
 
 
 def test_checkpoint_of_another_set_of_runs_is_refused(tmp_path):
@@ -164,6 +208,14 @@ def test_collect_makes_one_table(plain, tmp_path):
     table = records.collect(tmp_path)
     assert list(table.status) == ["done", "diverged"] and (tmp_path / "runs.parquet").exists()
     assert np.isnan(table.logloss[1]) and table.logloss[0] == plain[1]["metrics"]["logloss"]
+
+
+def test_only_the_last_line_of_the_metrics_may_be_torn(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [line["step"] for line in records.read_metrics(tmp_path)] == [1, 2]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is not JSON"):
+        records.read_metrics(tmp_path)
 
 
 def test_torn_record_is_named(tmp_path):
