@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..architecture import BackboneSpec
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from ..inputs.history import NO_TOKENS, TokenShape
 from ..inputs.schema import Schema
@@ -56,9 +57,7 @@ class AutoIntConfig(FieldTokenOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("width", "attention", "heads", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_sizes(self, "width", "attention", "heads", "layers", "tower")
         if self.attention % self.heads:
             raise ValueError(f"attention={self.attention} does not divide into {self.heads} heads; make it a multiple")
 

@@ -22,14 +22,15 @@ cross_activation ("tanh").
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ..architecture import BackboneSpec
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, Output, UserInputs
 from ..inputs.flat import FlatPlan, plan_flat
@@ -66,8 +67,7 @@ class DCNv2Config:
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.cross_layers < 1:
-            raise ValueError(f"cross_layers is {self.cross_layers}, expected at least 1")
+        require_sizes(self, "cross_layers", "rank", "widths", "tower")
         if self.experts < 1 or (self.experts > 1 and self.rank is None):
             raise ValueError(f"experts={self.experts} with rank={self.rank}: a mixture needs experts >= 1 and a rank")
         if self.structure == "parallel" and not self.widths:
@@ -81,6 +81,9 @@ class CrossLayer(nnx.Module):
         user_width, candidate_width: the two halves of d; only the first layer is ever called in halves.
         rank, experts: see the file's docstring.
     """
+
+    # See `layers/quantisation.py`.
+    INT8_KERNELS: ClassVar[Mapping[str, bool]] = {"between": False, "outward": False}
 
     def __init__(
         self,

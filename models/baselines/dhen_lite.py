@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..architecture import BackboneSpec
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from ..inputs.history import NO_TOKENS, TokenShape
 from ..inputs.schema import Schema
@@ -40,8 +41,8 @@ from ..layers import param
 from ..layers.attention import SelfAttention
 from ..layers.dense import Dense
 from ..layers.matmul import contract
+from ..layers.mixing import flatten_token_major
 from ..layers.norms import Norm
-from ..layers.pooling import flatten_tokens
 from ..layers.token_linear import TokenLinear
 from ..sizing import interpolate, solve_widths, widths_around
 from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
@@ -72,9 +73,7 @@ class DHENLiteConfig(FieldTokenOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("width", "layers", "heads", "rank", "projections"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_sizes(self, "width", "layers", "heads", "rank", "projections", "tower")
         unknown = [name for name in self.modules if name not in MODULES]
         if unknown or not self.modules or len(set(self.modules)) < len(self.modules):
             raise ValueError(f"modules is {self.modules}, expected one or more of {', '.join(MODULES)}, each once")
@@ -90,7 +89,7 @@ class LowRankCross(nnx.Module):
         self.outward = Dense(rank, flat, axes=("rank", "embed"), **kwargs)
 
     def __call__(self, x: Array) -> Array:
-        flat = flatten_tokens(x)
+        flat = flatten_token_major(x)
         return _tokens(flat * self.outward(self.inward(flat)), x)
 
 
@@ -141,7 +140,7 @@ class DHENLayer(nnx.Module):
             "fm": lambda: FactorisationMachine(tokens, width, projections, dtype=dtype, **kwargs),
         }
         self.modules = nnx.List(make[name]() for name in modules)
-        self.factors = param.constant((len(modules),), ("modules",), 1.0) if ensemble == "weighted" else None
+        self.factors = param.constant((len(modules),), (None,), 1.0) if ensemble == "weighted" else None
         self.norm = Norm(width, eps=norm_eps, dtype=dtype)
 
     def __call__(self, x: Array) -> Array:

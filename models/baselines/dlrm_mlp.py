@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from ..architecture import BackboneSpec
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, Output, UserInputs
 from ..inputs.flat import FlatPlan, plan_flat
@@ -58,6 +59,7 @@ class DLRMMLPConfig:
     def __post_init__(self):
         if not self.widths:
             raise ValueError("widths is empty, expected at least one layer")
+        require_sizes(self, "widths", "interaction_width", "bottom", "tower")
 
 
 @dataclasses.dataclass(frozen=True)

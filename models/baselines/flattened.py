@@ -19,7 +19,7 @@ from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, Output, UserInputs
 from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens
 from ..layers.dense import MLP, mlp_flops, mlp_params
-from ..layers.pooling import flatten_tokens
+from ..layers.mixing import flatten_token_major
 from ..layers.towers import Towers, tower_flops, tower_params
 from ..ranker import Backbone
 
@@ -74,7 +74,7 @@ class Flattened(Backbone):
         x = self.tokenizer.join(state, own)
         for block in self.blocks:
             x = block(x)
-        logits = self.towers(self.mlp(flatten_tokens(x)))
+        logits = self.towers(self.mlp(flatten_token_major(x)))
         return Output(logits=logits.reshape(*own.shape[1:3], -1))
 
 

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..architecture import BackboneSpec
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, Output, UserInputs
 from ..inputs.history import NO_TOKENS, TokenShape
@@ -41,9 +42,9 @@ from ..inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
 from ..layers import param
 from ..layers.attention import attend_tokens
 from ..layers.dense import Dense
+from ..layers.mixing import flatten_token_major
 from ..layers.norms import Norm
 from ..layers.per_token import PerTokenDense, PerTokenFFN
-from ..layers.pooling import flatten_tokens
 from ..layers.towers import Towers, tower_flops, tower_params
 from ..ranker import Backbone
 from ..sizing import interpolate, solve_widths, widths_around
@@ -79,16 +80,12 @@ class HiFormerConfig(FieldTokenOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_sizes(self, "width", "layers", "heads", "key_width", "value_width", "key_rank", "value_rank", "hidden")
+        require_sizes(self, "tower")
 
     def queries(self, tokens: int, tasks: int) -> list[int]:
         """Q of every layer."""
         return [tokens] * (self.layers - 1) + [tasks]
-
-
-_SIZES = ("width", "layers", "heads", "key_width", "value_width", "key_rank", "value_rank", "hidden")
 
 
 class HeterogeneousAttention(nnx.Module):
@@ -121,7 +118,7 @@ class HeterogeneousAttention(nnx.Module):
         self.out = PerTokenDense(queries, heads * value_width, width, axes=("heads", "embed"), **kwargs)
 
     def __call__(self, x: Array) -> Array:
-        codes = jnp.split(self.compress(flatten_tokens(x)), self.cuts, axis=-1)
+        codes = jnp.split(self.compress(flatten_token_major(x)), self.cuts, axis=-1)
         sides = ((self.query, self.queries), (self.key, self.tokens), (self.value, self.tokens))
         q, k, v = (
             project(code).reshape(x.shape[1], count, self.heads, -1).swapaxes(0, 1)

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ..architecture import BackboneSpec
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, Output, UserInputs
 from ..inputs.flat import FlatPlan, plan_flat
@@ -60,9 +61,7 @@ class MMoEConfig:
     tower: tuple[int, ...] = (64,)
 
     def __post_init__(self):
-        for name in ("experts", "hidden", "expert_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_sizes(self, "experts", "hidden", "expert_width", "tower")
 
 
 class _State(NamedTuple):
@@ -74,6 +73,9 @@ class _State(NamedTuple):
 
 class MMoE(Backbone):
     """E experts of widths `hidden` and `expert_width` on the flat inputs of `plan`, mixed per task."""
+
+    # See `layers/quantisation.py`.
+    INT8_KERNELS: ClassVar[Mapping[str, bool]] = {"second": False}
 
     def __init__(
         self,

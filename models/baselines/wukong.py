@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..architecture import BackboneSpec
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from ..inputs.history import NO_TOKENS, TokenShape
 from ..inputs.schema import Schema
@@ -70,9 +71,8 @@ class WukongConfig(FieldTokenOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("width", "layers", "fm_tokens", "linear_tokens", "rank", "hidden", "hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_sizes(self, "width", "layers", "fm_tokens", "linear_tokens", "rank", "hidden", "hidden_layers")
+        require_sizes(self, "head_mlp", "tower")
 
     @property
     def out_tokens(self) -> int:

@@ -26,8 +26,11 @@ def masked_bce(
     Returns:
         (scalar loss, per-task mean [Y]). A task without a single observed label contributes 0.
     """
-    each = jnp.where(mask > 0, binary_cross_entropy(logits, labels), 0.0)
-    observed = jnp.sum(mask > 0, axis=(0, 1)).astype(jnp.float32)
+    seen = mask > 0
+    # Blanked before the product too: NaN in the place of an unknown label would reach the gradient through 0 * NaN.
+    logits, labels = jnp.where(seen, logits, 0.0), jnp.where(seen, labels, 0.0)
+    each = jnp.where(seen, binary_cross_entropy(logits, labels), 0.0)
+    observed = jnp.sum(seen, axis=(0, 1)).astype(jnp.float32)
     per_task = jnp.sum(each, axis=(0, 1)) / jnp.maximum(observed, 1.0)
     weights = jnp.asarray(task_weights if task_weights is not None else (1.0,) * labels.shape[-1], jnp.float32)
     return jnp.sum(per_task * weights), per_task

@@ -60,8 +60,8 @@ def kernel(
     return _param(value.swapaxes(-2, -1) if transposed else value, logical_axes)
 
 
-def constant(shape: tuple[int, ...], logical_axes: tuple[str, ...], value: float = 0.0) -> nnx.Param:
-    """A float32 parameter filled with `value`: biases (0) and norm gains (1)."""
+def constant(shape: tuple[int, ...], logical_axes: tuple[str | None, ...], value: float = 0.0) -> nnx.Param:
+    """A float32 parameter filled with `value`: biases (0) and norm gains (1). An axis named None stays whole."""
     return _param(jnp.full(shape, value, jnp.float32), logical_axes)
 
 
@@ -77,7 +77,7 @@ def training_only(module: nnx.Module) -> None:
             variable.set_metadata(training_only=True)
 
 
-def _param(value: jax.Array, logical_axes: tuple[str, ...]) -> nnx.Param:
+def _param(value: jax.Array, logical_axes: tuple[str | None, ...]) -> nnx.Param:
     if len(logical_axes) != value.ndim:
         raise ValueError(f"parameter of shape {value.shape} has {len(logical_axes)} axis names: {logical_axes}")
     return nnx.Param(value, logical_axes=logical_axes)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,12 @@ def choose_path(path: str, training: bool) -> str:
     return "capacity" if training else "masked"
 
 
+def check_capacity(factor: float) -> None:
+    """Raises ValueError for a capacity factor that leaves no place."""
+    if factor <= 0:
+        raise ValueError(f"capacity_factor is {factor}, expected above 0")
+
+
 def capacity_of(rows: int, share: float, factor: float) -> int:
     """Places of one expert: `factor` times its mean number of rows, never more than all rows."""
     return min(rows, _CAPACITY_STEP * math.ceil(factor * share * rows / _CAPACITY_STEP - 1e-9))
@@ -76,6 +82,9 @@ class PerTokenExperts(nnx.Module):
         scales: multiply the standard deviations of (up, gate, out); "ffn" has no gate.
         implementation: of `grouped_matmul`.
     """
+
+    # See `quantisation.py`: which kernels may become int8, and whether they are stored [..., out, in].
+    INT8_KERNELS: ClassVar[Mapping[str, bool]] = {"up": True, "gate": True, "out": False}
 
     def __init__(
         self,
@@ -396,8 +405,12 @@ class ReLUMoE(nnx.Module):
         ids = jax.lax.top_k(jax.lax.stop_gradient(gates), cap or experts)[1]
         chosen = one_hot(ids, experts)
         open_, kept = (gates > 0).sum(dtype=jnp.float32), jnp.where(chosen.any(axis=2), gates, 0.0)
+
+        def cut_share(computed: Array) -> Array:
+            return (open_ - computed) / jnp.maximum(open_, 1.0)  # nothing open, nothing cut
+
         if path == "masked":
-            return self.experts.masked(x, kept), 1.0 - (kept > 0).sum(dtype=jnp.float32) / jnp.maximum(open_, 1.0)
+            return self.experts.masked(x, kept), cut_share((kept > 0).sum(dtype=jnp.float32))
         picked = jnp.where(chosen, gates[:, :, None], 0.0).sum(axis=-1)
         ids = jnp.where(picked > 0, ids, experts)
         computed = (picked > 0).sum(dtype=jnp.float32)
@@ -407,7 +420,7 @@ class ReLUMoE(nnx.Module):
             capacity = capacity_of(x.shape[1], self.active_share, self.capacity_factor)
             y, dropped = self.experts.capacity(x, ids, picked, capacity)
             computed = computed - dropped
-        return y, 1.0 - computed / jnp.maximum(open_, 1.0)
+        return y, cut_share(computed)
 
 
 def _relu_router(tokens: int, width: int, experts: int, rngs: nnx.Rngs) -> PerTokenDense:

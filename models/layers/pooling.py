@@ -1,4 +1,4 @@
-"""From token-major activations to one vector per row: the mean over tokens, or all of them side by side."""
+"""From token-major activations to one vector per row: the mean over tokens."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-
-
-def flatten_tokens(x: Array) -> Array:
-    """x [T, B, D] -> [B, T*D], token after token."""
-    tokens, rows, width = x.shape
-    return x.swapaxes(0, 1).reshape(rows, tokens * width)
 
 
 # Above this many tokens one reduction is better than a program with an addition per token.

@@ -3,9 +3,10 @@
     served = quantize(model)            the same model with int8 kernels; encode_user, score and __call__ as before
     stored_bytes(served)                what its variables take
 
-One symmetric scale per (token and) output channel, s = max_in |W| / 127, so |W - s q| <= s/2; activations stay as they
-are. Quantised are the kernels of `Dense`, `SplitDense` and `PerTokenDense` layers, wherever they sit; norms, biases,
-routers, towers, tokenizers and everything else keep their float32 parameters. Granularity and choice of layers are not
+One symmetric scale per (token, expert and) output channel, s = max_in |W| / 127, so |W - s q| <= s/2; activations stay
+as they are. Quantised are the kernels of `Dense`, `SplitDense` and `PerTokenDense` layers, wherever they sit, and those
+that other modules name in `INT8_KERNELS` (experts); norms, biases, routers, towers, tokenizers and everything else keep
+their float32 parameters. Granularity and choice of layers are not
 published (arXiv 2602.10455), so the choice of layers is an argument.
 
 The result is an ordinary `nnx` module: its state splits, merges and is checkpointed like any other, with int8 arrays in
@@ -15,7 +16,7 @@ shapes a checkpoint is restored into.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,6 @@ from .towers import Towers
 Array = jax.Array
 Path = tuple[str | int, ...]
 
-_LAYERS = (Dense, SplitDense, PerTokenDense)
-
 
 class Int8Values(nnx.Variable):
     """int8 weights."""
@@ -42,17 +41,30 @@ class Int8Scale(nnx.Variable):
 
 
 class Int8Kernel(nnx.Module):
-    """What stands in for a layer's kernel [in, out] or [T, in, out]; multiplies through `w8a16_matmul`.
+    """What stands in for a layer's kernel [..., in, out]; multiplies through `w8a16_matmul`.
 
     Args:
-        weights: the float kernel, not transposed.
+        kernel: the float parameter. transposed: it is stored [..., out, in].
         implementation, interpret: see `w8a16_matmul`.
     """
 
-    def __init__(self, weights: Array, *, implementation: str | None = None, interpret: bool = False):
+    def __init__(
+        self,
+        kernel: nnx.Param,
+        *,
+        transposed: bool = False,
+        implementation: str | None = None,
+        interpret: bool = False,
+    ):
+        weights, axes = kernel[...], kernel.get_metadata().get("logical_axes")
+        if transposed:
+            weights = weights.swapaxes(-2, -1)
+            axes = axes and (*axes[:-2], axes[-1], axes[-2])
         values, scale = quantize_int8(weights)
-        self.values, self.scale = Int8Values(values), Int8Scale(scale)
-        self.implementation, self.interpret = implementation, interpret
+        # Split over a mesh as the float kernel was.
+        names = ({}, {}) if axes is None else ({"logical_axes": axes}, {"logical_axes": (*axes[:-2], axes[-1])})
+        self.values, self.scale = Int8Values(values, **names[0]), Int8Scale(scale, **names[1])
+        self.transposed, self.implementation, self.interpret = transposed, implementation, interpret
 
     def product(self, x: Array, dtype, inputs: slice) -> Array:
         """See `recscale.models.layers.matmul.Kernel`."""
@@ -71,11 +83,12 @@ class Int8Kernel(nnx.Module):
         )
 
     def __getitem__(self, index) -> Array:
-        """The float32 weights it stands for, for code that multiplies a layer's kernel in its own way.
+        """The float32 weights it stands for, stored as the kernel was, for code that multiplies it in its own way.
 
         Correct, and no faster than float weights: the int8 product is `product`.
         """
-        return dequantize(self.values[...], self.scale[...])[index]
+        weights = dequantize(self.values[...], self.scale[...])
+        return (weights.swapaxes(-2, -1) if self.transposed else weights)[index]
 
 
 def quantize(
@@ -88,7 +101,7 @@ def quantize(
     """A copy of `model` with int8 kernels; `model` itself is left as it is.
 
     Args:
-        model: any module whose products go through `Dense`, `SplitDense` or `PerTokenDense`.
+        model: any module with such layers.
         skip: called with the path and the module of everything in the model; True keeps that module and what is in
             it as it is. None: `keep_float`.
         implementation, interpret: see `recscale.pallas_kernels.w8a16_matmul`.
@@ -102,17 +115,26 @@ def quantize(
     skipped = {path for path, module in modules.items() if skip(path, module)}
     found = 0
     for path, layer in modules.items():
-        inside = any(path[:depth] in skipped for depth in range(len(path) + 1))
-        if inside or not isinstance(layer, _LAYERS) or not isinstance(layer.kernel, nnx.Variable):
+        if any(path[:depth] in skipped for depth in range(len(path) + 1)):
             continue
-        weights = layer.kernel[...]
-        if isinstance(layer, PerTokenDense) and layer.transposed:
-            weights = weights.swapaxes(-2, -1)
-        layer.kernel = Int8Kernel(weights, implementation=implementation, interpret=interpret)
-        found += 1
+        for name, transposed in _kernels(layer).items():
+            kernel = getattr(layer, name)
+            if isinstance(kernel, nnx.Param):  # not None, nor quantised already
+                own = dict(transposed=transposed, implementation=implementation, interpret=interpret)
+                setattr(layer, name, Int8Kernel(kernel, **own))
+                found += 1
     if not found:
         raise ValueError(f"{type(model).__name__} has no dense or per-token layer outside of what is skipped")
     return model
+
+
+def _kernels(layer: nnx.Module) -> Mapping[str, bool]:
+    """Names of a layer's kernels, and whether they are stored [..., out, in]."""
+    if isinstance(layer, Dense | SplitDense):
+        return {"kernel": False}
+    if isinstance(layer, PerTokenDense):
+        return {"kernel": layer.transposed}
+    return getattr(layer, "INT8_KERNELS", {})
 
 
 def keep_float(path: Path, module: nnx.Module) -> bool:

@@ -78,7 +78,7 @@ class Compensation(nnx.Module):
     ):
         self.dtype = dtype
         self.kernel = param.constant((inputs, width), ("hidden", "embed"))
-        shape, axes = (candidate_tokens, user_rows), ("tokens", "mixed_rows")
+        shape, axes = (candidate_tokens, user_rows), ("tokens", "tokens_in")
         self.shares = param.constant(shape, axes, 1 / user_rows) if kind == "per_token" else None
 
     def __call__(self, mixed: Array) -> Array:

@@ -38,7 +38,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .. import sizing
 from ..architecture import BackboneSpec
+from ..checks import require_sizes
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, Output, UserInputs
 from ..inputs.history import NO_TOKENS, TokenShape
@@ -87,9 +89,7 @@ class RankMixerConfig(moe.SparseOptions, TokenizerOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("width", "hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_sizes(self, "width", "hidden", "layers", "heads", "tower")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}, expected a share in [0, 1)")
         if self.ffn == "shared" and self.mixer in ("all_share", "all_concat"):
@@ -355,14 +355,10 @@ def _hidden_choices(config: RankMixerConfig, schema: Schema, target: float, toke
 def token_choices(
     schema: Schema, config: TokenizerOptions, target: float, tokens: TokenShape
 ) -> list[tuple[int | None, float]]:
-    """T as configured, or powers of two with the cost of being far from what suits the size: more for larger models."""
+    """T as configured, or those `sizing.token_choices` offers; each with its cost."""
     if config.tokens is not None or config.tokenizer != "cut":
         return [(config.tokens, 0.0)]
-    suits = 4 if target < 3e4 else 8 if target < 3e5 else 16 if target < 3e8 else 32
-    possible = possible_tokens(schema, config, tokens)
-    powers = [T for T in (2, 4, 8, 16, 32, 64) if T in possible] or [possible[-1]]
-    nearest = min(powers, key=lambda T: (abs(math.log2(T / suits)), T))
-    return [(T, abs(math.log2(T / nearest)) / 2) for T in powers if abs(math.log2(T / nearest)) <= 1]
+    return list(sizing.token_choices(possible_tokens(schema, config, tokens), target))
 
 
 RANKMIXER = BackboneSpec(RankMixerConfig, build, count_params, count_flops, size_space)

@@ -44,8 +44,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..checks import require_sizes
 from ..inputs.batch import Output
-from ..layers.per_token_moe import ReLUMoE, ReLURouting, TopKMoE, TopKRouting, check_top_k, top_k_report
+from ..layers.per_token_moe import ReLUMoE, ReLURouting, TopKMoE, TopKRouting, check_capacity, check_top_k, top_k_report
 
 Array = jax.Array
 
@@ -90,6 +91,8 @@ def check(options: SparseOptions, hidden: int, *, per_token: bool) -> None:
     """Raises ValueError for flags that contradict each other; `per_token`: whether there are networks to cut."""
     if options.experts is None:
         return
+    require_sizes(options, "experts", "dead_window")
+    check_capacity(options.capacity_factor)
     if not per_token:
         raise ValueError(
             "experts are slices of per-token networks; this mixer or ffn has none, so experts must be None"
@@ -160,6 +163,11 @@ class ExpertControl(nnx.Module):
     def passes(self, requests: int, candidates: int, *, training: bool) -> list[dict[str, Any]]:
         """Arguments of the sparse networks, one dictionary for every pass through the blocks."""
         merge = self.options.dtsi_merge
+        if training and merge == "rows" and self.options.router == "relu" and requests < 2:
+            raise ValueError(
+                f"dtsi_merge='rows' runs half of a batch's requests on each router, and this batch has {requests}; "
+                "give it two or more, or use 'two_losses'"
+            )
         if self.options.router == "topk":
             return [{}]
         if not training or merge == "infer_only":

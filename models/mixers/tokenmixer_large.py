@@ -66,7 +66,7 @@ from ..layers.gated import PerTokenSwiGLU, SwiGLU
 from ..layers.mixing import mix_token_major, mixed_shape, revert_token_major
 from ..layers.norms import Norm
 from ..layers.per_token import PerTokenFFN
-from ..layers.per_token_moe import TopKMoE, TopKRouting, check_top_k, top_k_report
+from ..layers.per_token_moe import TopKMoE, TopKRouting, check_capacity, check_top_k, top_k_report
 from ..layers.pooling import mean_tokens
 from ..layers.towers import Towers, tower_flops, tower_params
 from ..ranker import Backbone
@@ -141,6 +141,7 @@ class TokenMixerLargeConfig(TokenizerOptions):
             return
         if self.ffn != "per_token_swiglu":
             raise ValueError(f"experts are slices of per-token SwiGLUs, so ffn must be that, not {self.ffn!r}")
+        check_capacity(self.capacity_factor)
         for hidden in self.hiddens:
             check_top_k(hidden, self.experts, self.active_experts, shared=self.shared_expert, gate_norm=self.gate_norm)
 

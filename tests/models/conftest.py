@@ -13,6 +13,7 @@ from recscale.models import build, count, size_space
 from recscale.models.inputs import Field, Schema, Sequence, Task
 from recscale.models.inputs.examples import random_inputs
 from recscale.scaling.counting.jaxpr_flops import count_flops
+from recscale.scaling.parallel import RULES
 
 
 def _full_schema(*, dense=False, timestamps=True, events=7):
@@ -72,6 +73,13 @@ def _random_labels(shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, 2, shape), jnp.float32)
 
 
+def _axes_have_rules(state):
+    """Every named axis of every variable can be split over a mesh, or is known to stay whole."""
+    for path, variable in nnx.to_flat_state(state):
+        names = variable.get_metadata().get("logical_axes") or ()
+        assert {name for name in names if name is not None} <= set(RULES), (path, names)
+
+
 def _check_variant(name, schema, config):
     """A configuration builds, its closed forms are those of its arrays and programs, and its logits are finite."""
 
@@ -79,6 +87,7 @@ def _check_variant(name, schema, config):
         return build(name, schema, config, rngs=nnx.Rngs(0))
 
     graph, state = nnx.split(nnx.eval_shape(make))
+    _axes_have_rules(state)
     inputs = random_inputs(schema, 2, 3)
     counted = count(name, schema, config)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == counted.dense_params
@@ -111,6 +120,11 @@ def small_config():
 @pytest.fixture(scope="session")
 def check_variant():
     return _check_variant
+
+
+@pytest.fixture(scope="session")
+def axes_have_rules():
+    return _axes_have_rules
 
 
 @pytest.fixture(scope="session")

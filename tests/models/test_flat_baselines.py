@@ -172,6 +172,10 @@ def test_mixture_follows_its_equation():
     ("name", "config", "message"),
     [
         ("dlrm_mlp", dict(widths=()), "widths is empty"),
+        ("dlrm_mlp", dict(widths=(8, 0)), r"widths is \(8, 0\), expected at least 1 everywhere"),
+        ("dlrm_mlp", dict(bottom=(0,)), "bottom is"),
+        ("dcnv2", dict(rank=0), "rank is 0"),
+        ("dcnv2", dict(widths=(0,)), "widths is"),
         ("dcnv2", dict(cross_layers=0), "cross_layers is 0"),
         ("dcnv2", dict(experts=2), "needs experts >= 1 and a rank"),
         ("dcnv2", dict(structure="parallel", widths=()), "needs an MLP"),

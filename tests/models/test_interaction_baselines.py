@@ -380,6 +380,8 @@ def test_fields_are_projected_only_where_they_are_not_tokens_already():
     ("name", "config", "message"),
     [
         ("wukong", dict(rank=0), "rank is 0"),
+        ("wukong", dict(head_mlp=(4, 0)), r"head_mlp is \(4, 0\)"),
+        ("mmoe", dict(tower=(0,)), "tower is"),
         ("autoint", dict(attention=7), "attention=7 does not divide into 2 heads"),
         ("dhen_lite", dict(modules=("linear", "convolution")), "expected one or more of linear, attention, cross, fm"),
         ("dhen_lite", dict(modules=()), "expected one or more"),

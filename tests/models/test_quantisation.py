@@ -8,9 +8,11 @@ import pytest
 from flax import nnx
 
 from recscale.models import build, list_models
+from recscale.models.inputs import reference_schema
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.layers.dense import FFN, Dense, SplitDense
 from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN
+from recscale.models.layers.per_token_moe import PerTokenExperts
 from recscale.models.layers.quantisation import Int8Kernel, Int8Scale, Int8Values, quantize, stored_bytes
 from recscale.models.layers.towers import Towers
 
@@ -38,9 +40,8 @@ def test_error_of_a_layer_is_at_most_half_a_step(transposed):
     layer = PerTokenDense(3, 40, 24, transposed=transposed, rngs=nnx.Rngs(0))
     layer.kernel[...] = layer.kernel[...].at[1].set(0.0)  # a token whose channels are all zero
     small = quantize(layer)
-    weights = layer.kernel[...].swapaxes(1, 2) if transposed else layer.kernel[...]
-    error = jnp.abs(weights - small.kernel[...])
-    assert (error <= small.kernel.scale[...][:, None] * (0.5 + 1e-5)).all()
+    error = jnp.abs(layer.kernel[...] - small.kernel[...])  # stored alike
+    assert (error <= jnp.expand_dims(small.kernel.scale[...], 2 if transposed else 1) * (0.5 + 1e-5)).all()
     np.testing.assert_array_equal(small.kernel.scale[...][1], 1.0)
     found = small(normal(3, 5, 40))
     assert jnp.isfinite(found).all()
@@ -58,8 +59,7 @@ def test_a_layer_multiplies_by_the_dequantised_weights(kind, dtype):
         "split": lambda: SplitDense(15, 25, 24, dtype=dtype, rngs=nnx.Rngs(0)),
     }
     layer, small = make[kind](), quantize(make[kind]())
-    weights = small.kernel[...]
-    layer.kernel[...] = weights.swapaxes(1, 2) if kind == "transposed" else weights
+    layer.kernel[...] = small.kernel[...]
     x = normal(*{"per_token": (3, 5, 40), "transposed": (3, 5, 40)}.get(kind, (6, 40))).astype(dtype)
 
     def run(m):
@@ -88,6 +88,80 @@ def test_every_backbone_serves_with_int8_kernels(name, schema, small_config):
     state = jax.jit(lambda m, u: m.encode_user(u))(small, inputs.user)
     found = np.asarray(jax.jit(lambda m, s, c: m.score(s, c).logits)(small, state, inputs.candidates))
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+SPARSE = [
+    ("rankmixer", dict(tokens=4, width=16, hidden=32, layers=1, experts=4)),
+    ("rankmixer", dict(tokens=4, width=16, hidden=32, layers=1, experts=4, router="topk", active_ratio=0.5)),
+    ("tokenmixer_large", dict(tokenizer="cut", tokens=4, width=16, hidden=32, layers=1, experts=4, active=3)),
+]
+
+
+@pytest.mark.parametrize("kind", ["ffn", "swiglu"])
+def test_experts_multiply_by_the_dequantised_weights(kind):
+    layer = PerTokenExperts(2, 8, 6, 3, kind=kind, rngs=nnx.Rngs(0))
+    small, x, gates = quantize(layer), normal(2, 5, 8), normal(2, 5, 3, seed=1)
+    for name in ("up", "gate", "out") if kind == "swiglu" else ("up", "out"):
+        kernel, float_kernel = getattr(small, name), getattr(layer, name)
+        assert isinstance(kernel, Int8Kernel) and kernel.scale.shape == (2, 3, 8 if name == "out" else 6)
+        assert 0 < float(jnp.abs(float_kernel[...] - kernel[...]).max()) < 0.01
+        float_kernel[...] = kernel[...]
+    run = jax.jit(lambda m: m.masked(x, gates))
+    np.testing.assert_allclose(run(small), run(layer), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["masked", "capacity", "ragged"])
+@pytest.mark.parametrize(("name", "config"), SPARSE, ids=str)
+def test_sparse_models_are_quantised_on_every_path(schema, name, config, path):
+    """The int8 model is the float model with the weights it stands for."""
+    model = build(name, schema, config | dict(expert_path=path), rngs=nnx.Rngs(0))
+    small = quantize(model)
+    kernels = int8_kernels(small)
+    parts = {path[-1] for path in kernels if path[-2] == "experts"}
+    assert parts == {"up", "out"} | ({"gate"} if name == "tokenmixer_large" else set())
+    assert not any("router" in str(path) for path in kernels)
+    for where, kernel in kernels.items():
+        parent = model
+        for step in where[:-1]:
+            parent = parent[step] if isinstance(step, int) else getattr(parent, step)
+        weights = getattr(parent, where[-1])
+        assert 0 < float(jnp.abs(weights[...] - kernel[...]).max()) < 0.01
+        weights[...] = kernel[...]
+    inputs = random_inputs(schema, R, C, seed=1)
+    run = jax.jit(lambda m, i: m(i).logits)
+    np.testing.assert_allclose(run(small, inputs), run(model, inputs), rtol=1e-5, atol=1e-5)
+
+
+LARGE = ("rankmixer_100m", "tokenmixer_large_100m", "wukong_100m", "autoint_100m", "hiformer_100m", "dhen_lite_100m")
+LARGE += ("mmoe_100m", "dlrm_mlp_100m", "dcnv2_100m")
+FLAGS = {
+    "sparse rankmixer": ("rankmixer_100m", dict(experts=8)),
+    "sparse tokenmixer_large": ("tokenmixer_large_100m", dict(experts=8)),
+    "ug_rankmixer": ("ug_rankmixer", dict(tokens=16, width=768, hidden=2176)),
+    "ug_tokenmixer_large": ("ug_tokenmixer_large", dict(tokenizer="cut", tokens=16, width=512, hidden=512)),
+    "mixture of dcnv2": ("dcnv2", dict(cross_layers=3, rank=256, experts=8, widths=(6912, 6912))),
+}
+
+
+@pytest.mark.parametrize("case", [*LARGE, *FLAGS])
+def test_starter_sizes_keep_a_quarter_of_their_bytes(case):
+    """Whole models, with all that stays float32: tokenizers, towers, norms, routers, biases."""
+    name, config = FLAGS.get(case, (case, None))
+
+    def make():
+        return build(name, reference_schema(), config, rngs=nnx.Rngs(0))
+
+    small = nnx.eval_shape(lambda: quantize(make()))
+    share = stored_bytes(small) / stored_bytes(nnx.eval_shape(make))
+    assert 0.25 < share < 0.27, share
+
+
+def test_int8_weights_are_split_over_a_mesh_as_the_float_ones():
+    layer = PerTokenDense(3, 8, 6, transposed=True, axes=("hidden", "embed"), rngs=nnx.Rngs(0))
+    small = quantize(layer)
+    assert small.kernel.values.get_metadata("logical_axes") == ("tokens", "hidden", "embed")
+    assert small.kernel.scale.get_metadata("logical_axes") == ("tokens", "embed")
 
 
 def test_two_calls_are_one_with_int8_kernels(schema):

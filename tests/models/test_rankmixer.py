@@ -178,6 +178,8 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     [
         (dict(T=3), "does not divide into 3 heads"),
         (dict(hidden=0), "hidden is 0"),
+        (dict(mixer="self_attention", heads=0), "heads is 0"),
+        (dict(tower=(4, 0)), r"tower is \(4, 0\)"),
         (dict(dropout=1.0), "dropout is 1.0"),
         (dict(mixer="self_attention", heads=3), "attention heads"),
         (dict(mixer="all_share", ffn="shared"), "per_token"),

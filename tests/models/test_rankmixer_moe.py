@@ -177,6 +177,27 @@ def test_a_serving_cap_keeps_the_largest_gates_and_says_what_it_cut(path):
     np.testing.assert_allclose(layer(x, training=True)[0], layer_of()(x)[0], rtol=1e-5, atol=1e-5)  # serving alone
 
 
+@pytest.mark.parametrize("path", ["masked", pytest.param("capacity", marks=pytest.mark.slow)])
+def test_nothing_open_means_nothing_cut(path):
+    layer = layer_of(path=path, serve_cap=1, half_open=False)
+    layer.infer_router.bias[...] = jnp.full((T, E), -9.0)
+    graph, params = nnx.split(layer)
+    y, routing = jax.jit(lambda p: nnx.merge(graph, p)(normal(T, 3, D)))(params)
+    assert float(routing.cut) == 0.0
+    np.testing.assert_array_equal(y, jnp.broadcast_to(layer.bias[...][:, None], y.shape))
+
+
+def test_one_request_cannot_be_shared_by_two_routers():
+    """The infer router would get no row, and its share of open experts would be 0/0."""
+    model, inputs = model_of(), random_inputs(token_schema(), 1, 4)
+    with pytest.raises(ValueError, match="this batch has 1; give it two or more, or use 'two_losses'"):
+        jax.eval_shape(lambda i: model(i, key=jax.random.key(0)).logits, inputs)
+    for merge in MERGES[1:]:
+        other = model_of(dtsi_merge=merge)
+        jax.eval_shape(lambda i, m=other: nnx.clone(m)(i, key=jax.random.key(0)).logits, inputs)
+    jax.eval_shape(lambda i: model(i).logits, inputs)  # serving has one router
+
+
 def test_penalty_does_not_depend_on_the_number_of_rows():
     model, inputs = close_some(model_of()), random_inputs(token_schema(), 6, 1)
     twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), inputs)
@@ -318,6 +339,8 @@ def test_every_flag_counts_and_runs(flags):
     [
         (dict(experts=3), "hidden is 16, expected a multiple of the 3 experts"),
         (dict(active_ratio=0.0), "active_ratio is 0.0"),
+        (dict(experts=0), "experts is 0"),
+        (dict(capacity_factor=-1.0), "capacity_factor is -1.0"),
         (dict(serve_cap=9), "serve_cap is 9"),
         (dict(lam_rate=1.0), "lam_rate is 1.0"),
         (dict(mixer="all_share"), "this mixer or ffn has none"),

@@ -15,7 +15,7 @@ from recscale.models.layers.dispatch import by_capacity, by_sorting, collect, di
 from recscale.models.layers.gated import PerTokenSwiGLU
 from recscale.models.layers.mixing import mix_token_major, revert_token_major
 from recscale.models.layers.per_token_moe import TopKMoE, capacity_of, choose_path, top_k_gates
-from recscale.models.mixers.tokenmixer_large import TokenMixerLargeBlock, TokenMixerLargeConfig
+from recscale.models.mixers.tokenmixer_large import TokenMixerLargeBlock
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
 from recscale.scaling.counting.jaxpr_flops import count_flops
 
@@ -41,9 +41,9 @@ def tiny(**flags):
     return dict(tokenizer="identity", global_token=False, width=D, hidden=F, layers=2) | flags
 
 
-def block(tokens=T, **flags):
-    config = freeze_config("tokenmixer_large", tiny(**flags))
-    return TokenMixerLargeBlock(config, tokens, rngs=nnx.Rngs(0))
+def block(down=1.0, **flags):
+    """`down`: the initial scale of the last matrices."""
+    return TokenMixerLargeBlock(T, D, F, scales=(1.0, 1.0, down), rngs=nnx.Rngs(0), **flags)
 
 
 def moe(**flags):
@@ -86,7 +86,7 @@ def swiglu(layer, x):
 
 @pytest.mark.parametrize("style", ["A", "B", "C"])
 def test_block_equals_a_numpy_transcription_with_other_heads_than_tokens(style):
-    model = block(residual_style=style, heads=4, mixed_hidden=10, inter_residual_every=0, down_init_scale=1.0)
+    model = block(residual_style=style, heads=4, mixed_hidden=10)
     x = normal(T, B, D)
 
     def mixed(v):
@@ -95,7 +95,7 @@ def test_block_equals_a_numpy_transcription_with_other_heads_than_tokens(style):
     def back(v):
         return np.asarray(revert_token_major(jnp.asarray(v), T), np.float64)
 
-    f1, f2 = (lambda v: swiglu(model.mixed_ffn.net, v)), (lambda v: swiglu(model.ffn.net, v))
+    f1, f2 = (lambda v: swiglu(model.mixed_ffn, v)), (lambda v: swiglu(model.ffn, v))
     x64, m = np.asarray(x, np.float64), mixed(x)
     if style == "A":
         u = x64 + back(f1(mixed(rms(x64))))
@@ -109,27 +109,28 @@ def test_block_equals_a_numpy_transcription_with_other_heads_than_tokens(style):
 
 def test_with_norms_off_styles_a_and_b_agree_before_the_second_half():
     """Revert is linear and reverts mix, so V of B is U of A but for the place of the norm."""
-    a, b = block(residual_style="A", down_init_scale=1.0), block(residual_style="B", down_init_scale=1.0)
+    a, b = block(residual_style="A"), block(residual_style="B")
     nnx.update(b.mixed_ffn, nnx.state(a.mixed_ffn))
     for model in (a, b):
         model.mixed_norm = model.ffn_norm = lambda v: v
-        model.ffn.net = lambda v: jnp.zeros_like(v)  # what is left of A is U; of B it is X
+        model.ffn = lambda v: jnp.zeros_like(v)  # what is left of A is U; of B it is X
     u = a(normal(T, B, D))[0]
     m = b.mix(normal(T, B, D))
-    v = b.revert(m + b.mixed_ffn.net(m), normal(T, B, D))
+    v = b.revert(m + b.mixed_ffn(m), normal(T, B, D))
     np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-5)
 
 
 def test_small_last_matrices_make_a_block_nearly_the_identity():
     x = normal(T, 64, D)
-    np.testing.assert_array_equal(block(down_init_scale=0.0)(x)[0], x)
-    moved = block(down_init_scale=0.01)(x)[0] - x
+    np.testing.assert_array_equal(block(down=0.0)(x)[0], x)
+    moved = block(down=0.01)(x)[0] - x
     assert 0 < float(jnp.linalg.norm(moved) / jnp.linalg.norm(x)) < 0.02
 
 
 def test_initial_scales_by_standard_deviation_and_by_variance():
     def stds(**flags):
-        half = TokenMixerLargeBlock(TokenMixerLargeConfig(width=64, hidden=64, **flags), 4, rngs=nnx.Rngs(0)).ffn.net
+        config = tiny(width=64, hidden=64, layers=1) | flags
+        half = build("tokenmixer_large", token_schema(4, 64), config, rngs=nnx.Rngs(0)).blocks[0].ffn
         return np.asarray([float(getattr(half, name).kernel[...].std()) for name in ("up", "gate", "out")])
 
     xavier = 1 / np.sqrt(64)
@@ -149,7 +150,7 @@ def test_inter_layer_residual_adds_where_it_should_and_never_at_the_end(every, l
     for i, part in enumerate(model.blocks, start=1):
         y = part(stream[-1])[0]
         stream.append(y + stream[added[i]] if i in added else y)
-    for found, expected in zip(trunk.after, stream[1:], strict=True):
+    for found, expected in zip(trunk.stream, stream, strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -167,7 +168,7 @@ def test_auxiliary_heads_change_training_alone():
     assert weights == pytest.approx({"main": 1.0, "auxiliary_1": 0.1, "auxiliary_3": 0.1})
     state = on.encode_user(inputs.user)
     x = on.tokenizer.join(state, on.tokenizer.candidate_tokens(state, inputs.candidates))
-    own = on.auxiliary[1](on.run_blocks(x).after[2]).reshape(4, 2, 1)
+    own = on.auxiliary.heads[1](on.run_blocks(x).stream[3]).reshape(4, 2, 1)
     np.testing.assert_allclose(found["auxiliary_3"][1], own + found["main"][1], rtol=1e-5, atol=1e-6)
     counted = count("tokenmixer_large", token_schema(), config)
     assert counted.training_only_params == 2 * (D + D + 1)
@@ -188,7 +189,7 @@ def test_which_auxiliary_losses_reach_the_main_head(flags, moved):
 
     grads = jax.jit(jax.grad(auxiliary))(params)
     assert (float(jnp.abs(grads["towers"]["biases"][0][...]).max()) > 0) == moved
-    assert float(jnp.abs(grads["blocks"][0]["ffn"]["net"]["out"]["kernel"][...]).max()) > 0
+    assert float(jnp.abs(grads["blocks"][0]["ffn"]["out"]["kernel"][...]).max()) > 0
 
 
 # -- sparse experts ----------------------------------------------------------------------------------------------------
@@ -376,7 +377,15 @@ def test_active_parameters_are_a_share_of_the_experts():
         (dict(heads=3), "does not divide into 3 heads"),
         (dict(residual_style="C"), "set it to 0"),
         (dict(residual_style="B", sandwich_norm=True), "sandwich_norm belongs"),
-        (dict(aux_layers=(2,)), "aux_layers names block 2, expected 1 to 1"),
+        (dict(aux_layers=(2,)), r"aux_layers is \(2,\), expected blocks from 1 to 1, each once"),
+        (dict(layers=4, aux_layers=(1, 1)), "each once"),
+        (dict(inter_residual_every=-2), "inter_residual_every is -2"),
+        (dict(mixed_hidden=0), "mixed_hidden is 0, expected at least 1"),
+        (dict(heads=0), "heads is 0"),
+        (dict(tower=(4, 0)), "expected at least 1 everywhere"),
+        (dict(experts=0), "experts is 0"),
+        (dict(experts=8, active=0), "active is 0"),
+        (dict(experts=8, capacity_factor=0.0), "capacity_factor is 0.0"),
         (dict(active=3), "without experts"),
         (dict(experts=5), "does not divide into 5 experts"),
         (dict(experts=8, active=9), "active is 9 of 8"),

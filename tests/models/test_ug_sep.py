@@ -387,12 +387,15 @@ MIXED_FLAGS = [
     dict(user_to_candidate=False, drop_dead=False),
     dict(aux_weight=0.1, aux_layers=(1, 2)),
 ]
+FLAGS += [dict(compensation="per_token"), dict(compensation="mean")]
+MIXED_FLAGS += [dict(compensation="per_token"), dict(compensation="mean")]
 ALL_FLAGS = [(NAMES[0], flags) for flags in FLAGS] + [(NAMES[1], flags) for flags in MIXED_FLAGS]
 
 
 @pytest.mark.parametrize(("name", "flags"), ALL_FLAGS, ids=str)
-def test_every_flag_builds_and_counts(name, flags):
+def test_every_flag_builds_and_counts(name, flags, axes_have_rules):
     schema, values = token_schema(4), sizes(name, **flags)
+    axes_have_rules(nnx.state(nnx.eval_shape(lambda: build(name, schema, values, rngs=nnx.Rngs(0)))))
     _programs_agree(name, schema, values, count(name, schema, values))
 
 
