@@ -30,16 +30,15 @@ from ..architecture import EncoderSpec
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, UserInputs
 from ..inputs.history import (
-    TIME_BUCKETS,
     TIME_WIDTH,
-    TimeFeature,
+    EventPlan,
+    EventReader,
+    HistoryOptions,
     TokenShape,
     choose_sequence,
-    find_history,
-    read_history,
-    uses_time,
+    plan_events,
 )
-from ..inputs.schema import Schema, Sequence
+from ..inputs.schema import Schema
 from ..layers import param
 from ..layers.dense import Dense
 from ..layers.matmul import contract
@@ -53,16 +52,13 @@ _INVISIBLE = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
-class DINConfig:
-    """sequence: which history, None if there is one; hidden = (F1, F2); the rest as in the file's docstring."""
+class DINConfig(HistoryOptions):
+    """hidden = (F1, F2); the rest as in the file's docstring."""
 
-    sequence: str | None = None
     hidden: tuple[int, ...] = (80, 40)
     candidate: Literal["match", "project"] = "match"
     softmax: bool = False
     activation: str = "relu"
-    recent: int | None = None
-    time_feature: Literal["auto", "bucket", "none"] = "auto"
     init: str = "lecun_normal"
 
     def __post_init__(self):
@@ -82,11 +78,6 @@ class CandidateLayout:
     names: tuple[str, ...]
     width: int
 
-    @property
-    def event_width(self) -> int:
-        """A."""
-        return sum(width for _, width in self.parts)
-
 
 class _State(NamedTuple):
     events: Array
@@ -95,27 +86,24 @@ class _State(NamedTuple):
 
 
 class DIN(SequenceEncoder):
-    """The history called `sequence`, read by every candidate: one candidate token [R, C, 1, A]."""
+    """The history of `events`, read by every candidate: one candidate token [R, C, 1, A]."""
 
     def __init__(
         self,
-        sequence: str,
+        events: EventPlan,
         layout: CandidateLayout,
         hidden: tuple[int, int],
         *,
         project: bool = False,
         softmax: bool = False,
         activation: str = "relu",
-        recent: int | None = None,
-        use_time: bool = False,
         init: str = "lecun_normal",
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        A, (F1, F2), kwargs = layout.event_width, hidden, dict(init=init, dtype=dtype, rngs=rngs)
-        self.sequence, self.layout, self.recent = sequence, layout, recent
-        self.softmax, self.act, self.dtype = softmax, activation, dtype
-        self.time = TimeFeature(rngs=rngs) if use_time else None
+        A, (F1, F2), kwargs = events.width, hidden, dict(init=init, dtype=dtype, rngs=rngs)
+        self.layout, self.softmax, self.act, self.dtype = layout, softmax, activation, dtype
+        self.reader = EventReader(events, rngs=rngs)
         self.project = Dense(layout.width, A, axes=("features", "embed"), **kwargs) if project else None
         self.kernel = param.kernel(rngs, (4 * A, F1), ("embed", "hidden"), init)
         self.bias = param.constant((F1,), ("hidden",))
@@ -123,8 +111,7 @@ class DIN(SequenceEncoder):
         self.out = Dense(F2, 1, **kwargs)
 
     def encode_user(self, user: UserInputs) -> EncodedHistory:
-        view = read_history(find_history(user, self.sequence), self.recent)
-        view = view if self.time is None else self.time(view)
+        view = self.reader(user)
         events = view.events.astype(self.dtype)
         own, _, difference, _ = self._blocks()
         first = contract("rsa,af->rsf", events, own + difference, self.dtype)
@@ -168,16 +155,14 @@ class DIN(SequenceEncoder):
 
 def build(config: DINConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> DIN:
     """The encoder of a config."""
-    sequence = choose_sequence(schema, config.sequence)
+    events = plan_events(schema, config)
     return DIN(
-        sequence.name,
-        _layout(config, schema, sequence),
+        events,
+        _layout(config, schema, events),
         config.hidden,
         project=config.candidate == "project",
         softmax=config.softmax,
         activation=config.activation,
-        recent=config.recent,
-        use_time=uses_time(sequence, config.time_feature),
         init=config.init,
         dtype=dtype,
         rngs=rngs,
@@ -186,42 +171,37 @@ def build(config: DINConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float3
 
 def token_shape(config: DINConfig, schema: Schema) -> TokenShape:
     """One candidate token of the events' width."""
-    sequence = choose_sequence(schema, config.sequence)
-    return TokenShape(candidate=1, width=_layout(config, schema, sequence).event_width)
+    return TokenShape(candidate=1, width=plan_events(schema, config).width)
 
 
 def count_params(config: DINConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
-    sequence = choose_sequence(schema, config.sequence)
-    layout, (F1, F2) = _layout(config, schema, sequence), config.hidden
-    A = layout.event_width
-    dense = 4 * A * F1 + F1 + F1 * F2 + 2 * F2 + 1
-    dense += TIME_BUCKETS * TIME_WIDTH * uses_time(sequence, config.time_feature)
-    dense += (layout.width * A + A) * (config.candidate == "project")
-    return Params(dense=dense)
+    events = plan_events(schema, config)
+    layout, A, (F1, F2) = _layout(config, schema, events), events.width, config.hidden
+    dense = events.params + 4 * A * F1 + F1 + F1 * F2 + 2 * F2 + 1
+    return Params(dense=dense + (layout.width * A + A) * (config.candidate == "project"))
 
 
 def count_flops(config: DINConfig, schema: Schema) -> Flops:
     """Closed form of the matrix products."""
-    sequence = choose_sequence(schema, config.sequence)
-    layout, (F1, F2), project = _layout(config, schema, sequence), config.hidden, config.candidate == "project"
-    A, S = layout.event_width, min(sequence.length, config.recent or sequence.length)
+    events, (F1, F2), project = plan_events(schema, config), config.hidden, config.candidate == "project"
+    layout, A, S = _layout(config, schema, events), events.width, events.length
     tables = {field.name: not field.is_dense for field in schema.candidate_fields}
-    events = uses_time(sequence, config.time_feature) or any(not field.is_dense for field in sequence.fields)
     fields = any(tables[name] for name in layout.names)
     x = project or any(tables[name] for name, _ in layout.parts if name)
     projection = 2 * layout.width * A * project
     unneeded = projection * (not fields) + 2 * A * F1 * (not x)
-    unneeded += 2 * S * A * F1 * (not (x or events)) + 2 * S * A * (not events)
+    unneeded += 2 * S * A * F1 * (not (x or events.trained)) + 2 * S * A * (not events.trained)
     per_candidate = 2 * A * F1 + S * (2 * A * F1 + 2 * F1 * F2 + 2 * F2) + 2 * S * A + projection
-    return Flops(2 * S * A * F1, per_candidate, 2 * S * A * F1 * (not events), unneeded)
+    return Flops(2 * S * A * F1, per_candidate, 2 * S * A * F1 * (not events.trained), unneeded)
 
 
-def _layout(config: DINConfig, schema: Schema, sequence: Sequence) -> CandidateLayout:
+def _layout(config: DINConfig, schema: Schema, events: EventPlan) -> CandidateLayout:
+    sequence = choose_sequence(schema, events.sequence)
     by_table = {field.table_name: field for field in reversed(schema.candidate_fields)}
     partners = [by_table.get(field.table_name) for field in sequence.fields]
     parts = [(p.name if p else None, field.width) for p, field in zip(partners, sequence.fields, strict=True)]
-    if uses_time(sequence, config.time_feature):
+    if events.use_time:
         parts.append((None, TIME_WIDTH))
     if config.candidate == "match" and not any(partners):
         raise ValueError(

@@ -10,13 +10,16 @@ event and itself, and no event sees it. So K and V of all layers are computed on
 padded length would let padding change the result. Bucket of a time difference: clip(floor(ln(max(1, s)) / 0.301), 0,
 buckets - 1).
 
+interleave=True makes two rows of every event, as the paper does in ranking: the one of its `actions` fields, and behind
+it (older) the one of all others; each has a projection of its own, and S, S_max below are twice as many.
+
 Letters: R requests, C candidates, S events, A event width (time feature included), D width, H heads, d_q and d_v head
 widths, L layers, D_x width of all candidate fields joined. One candidate token [R, C, 1, D], its row after L layers.
 
 Closed forms, G = 2*H*(d_q + d_v):
     params = A*D + D + D_x*D + D + L*((D + 1)*G + H*d_v*D + D + 2*D + 2*H*d_v + S_max + 1 + buckets)
     layer on n rows: 2*n*D*G + 2*n^2*H*(d_q + d_v) + 2*n*H*d_v*D
-    per request   = 2*S*A*D + (L-1) layers on S rows + K and V of the last: 2*S*D*H*(d_q + d_v)
+    per request   = 2*S*A*D (of S events) + (L-1) layers on S rows + K and V of the last: 2*S*D*H*(d_q + d_v)
     per candidate = 2*D_x*D + L*(2*D*G + 2*(S + 1)*H*(d_q + d_v) + 2*H*d_v*D)
 
 Undisclosed or varying -> flag (default): width (32), heads (2), query_width d_q and value_width d_v (D/H), layers (2),
@@ -26,6 +29,7 @@ score_scale s (1, as printed; None is 1/sqrt(d_q)), time_buckets (128), init. Wi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import NamedTuple
 
@@ -38,7 +42,17 @@ from ..architecture import EncoderSpec
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, UserInputs
 from ..inputs.flat import FlatPlan, plan_flat
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, HistoryView, TokenShape, plan_events
+from ..inputs.history import (
+    TIME_WIDTH,
+    EventPlan,
+    EventReader,
+    HistoryOptions,
+    HistoryView,
+    TokenShape,
+    event_columns,
+    longest_history,
+    plan_events,
+)
 from ..inputs.schema import Schema
 from ..layers import param
 from ..layers.dense import Dense
@@ -57,7 +71,8 @@ _BUCKET_STEP = 0.301
 @dataclasses.dataclass(frozen=True)
 class HSTUConfig(HistoryOptions):
     """width D, heads H, query_width d_q, value_width d_v (None: D/H), layers L; max_length: S_max, None for the
-    schema's length; time_buckets: of b_time, 0 for none; the rest: see the file."""
+    schema's length; time_buckets: of b_time, 0 for none; actions: event fields of the action rows; the rest: see the
+    file."""
 
     width: int = 32
     heads: int = 2
@@ -67,7 +82,16 @@ class HSTUConfig(HistoryOptions):
     score_scale: float | None = 1.0
     time_buckets: int = 128
     max_length: int | None = None
+    interleave: bool = False
+    actions: tuple[str, ...] = ()
     init: str = "lecun_normal"
+
+    def __post_init__(self):
+        if self.interleave != bool(self.actions):
+            raise ValueError(
+                f"interleave is {self.interleave} and actions {self.actions}; interleave=True needs the event fields "
+                "that describe the action, and only then are they named"
+            )
 
 
 class _Pairs(NamedTuple):
@@ -145,7 +169,10 @@ class HSTUBlock(nnx.Module):
 
 
 class HSTU(SequenceEncoder):
-    """The history of `events` -> one candidate token [R, C, 1, D]; b_time exists if buckets > 0."""
+    """The history of `events` -> one candidate token [R, C, 1, D]; b_time exists if buckets > 0.
+
+    actions: columns of the events' vectors that become rows of their own; () for one row an event.
+    """
 
     def __init__(
         self,
@@ -154,22 +181,25 @@ class HSTU(SequenceEncoder):
         width: int,
         layers: int,
         *,
+        actions: tuple[int, ...] = (),
         init: str = "lecun_normal",
         dtype=jnp.float32,
         rngs: nnx.Rngs,
         **block,
     ):
         self.candidate, self.dtype, self.buckets = candidate, dtype, block["buckets"]
+        self.actions, self.items = actions, tuple(i for i in range(events.width) if i not in actions)
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
         self.reader = EventReader(events, rngs=rngs)
-        self.embed = Dense(events.width, width, **kwargs)
+        self.embed = Dense(len(self.items), width, **kwargs)
+        self.embed_action = Dense(len(actions), width, **kwargs) if actions else None
         self.target = Dense(candidate.candidate_width, width, axes=("features", "embed"), **kwargs)
         self.blocks = nnx.List(HSTUBlock(width, **block, **kwargs) for _ in range(layers))
 
     def encode_user(self, user: UserInputs) -> EncodedHistory:
-        view = self.reader(user)
+        view = self._rows(self.reader(user))
         pairs, own = _pairs(view, self.buckets)
-        x, cached = self.embed(view.events), []
+        x, cached = view.events, []
         for i, block in enumerate(self.blocks):
             if i == len(self.blocks) - 1:
                 v, k = block.project(x, "V")[0], block.project(x, "K")[0]
@@ -181,6 +211,20 @@ class HSTU(SequenceEncoder):
             x = block.finish(x, mixed, u)
             cached.append((v, k))
         return EncodedHistory(None, (tuple(cached), own))
+
+    def _rows(self, view: HistoryView) -> HistoryView:
+        """The projected rows [R, S, D], or of S events the 2*S rows action, item, action, item, ..."""
+        if self.embed_action is None:
+            return view._replace(events=self.embed(view.events))
+        parts = ((self.embed_action, self.actions), (self.embed, self.items))
+        rows = jnp.stack([embed(view.events[..., np.asarray(columns)]) for embed, columns in parts], axis=2)
+        return HistoryView(
+            events=rows.reshape(rows.shape[0], -1, rows.shape[-1]),
+            valid=jnp.repeat(view.valid, 2, axis=1),
+            position=jnp.arange(2 * rows.shape[1], dtype=jnp.int32),
+            delta_s=None if view.delta_s is None else jnp.repeat(view.delta_s, 2, axis=1),
+            length=2 * view.length,
+        )
 
     def candidate_tokens(self, cache, candidates: CandidateInputs) -> Array:
         layers, pairs = cache
@@ -233,6 +277,7 @@ def build(config: HSTUConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float
         value_width=d_v,
         longest=longest,
         buckets=buckets,
+        actions=tuple(itertools.chain(*event_columns(schema, events, config.actions, "actions"))),
         score_scale=d_q**-0.5 if config.score_scale is None else config.score_scale,
         init=config.init,
         dtype=dtype,
@@ -249,15 +294,15 @@ def count_params(config: HSTUConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
     (events, d_q, d_v, longest, buckets), D, H = _sizes(config, schema), config.width, config.heads
     layer = (D + 1) * 2 * H * (d_q + d_v) + H * d_v * D + D + 2 * D + 2 * H * d_v + longest + 1 + buckets
-    dense = events.params + (events.width + plan_flat(schema).candidate_width + 2) * D + config.layers * layer
-    return Params(dense=dense)
+    dense = events.params + (events.width + plan_flat(schema).candidate_width + 2 + config.interleave) * D
+    return Params(dense=dense + config.layers * layer)
 
 
 def count_flops(config: HSTUConfig, schema: Schema) -> Flops:
     """Closed form of the matrix products."""
     (events, d_q, d_v, _, _), D, H = _sizes(config, schema), config.width, config.heads
-    S, candidate, both = events.length, plan_flat(schema), H * (d_q + d_v)
-    embed, query = 2 * S * events.width * D, 2 * candidate.candidate_width * D
+    S, candidate, both = events.length * (1 + config.interleave), plan_flat(schema), H * (d_q + d_v)
+    embed, query = 2 * events.length * events.width * D, 2 * candidate.candidate_width * D
     layer = 4 * S * D * both + 2 * S * S * both + 2 * S * H * d_v * D
     one = 4 * D * both + 2 * (S + 1) * both + 2 * H * d_v * D
     return Flops(
@@ -273,9 +318,10 @@ def _sizes(config: HSTUConfig, schema: Schema) -> tuple[EventPlan, int, int, int
     if None in (config.query_width, config.value_width):
         check_heads(config.width, config.heads)
     events, share = plan_events(schema, config), config.width // config.heads
-    longest = config.max_length or events.length
-    if longest < events.length:
-        raise ValueError(f"max_length is {longest}, but the history has {events.length} events; raise it or set recent")
+    actions = event_columns(schema, events, config.actions, "actions")
+    if len(set(itertools.chain(*actions))) == events.width - TIME_WIDTH * events.use_time:
+        raise ValueError("actions names every event field, which leaves nothing for the item rows")
+    longest = longest_history(events, config.max_length) * (1 + config.interleave)
     buckets = config.time_buckets * events.timestamps
     return events, config.query_width or share, config.value_width or share, longest, buckets
 

@@ -24,7 +24,15 @@ from flax import nnx
 from ..architecture import EncoderSpec
 from ..counts import Flops, Params
 from ..inputs.batch import UserInputs
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, Positions, TokenShape, plan_events
+from ..inputs.history import (
+    EventPlan,
+    EventReader,
+    HistoryOptions,
+    Positions,
+    TokenShape,
+    longest_history,
+    plan_events,
+)
 from ..inputs.schema import Schema
 from ..layers.dense import Dense
 from ..layers.history_attention import HistoryBlock, Visible, block_flops, block_params
@@ -87,7 +95,7 @@ def build(config: SASRecConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.flo
     events = plan_events(schema, config)
     flags = ("width", "heads", "layers", "activation", "init", "implementation")
     values = {name: getattr(config, name) for name in flags}
-    return SASRec(events, longest=config.max_length or events.length, dtype=dtype, rngs=rngs, **values)
+    return SASRec(events, longest=longest_history(events, config.max_length), dtype=dtype, rngs=rngs, **values)
 
 
 def token_shape(config: SASRecConfig, schema: Schema) -> TokenShape:
@@ -98,7 +106,7 @@ def token_shape(config: SASRecConfig, schema: Schema) -> TokenShape:
 def count_params(config: SASRecConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
     events, D = plan_events(schema, config), config.width
-    dense = events.params + events.width * D + D + (config.max_length or events.length) * D
+    dense = events.params + events.width * D + D + longest_history(events, config.max_length) * D
     return Params(dense=dense + config.layers * block_params(D, hidden=D) + 2 * D)
 
 

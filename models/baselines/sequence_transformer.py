@@ -31,7 +31,15 @@ from ..architecture import EncoderSpec
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, UserInputs
 from ..inputs.flat import FlatPlan, plan_flat
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, Positions, TokenShape, plan_events
+from ..inputs.history import (
+    EventPlan,
+    EventReader,
+    HistoryOptions,
+    Positions,
+    TokenShape,
+    longest_history,
+    plan_events,
+)
 from ..inputs.schema import Schema
 from ..layers.dense import Dense
 from ..layers.history_attention import HistoryBlock, TargetRead, Visible, block_flops, block_params
@@ -175,8 +183,7 @@ def count_flops(config: SequenceTransformerConfig, schema: Schema) -> Flops:
 
 
 def _longest(config: SequenceTransformerConfig, schema: Schema) -> int:
-    longest = config.max_length or plan_events(schema, config).length
-    return longest if config.positions else 0
+    return longest_history(plan_events(schema, config), config.max_length) if config.positions else 0
 
 
 SEQUENCE_TRANSFORMER = EncoderSpec(SequenceTransformerConfig, build, token_shape, count_params, count_flops)

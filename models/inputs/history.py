@@ -181,6 +181,37 @@ def plan_events(schema: Schema, options: HistoryOptions) -> EventPlan:
     )
 
 
+def longest_history(events: EventPlan, max_length: int | None) -> int:
+    """S_max, the events that positions and generated queries are made for: `max_length`, or those that are read.
+
+    Raises:
+        ValueError: more events are read than that.
+    """
+    if max_length is not None and max_length < events.length:
+        raise ValueError(
+            f"max_length is {max_length}, but the history has {events.length} events; raise it or set recent"
+        )
+    return events.length if max_length is None else max_length
+
+
+def event_columns(schema: Schema, events: EventPlan, names: tuple[str, ...], flag: str) -> tuple[tuple[int, ...], ...]:
+    """Which columns of the vectors that `EventReader` gives belong to each of the event fields `names`.
+
+    Raises:
+        ValueError: an unknown name; the message calls the setting `flag`.
+    """
+    found, first = {}, 0
+    for field in choose_sequence(schema, events.sequence).fields:
+        found[field.name] = tuple(range(first, first + field.width))
+        first += field.width
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise ValueError(
+            f"{flag} names {', '.join(unknown)}; the event fields of {events.sequence!r} are {', '.join(found)}"
+        )
+    return tuple(found[name] for name in names)
+
+
 class EventReader(nnx.Module):
     """The events of a plan, with the time feature if it is used; columns beyond the plan's S are never read."""
 
@@ -197,13 +228,15 @@ def random_suffixes(user: UserInputs, key: Array, alpha: float, beta: float, mul
     """Every history cut to a random number of its newest events, for training one model on all lengths.
 
     The kept share of the S columns is Beta(alpha, beta) per request (alpha, beta < 1: mostly very short or whole),
-    rounded up to `multiple` events; a history shorter than that stays as it is.
+    rounded up to `multiple` events (to whole events where S is no larger than that, else nothing would be cut); a
+    history shorter than that stays as it is.
     """
 
     def cut(history: Events, key: Array) -> Events:
         columns = history.events.shape[1]
+        step = multiple if columns > multiple else 1
         share = jax.random.beta(key, alpha, beta, history.length.shape)
-        kept = multiple * jnp.ceil(share * columns / multiple).astype(jnp.int32)
+        kept = step * jnp.ceil(share * columns / step).astype(jnp.int32)
         return history.replace(length=jnp.minimum(history.length, jnp.maximum(kept, 1)))
 
     keys = jax.random.split(key, max(len(user.histories), 1))

@@ -44,7 +44,7 @@ from flax import nnx
 from ..architecture import EncoderSpec
 from ..counts import Flops, Params
 from ..inputs.batch import CandidateInputs, UserInputs, concat_candidates, concat_user
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
+from ..inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, longest_history, plan_events
 from ..inputs.schema import Schema
 from ..layers import param
 from ..layers.dense import Dense
@@ -284,9 +284,6 @@ def plan_ads(config: ADSConfig, schema: Schema) -> ADSPlan:
             f"use candidate='project'"
         )
     query_width = (events.width if config.scorer == "mha" else wanted) if project else width
-    longest = config.max_length or events.length
-    if longest < events.length:
-        raise ValueError(f"max_length is {longest}, but the history has {events.length} columns; raise it")
     owners = schema.user_fields if config.domain_side == "request" else fields
     named = config.domain_fields
     if named is None:
@@ -308,7 +305,7 @@ def plan_ads(config: ADSConfig, schema: Schema) -> ADSPlan:
         fields_width=width,
         query_width=query_width,
         project=project,
-        chunks=-(-longest // config.chunk),
+        chunks=-(-longest_history(events, config.max_length) // config.chunk),
         trained_fields=any(not field.is_dense for field in fields),
         trained_domain=bool(domains) or any(not field.is_dense for field in chosen),
     )

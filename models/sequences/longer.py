@@ -102,8 +102,8 @@ class LongerConfig(HistoryOptions):
     implementation: str | None = None
 
     def __post_init__(self):
-        for name, least in (("event_width", 1), ("merge", 1), ("layers", 1), ("inner", 0)):
-            if getattr(self, name) < least:
+        for name, least in (("event_width", 1), ("merge", 1), ("layers", 1), ("inner", 0), ("max_length", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if len(self.n_global) != 2 or self.n_global[0] not in (1, 2) or self.n_global[1] < 0:
             raise ValueError(f"n_global is {self.n_global}, expected (m_c, m_u) with m_c 1 or 2 and m_u >= 0")
@@ -411,9 +411,8 @@ def front_flops(config: LongerConfig, events: EventPlan) -> int:
 
 def _plan(config: LongerConfig, schema: Schema):
     """(events, candidate globals, user globals, S_m, K); a global is the tuple of its fields."""
-    limit = min(config.recent or math.inf, config.max_length or math.inf)
-    read = dataclasses.replace(config, recent=None if math.isinf(limit) else int(limit))
-    events = plan_events(schema, read)
+    limits = [limit for limit in (config.recent, config.max_length) if limit is not None]
+    events = plan_events(schema, dataclasses.replace(config, recent=min(limits, default=None)))
     merged = -(-events.length // config.merge)
     share = math.ceil(round(config.query_share * merged, 6))
     queries = max(1, share) if config.queries is None else config.queries

@@ -285,7 +285,7 @@ def test_every_flag_counts(scorer, flags):
         (dict(scorer="din", candidate="fields"), "needs a query of width 6, the candidate fields have 8"),
         (dict(scorer="can", candidate="fields"), f"query of width {can_params(A, (3, 2))}"),
         (dict(domain_fields=("x",)), "domain_fields names x, which are no request-side fields"),
-        (dict(max_length=4), "max_length is 4, but the history has 5 columns"),
+        (dict(max_length=4), "max_length is 4, but the history has 5 events"),
         (dict(head_dim=3), "width 8 is no multiple of head_dim 3"),
         (dict(chunk=0), "chunk is 0"),
     ],

@@ -8,7 +8,14 @@ from flax import nnx
 
 from recscale.models.inputs import Events, Field, Schema, Sequence
 from recscale.models.inputs.examples import random_inputs
-from recscale.models.inputs.history import TimeFeature, choose_sequence, read_history, time_bucket, uses_time
+from recscale.models.inputs.history import (
+    TimeFeature,
+    choose_sequence,
+    random_suffixes,
+    read_history,
+    time_bucket,
+    uses_time,
+)
 
 
 def history(length=(0, 2, 4), columns=4, width=3):
@@ -99,3 +106,33 @@ def test_random_inputs_obey_the_rules(schema):
     assert (inputs.user.fields["user"] != random_inputs(schema, 50, 2, seed=4).user.fields["user"]).any()
     for field in schema.candidate_fields:
         assert inputs.candidates.fields[field.name].shape == (50, 2, field.width)
+
+
+# ---- random suffixes
+
+
+def suffixes(lengths, columns, seed=0):
+    """(before, after): a history of these lengths, and cut by a U-shaped share."""
+    user = random_inputs(two_sequences(), 1, 1).user
+    old = history(lengths, columns)
+    cut = jax.jit(lambda u, k: random_suffixes(u, k, 0.5, 0.5))(
+        user.replace(histories={"h": old}), jax.random.key(seed)
+    )
+    return old, cut.histories["h"]
+
+
+def test_random_suffixes_cut_to_the_newest_events():
+    lengths = [64] * 1_999 + [3]
+    old, cut = suffixes(lengths, 64)
+    length = np.asarray(cut.length)
+    np.testing.assert_array_equal(cut.events, old.events)
+    assert (length % 8 == 0)[:-1].all() and length.min() >= 1 and length.max() == 64 and length[-1] <= 3
+    assert abs(length[:-1].mean() - 36) < 2 and ((length == 8) | (length == 64)).mean() > 0.4  # U-shaped
+    np.testing.assert_array_equal(suffixes(lengths, 64)[1].length, length)
+
+
+def test_random_suffixes_cut_short_histories_too():
+    """Up to 8 columns a multiple of 8 would be all of them."""
+    length = np.asarray(suffixes([8] * 500, 8)[1].length)
+    assert set(length) == set(range(1, 9)) and ((length == 1) | (length == 8)).mean() > 0.4
+    assert set(np.asarray(suffixes([12] * 500, 12)[1].length)) == {8, 12}

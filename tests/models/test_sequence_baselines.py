@@ -10,7 +10,6 @@ from recscale.models import build, count, freeze_config, registry
 from recscale.models.baselines import hstu, onetrans_lite, sequence_transformer, stca, twin_lite
 from recscale.models.inputs import Events, Field, Schema, Sequence
 from recscale.models.inputs.examples import random_inputs
-from recscale.models.inputs.history import random_suffixes
 from recscale.scaling.counting.abstract import train_program
 from recscale.scaling.counting.jaxpr_flops import count_flops
 
@@ -36,6 +35,8 @@ FLAGS = [
     ("twin_lite", dict(values="all", heads=2, selected=100)),
     ("twin_lite", dict(recent=5)),
     ("stca", dict(kv="reordered", layers=3, ratio=1)),
+    ("hstu", dict(interleave=True, actions=("action",))),
+    ("twin_lite", dict(cross=("past_shop", "action"))),
 ]
 
 
@@ -108,7 +109,11 @@ def test_golden_integers_of_a_layer_of_hstu():
 
 @pytest.mark.parametrize(
     "name, flags, dense",
-    [*((name, {}, True) for name in NAMES), *((*each, False) for each in FLAGS)],
+    [
+        *((name, {}, True) for name in NAMES),
+        *((*each, False) for each in FLAGS),
+        *((*each, True) for each in FLAGS[-2:]),
+    ],
     ids=str,
 )
 def test_every_flag_counts(full_schema, name, flags, dense):
@@ -197,10 +202,10 @@ def candidate_vector(inputs, schema):
     return np.concatenate([np.asarray(fields[f.name], np.float64) for f in schema.candidate_fields], axis=-1)
 
 
-def multi_head(q, k, v, heads):
-    """q [D], k and v [n, D] -> [D]."""
+def multi_head(q, k, v, heads, bias=0.0):
+    """q [D], k and v [n, D], bias [heads, n] of the scores -> [D]."""
     q, k, v = heads_of(q, heads), heads_of(k, heads), heads_of(v, heads)
-    weights = softmax(np.einsum("hd,nhd->hn", q, k) * q.shape[-1] ** -0.5)
+    weights = softmax(np.einsum("hd,nhd->hn", q, k) * q.shape[-1] ** -0.5 + bias)
     return np.einsum("hn,nhd->hd", weights, v).reshape(-1)
 
 
@@ -228,6 +233,30 @@ def test_target_attention_and_twin_follow_their_equations(full_schema, selected)
             np.testing.assert_allclose(found[r, c, 0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("values", ["selected", "all"])
+def test_cross_features_of_twin_bias_every_head(full_schema, values):
+    """Split off in front of the projections; they take part in the selection as well."""
+    schema = full_schema(events=6, timestamps=False)
+    inputs = history_of(random_inputs(schema, 3, 2), (2, 4, 6))
+    encoder = encoder_of("twin_lite", schema, heads=2, values=values, cross=("past_shop", "action"))
+    found = jax.jit(encoder.__call__)(inputs).candidate
+    x, every = candidate_vector(inputs, schema), np.asarray(inputs.user.histories["clicks"].events, np.float64)
+    changed = 0
+    for r, length in enumerate((2, 4, 6)):
+        e, numbers = every[r, :length, :6], [every[r, :length, 6:10], every[r, :length, 10:]]
+        numbers = np.concatenate([dense(w, part) for w, part in zip(encoder.numbers, numbers, strict=True)], axis=-1)
+        bias = (numbers @ np.asarray(encoder.beta[...])).T
+        k, v = dense(encoder.key, e), dense(encoder.value, e)
+        for c in range(2):
+            q = dense(encoder.query, x[r, c])
+            alone = k @ q / 2
+            best = np.argsort(-(alone + bias.sum(0)), kind="stable")[:3]
+            changed += set(best) != set(np.argsort(-alone, kind="stable")[:3])
+            expected = dense(encoder.out, multi_head(q, k[best], v[best], 2, bias[:, best]))
+            np.testing.assert_allclose(found[r, c, 0], expected, rtol=1e-4, atol=1e-5)
+    assert changed  # else the bias would be tested in the second stage only
+
+
 def test_selection_takes_the_newer_of_equals_and_no_padding():
     scores = jnp.asarray([[[1.0, 5.0, 1.0, 5.0, 9.0]]])
     valid = jnp.asarray([[[True, True, True, True, False]]])
@@ -235,29 +264,35 @@ def test_selection_takes_the_newer_of_equals_and_no_padding():
     assert twin_lite.select_events(scores, valid, 9).shape == (1, 1, 5)
 
 
-def test_hstu_follows_its_equations(full_schema):
-    """One dense model over [candidate ; events] with an explicit mask, pair by pair."""
-    schema, S = full_schema(events=6), 6
-    encoder = encoder_of("hstu", schema, time_feature="none")
+@pytest.mark.parametrize("interleave", [False, True])
+def test_hstu_follows_its_equations(full_schema, interleave):
+    """One dense model over [candidate ; events] with an explicit mask, pair by pair; events may be two rows each."""
+    schema, S, n = full_schema(events=6), 6, 1 + interleave
+    flags = dict(interleave=True, actions=("past_shop",)) if interleave else {}
+    encoder = encoder_of("hstu", schema, time_feature="none", **flags)
     inputs = history_of(random_inputs(schema, 2, 2), (4, 6))
     history, found = inputs.user.histories["clicks"], jax.jit(encoder.__call__)(inputs).candidate
     x = candidate_vector(inputs, schema)
     for r, length in enumerate((4, 6)):
-        ages = np.concatenate([[0], np.asarray(history.delta_s)[r, :length]])
+        events = np.asarray(history.events)[r, :length]
+        rows_of_events = dense(encoder.embed, events if not interleave else events[:, [*range(6), 10, 11]])
+        if interleave:  # the newest event's action, then its item, ...
+            rows_of_events = np.stack([dense(encoder.embed_action, events[:, 6:10]), rows_of_events], axis=1)
+            rows_of_events = rows_of_events.reshape(2 * length, -1)
+        ages = np.concatenate([[0], np.repeat(np.asarray(history.delta_s)[r, :length], n)])
         bucket = np.clip(np.floor(np.log(np.maximum(1, np.abs(ages[:, None] - ages[None]))) / 0.301), 0, 59).astype(int)
-        distance = np.abs(np.arange(length + 1)[:, None] - np.arange(length + 1)[None])
-        visible = np.arange(length + 1)[None] >= np.arange(length + 1)[:, None]
+        place = np.arange(n * length + 1)
+        distance, visible = np.abs(place[:, None] - place[None]), place[None] >= place[:, None]
         for c in range(2):
-            rows = [dense(encoder.target, x[r, c])[None], dense(encoder.embed, np.asarray(history.events)[r, :length])]
-            rows = np.concatenate(rows)
+            rows = np.concatenate([dense(encoder.target, x[r, c])[None], rows_of_events])
             for block in encoder.blocks:
                 flat = layer_norm(rows, block.norm) @ np.asarray(block.kernel[...]) + np.asarray(block.bias[...])
                 u, v, q, k = np.split(flat / (1 + np.exp(-flat)), np.cumsum([10, 10, 6]), axis=-1)
                 q, k, v = (heads_of(y, 2) for y in (q, k, v))
                 scores = np.einsum("ihd,jhd->hij", q, k)
                 scores = scores + np.asarray(block.position[...])[distance] + np.asarray(block.time[...])[bucket]
-                weights = scores / (1 + np.exp(-scores)) / (S + 1) * visible
-                mixed = np.einsum("hij,jhd->ihd", weights, v).reshape(length + 1, -1)
+                weights = scores / (1 + np.exp(-scores)) / (n * S + 1) * visible
+                mixed = np.einsum("hij,jhd->ihd", weights, v).reshape(n * length + 1, -1)
                 rows = rows + dense(block.out, layer_norm(mixed, block.out_norm) * u)
             np.testing.assert_allclose(found[r, c, 0], rows[0], rtol=1e-3, atol=1e-4)
 
@@ -284,7 +319,7 @@ def test_reordered_stca_is_stca(full_schema):
         graded = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
         found.append(jax.tree.leaves(graded(state, inputs.user.histories["clicks"].events)))
     for one, other in zip(*found, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * float(1 + jnp.abs(one).max()))
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(one).max()))
 
 
 def test_sasrec_reads_the_newest_row_of_a_causal_encoder(full_schema):
@@ -384,6 +419,23 @@ def test_onetrans_is_the_mirror_of_the_published_order(full_schema):
     np.testing.assert_allclose(found, oldest_first(model, inputs, 2), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_padding_is_invisible_to_onetrans(full_schema):
+    """37 random columns beyond the length, through layers that cut rows."""
+    S, lengths = 40, (0, 1, 31, 33, 40)
+    made = freeze_config("onetrans_lite", dict(tokens=4, width=8, layers=2))
+    model = filled(lambda: onetrans_lite.build(made, full_schema(events=S + 37), rngs=nnx.Rngs(0)))
+    run = jax.jit(lambda i: model(i).logits)
+    inputs = history_of(random_inputs(full_schema(events=S), len(lengths), 2), lengths)
+    expected = run(inputs)
+    assert jnp.isfinite(expected).all()
+    old = inputs.user.histories["clicks"]
+    new = history_of(inputs, lengths, S + 37, seed=8).user.histories["clicks"]
+    new = new.replace(events=new.events.at[:, :S].set(old.events), delta_s=new.delta_s.at[:, :S].set(old.delta_s))
+    found = run(inputs.replace(user=inputs.user.replace(histories={"clicks": new})))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "flags", [dict(pyramid=False, layers=1, hidden=12), dict(tokenizer="group", tokens=None, layers=2)]
 )
@@ -417,27 +469,27 @@ def test_pyramid():
     assert onetrans_lite.pyramid_rows(100, 4, 2, pyramid=False) == (100, 100)
 
 
-# ---- random suffixes
-
-
-def test_random_suffixes_cut_to_the_newest_events(full_schema):
-    schema = full_schema(events=64)
-    user = history_of(random_inputs(schema, 2_000, 1), [64] * 1_999 + [3]).user
-    cut = jax.jit(lambda u, k: random_suffixes(u, k, 0.5, 0.5))(user, jax.random.key(0)).histories["clicks"]
-    old, length = user.histories["clicks"], np.asarray(cut.length)
-    np.testing.assert_array_equal(cut.events, old.events)
-    assert (length % 8 == 0)[:-1].all() and length.min() >= 1 and length.max() == 64 and length[-1] <= 3
-    assert abs(length[:-1].mean() - 36) < 2 and ((length == 8) | (length == 64)).mean() > 0.4  # U-shaped
-    again = random_suffixes(user, jax.random.key(0), 0.5, 0.5).histories["clicks"]
-    np.testing.assert_array_equal(again.length, cut.length)
+# ---- what they refuse
 
 
 def test_contradicting_configs():
     schema = plain_schema(9, 5, 6)
     with pytest.raises(ValueError, match="exclude each other"):
         frozen("sequence_transformer", causal=True, target_in_sequence=True)
-    with pytest.raises(ValueError, match="max_length is 5, but the history has 9 events"):
-        build("hstu", schema, dict(encoder=dict(max_length=5)), rngs=nnx.Rngs(0))
+    for name in ("hstu", "sasrec", "sequence_transformer"):
+        for most in (0, 5):
+            with pytest.raises(ValueError, match=f"max_length is {most}, but the history has 9 events"):
+                spec_of(name).count_params(frozen(name, max_length=most), schema)
+    with pytest.raises(ValueError, match="interleave=True needs the event fields"):
+        frozen("hstu", interleave=True)
+    with pytest.raises(ValueError, match="actions names every event field"):
+        spec_of("hstu").count_params(frozen("hstu", interleave=True, actions=("e",)), schema)
+    with pytest.raises(ValueError, match="actions names f; the event fields of 'h' are e"):
+        spec_of("hstu").count_params(frozen("hstu", interleave=True, actions=("f",)), schema)
+    with pytest.raises(ValueError, match="cross names f; the event fields of 'h' are e"):
+        spec_of("twin_lite").count_params(frozen("twin_lite", cross=("f",)), schema)
+    with pytest.raises(ValueError, match="one that is not among them"):
+        spec_of("twin_lite").count_params(frozen("twin_lite", cross=("e",)), schema)
     with pytest.raises(ValueError, match="does not divide into 3 attention heads"):
         build("target_attention", schema, dict(encoder=dict(heads=3)), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="recent is 0"):

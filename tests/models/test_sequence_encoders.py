@@ -118,9 +118,10 @@ def test_published_form_of_din(full_schema):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_columns_beyond_the_length_change_nothing(schema, name):
+def test_columns_beyond_the_length_change_nothing(schema, full_schema, name):
     config = dict(backbone=dict(widths=(8,)))
-    forward = jax.jit(lambda i: build(name, schema, config, rngs=nnx.Rngs(0))(i).logits)
+    model = build(name, full_schema(events=7 + 9), config, rngs=nnx.Rngs(0))
+    forward = jax.jit(lambda i: model(i).logits)
     inputs = with_lengths(random_inputs(schema, 5, 2), 0, 1, 3, 6, 7)
     logits = forward(inputs)
     assert jnp.isfinite(logits).all()
@@ -179,6 +180,14 @@ def test_history_tokens_count_in_t(schema):
     config = dict(backbone=dict(tokens=6, width=12))
     model = nnx.eval_shape(lambda: build("din+rankmixer", schema, config, rngs=nnx.Rngs(0)))
     assert model.backbone.tokenizer.plan.tokens == 6 == model.backbone.blocks[0].ffn.up.kernel.shape[0]
+
+
+@pytest.mark.parametrize("name", [*registry.list_models("encoder"), "hyformer", "mixformer", "onetrans_lite"])
+def test_no_events_is_no_setting(schema, name):
+    """0 must not be read as "not set"."""
+    config = dict(recent=0)
+    with pytest.raises(ValueError, match="recent is 0, expected at least 1 event"):
+        count(name, schema, config if name in registry.list_models("ranker") else dict(encoder=config))
 
 
 def test_a_candidate_without_a_partner_is_refused():
