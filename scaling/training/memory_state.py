@@ -31,12 +31,16 @@ class MemoryValues:
     Args:
         model: the model, abstract or not. options: how its values train.
 
-    `present`: whether the model reads a memory at all, trained or frozen.
+    `present`: whether the model reads a memory at all, trained or frozen. `sub_keys`: n of its memories, None where
+    they differ or an expansion permutes slots, so that rows and columns are no axes of the keys.
     """
 
     def __init__(self, model: nnx.Module, options: ValueOptions):
         self.options = options
-        self.present = any(isinstance(node, ProductKeyMemory) for _, node in nnx.iter_graph(model))
+        memories = [node for _, node in nnx.iter_graph(model) if isinstance(node, ProductKeyMemory)]
+        self.present = bool(memories)
+        sub_keys = {memory.n if memory.permutation is None else None for memory in memories}
+        self.sub_keys = sub_keys.pop() if len(sub_keys) == 1 else None
         flat = nnx.to_flat_state(nnx.state(model, Table))
         self._template = {"/".join(map(str, path[:-1])): (path, variable) for path, variable in flat}
         if set(self._template) != set(value_tables(model)):

@@ -41,16 +41,19 @@ def holdout_usage(trainer: Trainer, state: TrainState, trained_rows: int) -> lis
     if not layers:
         return [{} for _ in trainer.seeds]
     rows = batches * trainer.source.requests * trainer.source.candidates
-    return [_figures(totals, layers, p, trained_rows / rows) for p in range(len(trainer.seeds))]
+    sub_keys = trainer.memory_sub_keys
+    return [_figures(totals, layers, p, trained_rows / rows, sub_keys) for p in range(len(trainer.seeds))]
 
 
-def _figures(totals: dict[str, np.ndarray], layers: list[str], replica: int, scale: float) -> dict[str, Any]:
+def _figures(
+    totals: dict[str, np.ndarray], layers: list[str], replica: int, scale: float, sub_keys: int | None
+) -> dict[str, Any]:
     found = {}
     for layer in layers:
         hits = totals[f"{layer}/hits"][replica]
         if not hits.sum():  # a model that is not a number reads nothing
             return {}
-        accumulator = UsageAccumulator(hits.size)
+        accumulator = UsageAccumulator(hits.size, sub_keys)
         accumulator.add(hits, totals[f"{layer}/weight"][replica])
         found[layer] = accumulator.metrics()
         found[layer]["hits_per_slot"] *= scale

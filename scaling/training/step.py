@@ -183,6 +183,11 @@ class Trainer:
             batch = jax.device_put(batch) if self.mesh is None else shard_batch(batch, self.mesh)
             yield jax.device_get(self._counts(state.params, state.values, state.other, state.tables, batch))
 
+    @property
+    def memory_sub_keys(self) -> int | None:
+        """n of the model's memories, see `MemoryValues.sub_keys`."""
+        return self._memory.sub_keys
+
     def _on_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, traced knowing over how many devices XLA will split it."""
 

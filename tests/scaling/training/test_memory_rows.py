@@ -12,6 +12,7 @@ from recscale.scaling import runs as records
 from recscale.scaling.data import make_source
 from recscale.scaling.training import get_config, train
 from recscale.scaling.training.memory_rows import ValueOptions, init_slots, update_dense, update_rows, value_rate
+from recscale.scaling.training.memory_usage import holdout_usage
 from recscale.scaling.training.step import make_trainer
 
 M, W = 40, 5
@@ -235,6 +236,21 @@ def test_every_memory_logs_the_norms_of_its_rows(architecture, table):
     assert found == {f"{table}/row_norm_p{q}": (2,) for q in (10, 50, 90)}
 
 
+def test_axes_of_slots_are_known_unless_an_expansion_permutes_them():
+    config = make_config()
+    trainer = trainer_of(config, [(0, 1e-3)])
+    assert trainer.memory_sub_keys == 8
+    counts = {"memory1/hits": np.zeros((1, 64)), "memory1/weight": np.zeros((1, 64))}
+    for value in counts.values():
+        value[0, [3, 5, 11]] = 1.0  # two rows, two columns of 8 (3 and 11 share one)
+    trainer.holdout_slot_counts = lambda state: iter([counts])
+    (found,) = holdout_usage(trainer, None, trained_rows=128)
+    assert found["memory_row_usage"] == found["memory_column_usage"] == 0.25
+    assert found["memory_usage"] == 3 / 64 and found["memory_hits_per_slot"] == pytest.approx(2 * 3 / 64)
+    config.model.update({"value_op": "expansion", "expansion": 4})
+    assert trainer_of(config, [(0, 1e-3)]).memory_sub_keys is None
+
+
 class Interrupted(Exception):
     pass
 
@@ -266,6 +282,8 @@ def test_interrupted_run_ends_bit_identical_and_usage_is_recorded(architecture, 
     assert 0 < metrics["memory_usage"] <= 1 and metrics["memory_usage"] <= 1.5 * metrics["memory_usage_null"]
     per_row = 4 * 4 * config.model.memory_topk  # tokens, heads, slots
     assert metrics["memory_hits_per_slot"] == pytest.approx(12 * 64 * per_row / 64)
+    for name in ("memory_row_usage", "memory_column_usage"):
+        assert metrics["memory_usage"] <= metrics[name] <= 1
     assert set(metrics["memory"]) == ({"memory1"} if architecture == "pkm" else {"memory1", "memory2"})
     row = records.run_row(whole)
     assert row["memory_slots"] == 64 and row["memory_usage"] == metrics["memory_usage"]
