@@ -89,11 +89,10 @@ def make_report(
 
 def _table(out: Path) -> pd.DataFrame:
     """The run table of a folder, collected if it has not been."""
-    path = out / runs.TABLE
-    if path.exists():
-        return pd.read_parquet(path)
-    if not out.exists():
+    if not out.is_dir():
         raise FileNotFoundError(f"there is no folder {out}; name the --out folder of a sweep")
+    if (out / runs.TABLE).exists():
+        return laws.table.read(out)
     return runs.collect(out)
 
 

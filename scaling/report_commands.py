@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from .axes import parse_axes
+
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
@@ -42,26 +44,3 @@ def plot(
     print_summary(summary)
     if as_json:
         click.echo(json.dumps(summary))
-
-
-def parse_axes(text: str) -> dict[str, str] | list[str] | None:
-    """`a,b` to a list of columns, `N=a,D=b` to a mapping, nothing to None.
-
-    Raises:
-        ValueError: some entries name a slot and others do not, or an entry is empty.
-    """
-    if not text.strip():
-        return None
-    entries = [entry.strip() for entry in text.split(",")]
-    pairs = {}
-    for entry in entries:
-        slot, equals, column = (part.strip() for part in entry.partition("="))
-        if equals:
-            pairs[slot] = column
-    halves = [*pairs, *pairs.values()] if pairs else entries
-    if not all(halves) or (pairs and len(pairs) != len(entries)):
-        raise ValueError(
-            f"--axes {text!r} is neither a list of columns (dense_params,examples) "
-            "nor SLOT=COLUMN pairs (N=dense_params)"
-        )
-    return pairs or entries

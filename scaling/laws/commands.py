@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..axes import parse_axes
 from . import forms
 from .fitting import LawFit
 from .fitting import fit as fit_table
@@ -23,21 +24,6 @@ _RIVALS = {
     1: ("power", "power_offset"),
     2: ("chinchilla", "chinchilla_tied", "kaplan_offset", "kappa", "kappa_tied"),
 }
-
-
-def parse_axes(text: str | None) -> dict[str, str] | None:
-    """`N=dense_params,D=examples` as a mapping; a bare column name is the single axis x."""
-    if text is None:
-        return None
-    pairs = [part.strip() for part in text.split(",") if part.strip()]
-    if len(pairs) == 1 and "=" not in pairs[0]:
-        return {"x": pairs[0]}
-    broken = [part for part in pairs if part.count("=") != 1 or part.startswith("=") or part.endswith("=")]
-    if broken:
-        raise click.BadParameter(
-            f"{broken[0]!r} is not SLOT=COLUMN, as in N=dense_params,D=examples", param_hint="--axes"
-        )
-    return dict(part.split("=") for part in pairs)
 
 
 def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -58,7 +44,9 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
 @click.command()
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("--form", default="chinchilla", show_default=True, help="Form id or alias; see --forms.")
-@click.option("--axes", help="SLOT=COLUMN pairs, as in N=dense_params,D=examples [default: the form's columns].")
+@click.option(
+    "--axes", help="SLOT=COLUMN pairs (N=dense_params,D=examples) or columns in order [default: the form's columns]."
+)
 @click.option("--target", help="Metric column [default: logloss, or loss].")
 @click.option("--cluster", help="Column whose rows are resampled together [default: shape_id].")
 @click.option("--bootstrap", default=1000, show_default=True, help="Resampled refits for the intervals; 0 for none.")
@@ -114,13 +102,9 @@ def fit(
         "invalid": invalid,
         "seed": seed,
     }
-    try:
-        frame = read(table)
-        named = parse_axes(axes)
-        law = fit_table(frame, form, named, target, bootstrap, cluster, **options)
-        rolling = _score(frame, law, named, cluster, options) if score and not law.refused else None
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    frame = read(table)
+    law = fit_table(frame, form, parse_axes(axes), target, bootstrap, cluster, **options)
+    rolling = _score(frame, law, cluster, options) if score and not law.refused else None
     validation = _validation(law, rolling) if rolling is not None else {}
     record = build_record(law, validation)
     if out is not None:
@@ -132,11 +116,11 @@ def fit(
     click.echo(json.dumps(plain({**summary(law), "validation": validation, "record": record})))
 
 
-def _score(frame, law: LawFit, named: dict[str, str] | None, cluster: str | None, options: dict) -> Rolling:
+def _score(frame, law: LawFit, cluster: str | None, options: dict) -> Rolling:
     """Rolling origin of the form and its rivals on the same axes."""
     rivals = [form for form in _RIVALS.get(len(law.form.slots), ()) if form != law.form.id]
-    columns = named or law.rows.columns
-    return rolling_origin(frame, [law.form.id, *rivals], columns, law.rows.target, cluster=cluster, **options)
+    names = [law.form.id, *rivals]
+    return rolling_origin(frame, names, law.rows.columns, law.rows.target, cluster=cluster, **options)
 
 
 def _validation(law: LawFit, rolling: Rolling) -> dict:

@@ -43,6 +43,12 @@ class Settings:
     notes: Mapping[str, object] = field(default_factory=dict)
     form_options: Mapping[str, object] = field(default_factory=dict)
 
+    def __post_init__(self):
+        if self.bootstrap < 0:
+            raise ValueError(f"bootstrap is {self.bootstrap}, expected a number of refits, or 0 for none")
+        if not self.huber_delta > 0:
+            raise ValueError(f"huber_delta is {self.huber_delta}, expected a positive width (inf is least squares)")
+
 
 @dataclass(frozen=True)
 class LawFit:

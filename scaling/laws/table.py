@@ -69,7 +69,11 @@ class Rows:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """A run table from a csv, parquet or jsonl file, or from a sweep directory that holds `runs.parquet`."""
+    """A run table from a csv, parquet or jsonl file, or from a sweep directory that holds `runs.parquet`.
+
+    Raises ValueError naming the file: absent, of an unknown format, unreadable as what its ending says, or without
+    columns.
+    """
     path = Path(path)
     if path.is_dir():
         inside = path / "runs.parquet"
@@ -83,7 +87,13 @@ def read(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"no such table: {path}")
     if path.suffix not in READERS:
         raise ValueError(f"{path.name}: unknown table format {path.suffix!r}; expected {', '.join(READERS)}")
-    return READERS[path.suffix](path)
+    try:
+        table = READERS[path.suffix](path)
+    except ValueError as error:  # of pandas and pyarrow, which do not name the file
+        raise ValueError(f"{path} cannot be read as {path.suffix.removeprefix('.')}: {error}") from error
+    if not len(table.columns):
+        raise ValueError(f"{path} holds no table: it has no columns")
+    return table
 
 
 def require(table: pd.DataFrame, column: str, purpose: str) -> None:
@@ -102,6 +112,8 @@ def resolve_axes(form: Form, axes: Mapping[str, str] | Sequence[str] | str | Non
     if isinstance(axes, str):
         axes = [axes]
     if not isinstance(axes, Mapping):
+        if len(axes) > len(columns):
+            raise ValueError(f"form {form.id} has {len(columns)} axes, found {len(axes)} columns: {', '.join(axes)}")
         axes = dict(zip(columns, axes, strict=False))
     known = {alias: slot.name for slot in form.slots for alias in (*slot.aliases, slot.name)}
     for key, column in axes.items():
@@ -209,9 +221,12 @@ def _exclude_by_query(table: pd.DataFrame, where: str | None, reasons: dict[int,
     if where is None:
         return
     try:
-        inside = set(table.query(where).index)
-    except (pd.errors.UndefinedVariableError, SyntaxError) as error:
+        met = table.eval(where)
+    except Exception as error:  # pandas raises whatever the expression does
         raise ValueError(f"where={where!r} cannot be evaluated on this table: {error}") from error
+    if not isinstance(met, pd.Series) or not pd.api.types.is_bool_dtype(met):
+        raise ValueError(f'where={where!r} is not a condition on the rows, such as "dense_params > 1e4"')
+    inside = set(table.index[met.fillna(False).astype(bool)])
     for i in range(len(table)):
         if i not in inside and i not in reasons:
             reasons[i] = f"not where {where}"

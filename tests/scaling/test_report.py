@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from recscale.scaling import captions, runs, truth, views
+from recscale.scaling.axes import parse_axes
 from recscale.scaling.data.known_truth_config import preset
 from recscale.scaling.laws import fit
 from recscale.scaling.report import make_report, print_summary
-from recscale.scaling.report_commands import parse_axes, plot
+from recscale.scaling.report_commands import plot
 from recscale.scaling.wording import amount, shortened, value_text
 
 FAST = dict(bootstrap=60, profile=False)
@@ -403,6 +404,16 @@ def test_axes_are_columns_or_slots():
     for wrong in ("a,", "N=a,b", "N="):
         with pytest.raises(ValueError, match="neither a list of columns"):
             parse_axes(wrong)
+    with pytest.raises(ValueError, match="names 'N' twice"):
+        parse_axes("N=a,N=b")
+
+
+def test_a_torn_table_is_named(tmp_path):
+    (tmp_path / "runs.parquet").write_text("PAR1")
+    with pytest.raises(ValueError, match="runs.parquet cannot be read as parquet"):
+        make_report(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder .*runs.parquet"):
+        make_report(tmp_path / "runs.parquet")
 
 
 def test_numbers_carry_the_digits_they_deserve():

@@ -272,3 +272,19 @@ def test_tables_are_read_by_suffix_and_from_a_sweep_folder(tmp_path):
         run_tables.read(tmp_path / "empty")
     with pytest.raises(ValueError, match="no such table"):
         run_tables.read(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", ""),
+        ("a.csv", "x,y\n1,2\n1,2,3\n"),
+        ("a.parquet", "PAR1"),
+        ("a.jsonl", '{"x": 1}\n{"x"'),
+        ("a.jsonl", ""),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name} (cannot be read as|holds no table)"):
+        run_tables.read(tmp_path / name)
