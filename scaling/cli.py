@@ -119,10 +119,10 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 def _on_purpose(error: Exception) -> bool:
     """Whether this project raised the error to tell the user something, and did not trip over a fault of its own."""
-    if isinstance(error, FileNotFoundError):
-        return True
+    if isinstance(error, OSError) and (isinstance(error, FileNotFoundError) or error.filename):
+        return True  # a path the user gave, or a file of the machine's: the message names it
     # A lookup in a dictionary also raises KeyError; a message has words.
-    told = isinstance(error, ValueError) or (isinstance(error, KeyError) and " " in str(error.args[:1]))
+    told = isinstance(error, ValueError | OSError) or (isinstance(error, KeyError) and " " in str(error.args[:1]))
     return told and _raised_in(error.__traceback__).split(".")[0] == "recscale"
 
 
@@ -136,8 +136,10 @@ def _raised_in(trace: TracebackType | None) -> str:
 
 
 def _message(error: Exception) -> str:
-    """The text on one line; that of a KeyError without its quotes."""
+    """The text on one line; that of a KeyError without its quotes, that of the system after the file's name."""
     text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {error.strerror}"
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -91,6 +91,7 @@ def test_commands_of_other_distributions_are_listed(command, capsys):
     [
         (ValueError("width is 3,\nexpected 4"), "Error: width is 3, expected 4"),
         (FileNotFoundError("there is no table runs.csv"), "Error: there is no table runs.csv"),
+        (BlockingIOError("the plan is held by another process"), "Error: the plan is held by another process"),
         (KeyError("unknown data set 'x'; did you mean 'y'?"), "Error: unknown data set 'x'; did you mean 'y'?"),
     ],
 )
@@ -108,10 +109,16 @@ def test_click_errors_keep_their_form(command, capsys):
     assert _main(capsys, "probe") == (1, "", "Error: no such folder\n")
 
 
+def test_errors_of_the_system_name_their_file(command, capsys, tmp_path):
+    command(lambda: tmp_path.write_text(""))
+    assert _main(capsys, "probe") == (1, "", f"Error: {tmp_path}: Is a directory\n")
+
+
 @pytest.mark.parametrize(
     "module, error",
     [
         ("numpy.linalg", ValueError("operands could not be broadcast")),
+        ("socket", ConnectionResetError("by peer")),
         ("recscale.scaling.somewhere", KeyError("width")),
         ("recscale.scaling.somewhere", TypeError("a bug of ours")),
     ],
