@@ -36,6 +36,18 @@ _RANKMIXER: dict[str, Preset] = {
     "rankmixer_1b": ("rankmixer", dict(tokens=32, width=1536, hidden=5632, layers=2)),
 }
 
+# The same shapes with their user's half separated: half of the tokens are the user's.
+_UG_RANKMIXER: dict[str, Preset] = {
+    f"ug_{name}": ("ug_rankmixer", shape | dict(user_tokens=shape["tokens"] // 2))
+    for name, (_, shape) in _RANKMIXER.items()
+}
+
+# The same shapes with every network cut into eight ReLU-routed experts.
+_RANKMIXER_MOE: dict[str, Preset] = {
+    name.replace("rankmixer", "rankmixer_moe"): ("rankmixer", shape | dict(experts=8))
+    for name, (_, shape) in _RANKMIXER.items()
+}
+
 
 def _tokenmixer(tokens: int, width: int, hidden: int, layers: int, **more: Any) -> Preset:
     """Fields are cut into T - 1 tokens beside the global one, whatever groups a schema has; H = T."""
@@ -56,6 +68,13 @@ _TOKENMIXER_LARGE: dict[str, Preset] = {
     "tokenmixer_large_4b": _tokenmixer(32, 2048, 1984, 6, mixed_hidden=1920),
     "tokenmixer_large_7b": _tokenmixer(32, 2560, 2560, 6),
     "tokenmixer_large_15b": _tokenmixer(32, 3072, 3200, 8),
+}
+
+# The same shapes with eight sub-experts in every half, four of them active (1:2); 10k is too narrow for eight.
+_TOKENMIXER_LARGE_MOE: dict[str, Preset] = {
+    name.replace("large", "large_moe"): (base, shape | dict(experts=8, active=4))
+    for name, (base, shape) in _TOKENMIXER_LARGE.items()
+    if shape["hidden"] % 8 == 0
 }
 
 _DLRM_MLP: dict[str, Preset] = {
@@ -183,7 +202,10 @@ _LMN: dict[str, Preset] = {
 
 PRESETS: dict[str, Preset] = {
     **_RANKMIXER,
+    **_UG_RANKMIXER,
+    **_RANKMIXER_MOE,
     **_TOKENMIXER_LARGE,
+    **_TOKENMIXER_LARGE_MOE,
     **_DLRM_MLP,
     **_DCNV2,
     **_WUKONG,

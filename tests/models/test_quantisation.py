@@ -20,12 +20,6 @@ R, C = 4, 3
 
 SMALL = dict(tokens=4, width=16, hidden=8)
 
-# Each takes seconds to compile; two of them stand for the rest where time is short.
-QUICK = ("rankmixer", "dcnv2")
-BACKBONES = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in list_models("backbone")
-]
-
 
 def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
@@ -75,7 +69,7 @@ def test_a_layer_multiplies_by_the_dequantised_weights(kind, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", list_models("backbone"))
 def test_every_backbone_serves_with_int8_kernels(name, schema, small_config):
     config = small_config(name, schema)
     params = jax.jit(lambda: nnx.split(build(name, schema, config, rngs=nnx.Rngs(0)))[1])()

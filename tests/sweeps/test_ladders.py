@@ -13,10 +13,13 @@ from recscale.sweeps.plan import make_plan
 ARCHITECTURES = {
     "mixer_ladder": {"rankmixer", "tokenmixer_large", "dcnv2", "dlrm_mlp"},
     "baseline_ladder": {"wukong", "hiformer", "autoint", "dhen_lite", "mmoe"},
+    "variant_ladder": {"rankmixer", "tokenmixer_large", "ug_rankmixer", "ug_tokenmixer_large"},
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", ["mixer_ladder", "baseline_ladder", pytest.param("variant_ladder", marks=pytest.mark.slow)]
+)
 def test_a_ladder_has_what_a_fit_needs(name):
     loaded = load(name)
     # One seed plans the same shapes as three.
@@ -28,6 +31,8 @@ def test_a_ladder_has_what_a_fit_needs(name):
     for row in plan.rows:
         config, size = row["config"], row["counts"]["dense_params"]
         assert abs(row["target_error"]) < 0.03
+        sparse = name == "variant_ladder" and not config["architecture"].startswith("ug_")
+        assert (row["counts"]["active_params"] < size) == sparse
         ladders.setdefault(config["architecture"], {}).setdefault(size, []).append(config["training"]["lr"])
     assert set(ladders) == ARCHITECTURES[name]
     trials = {tuple(len(rates) for _, rates in sorted(ladder.items())) for ladder in ladders.values()}
