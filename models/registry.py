@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -237,15 +237,3 @@ def _plain(config: Any) -> dict[str, Any]:
     if config is None:
         return {}
     return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-
-
-__all__: Iterable[str] = [
-    "build",
-    "count",
-    "default_dtype",
-    "freeze_config",
-    "get_config",
-    "list_models",
-    "list_presets",
-    "size_space",
-]

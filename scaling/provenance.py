@@ -27,11 +27,18 @@ def environment() -> dict[str, Any]:
         "versions": versions(),
         "device": device(),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(cores()),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "keeps_freed_memory": host_memory.keeps_freed_memory(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def cores() -> list[int]:
+    """Indices of the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def command() -> str:

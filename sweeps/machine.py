@@ -12,6 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..scaling.provenance import cores
+
+__all__ = ["accelerators", "core_flops", "cores", "free_memory_bytes"]
+
 # Share of the free memory a pool may plan to use: the rest is for the launcher, the page cache and other people.
 MEMORY_SHARE = 0.8
 
@@ -34,13 +38,6 @@ for _ in range(8):
     best = max(best, 20 * 2 * 512 * 128 * 128 / (time.perf_counter() - start))
 print(best)
 """
-
-
-def cores() -> list[int]:
-    """Indices of the cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def free_memory_bytes() -> int:

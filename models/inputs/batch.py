@@ -68,14 +68,12 @@ class Batch:
 
     @property
     def requests(self) -> int:
+        """R."""
         return self.valid.shape[0]
 
     @property
-    def candidates_per_request(self) -> int:
-        return self.valid.shape[1]
-
-    @property
     def rows(self) -> int:
+        """B = R * C, padding included."""
         return self.valid.shape[0] * self.valid.shape[1]
 
 

@@ -64,8 +64,6 @@ from ..ranker import EncodedHistory, SequenceEncoder
 
 Array = jax.Array
 
-STRATEGIES = ("recent", "uniform", "recent_uniform", "learnable")
-
 # Names of the fields of each global token; () is the learnable vector.
 Globals = tuple[tuple[str, ...], ...]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import click
 
@@ -60,6 +59,7 @@ def aot(
     except CompilerMissing as error:
         raise click.ClickException(str(error)) from error
     from ...pallas_kernels.targets import get_target
+    from ..provenance import cores
     from . import run
     from .processes import rows_side_by_side
     from .report import header, line, summary
@@ -72,7 +72,7 @@ def aot(
     click.echo(header())
     found = []
     alone = len(targets) == 1
-    for row in run.rows(targets, request) if alone else rows_side_by_side(targets, request, jobs or _cores()):
+    for row in run.rows(targets, request) if alone else rows_side_by_side(targets, request, jobs or len(cores())):
         click.echo(line(row))
         found.append(row)
     click.echo(summary(found))
@@ -80,7 +80,3 @@ def aot(
         click.echo(json.dumps(run.result(found)))
     if any(row["status"] == "failed" for row in found):
         click.get_current_context().exit(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

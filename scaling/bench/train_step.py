@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ from flax import nnx
 
 from ...models import count
 from ...models.inputs import Batch, Field, Schema
-from ..provenance import environment
+from ..provenance import cores, environment
 from ..training import get_config
 from ..training.step import Trainer, make_trainer
 from . import step_costs
@@ -165,7 +164,7 @@ def _torch_step(
 
     from . import torch_rankmixer
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(len(cores()))
     x, labels = tokens_of(batch)
     steps, first = {}, {}
     for layout in torch_rankmixer.LAYOUTS:

@@ -10,11 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from .forms_base import Family, Form, Linear, Parameter, Slot, coefficient, exponent, floor_parameter
-
-_ONE = Slot("x", "dense_params", "parameters", ("N", "x1"))
-_SIZE = Slot("N", "dense_params", "parameters", ("x1", "x"))
-_DATA = Slot("D", "examples", "examples", ("x2",))
+from .forms_base import DATA, ONE, SIZE, Family, Form, Linear, Parameter, Slot, coefficient, exponent, floor_parameter
 
 
 def _ceiling() -> Parameter:
@@ -39,7 +35,7 @@ def auc() -> Form:
         ("AUC",),
         "t = S - A x^-alpha, t = 2 Phi^-1(AUC)^2",
         "Gaussian logits",
-        (_ONE,),
+        (ONE,),
         (_ceiling(), coefficient("A", "x", "alpha"), exponent("alpha", "x")),
         Family("auc", ("S", "A", "alpha"), value),
         linear,
@@ -97,7 +93,7 @@ def joint(slots: tuple[str, ...] = ("x",)) -> Form:
         (False,) * (2 + len(pairs)),
         grid={"v": (0.03, 0.08, 0.15, 0.3, 1.0)},
     )
-    described = {"x": _ONE, "N": _SIZE, "D": _DATA}
+    described = {"x": ONE, "N": SIZE, "D": DATA}
     return Form(
         "joint",
         ("JOINT",),

@@ -44,6 +44,12 @@ class Slot:
     valid: str = "x > 0"
 
 
+# The axes most forms share: the only one, a size, an amount of data.
+ONE = Slot("x", "dense_params", "parameters", ("N", "x1"))
+SIZE = Slot("N", "dense_params", "parameters", ("x1", "x"))
+DATA = Slot("D", "examples", "examples", ("x2",))
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One free parameter: its role, how it is searched, its search interval, unit and the axes it belongs to.

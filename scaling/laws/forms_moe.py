@@ -12,6 +12,8 @@ from functools import cache
 import numpy as np
 
 from .forms_base import (
+    DATA,
+    SIZE,
     UNCHECKED,
     Family,
     Form,
@@ -22,9 +24,6 @@ from .forms_base import (
     exponent,
     floor_parameter,
 )
-
-_SIZE = Slot("N", "dense_params", "parameters", ("x1", "x"))
-_DATA = Slot("D", "examples", "examples", ("x2",))
 
 
 @cache
@@ -73,7 +72,7 @@ def moe_granularity() -> Form:
         ("MOE-G",),
         "y = c + (g G^-gamma + a) N^-alpha + b D^-beta",
         "arXiv 2402.07871",
-        (_SIZE, _DATA, Slot("G", "expert_granularity")),
+        (SIZE, DATA, Slot("G", "expert_granularity")),
         parameters,
         Family("moe_granularity", names, value),
         Linear(("gamma", "alpha", "beta"), ("c", "g", "a", "b"), columns, (False,) * 4),
@@ -118,7 +117,7 @@ def moe_unified() -> Form:
         ("MOE-U",),
         "ln y = a ln N + b ln Ehat + c ln N ln Ehat + d",
         "arXiv 2202.01169",
-        (_SIZE, Slot("Ehat", "saturated_experts")),
+        (SIZE, Slot("Ehat", "saturated_experts")),
         parameters,
         Family("moe_unified", tuple("abcd"), value),
         linear,
@@ -177,7 +176,7 @@ def moe_sparsity() -> Form:
         ("MOE-S",),
         "y = e + a N^-alpha + b D^-beta + c s^-lambda + d s^-delta N^-gamma",
         "arXiv 2501.12370",
-        (_SIZE, _DATA, Slot("s", "active_fraction", "fraction", valid="0 < s <= 1")),
+        (SIZE, DATA, Slot("s", "active_fraction", "fraction", valid="0 < s <= 1")),
         parameters,
         Family("moe_sparsity", names, value),
         linear,

@@ -15,20 +15,17 @@ import numpy as np
 from scipy.stats import qmc
 
 from .forms_base import (
+    ONE,
     UNCHECKED,
     Family,
     Form,
     Linear,
     Parameter,
-    Slot,
     coefficient,
     exponent,
     floor_parameter,
 )
 
-_ONE = Slot("x", "dense_params", "parameters", ("N", "x1"))
-_SIZE = Slot("N", "dense_params", "parameters", ("x1", "x"))
-_DATA = Slot("D", "examples", "examples", ("x2",))
 _MANY_STARTS = 64
 _NEWTON_STEPS = 25
 
@@ -85,7 +82,7 @@ def log_linear(real: bool = False) -> Form:
         ("LL",),
         "y = a - b ln x",
         "limit of a power law",
-        (_ONE,),
+        (ONE,),
         parameters,
         Family("log_linear", ("a", "b"), value),
         linear,
@@ -113,7 +110,7 @@ def gain() -> Form:
         ("GAIN",),
         "delta = c x^gamma",
         "published gains over a baseline",
-        (_ONE,),
+        (ONE,),
         parameters,
         Family("gain", ("c", "gamma"), value),
         linear,
@@ -200,7 +197,7 @@ def saturating() -> Form:
         ("M4",),
         "(y - E) / (E0 - y)^a = A x^-c",
         "arXiv 2209.06640",
-        (_ONE,),
+        (ONE,),
         parameters,
         Family("saturating", ("E", "E0", "a", "A", "c"), value),
         starts=starts,
@@ -292,7 +289,7 @@ def broken(breaks: int = 1) -> Form:
         ("BNSL",),
         "y = a + b x^-c0 prod_i (1 + (x/d_i)^(1/f_i))^(-c_i f_i)",
         "arXiv 2210.14891, eq. 1",
-        (_ONE,),
+        (ONE,),
         tuple(parameters),
         Family(f"broken_{breaks}", tuple(names), value),
         linear,

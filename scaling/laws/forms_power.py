@@ -19,6 +19,9 @@ import numpy as np
 
 from .forms_base import (
     ABSENT,
+    DATA,
+    ONE,
+    SIZE,
     UNCHECKED,
     Family,
     Form,
@@ -30,8 +33,6 @@ from .forms_base import (
     floor_parameter,
 )
 
-SIZE = Slot("N", "dense_params", "parameters", ("x1", "x"))
-DATA = Slot("D", "examples", "examples", ("x2",))
 KAPPA = Parameter(
     "kappa",
     "shape",
@@ -133,14 +134,13 @@ def _additive_embed(names: list[tuple[str, str]], floor: bool) -> dict:
 @cache
 def power() -> Form:
     """y = A x^-alpha. For relative losses in percent fit y/100 + 1, which is loss / baseline."""
-    slot = Slot("x", "dense_params", "parameters", ("N", "x1"))
     names = [("A", "alpha")]
     return Form(
         "power",
         ("P0",),
         "y = A x^-alpha",
         "power law",
-        (slot,),
+        (ONE,),
         (coefficient("A", "x", "alpha"), exponent("alpha", "x")),
         additive_family(1),
         _linear(names, False),
@@ -154,7 +154,6 @@ def power() -> Form:
 @cache
 def power_offset(real_floor: bool = False) -> Form:
     """y = E + A x^-alpha, the default on one axis."""
-    slot = Slot("x", "dense_params", "parameters", ("N", "x1"))
     names = [("A", "alpha")]
     floor = floor_parameter("E", "real" if real_floor else "log")
     return Form(
@@ -162,7 +161,7 @@ def power_offset(real_floor: bool = False) -> Form:
         ("P1",),
         "y = E + A x^-alpha",
         "power law with offset",
-        (slot,),
+        (ONE,),
         (floor, coefficient("A", "x", "alpha"), exponent("alpha", "x")),
         additive_family(1, real_floor),
         _linear(names, True),
