@@ -47,6 +47,15 @@ def test_the_committed_table_is_that_of_the_quickstart_sweep():
     assert set(table["dataset"]) == {"known_truth"} and (table["status"] == "done").any()
 
 
+def test_committed_outputs_show_the_committed_table():
+    """Digits of fits differ between machines; means over a table do not."""
+    table = pd.read_parquet(ROOM / "runs" / "quickstart.parquet")
+    first = code_cells(nbformat.read(ROOM / "quickstart.ipynb", as_version=4))[0]
+    shown = "".join(output.get("data", {}).get("text/plain", "") for output in first.outputs)
+    means = table.groupby(["architecture", "dense_params"])["logloss"].mean()
+    assert [f"{value:.6f}" for value in means] == re.findall(r"0\.\d{6}\b", shown)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_says_what_is_committed(name):
     path = ROOM / f"{name}.ipynb"
