@@ -44,6 +44,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "cores": (),
 }
 
+# Fewest columns of a memory's values on a device, where they are split by columns: a vector register's lanes.
+_COLUMNS = 128
+
 
 def spec(
     logical_axes: Sequence[str | None],
@@ -82,11 +85,21 @@ def spec(
 def table_spec(name: str, leading: int, array: Any, mesh: Mesh) -> PartitionSpec:
     """How a table [..., rows, width], or the state of its rows' optimiser [..., rows] or [..., rows, width], is split.
 
+    By rows; memory values by columns where every device keeps at least 128 of them. A device then reads its columns of
+    every row hit and sends 1 / ways of the bytes that sums of its own rows would have.
+
     Args:
         name: logical axis of the rows, "rows" or "slots". leading: axes before them.
     """
     axes = (*(None,) * leading, name, "embed")[: len(array.shape)]
-    return spec(axes, array.shape, mesh)
+    rules = RULES
+    if name == "slots" and len(array.shape) == leading + 2:
+        by_columns = RULES | {"slots": (), "embed": RULES["slots"]}
+        split = spec(axes, array.shape, mesh, by_columns)
+        ways = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(split)))
+        if ways > 1 and array.shape[-1] // ways >= _COLUMNS:
+            rules = by_columns
+    return spec(axes, array.shape, mesh, rules)
 
 
 def batch_spec(mesh: Mesh) -> PartitionSpec:

@@ -80,6 +80,22 @@ def test_axes_are_split_by_rule(names, shape, mesh, expected):
     assert parallel.spec(names, shape, mesh) == expected
 
 
+@pytest.mark.parametrize(
+    "name, shape, mesh, expected",
+    [
+        ("slots", (1, 4096, 64), Mesh(tensor=4), P(None, "tensor")),  # narrow: by rows
+        ("slots", (1, 4096, 512), Mesh(tensor=4), P(None, None, "tensor")),  # 128 columns each
+        ("slots", (1, 2025, 512), Mesh(fsdp=2, tensor=2, data=2), P(None, None, ("fsdp", "tensor"))),
+        ("slots", (1, 4096, 512), Mesh(tensor=8), P(None, "tensor")),
+        ("slots", (1, 4096), Mesh(tensor=4), P(None, "tensor")),  # one number a row
+        ("slots", (1, 4096, 512), Mesh(data=8), P()),
+        ("rows", (1, 4096, 512), Mesh(tensor=4), P(None, "tensor")),  # embeddings: always by rows
+    ],
+)
+def test_values_are_split_by_rows_or_where_they_are_wide_by_columns(name, shape, mesh, expected):
+    assert parallel.table_spec(name, 1, jax.ShapeDtypeStruct(shape, "float32"), mesh) == expected
+
+
 def test_names_must_fit():
     with pytest.raises(ValueError, match="no rule for logical axis 'widht'"):
         parallel.spec(("widht",), (4,), Mesh(tensor=2))
@@ -158,4 +174,5 @@ def test_eight_devices_split_by_rule_equal_one():
 @pytest.mark.slow
 def test_every_mesh_equals_one_device():
     meshes = ["data=8", "fsdp=8", "data=2,tensor=4", "fsdp=2,tensor=2,token=2", "4x2"]
-    _equal_to_one((*RANKMIXER, meshes), (*MSN, ["data=2,tensor=4", "fsdp=4,tensor=2"]))
+    wide = (MSN[0], MSN[1] | {"width": 256, "memory_slots": 64})  # values by columns, 128 a device
+    _equal_to_one((*RANKMIXER, meshes), (*MSN, ["data=2,tensor=4", "fsdp=4,tensor=2"]), (*wide, ["data=4,tensor=2"]))
