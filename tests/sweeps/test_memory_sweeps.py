@@ -153,3 +153,59 @@ def test_what_two_million_rows_tell_of_the_pairs_of_the_slots_ladder():
 
     found = [missed(2**16, 2e6), missed(2**16, 1.6e7), missed(2**8, 2e6)]
     np.testing.assert_allclose(found, [0.0148, 0.0093, 0.1451], atol=6e-5)  # the sweep's own figures
+
+
+def first_seed(name):
+    file = load(name)
+    points = file.points()
+    rows = make_plan(file.config(), [point for point in points if point["seed"] == 0], sweep=name).rows
+    return rows, len(points) // len(rows)
+
+
+def test_slots_are_crossed_with_data_and_with_reads():
+    rows, repeats = first_seed("memory_slots_by_data")
+    assert repeats == 3 and len(rows) == 2 * 5 * 4
+    cells = {(row["counts"]["memory_slots"], row["config"]["training"]["examples"]) for row in rows}
+    assert len(cells) == 20 and {M for M, _ in cells} == {2**8, 2**10, 2**12, 2**14, 2**16}
+    assert len({row["trunk_id"] for row in rows}) == 2 * 5  # the horizons are branches of one run
+
+    rows, repeats = first_seed("memory_slots_by_reads")
+    models = [row["config"]["model"] for row in rows]
+    assert repeats == 3 and {model["memory_topk"] * model["memory_heads"] for model in models} == {8, 32, 128}
+    assert {model["memory_slots"] for model in models} == {1024, 2025, 4096, 16_384, 65_536}
+    assert len(rows) == 2 * 4 * 5
+
+
+def test_controls_of_the_slots_ladder_have_as_many_parameters():
+    rows, repeats = first_seed("memory_slots_controls")
+    models = [row["config"]["model"] for row in rows]
+    assert repeats == 3 and len(rows) == 15
+    learned = [r for r, m in zip(rows, models, strict=True) if m["memory_count"] and not m["values_frozen"]]
+    frozen = [r for r, m in zip(rows, models, strict=True) if m["values_frozen"]]
+    wide = [r for r, m in zip(rows, models, strict=True) if not m["memory_count"]]
+    for ours, other in zip(learned, wide, strict=True):
+        # One hidden unit of width 16 has 33 parameters.
+        assert abs(ours["counts"]["dense_params"] - other["counts"]["dense_params"]) <= 33 / 2
+        assert not other["counts"]["memory_slots"]
+    for ours, other in zip(learned, frozen, strict=True):
+        assert other["counts"]["memory_params"] == 0 < ours["counts"]["memory_params"]
+
+
+def test_slots_of_msn_at_fixed_width_and_at_equal_active_parameters():
+    rows, repeats = first_seed("memory_slots_msn")
+    assert repeats == 5 and 7 < len(rows) < 14
+    fixed = [row for row in rows if row["config"]["model"]["hidden"] == 128]
+    assert [row["config"]["model"]["memory_slots"] for row in fixed] == [n * n for n in (16, 23, 32, 45, 64, 91, 128)]
+    narrowed = {row["config"]["model"]["memory_slots"]: row for row in rows if row not in fixed}
+    assert 128 * 128 in narrowed and 16 * 16 not in narrowed
+    equal = [narrowed.get(row["config"]["model"]["memory_slots"], row) for row in fixed]
+    active = [row["counts"]["active_params"] for row in equal]
+    assert max(active) <= min(active) * 1.01 < fixed[-1]["counts"]["active_params"]
+
+
+def test_slots_of_lmn_reach_a_million():
+    rows, repeats = first_seed("lmn_slots_ladder")
+    models = [row["config"]["model"] for row in rows]
+    assert repeats == 3 and len(rows) == 22 and max(row["counts"]["memory_slots"] for row in rows) == 2**20
+    assert {model["memory_topk"] for model in models} == {8, 16, 32}
+    assert [model["memory_weight"] for model in models].count(0.0) == 1
