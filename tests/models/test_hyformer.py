@@ -261,6 +261,17 @@ def test_state_is_what_is_needed_and_can_be_stored(inputs, tmp_path):
     assert sum(leaf.size for leaf in leaves) == R * (2 * L * J * K * D + T_u * D + J * F_q + J)
 
 
+def test_scoring_holds_no_history_per_candidate():
+    """64 candidates over 512 events: temporaries of the compiled `score` stay below one array [R, C, S, D]."""
+    schema, candidates = small_schema((512, 3)), 64
+    model, made = abstract_model("hyformer", schema, SMALL | dict(encoder="full")), random_inputs(schema, 1, candidates)
+    graph, params = nnx.split(model)
+    state = jax.eval_shape(lambda p: nnx.merge(graph, p).encode_user(made.user), params)
+    score = jax.jit(lambda p, s: nnx.merge(graph, p).score(s, made.candidates).logits)
+    temporary = score.lower(params, state).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < 4 * candidates * 512 * 12
+
+
 def test_a_candidate_costs_little_more_on_a_longer_history():
     short, long = (count("hyformer", golden_schema(), dict(keep=4, width=32, recent=n)) for n in (5, 11))
     assert short.forward_flops_candidate == long.forward_flops_candidate

@@ -276,14 +276,14 @@ def test_state_is_what_is_needed_and_can_be_stored(inputs, config, tmp_path):
 
 
 def test_nothing_of_the_size_of_candidates_times_history_times_width():
-    schema, candidates = small_schema(columns=64), 32
-    config = SMALL | dict(ui=True)
-    model, made = abstract_model("mixformer", schema, config), random_inputs(schema, 1, candidates)
+    """Temporaries of the compiled `score` stay below a quarter of [R, C, S, T, D]; scores are [R, T/2, C, S]."""
+    schema, candidates, columns = small_schema(columns=256), 64, 256
+    model, made = abstract_model("mixformer", schema, SMALL | dict(ui=True)), random_inputs(schema, 1, candidates)
     graph, params = nnx.split(model)
     state = jax.eval_shape(lambda p: nnx.merge(graph, p).encode_user(made.user), params)
-    jaxpr = jax.make_jaxpr(lambda p, s: nnx.merge(graph, p).score(s, made.candidates).logits)(params, state)
-    largest = max(out.aval.size for eqn in jaxpr.eqns for out in eqn.outvars)
-    assert largest < candidates * 64 * 8
+    score = jax.jit(lambda p, s: nnx.merge(graph, p).score(s, made.candidates).logits)
+    temporary = score.lower(params, state).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < 4 * candidates * columns * 4 * 8 / 4
 
 
 @pytest.mark.slow
