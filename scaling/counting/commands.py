@@ -45,10 +45,15 @@ def count(model: str, schema_name: str, assignments: tuple[str, ...], xla: bool,
         click.echo(f"  {name:22s} {value:>22,d}")
     click.echo(f"  {'dense, counted':22s} {table.tree_params:>22,d}\n")
     units = {"user": "per request", "candidate": "per candidate", "forward": "per row", "train": "per row"}
-    head = f"{'FLOPs':24s} {'closed form':>22s} {'jaxpr':>22s}"
+    units |= dict.fromkeys(("step", "train_step"), "per batch")
+    head = f"{'FLOPs':26s} {'closed form':>22s} {'jaxpr':>22s}"
     click.echo(head + (f" {'XLA':>22s} {'XLA temporaries':>18s}" if xla else ""))
     for phase in PHASES:
-        line = f"  {phase:10s}{units[phase]:12s} {table.closed[phase]:>22,d} {table.jaxpr[phase]:>22,d}"
+        if units[phase] == "per batch" and not table.closed[phase] and not table.jaxpr[phase]:
+            continue  # few models make parameters from parameters
+        line = (
+            f"  {phase.replace('_', ' '):11s}{units[phase]:13s} {table.closed[phase]:>22,d} {table.jaxpr[phase]:>22,d}"
+        )
         if phase in table.xla:
             flops, temporary = table.xla_flops_per_row(phase), table.xla[phase].temporary_bytes
             line += f" {_number(flops):>22s} {byte_text(temporary):>18s}"

@@ -5,9 +5,11 @@
     candidate    forward_flops_candidate            F(1, 2) - F(1, 1)
     forward      forward_flops_per_row, C = 1       F(2, 1) - F(1, 1)
     train        train_flops_per_row, C = 1         the same difference of forward and backward passes
+    step         forward_flops_step, per batch      F(1, 1) - forward
+    train_step   train_flops_step, per batch        the same rest of forward and backward passes
 
 with F(R, C) the count of a whole forward pass of R requests with C candidates each: what does not grow with the batch
-(parameters made from parameters, `forward_flops_step`) belongs to no row. XLA counts a compiled batch,
+(parameters made from parameters) belongs to no row and is the last two. XLA counts a compiled batch,
 divided by its rows, element-wise work included. Parameters are compared with the abstract parameter tree.
 """
 
@@ -26,7 +28,7 @@ from .xla_cost import XlaCost, xla_cost
 # Rows of the compiled batch: enough that XLA sees matrix products and not vectors.
 XLA_ROWS = 64
 
-PHASES = ("user", "candidate", "forward", "train")
+PHASES = ("user", "candidate", "forward", "train", "step", "train_step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,8 @@ class CountTable:
     Attributes:
         count: the closed forms.
         tree_params: size of the abstract parameter tree; equals `count.dense_params`.
-        closed, jaxpr: phase -> FLOPs (per request for "user", per candidate for "candidate", per row else).
+        closed, jaxpr: phase -> FLOPs (per request for "user", per candidate for "candidate", per batch for "step" and
+            "train_step", per row else).
         xla: phase -> XLA's analysis of a batch of `XLA_ROWS` requests at C = 1, for "forward" and "train"; empty if not
             asked for.
     """
@@ -79,13 +82,17 @@ def count_table(name: str, schema: Schema, config: Any = None, *, xla: bool = Fa
     first = _flops(forward_program, name, schema, config, 1, 1)
     forward = _flops(forward_program, name, schema, config, 2, 1) - first
     candidate = _flops(forward_program, name, schema, config, 1, 2) - first
-    train = _flops(train_program, name, schema, config, 2, 1) - _flops(train_program, name, schema, config, 1, 1)
+    trained = _flops(train_program, name, schema, config, 1, 1)
+    train = _flops(train_program, name, schema, config, 2, 1) - trained
     jaxpr = {"user": forward - candidate, "candidate": candidate, "forward": forward, "train": train}
+    jaxpr |= {"step": first - forward, "train_step": trained - train}
     closed = {
         "user": count.forward_flops_user,
         "candidate": count.forward_flops_candidate,
         "forward": count.forward_flops_per_row,
         "train": count.train_flops_per_row,
+        "step": count.forward_flops_step,
+        "train_step": count.train_flops_step,
     }
     costs = {}
     if xla:

@@ -31,7 +31,9 @@ def test_count_prints_all_counts_and_agrees():
     assert value["agrees"] is True and value["tree_params"] == expected.dense_params
     assert value["jaxpr_flops"]["train"] == expected.train_flops_per_row
     assert value["config"]["hidden"] == 24 and value["xla"] == {}
-    assert f"{expected.dense_params:,d}" in _run(commands.count, "rankmixer", *SMALL)
+    text = _run(commands.count, "rankmixer", *SMALL)
+    assert f"{expected.dense_params:,d}" in text and "per batch" not in text
+    assert "train step per batch" in " ".join(_run(commands.count, "msn", "--set", "theta=left_nxn").split())
 
 
 def test_count_with_xla(tmp_path):

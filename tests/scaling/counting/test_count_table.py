@@ -1,5 +1,7 @@
 """Closed forms, jaxpr and XLA beside each other, for every registered backbone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -51,6 +53,14 @@ def test_raw_fields_bags_and_several_tasks(name):
     schema = Schema(MIXED.fields, (), MIXED.tasks)
     table = count_table(name, schema, config)
     assert table.agrees, (table.closed, table.jaxpr)
+
+
+def test_what_is_done_once_a_batch_is_counted_apart():
+    config = dict(tokens=4, width=16, hidden=24, memory_slots=49, memory_topk=4, key_width=6, theta="left_nxn")
+    table = count_table("msn", reference_schema(), config)
+    assert table.agrees and 0 < table.closed["step"] < table.closed["train_step"] <= 3 * table.closed["step"]
+    wrong = dataclasses.replace(table, closed=table.closed | {"step": 0})
+    assert not wrong.agrees
 
 
 def test_xla_counts_a_little_more_than_the_products():
