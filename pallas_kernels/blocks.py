@@ -1,7 +1,8 @@
 """Block sizes of kernels: measured ones, kept as data per kind of device, else the kernel's own rule.
 
     <operation>/tuned/<device kind>.json    {"provenance": {device, date, versions, command},
-                                             "blocks": {implementation: {case key: {name: size}}}}
+                                             "blocks": {implementation: {case key: {name: size}}},
+                                             "times_xla": {implementation: {case: times faster than XLA}}}
 
 A file is only ever written from a measurement on that device (`recscale bench kernels --tune`); without one every
 kernel uses its heuristic. A kernel module may say which sizes are worth trying:
@@ -16,6 +17,7 @@ import contextvars
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,7 @@ def block_sizes(
     Args:
         key: the shape, written by the kernel, such as "n256_K32_p128".
     """
-    measured = {} if target is None else _tuned(operation, target.device_kind)
+    measured = {} if target is None else _tuned(operation, target.device_kind, "blocks")
     chosen = dict(heuristic) | measured.get(implementation, {}).get(key, {})
     attempt = _trial.get()
     if attempt is None:
@@ -74,15 +76,22 @@ def block_sizes(
     return chosen | dict(attempt.sizes.get(key, {}))
 
 
-def is_measured(operation: str, implementation: str, target: Target | None) -> bool:
-    """Whether an implementation's block sizes were measured, its numbers checked first, on that kind of device."""
-    return target is not None and implementation in _tuned(operation, target.device_kind)
+def beats_xla(operation: str, implementation: str, target: Target | None) -> bool:
+    """Whether an implementation, its numbers checked first, was measured on that kind of device and is faster than XLA.
+
+    Faster is the geometric mean over the shapes it was measured at; one where XLA does not run (None) says nothing.
+    """
+    if target is None:
+        return False
+    times = _tuned(operation, target.device_kind, "times_xla").get(implementation)
+    known = [math.log(time) for time in (times or {}).values() if time is not None]
+    return times is not None and sum(known) >= 0
 
 
 @functools.cache
-def _tuned(operation: str, device_kind: str) -> dict[str, dict[str, dict[str, int]]]:
+def _tuned(operation: str, device_kind: str, part: str) -> dict[str, dict[str, Any]]:
     path = tuned_path(operation, device_kind)
-    return json.loads(path.read_text(encoding="utf-8"))["blocks"] if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8"))[part] if path.is_file() else {}
 
 
 def tuned_path(operation: str, device_kind: str) -> Path:
@@ -93,16 +102,23 @@ def tuned_path(operation: str, device_kind: str) -> Path:
 def write_tuned(
     operation: str,
     device_kind: str,
-    blocks: Mapping[str, Mapping[str, Mapping[str, int]]],
+    implementation: str,
+    sizes: Mapping[str, Mapping[str, int]],
+    times_xla: Mapping[str, float | None],
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Lays measured sizes (implementation -> case key -> sizes) over those kept for a device; returns the file."""
-    merged = {name: dict(keys) for name, keys in _tuned(operation, device_kind).items()}
-    for implementation, keys in blocks.items():
-        merged.setdefault(implementation, {}).update({key: dict(sizes) for key, sizes in keys.items()})
+    """Lays what was measured of one implementation over what is kept for a device; returns the file.
+
+    Args:
+        sizes: case key -> block sizes that beat the kernel's rule. times_xla: case -> how many times faster than XLA.
+    """
+    content: dict[str, Any] = {"provenance": dict(provenance)}
+    for part, new in (("blocks", sizes), ("times_xla", times_xla)):
+        kept = _tuned(operation, device_kind, part)
+        content[part] = kept | {implementation: kept.get(implementation, {}) | dict(new)}
     path = tuned_path(operation, device_kind)
     path.parent.mkdir(exist_ok=True)
-    text = json.dumps({"provenance": dict(provenance), "blocks": merged}, indent=2, sort_keys=True)
+    text = json.dumps(content, indent=2, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
     _tuned.cache_clear()
     return path

@@ -21,9 +21,14 @@ def einsum_float32(spec: str, x: Array, y: Array) -> Array:
     )
 
 
+def full_precision(*operands: Array) -> jax.lax.Precision | None:
+    """The precision that keeps float32 operands float32: matrix units round them to 8 or 10 bits by default."""
+    return jax.lax.Precision.HIGHEST if any(x.dtype == jnp.float32 for x in operands) else None
+
+
 def _direct(spec: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    return jnp.einsum(spec, x, y, precision=full_precision(x, y), preferred_element_type=jnp.float32)
 
 
 def _widened(spec: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(spec, x.astype(jnp.float32), y.astype(jnp.float32))
+    return _direct(spec, x.astype(jnp.float32), y.astype(jnp.float32))

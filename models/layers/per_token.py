@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.per_token_ffn import per_token_ffn
+from ...pallas_kernels.per_token_ffn import fuses, per_token_ffn
 from . import param
 from .matmul import product
 
@@ -75,7 +75,8 @@ class PerTokenFFN(nnx.Module):
     Both kernels are stored [T, narrow, F]: XLA's CPU backend multiplies out the second one's gradient 1.5 times faster
     in that order, other backends do not mind.
 
-    `implementation`: None is two products, one after the other; a name, or `interpret`, goes through
+    `implementation`: None is two products, one after the other, unless the fused operation has a kernel that was
+    measured to be faster here, or RECSCALE_IMPLEMENTATION names one; a name, or `interpret`, goes through
     `recscale.pallas_kernels.per_token_ffn` (no hidden is stored, activation and biases in float32), as long as the
     kernels are floats: int8 ones multiply by themselves.
     """
@@ -102,7 +103,8 @@ class PerTokenFFN(nnx.Module):
         )
 
     def __call__(self, x: Array) -> Array:
-        if self.implementation is None or not isinstance(self.up.kernel, nnx.Variable):
+        fused = self.implementation is not None or fuses(self.act)
+        if not fused or not isinstance(self.up.kernel, nnx.Variable):
             return self.down(activation(self.act)(self.up(x)))
         weights = [w[...] for w in (self.up.kernel, self.up.bias, self.down.kernel, self.down.bias)]
         if x.ndim == 2:

@@ -16,15 +16,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .. import targets
-from ..implementation import resolve
+from ..checks import if_checked
+from ..implementation import asked, resolve
+from ..mixed_precision import full_precision
 from . import reference
 
 Array = jax.Array
@@ -51,8 +51,8 @@ def grouped_matmul(
         x: float32 or bfloat16 [N, D], rows sorted by group.
         w: [G, D, F], float32 or the dtype of x.
         group_sizes: int32 [G], not negative, sum at most N. With RECSCALE_CHECK=1 in the environment that is checked.
-        implementation: see `recscale.pallas_kernels.implementation`; None is "xla" on every device, because no kernel
-            has been measured against it yet. interpret: run a kernel by interpretation.
+        implementation: see `recscale.pallas_kernels.implementation`; None takes kernels only where they were measured.
+        interpret: run a kernel by interpretation.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together; bad group sizes where they are checked.
@@ -60,8 +60,7 @@ def grouped_matmul(
     """
     _check(x, w, group_sizes)
     kernel = _choose(implementation, interpret, x, w)
-    if os.environ.get("RECSCALE_CHECK") == "1":
-        _check_sizes(group_sizes, x.shape[0])
+    if_checked(functools.partial(_refuse_sizes, x.shape[0]), lambda: (group_sizes,))
     return reference.matmul(x, w, group_sizes) if kernel == "reference" else _grouped(kernel, x, w, group_sizes)
 
 
@@ -94,17 +93,20 @@ class _XLA:
 
 def _choose(implementation: str | None, interpret: bool, x: Array, w: Array) -> Any:
     """What serves the request: "reference", `_XLA` or a `_Kernel`."""
-    chosen = implementation or "xla"
-    if chosen not in _KERNELS:
-        chosen = resolve("grouped_matmul", chosen, {})
-        if interpret:
-            raise NotImplementedError(f"interpret=True needs a Pallas implementation, not {chosen!r}")
-        return _XLA if chosen == "xla" else chosen
-    module, interpreted = _KERNELS[chosen]
-    kernel = importlib.import_module(module, __package__)
-    target = targets.get_target(interpreted) if interpret else targets.current()
-    resolve("grouped_matmul", chosen, {chosen: kernel.obstacle(target, x.shape, w.shape, x.dtype)})
-    return _Kernel(kernel, target, interpret)
+    implementation = asked("grouped_matmul", implementation)
+    name = implementation or f"pallas_{targets.current_platform()}"
+    obstacles, kernel = {}, None
+    if name in _KERNELS:
+        module, interpreted = _KERNELS[name]
+        target = targets.get_target(interpreted) if interpret else targets.current()
+        kernel = _Kernel(importlib.import_module(module, __package__), target, interpret)
+        obstacles[name] = kernel.module.obstacle(target, x.shape, w.shape, x.dtype)
+    chosen = resolve("grouped_matmul", implementation, obstacles, measured_only=True)
+    if chosen in _KERNELS:
+        return kernel
+    if interpret:
+        raise NotImplementedError(f"interpret=True needs a Pallas implementation, not {chosen!r}")
+    return _XLA if chosen == "xla" else chosen
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -128,12 +130,14 @@ _grouped.defvjp(_forward, _backward)
 # vmap (training replicas) goes through the products one after the other: JAX batches them only in special cases.
 @jax.custom_batching.sequential_vmap
 def _product(x: Array, w: Array, group_sizes: Array) -> Array:
-    return jax.lax.ragged_dot(x, w, group_sizes, preferred_element_type=jnp.float32)
+    return jax.lax.ragged_dot(x, w, group_sizes, precision=full_precision(x), preferred_element_type=jnp.float32)
 
 
 @jax.custom_batching.sequential_vmap
 def _weight_product(x: Array, dy: Array, group_sizes: Array) -> Array:
-    return jax.lax.ragged_dot_general(x, dy, group_sizes, _CONTRACT_ROWS, preferred_element_type=jnp.float32)
+    return jax.lax.ragged_dot_general(
+        x, dy, group_sizes, _CONTRACT_ROWS, precision=full_precision(x), preferred_element_type=jnp.float32
+    )
 
 
 def _rows_times_groups(x: Array, w: Array, group_sizes: Array) -> Array:
@@ -191,14 +195,6 @@ def _check(x: Array, w: Array, group_sizes: Array) -> None:
         raise ValueError(f"group_sizes is {group_sizes.dtype} {group_sizes.shape}, expected int32 ({w.shape[0]},)")
 
 
-def _check_sizes(group_sizes: Array, rows: int) -> None:
-    def refuse(sizes: np.ndarray) -> None:
-        if sizes.min() < 0 or sizes.sum() > rows:
-            raise ValueError(
-                f"group_sizes {sizes.tolist()} sum to {sizes.sum()}, expected none negative, sum <= {rows}"
-            )
-
-    if isinstance(group_sizes, jax.core.Tracer):
-        jax.debug.callback(lambda sizes: refuse(np.asarray(sizes)), group_sizes)
-    else:
-        refuse(np.asarray(group_sizes))
+def _refuse_sizes(rows: int, sizes) -> None:
+    if sizes.min() < 0 or sizes.sum() > rows:
+        raise ValueError(f"group_sizes {sizes.tolist()} sum to {sizes.sum()}, expected none negative, sum <= {rows}")

@@ -17,6 +17,7 @@ def matmul(x: Array, w: Array, group_sizes: Array) -> Array:
         inside = (row >= ends[g] - group_sizes[g]) & (row < ends[g])
         # Rows are cut out before the product: another group's NaN must not reach this group's gradient.
         rows = jnp.where(inside[:, None], x, 0)
-        product = jnp.matmul(rows, w[g].astype(x.dtype), preferred_element_type=jnp.float32)
+        own = w[g].astype(x.dtype).astype(jnp.float32)
+        product = jnp.matmul(rows.astype(jnp.float32), own, precision=jax.lax.Precision.HIGHEST)
         y = y + jnp.where(inside[:, None], product, 0.0)
     return y.astype(x.dtype)

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from ..checks import if_checked
+from ..implementation import asked
 from . import dispatch, reference, xla
 from .reference import INVISIBLE
 
@@ -67,17 +69,19 @@ def hybrid_attention(
         o like q with its last axis dv, in q's type; lse float32 [R, (C,) Q, H].
 
     Raises:
-        ValueError: shapes, mode or arguments that do not fit together.
+        ValueError: shapes, mode or arguments that do not fit together; with RECSCALE_CHECK=1 also lengths outside
+            0 ... S and positions that fall.
         NotImplementedError: the named implementation cannot serve the request.
     """
     _check(q, k, v, lengths, mode, q_pos, key_bias)
+    implementation = asked("hybrid_attention", implementation)
     *lead, Q, H, _ = q.shape
     C = lead[1] if len(lead) == 2 else 1
     rows = q.reshape(lead[0], C * Q, H, q.shape[-1])
     chosen = dispatch.choose(implementation, interpret, rows, k, v)
-    positions = _positions(mode, q_pos, Q)
-    if C > 1:
-        positions = jnp.tile(positions, (1, C))
+    own = _positions(mode, q_pos, Q)
+    if_checked(functools.partial(_refuse_values, k.shape[1]), lambda: (lengths, own))
+    positions = jnp.tile(own, (1, C)) if C > 1 else own
     attend = _ROWS.get(chosen) or functools.partial(dispatch.run_kernel, chosen, interpret)
     o, lse = attend(rows, k, v, lengths, positions, key_bias, scale)
     return o.reshape(*lead, Q, H, o.shape[-1]), lse.reshape(*lead, Q, H)
@@ -103,6 +107,13 @@ def _positions(mode: str, q_pos: Array | None, queries: int) -> Array:
     if mode == "positions":
         return q_pos.reshape(-1, queries).astype(jnp.int32)
     return jnp.arange(queries, dtype=jnp.int32)[None] * (mode == "causal")
+
+
+def _refuse_values(keys: int, lengths, positions) -> None:
+    if lengths.size and (lengths.min() < 0 or lengths.max() > keys):
+        raise ValueError(f"hybrid_attention: lengths {lengths.tolist()}, expected 0 to {keys}")
+    if (positions[..., 1:] < positions[..., :-1]).any():
+        raise ValueError("hybrid_attention: q_pos falls from one row to the next, expected it non-decreasing")
 
 
 def _check(q, k, v, lengths, mode, q_pos, key_bias) -> None:

@@ -22,7 +22,7 @@ import importlib
 
 import jax
 
-from ..implementation import resolve
+from ..implementation import note, resolve
 from ..targets import Target, current, current_platform, get_target
 
 Array = jax.Array
@@ -44,8 +44,10 @@ def choose(implementation: str | None, interpret: bool, q: Array, k: Array, v: A
     # Only a kernel that may be chosen is imported: another platform's may not even be importable here.
     wanted = [implementation] if implementation else [f"pallas_{current_platform()}"]
     obstacles = {name: _obstacle(name, interpret, q, k, v) for name in wanted if name in _KERNELS}
-    few = implementation is None and k.shape[1] <= k.shape[3]
-    chosen = "xla" if few else resolve("hybrid_attention", implementation, obstacles)
+    if implementation is None and k.shape[1] <= k.shape[3]:
+        chosen = note("hybrid_attention", "xla", "few keys")
+    else:
+        chosen = resolve("hybrid_attention", implementation, obstacles)
     if interpret and chosen not in _KERNELS:
         raise ValueError(f"interpret=True needs a Pallas implementation, but {chosen!r} was chosen; name one")
     return chosen

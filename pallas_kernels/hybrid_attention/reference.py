@@ -30,7 +30,7 @@ def attention(q, k, v, lengths, q_pos, bias, scale: float) -> tuple[Array, Array
     total = weights.sum(axis=-1, keepdims=True)
     some = total > 0
     safe = jnp.where(some, total, 1.0)
-    o = jnp.einsum("rhns,rshd->rnhd", weights / safe, _all_heads(k if v is None else v, q.shape[2]))
+    o = _einsum("rhns,rshd->rnhd", weights / safe, _all_heads(k if v is None else v, q.shape[2]))
     lse = jnp.where(some, most + jnp.log(safe), INVISIBLE)[..., 0]
     return o.astype(q.dtype), lse.swapaxes(1, 2)
 
@@ -49,14 +49,18 @@ def gradient(q, k, v, lengths, q_pos, bias, scale: float, do, dlse):
     scores = jnp.where(seen, _scores(q, k, bias, scale), INVISIBLE)
     p = jnp.where(seen, jnp.exp(scores - lse.swapaxes(1, 2)[..., None]), 0.0)
     delta = (jnp.sum(do * o, axis=-1) - dlse).swapaxes(1, 2)[..., None]
-    ds = p * (jnp.einsum("rnhd,rshd->rhns", do, values) - delta)
-    dq = scale * jnp.einsum("rhns,rshd->rnhd", ds, _all_heads(k, heads))
-    dk = scale * jnp.einsum("rhns,rnhd->rshd", ds, q.astype(jnp.float32))
-    dv = jnp.einsum("rhns,rnhd->rshd", p, do)
+    ds = p * (_einsum("rnhd,rshd->rhns", do, values) - delta)
+    dq = scale * _einsum("rhns,rshd->rnhd", ds, _all_heads(k, heads))
+    dk = scale * _einsum("rhns,rnhd->rshd", ds, q.astype(jnp.float32))
+    dv = _einsum("rhns,rnhd->rshd", p, do)
     if k.shape[2] == 1:
         dk, dv = dk.sum(axis=2, keepdims=True), dv.sum(axis=2, keepdims=True)
     dbias = None if bias is None else ds.sum(axis=2).swapaxes(1, 2)
     return (dq, dk + dv, None, dbias) if v is None else (dq, dk, dv, dbias)
+
+
+def _einsum(spec: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(spec, x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def _all_heads(x: Array, heads: int) -> Array:
@@ -66,5 +70,5 @@ def _all_heads(x: Array, heads: int) -> Array:
 
 def _scores(q: Array, k: Array, bias: Array | None, scale: float) -> Array:
     """float32 [R, H, N, S]."""
-    scores = scale * jnp.einsum("rnhd,rshd->rhns", q.astype(jnp.float32), _all_heads(k, q.shape[2]))
+    scores = scale * _einsum("rnhd,rshd->rhns", q.astype(jnp.float32), _all_heads(k, q.shape[2]))
     return scores if bias is None else scores + bias.astype(jnp.float32).transpose(0, 2, 1)[:, :, None]

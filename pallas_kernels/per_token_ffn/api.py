@@ -29,7 +29,8 @@ import jax.numpy as jnp
 
 from .. import targets
 from ..activations import ACTIVATIONS
-from ..implementation import resolve
+from ..blocks import beats_xla
+from ..implementation import asked, resolve
 from . import reference, xla
 from .form import Form, Weights
 
@@ -57,8 +58,8 @@ def per_token_matmul(
         w: [T, D, F], or [T, F, D] if `transposed`; float32 or the dtype of x.
         bias: [T, F].
         act: None, "gelu" (tanh form), "relu" or "silu".
-        implementation: see `recscale.pallas_kernels.implementation`; None is "xla" on every device, because no kernel
-            has been measured against it yet. interpret: run a kernel by interpretation.
+        implementation: see `recscale.pallas_kernels.implementation`; None takes kernels only where they were measured.
+        interpret: run a kernel by interpretation.
 
     Raises:
         ValueError: shapes, dtypes or names that do not fit.
@@ -99,21 +100,35 @@ def per_token_ffn(
     return _checked("per_token_ffn", form, x, Weights(w1, b1, w_gate, w2, b2), implementation, interpret)
 
 
+def fuses(act: str) -> bool:
+    """Whether a layer that names no implementation should call `per_token_ffn` rather than make two products: a kernel
+    is asked for by the environment, or was measured here to be faster, and the operation knows the activation.
+    """
+    if act not in ACTIVATIONS:
+        return False
+    kernel = f"pallas_{targets.current_platform()}"
+    measured = targets.partitions() == 1 and beats_xla("per_token_ffn", kernel, targets.current())
+    return measured or asked("per_token_ffn", None) is not None
+
+
 def _checked(
     operation: str, form: Form, x: Array, weights: Weights, implementation: str | None, interpret: bool
 ) -> Array:
     _check(form, x, weights)
-    chosen = implementation or "xla"
-    if chosen not in _KERNELS:
-        chosen = resolve(operation, chosen, {})
-        if interpret:
-            raise ValueError(f"interpret=True needs a Pallas implementation, but {chosen!r} was chosen; name one")
-        return reference.forward(form, x, weights) if chosen == "reference" else _run(xla.forward, form, x, weights)
-    module, interpreted = _KERNELS[chosen]
-    kernel = importlib.import_module(module, __package__)
-    target = targets.get_target(interpreted) if interpret else targets.current()
-    resolve(operation, chosen, {chosen: kernel.obstacle(target, form, x, weights)})
-    return _run(_bound(kernel.forward, target, interpret), form, x, weights)
+    implementation = asked("per_token_ffn", implementation)
+    name = implementation or f"pallas_{targets.current_platform()}"
+    obstacles, kernel, target = {}, None, None
+    if name in _KERNELS:
+        module, interpreted = _KERNELS[name]
+        kernel = importlib.import_module(module, __package__)
+        target = targets.get_target(interpreted) if interpret else targets.current()
+        obstacles[name] = kernel.obstacle(target, form, x, weights)
+    chosen = resolve(operation, implementation, obstacles, measured_only=True)
+    if chosen in _KERNELS:
+        return _run(_bound(kernel.forward, target, interpret), form, x, weights)
+    if interpret:
+        raise ValueError(f"interpret=True needs a Pallas implementation, but {chosen!r} was chosen; name one")
+    return reference.forward(form, x, weights) if chosen == "reference" else _run(xla.forward, form, x, weights)
 
 
 @functools.cache

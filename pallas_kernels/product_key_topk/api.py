@@ -20,7 +20,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ..implementation import resolve
+from ..checks import if_checked
+from ..implementation import asked, resolve
 from ..targets import Target, current, current_platform, get_target
 from . import reference, xla
 
@@ -42,8 +43,8 @@ def product_key_topk(
     """The `topk` best slots of every read and head, best first.
 
     A score of -inf (a masked key) counts as -1e30, a key's entry of -inf as -2^120; -0.0 equals +0.0. NaN breaks the
-    order but not the range of ids. Ids have no gradient; the gradient of the scores reaches queries (in their dtype)
-    and keys.
+    order but not the range of ids, or is a ValueError with RECSCALE_CHECK=1. Ids have no gradient; the gradient of the
+    scores reaches queries (in their dtype) and keys.
 
     Args:
         q: [N, H, 2, p], float32 or bfloat16. Products are summed in float32.
@@ -61,6 +62,8 @@ def product_key_topk(
         NotImplementedError: the named implementation cannot serve the request.
     """
     _check(q, keys, topk, scale)
+    if_checked(_refuse_nan, lambda: (jnp.isnan(q).any(), jnp.isnan(keys).any()))
+    implementation = asked("product_key_topk", implementation)
     reads, heads = q.shape[:2]
     if keys.ndim == 3:  # shared by the heads: a head is then one more read
         q, keys = q.reshape(reads * heads, 1, *q.shape[2:]), keys[None]
@@ -120,6 +123,11 @@ def _backward(topk, scale, name, target, interpret, saved, cotangents):
 
 
 _topk.defvjp(_forward, _backward)
+
+
+def _refuse_nan(in_q, in_keys) -> None:
+    if in_q or in_keys:
+        raise ValueError(f"product_key_topk: there is a NaN in {'q' if in_q else 'keys'}")
 
 
 def _check(q: Array, keys: Array, topk: int, scale: float) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..chunks import fold_rows, map_rows, rows_within
+from ..mixed_precision import full_precision
 from .reference import comparable, pair_ranks, products
 
 Array = jax.Array
@@ -58,11 +59,12 @@ def gradients(q: Array, keys: Array, ids: Array, ds: Array, scale: float) -> tup
     rows = rows_within(_LIMIT_BYTES, 4 * heads * 2 * sub_keys)
     # A masked key is not finite and was not selected; 0 * inf would make NaN of nothing.
     finite = jnp.where(jnp.isfinite(keys), keys, 0.0).astype(jnp.float32)
+    precision = full_precision(q, keys)
 
     def chunk(dkeys, q, ids, ds):
         dense = _spread(ids, ds, sub_keys) * scale
-        dq = jnp.einsum("hanm,hamp->nhap", dense, finite)
-        return dkeys + jnp.einsum("hanm,nhap->hamp", dense, q.astype(jnp.float32)), dq
+        dq = jnp.einsum("hanm,hamp->nhap", dense, finite, precision=precision)
+        return dkeys + jnp.einsum("hanm,nhap->hamp", dense, q.astype(jnp.float32), precision=precision), dq
 
     dkeys, dq = fold_rows(chunk, jnp.zeros(keys.shape, jnp.float32), rows, q, ids, ds)
     return dq, dkeys

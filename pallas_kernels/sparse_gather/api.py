@@ -16,13 +16,13 @@ Letters: N reads, J hits per read, M rows, d width.
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ..checks import if_checked
+from ..implementation import asked
 from . import dispatch, reference, xla
 from .gates import GATES
 
@@ -64,9 +64,9 @@ def sparse_gather(
         NotImplementedError: the named implementation cannot serve the request.
     """
     _check(values, ids, weights, gate, gate_fn, probe, value_grad)
+    implementation = asked("sparse_gather", implementation)
     plan = dispatch.plan_for("sparse_gather", implementation, interpret, values, ids.shape, gate_fn)
-    if os.environ.get("RECSCALE_CHECK") == "1":
-        _check_ids(ids, values.shape[0])
+    if_checked(functools.partial(_refuse_ids, values.shape[0]), lambda: (jnp.max(ids, initial=-1),))
     if value_grad != "dense":
         values = jax.lax.stop_gradient(values)
     if plan.name == "reference":
@@ -144,9 +144,9 @@ def sparse_dot(
         )
     if value_grad not in VALUE_GRADS:
         raise ValueError(f"sparse_dot: value_grad is {value_grad!r}, expected one of {', '.join(VALUE_GRADS)}")
+    implementation = asked("sparse_gather", implementation)
     plan = dispatch.plan_for("sparse_dot", implementation, interpret, values, ids.shape)
-    if os.environ.get("RECSCALE_CHECK") == "1":
-        _check_ids(ids, values.shape[0])
+    if_checked(functools.partial(_refuse_ids, values.shape[0]), lambda: (jnp.max(ids, initial=-1),))
     if value_grad != "dense":
         values = jax.lax.stop_gradient(values)
     if plan.name == "reference":
@@ -200,12 +200,6 @@ def _check(values, ids, weights, gate, gate_fn: str, probe, value_grad: str) -> 
             raise ValueError(f"sparse_gather: {name} has shape {array.shape}, expected {shape}")
 
 
-def _check_ids(ids: Array, rows: int) -> None:
-    def complain(highest) -> None:
-        if int(np.max(highest)) >= rows:
-            raise ValueError(f"sparse_gather: id {int(np.max(highest))} is outside a table of {rows} rows")
-
-    if isinstance(ids, jax.core.Tracer):
-        jax.debug.callback(complain, jnp.max(ids, initial=-1))
-    else:
-        complain(np.max(np.asarray(ids), initial=-1))
+def _refuse_ids(rows: int, highest) -> None:
+    if highest.max() >= rows:
+        raise ValueError(f"sparse_gather: id {highest.max()} is outside a table of {rows} rows")

@@ -72,7 +72,8 @@ def sum_hits(hits: SortedHits, weights: Array, g: Array, rows: int) -> Array:
 def products_of(flat_weights: Array, g: Array, order: Array, per_read: int) -> Array:
     """w * g of the hits with the given flat indices: float32 [n, d]."""
     w = jnp.take(flat_weights, order, mode="clip").astype(jnp.float32)
-    return jnp.einsum("h,hd->hd", w, jnp.take(g, order // per_read, axis=0, mode="clip").astype(jnp.float32))
+    rows = jnp.take(g, order // per_read, axis=0, mode="clip").astype(jnp.float32)
+    return jnp.einsum("h,hd->hd", w, rows, precision=jax.lax.Precision.HIGHEST)
 
 
 def _piece_targets(rows_of_hits: Array, rows: int) -> Array:

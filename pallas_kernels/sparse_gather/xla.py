@@ -20,6 +20,8 @@ _LIMIT_BYTES = 64 * 2**20
 # Hits per iteration of the loop: enough to fuse, few enough to compile quickly.
 _UNROLL = 8
 
+_FULL = jax.lax.Precision.HIGHEST
+
 
 def read(values: Array, ids: Array, weights: Array) -> Array:
     """y [N, d] float32 as `reference.read` defines it."""
@@ -27,7 +29,7 @@ def read(values: Array, ids: Array, weights: Array) -> Array:
     def chunk(ids, weights):
         def add(y, hit):
             index, weight = hit
-            return y + jnp.einsum("n,nd->nd", weight, _rows(values, index)), None
+            return y + jnp.einsum("n,nd->nd", weight, _rows(values, index), precision=_FULL), None
 
         start = jnp.zeros((ids.shape[0], values.shape[1]), jnp.float32)
         present = jnp.where(ids >= 0, weights.astype(jnp.float32), 0.0)
@@ -41,7 +43,7 @@ def weight_gradient(values: Array, ids: Array, g: Array) -> Array:
 
     def chunk(ids, g):
         def one(_, index):
-            return None, jnp.einsum("nd,nd->n", g, _rows(values, index))
+            return None, jnp.einsum("nd,nd->n", g, _rows(values, index), precision=_FULL)
 
         dw = jax.lax.scan(one, None, ids.T, unroll=_unroll(ids))[1].T
         return jnp.where(ids >= 0, dw, 0.0)

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from .. import targets
 from ..activations import ACTIVATIONS
-from ..implementation import resolve
+from ..implementation import asked, resolve
+from ..mixed_precision import full_precision
 from . import reference
 
 Array = jax.Array
@@ -77,8 +78,8 @@ def w8a16_matmul(
         scale: float32 [F] or [T, F]; with group scales [G, F] or [T, G, F], each for D/G inputs.
         bias: [F] or [T, F].
         act: None, "gelu" (tanh form), "relu" or "silu", applied in float32.
-        implementation: see `recscale.pallas_kernels.implementation`; None is "xla" on every device, because no kernel
-            has been measured against it yet. interpret: run a kernel by interpretation.
+        implementation: see `recscale.pallas_kernels.implementation`; None takes kernels only where they were measured.
+        interpret: run a kernel by interpretation.
 
     Returns:
         [..., F], in the token order of x.
@@ -103,18 +104,20 @@ def w8a16_matmul(
 
 def _implementation(implementation: str | None, interpret: bool, x: Array, wq: Array, scale: Array, act: str | None):
     """The function (x, wq, scale, bias, act, out_dtype) -> y that serves the request."""
-    chosen = implementation or "xla"
-    if chosen not in _KERNELS:
-        chosen = resolve("w8a16_matmul", chosen, {})
-        if interpret:
-            raise NotImplementedError(f"interpret=True needs a Pallas implementation, not {chosen!r}")
-        return _XLA_OR_REFERENCE[chosen]
-    module, interpreted = _KERNELS[chosen]
-    kernel = importlib.import_module(module, __package__)
-    target = targets.get_target(interpreted) if interpret else targets.current()
-    reason = kernel.obstacle(target, x.shape, wq.shape, scale.shape, x.dtype, act)
-    resolve("w8a16_matmul", chosen, {chosen: reason})
-    return _bound(kernel.matmul, target, interpret)
+    implementation = asked("w8a16_matmul", implementation)
+    name = implementation or f"pallas_{targets.current_platform()}"
+    obstacles, kernel, target = {}, None, None
+    if name in _KERNELS:
+        module, interpreted = _KERNELS[name]
+        kernel = importlib.import_module(module, __package__)
+        target = targets.get_target(interpreted) if interpret else targets.current()
+        obstacles[name] = kernel.obstacle(target, x.shape, wq.shape, scale.shape, x.dtype, act)
+    chosen = resolve("w8a16_matmul", implementation, obstacles, measured_only=True)
+    if chosen in _KERNELS:
+        return _bound(kernel.matmul, target, interpret)
+    if interpret:
+        raise NotImplementedError(f"interpret=True needs a Pallas implementation, not {chosen!r}")
+    return _XLA_OR_REFERENCE[chosen]
 
 
 @functools.cache
@@ -139,12 +142,12 @@ def _xla(x: Array, wq: Array, scale: Array, bias: Array | None, act: str | None,
     groups, outputs = scale.shape[-2:]
     weights = wq.astype(x.dtype)
     if groups == 1:
-        y = jnp.matmul(x, weights, preferred_element_type=jnp.float32) * scale
+        y = jnp.matmul(x, weights, precision=full_precision(x), preferred_element_type=jnp.float32) * scale
     else:
         # The groups become a batch axis: [.., G, B, D/G] x [.., G, D/G, F], each sum under its own scale.
         parts = x.reshape(*x.shape[:-1], groups, -1).swapaxes(-3, -2)
         weights = weights.reshape(*wq.shape[:-2], groups, -1, outputs)
-        sums = jnp.matmul(parts, weights, preferred_element_type=jnp.float32)
+        sums = jnp.matmul(parts, weights, precision=full_precision(x), preferred_element_type=jnp.float32)
         y = (sums * scale[..., None, :]).sum(axis=-3)
     if bias is not None:
         y = y + bias.astype(jnp.float32)[..., None, :]

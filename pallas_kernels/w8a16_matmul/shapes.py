@@ -1,7 +1,8 @@
 """Named shapes of `w8a16_matmul`: bfloat16 activations and results, one scale per output, no bias.
 
 "w8-16" and "w8-64" are a serving layer at few rows, "w8-256" one of a large model, "w8-tokens" one matrix per token.
-The rival is the bfloat16 product of the widened weights in one XLA program.
+Rivals are XLA products: of the same int8 weights, widened in the program, and of bfloat16 ones, which are twice the
+bytes and are among a case's arrays for that alone.
 """
 
 from __future__ import annotations
@@ -22,14 +23,20 @@ def _inputs(key, rows: int, inputs: int, outputs: int, tokens: int | None):
     x_key, w_key, scale_key = jax.random.split(key, 3)
     x = jax.random.normal(x_key, (*lead, rows, inputs), jnp.bfloat16)
     wq = jax.random.randint(w_key, (*lead, inputs, outputs), -127, 128, jnp.int8)
-    return x, wq, jax.random.uniform(scale_key, (*lead, outputs), jnp.float32, 0.5, 1.5)
+    scale = jax.random.uniform(scale_key, (*lead, outputs), jnp.float32, 0.5, 1.5)
+    return x, wq, scale, (wq * scale[..., None, :]).astype(jnp.bfloat16)
 
 
-def _call(x, wq, scale, *, implementation, interpret=False):
+def _call(x, wq, scale, w, *, implementation, interpret=False):
+    del w
     return w8a16_matmul(x, wq, scale, token_first=wq.ndim == 3, implementation=implementation, interpret=interpret)
 
 
-def _widened(x, wq, scale):
+def _bfloat16(x, wq, scale, w):
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _widened(x, wq, scale, w):
     return (jnp.matmul(x, wq.astype(x.dtype), preferred_element_type=jnp.float32) * scale[..., None, :]).astype(x.dtype)
 
 
@@ -44,7 +51,7 @@ def _case(name: str, group: str, rows: int, inputs: int, outputs: int, tokens: i
         bytes_moved=(tokens or 1) * each,
         flops=(tokens or 1) * 2 * rows * inputs * outputs,
         temporaries=_temporaries(group, rows, 4 * outputs * (tokens or 0)),
-        rivals={"bf16 x widened int8 (XLA)": _widened},
+        rivals={"bf16 x widened int8 (XLA)": _widened, "bf16 x bf16 (XLA)": _bfloat16},
         rtol=1e-2,
     )
 

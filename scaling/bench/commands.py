@@ -88,6 +88,21 @@ def serve(names: tuple[str, ...], rounds: int, keep_memory: bool, as_json: bool)
     _finish(result, as_json)
 
 
+@bench.command("history")
+@click.option("--rounds", default=5, show_default=True, help="Timed steps of each length.")
+@click.option("--keep-memory/--no-keep-memory", default=True, help="Keep freed memory in the process.")
+@_JSON
+def history(rounds: int, keep_memory: bool, as_json: bool) -> None:
+    """LONGER training step on 512 to 8,192 events at 64 query rows: time, memory and FLOPs against the length."""
+    from .. import host_memory
+
+    if keep_memory:
+        host_memory.keep_freed_memory()
+    from . import history_length as measured
+
+    _show(measured.run(rounds=rounds), as_json)
+
+
 @bench.command("laws")
 @_JSON
 def laws(as_json: bool) -> None:
@@ -124,6 +139,9 @@ def reader(rows: int, as_json: bool) -> None:
 @click.option("--operation", "operations", multiple=True, metavar="OP", help="Only this one; may be repeated.")
 @click.option("--case", "names", multiple=True, metavar="NAME", help="Only this shape; may be repeated.")
 @click.option("--implementation", "implementations", multiple=True, metavar="NAME", help="Only this one, beside XLA.")
+@click.option(
+    "--group", "groups", multiple=True, type=click.Choice(("tiny", "ragged", "bench")), help="Only such shapes."
+)
 @click.option("--tune", is_flag=True, help="Search block sizes first and keep what is faster as this device's.")
 @click.option("--cpu", is_flag=True, help="Tiny shapes of the XLA paths on the CPU, to prove the harness.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the rows to this JSON file.")
@@ -132,6 +150,7 @@ def kernels(
     operations: tuple[str, ...],
     names: tuple[str, ...],
     implementations: tuple[str, ...],
+    groups: tuple[str, ...],
     tune: bool,
     cpu: bool,
     out: Path | None,
@@ -148,7 +167,9 @@ def kernels(
     try:
         if tune:
             attempts = list(_tuned(operations, names))
-        for row in measured.run(operations=operations, names=names, implementations=implementations, cpu=cpu):
+        for row in measured.run(
+            operations=operations, names=names, implementations=implementations, groups=groups, cpu=cpu
+        ):
             click.echo(measured.report(row))
             rows.append(row)
     except measured.NoAccelerator as error:
@@ -177,7 +198,8 @@ def _tuned(operations: tuple[str, ...], names: tuple[str, ...]):
     provenance = {key: where[key] for key in ("device", "date", "versions", "command")}
     for row in tune_and_write(operations or OPERATIONS, names, target, provenance, Effort(warmup=3, runs=15)):
         time = "-" if row["median_ms"] is None else f"{row['median_ms']:.4f} ms"
-        click.echo(f"{row['operation']}/{row['case']} {row['key']} {row['sizes']} {time} {row['reason']}".rstrip())
+        head = f"{row['operation']}/{row['case']} {row['implementation']} {row['key']} {row['sizes']}"
+        click.echo(f"{head} {time} {row['reason']}".rstrip())
         yield row
 
 

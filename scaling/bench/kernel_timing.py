@@ -49,7 +49,9 @@ def input_sets(case: Case, target: Target | None, effort: Effort) -> list[Any]:
     if calls is None:
         on_chip = 0 if target is None else target.vmem_bytes if target.platform == "tpu" else _GPU_L2_BYTES
         room = _MEMORY_SHARE * target.hbm_bytes / each if target is not None else 2
-        calls = int(max(2, min(-(-_CACHES * on_chip // each), _MOST_CALLS, room)))
+        # What a call reads may be less than its inputs: some are there for a rival.
+        read = max(min(each, case.bytes_moved), 1)
+        calls = int(max(2, min(-(-_CACHES * on_chip // read), _MOST_CALLS, room)))
     make = jax.jit(case.inputs)
     return [make(jax.random.key(seed)) for seed in range(calls)]
 

@@ -2,8 +2,9 @@
 
 A kernel's module says what is worth trying (`candidates(key, heuristic, target)`); one that does not is tried at half
 and twice each size of its own rule. The keys of a case (forward, backward) are searched one after the other. What is
-faster than the rule and still right is written to `<operation>/tuned/<device>.json`; an entry there, be it empty, also
-makes the kernel the automatic choice on that kind of device, so a kernel with a wrong result at any shape gets none.
+faster than the rule and still right is written to `<operation>/tuned/<device>.json` beside how many times faster than
+XLA the kernel then is at each shape: that decides whether it is the automatic choice on that kind of device
+(`blocks.beats_xla`). A kernel with a wrong result at any shape gets no entry.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Sizes = dict[str, dict[str, int]]
 def tune(case: Case, implementation: str, target: Target, effort: Effort) -> tuple[Sizes, list[dict[str, Any]]]:
     """The best sizes found for a case (key -> sizes, those that beat the rule), and one row per attempt.
 
-    Rows: key, sizes, median_ms (None where it does not run or is wrong), reason.
+    Rows: key, sizes, median_ms (None where it does not run or is wrong), reason, times_xla; the last one is XLA's.
     """
     sets = input_sets(case, target, effort)
     expected = jax.jit(lambda *a: case.call(*a, implementation="reference"))(*sets[0])
@@ -47,6 +48,11 @@ def tune(case: Case, implementation: str, target: Target, effort: Effort) -> tup
             rows.append({"key": request.key, "sizes": sizes, "median_ms": attempt, "reason": reason})
             if attempt is not None and (time is None or attempt < _GAIN * time):
                 time, best[request.key] = attempt, sizes
+    _, xla, reason = _attempt(case, "xla", {}, sets, expected, effort)
+    rows.append({"implementation": "xla", "key": "", "sizes": {}, "median_ms": xla, "reason": reason})
+    for row in rows:
+        own = row["median_ms"]
+        row["times_xla"] = None if own is None or xla is None else xla / own
     return best, rows
 
 
@@ -58,17 +64,20 @@ def tune_and_write(
     for operation in operations:
         for implementation in cases.kernels(operation, target.platform):
             found: Sizes = {}
-            ran, wrong = False, False
+            times: dict[str, float | None] = {}
+            wrong = False
             for case in cases.cases(operation):
                 if case.name in names or (not names and case.group == "bench"):
                     best, rows = tune(case, implementation, target, effort)
                     found |= best
-                    ran |= any(row["median_ms"] is not None for row in rows)
+                    own = [row for row in rows[:-1] if row["median_ms"] is not None]
+                    if own:
+                        times[case.name] = min(own, key=lambda row: row["median_ms"])["times_xla"]
                     wrong |= rows[0]["reason"].startswith(_WRONG)
                     for row in rows:
                         yield {"operation": operation, "case": case.name, "implementation": implementation, **row}
-            if ran and not wrong:
-                blocks.write_tuned(operation, target.device_kind, {implementation: found}, provenance)
+            if times and not wrong:
+                blocks.write_tuned(operation, target.device_kind, implementation, found, times, provenance)
 
 
 def offered(request: Asked) -> Iterator[dict[str, int]]:

@@ -50,7 +50,7 @@ class Contraction:
     """One matrix product, convolution or kernel call of a jaxpr.
 
     Attributes:
-        primitive: "dot_general", "ragged_dot_general", "conv_general_dilated" or "pallas_call".
+        primitive: "dot_general", "ragged_dot_general", "conv_general_dilated", or that of a Pallas kernel.
         shapes: operand and result shapes.
         flops: of one execution.
         times: executions, loops and devices multiplied out.
@@ -187,7 +187,9 @@ def _pallas_call(eqn: JaxprEqn) -> int:
     estimate = eqn.params.get("cost_estimate")
     if estimate is None:
         name = eqn.params.get("name") or eqn.source_info.name_stack
-        raise ValueError(f"pallas_call {str(name)!r} has no cost estimate; give it cost_estimate=pl.CostEstimate(...)")
+        raise ValueError(
+            f"{eqn.primitive.name} {str(name)!r} has no cost estimate; give it cost_estimate=pl.CostEstimate(...)"
+        )
     return round(estimate.flops)
 
 
@@ -196,6 +198,9 @@ _FLOPS: dict[str, Callable[[JaxprEqn], int]] = {
     "ragged_dot_general": _ragged_dot_general,
     "conv_general_dilated": _convolution,
     "pallas_call": _pallas_call,
+    # What `pl.kernel` makes (GPUs, SparseCores), depending on the version of JAX.
+    "mpmd_map": _pallas_call,
+    "core_map": _pallas_call,
 }
 
 

@@ -140,12 +140,22 @@ class Group:
                 mine = at.horizon in (None, horizon)
                 records.truncate_metrics(run.run_dir, position["step"] if mine else at.start)
 
-    def finish(self, run: RunSpec, metrics: dict[str, Any] | None, cost: dict[str, Any], failed_at: int) -> None:
-        """Writes a run's final record: done with metrics, or diverged with the step that was not finite."""
+    def finish(
+        self,
+        run: RunSpec,
+        metrics: dict[str, Any] | None,
+        cost: dict[str, Any],
+        kernels: dict[str, Any],
+        failed_at: int,
+    ) -> None:
+        """Writes a run's final record: done with metrics, or diverged with the step that was not finite.
+
+        kernels: operation -> {implementation that served it: reason}.
+        """
         record = records.read_record(run.run_dir) or self._record(run, self.source.facts())
         lines = records.read_metrics(run.run_dir)
         progressive = progressive_metrics(lines, self.steps[id(run)])
-        record |= {"finished": _now(), "cost": cost}
+        record |= {"finished": _now(), "cost": cost, "kernels": kernels}
         if failed_at >= 0:
             record |= {"status": "diverged", "reasons": [f"loss was not finite at step {failed_at}"]}
             record["metrics"] = {"logloss": None, **progressive}

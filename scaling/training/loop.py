@@ -197,4 +197,4 @@ class _Loop:
             with jax.transfer_guard("allow"):  # metrics are computed on the host and compare with host arrays
                 metrics = self.source.evaluate(logits[replica]) | usage[replica] if at < 0 else None
             for run in self.group.members(segment, replica):
-                self.group.finish(run, metrics, cost, at)
+                self.group.finish(run, metrics, cost, self.trainer.kernels, at)

@@ -25,6 +25,7 @@ from ...models.inputs import Batch, Schema
 from ...models.inputs.history import random_suffixes
 from ...models.inputs.tables import EmbeddingTables, embed, find_touched, gather_touched, table_lookup, touched_lookup
 from ...models.layers.losses import training_loss
+from ...pallas_kernels.implementation import recording
 from ...pallas_kernels.targets import partitioned
 from .. import parallel
 from ..data.source import Source
@@ -109,6 +110,8 @@ class Trainer:
         self._graphdef = nnx.split(abstract)[0]
         self._memory = MemoryValues(abstract, options.values)
         self._task_weights = tuple(task.weight for task in self.schema.tasks)
+        # What served the operations of the compiled functions, and why: operation -> {implementation: reason}.
+        self.kernels: dict[str, dict[str, str]] = {}
         of_state, of_step, of_output = {}, {}, {}
         if mesh is not None:
             whole = parallel.replicated(mesh)
@@ -189,11 +192,11 @@ class Trainer:
         return self._memory.sub_keys
 
     def _on_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, traced knowing over how many devices XLA will split it."""
+        """The function, traced knowing over how many devices XLA will split it; notes what serves its operations."""
 
         @functools.wraps(function)
         def traced(*args: Any) -> Any:
-            with partitioned(1 if self.mesh is None else self.mesh.size):
+            with partitioned(1 if self.mesh is None else self.mesh.size), recording(self.kernels):
                 return function(*args)
 
         return traced

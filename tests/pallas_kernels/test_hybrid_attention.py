@@ -206,6 +206,20 @@ def test_what_does_not_fit_is_refused(changes, message):
         hybrid_attention(q, k, v, lengths, scale=1.0, **changes)
 
 
+def test_lengths_and_positions_are_errors_where_values_are_checked(monkeypatch):
+    monkeypatch.setenv("RECSCALE_CHECK", "1")
+    q, k, v, _, lengths = arrays(candidates=C)
+    hybrid_attention(q, k, v, lengths, scale=1.0, mode="causal")  # positions start again with every candidate
+    with pytest.raises(ValueError, match=r"lengths \[0, 1, 6, 10\], expected 0 to 9"):
+        hybrid_attention(q, k, v, lengths.at[3].set(S + 1), scale=1.0)
+    with pytest.raises(ValueError, match="q_pos falls"):
+        hybrid_attention(q, k, v, lengths, scale=1.0, mode="positions", q_pos=jnp.asarray([0, 2, 1, 3, 4], jnp.int32))
+    with pytest.raises(Exception, match="expected 0 to 9"):
+        run = jax.jit(lambda lengths: hybrid_attention(q, k, v, lengths, scale=1.0))
+        jax.block_until_ready(run(lengths.at[0].set(-1)))
+        jax.effects_barrier()
+
+
 def test_shapes_that_do_not_fit_are_refused():
     q, k, v, _, lengths = arrays()
     with pytest.raises(ValueError, match="k needs 1 or 2"):

@@ -159,6 +159,17 @@ def test_masked_keys_and_nan():
     assert np.isfinite(grad).all()
 
 
+def test_nan_is_an_error_where_values_are_checked(monkeypatch):
+    monkeypatch.setenv("RECSCALE_CHECK", "1")
+    q, keys = jnp.ones((3, 1, 2, 4)), jnp.ones((1, 2, 5, 4))
+    product_key_topk(q, keys, 2)
+    with pytest.raises(ValueError, match="NaN in keys"):
+        product_key_topk(q, keys.at[0, 1, 2, 3].set(jnp.nan), 2)
+    with pytest.raises(Exception, match="NaN in q"):
+        jax.block_until_ready(jax.jit(lambda q: product_key_topk(q, keys, 2))(q.at[1].set(jnp.nan)))
+        jax.effects_barrier()
+
+
 def test_two_runs_are_bit_equal_and_bfloat16_gradients_keep_their_dtype():
     rng = np.random.default_rng(5)
     q = jnp.asarray(rng.standard_normal((64, 2, 2, 8)), jnp.bfloat16)

@@ -1,5 +1,6 @@
 """`recscale bench kernels` and `mfu`: the harness at tiny shapes on the CPU, wrong results, search of block sizes."""
 
+import dataclasses
 import json
 
 import jax
@@ -71,6 +72,48 @@ def test_wrong_results_have_no_time():
     assert not kernel_timing.errors(wrong, jnp.full(8, jnp.nan), expected)["within_tolerance"]
 
 
+def test_only_kernels_must_repeat_their_bits(monkeypatch):
+    """XLA adds with atomics on GPUs; without its time there would be nothing to compare with."""
+    monkeypatch.setattr(kernels, "bit_equal", lambda a, b: False)
+    case = _toy(rivals={})
+    sets = kernel_timing.input_sets(case, H100, ONCE)
+    for name, status in (("xla", "measured"), ("pallas_gpu", "wrong")):
+        row = kernels._row(case, name, lambda x: 2 * x, sets, 2 * sets[0][0], "", H100, ONCE, exact=True)
+        assert row["status"] == status and row["bit_equal"] is False
+
+
+def test_small_shapes_come_first_and_are_not_timed_long(monkeypatch):
+    """On a device every shape is checked, small ones before anything is timed."""
+    made = [_toy(name=name, group=group) for name, group in (("a", "bench"), ("b", "tiny"), ("c", "ragged"))]
+    monkeypatch.setattr(cases, "OPERATIONS", ("toy",))
+    monkeypatch.setattr(cases, "cases", lambda operation: made)
+    monkeypatch.setattr(kernels, "accelerator", lambda: H100)
+
+    def measured(case, target, implementations, effort):
+        return [{"case": case.name, "runs": effort.runs}]
+
+    monkeypatch.setattr(kernels, "measure", measured)
+    assert [(row["case"], row["runs"]) for row in kernels.run()] == [("b", 3), ("c", 3), ("a", 50)]
+    assert [row["case"] for row in kernels.run(groups=("bench",))] == ["a"]
+    assert [row["case"] for row in kernels.run(names=("a", "b"))] == ["b", "a"]
+
+
+def test_int8_weights_have_a_bfloat16_rival():
+    """The product it is claimed to beat reads weights of two bytes; the closed forms and the kernel do not see them."""
+    for case in cases.cases("w8a16_matmul"):
+        _, wq, _, w = case.structs()
+        assert w.dtype == jnp.bfloat16 and w.shape == wq.shape
+    case = cases.cases("w8a16_matmul")[1]
+    arrays = case.inputs(jax.random.key(0))
+    expected = case.call(*arrays, implementation="reference").astype(jnp.float32)
+    for rival in case.rivals.values():
+        error = jnp.abs(rival(*arrays).astype(jnp.float32) - expected).max()
+        assert error < 2e-2 * jnp.abs(expected).max() or rival.__name__ == "_bfloat16"
+    by_hand = arrays[0].astype(jnp.float32) @ arrays[3].astype(jnp.float32)
+    found = case.rivals["bf16 x bf16 (XLA)"](*arrays)
+    assert jnp.abs(found.astype(jnp.float32) - by_hand).max() < 1e-2 * jnp.abs(by_hand).max()
+
+
 def test_ids_are_compared_by_share():
     expected = (jnp.ones(2000), jnp.arange(2000))
     found = kernel_timing.errors(_toy(), (jnp.ones(2000), jnp.arange(2000).at[0].set(5)), expected)
@@ -84,9 +127,11 @@ def test_bits_are_compared():
 
 
 def test_inputs_rotate_through_more_than_the_cache():
-    large = _toy(inputs=lambda key: (jax.random.normal(key, (2**20,)),))
+    large = _toy(inputs=lambda key: (jax.random.normal(key, (2**20,)),), bytes_moved=2**24)
     sets = kernel_timing.input_sets(large, H100, Effort())
     assert len(sets) == 25  # 4 x 50 MiB by 8 MiB of input and output
+    # Of a call that reads less than its inputs, only what it reads goes through the cache.
+    assert len(kernel_timing.input_sets(dataclasses.replace(large, bytes_moved=7 * 2**20), H100, Effort())) == 29
     assert float(jnp.max(jnp.abs(sets[0][0] - sets[1][0]))) > 0
 
 
@@ -115,7 +160,7 @@ def test_unknown_names_are_errors(toy):
 
 
 def test_search_of_block_sizes(toy, monkeypatch, tmp_path):
-    """2 is fastest and wrong, 8 beats the rule of 4, 16 does not run."""
+    """2 is fastest and wrong, 8 beats the rule of 4, 16 does not run; XLA is asked last, at what 16 would take."""
     asked = []
 
     def clock(function, sets, effort):
@@ -135,12 +180,19 @@ def test_search_of_block_sizes(toy, monkeypatch, tmp_path):
     monkeypatch.setattr(blocks, "tuned_path", lambda operation, kind: tmp_path / operation / "tuned" / "h100.json")
     (tmp_path / "toy").mkdir()
     rows = list(kernel_tuning.tune_and_write(["toy"], ["toy"], H100, {"device": "somewhere"}, ONCE))
-    assert [row["sizes"].get("rows") for row in rows] == [None, 2, 8, 16]
-    assert [row["median_ms"] for row in rows] == [0.25, None, 0.125, None]
+    assert [row["sizes"].get("rows") for row in rows] == [None, 2, 8, 16, None]
+    assert [row["implementation"] for row in rows] == 4 * ["pallas_gpu"] + ["xla"]
+    assert [row["median_ms"] for row in rows] == [0.25, None, 0.125, None, 1 / 16]
+    assert [row["times_xla"] for row in rows] == [0.25, None, 0.5, None, 1.0]
     assert "error" in rows[1]["reason"] and "no room" in rows[3]["reason"]
     written = json.loads((tmp_path / "toy" / "tuned" / "h100.json").read_text())
-    assert written == {"provenance": {"device": "somewhere"}, "blocks": {"pallas_gpu": {"n8": {"rows": 8}}}}
+    assert written == {
+        "provenance": {"device": "somewhere"},
+        "blocks": {"pallas_gpu": {"n8": {"rows": 8}}},
+        "times_xla": {"pallas_gpu": {"toy": 0.5}},
+    }
     assert blocks.block_sizes("toy", "pallas_gpu", "n8", {"rows": 4}, H100) == {"rows": 8}
+    assert not blocks.beats_xla("toy", "pallas_gpu", H100)  # tuned, and still slower than XLA
     blocks._tuned.cache_clear()
 
 
