@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Threads of XLA's CPU client. Interpreted GPU kernels run every warpgroup in a callback of its own, which waits for the
 # others: with fewer threads than that (a machine or a container of one core) they wait for ever.
-os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
+os.environ["NPROC"] = str(max(8, int(os.environ.get("NPROC") or os.cpu_count() or 1)))
 
 FLAGSHIPS = {"rankmixer", "tokenmixer_large", "ug_rankmixer", "mixformer", "pkm", "dcnv2", "din+rankmixer"}
 
