@@ -94,6 +94,7 @@ class Count:
 
     @classmethod
     def of(cls, params: Params, flops: Flops, embedding_params: int) -> Count:
+        """Totals from the parts of a model: three times every product in training, less what no gradient needs."""
         train_user = 3 * (flops.user + flops.user_training) - flops.user_unneeded
         train_candidate = 3 * (flops.candidate + flops.candidate_training) - flops.candidate_unneeded
         return cls(
@@ -116,4 +117,5 @@ class Count:
         )
 
     def to_dict(self) -> dict[str, int]:
+        """JSON-able, by attribute."""
         return dataclasses.asdict(self)

@@ -21,6 +21,7 @@ _COLUMNS = (
 
 
 def header() -> str:
+    """Names of the columns."""
     return "  ".join(f"{name:{side}{width}}" for name, width, side in _COLUMNS) + "  collectives, remarks"
 
 

@@ -25,10 +25,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @_JSON
 def count(model: str, schema_name: str, assignments: tuple[str, ...], xla: bool, as_json: bool) -> None:
     """Counts parameters and FLOPs of MODEL: closed form, parameter tree and jaxpr side by side."""
-    from .schemas import load_schema
     from .table import PHASES, XLA_ROWS, count_table
 
-    schema, config = load_schema(schema_name), _config(model, assignments)
+    schema, config = _schema(model, schema_name), _config(model, assignments)
     table = count_table(model, schema, config, xla=xla)
     counts = table.count
     click.echo(f"{model}  {_settings(config)}\nschema {schema_name} ({schema.hash()}), {len(schema.fields)} fields\n")
@@ -87,11 +86,10 @@ def size(
     """Finds a hardware-friendly shape of MODEL for a target size or cost."""
     if (dense_params is None) == (train_flops is None):
         raise click.UsageError("give one target, --dense-params or --train-flops")
-    from .schemas import load_schema
     from .sizing import size as solve
 
     result = solve(
-        model, load_schema(schema_name), dense_params=dense_params, train_flops=train_flops, examples=examples,
+        model, _schema(model, schema_name), dense_params=dense_params, train_flops=train_flops, examples=examples,
         config=_config(model, assignments), tolerance=tolerance,
     )  # fmt: skip
     per = " of the run" if examples else " per row" if result.quantity == "train_flops" else ""
@@ -153,6 +151,17 @@ def models(as_json: bool) -> None:
     )
     if as_json:
         _print_json({"models": rows})
+
+
+def _schema(model: str, name: str) -> Any:
+    """The schema of that name; a model that reads histories needs one that has them."""
+    from ... import models as registry
+    from .schemas import load_schema
+
+    schema = load_schema(name)
+    if registry.reads_history(model) and not schema.sequences:
+        raise ValueError(f"{model} reads histories and the schema {name} has none; known_truth:long has one (--schema)")
+    return schema
 
 
 def _config(model: str, assignments: tuple[str, ...]) -> Any:

@@ -23,7 +23,7 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     """Default configuration of one run of `architecture` on `data`.
 
     Raises:
-        KeyError: the architecture is not registered (the message names the nearest one).
+        ValueError: the architecture is not registered (the message names the nearest one).
     """
     config = ConfigDict()
     config.architecture = architecture
@@ -111,6 +111,7 @@ def config_hash(plain: dict[str, Any]) -> str:
 
 
 def run_id(config: ConfigDict) -> str:
+    """Hash of the resolved configuration: the run's name everywhere."""
     return config_hash(resolved(config))
 
 

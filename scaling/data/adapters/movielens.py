@@ -3,9 +3,8 @@
     task     like = rating >= 4
     fields   user, age, gender, occupation, zip (first character); item, year, genre (a set)
     history  the user's earlier ratings: item (same table as the candidate's), rating, seconds ago
-    split    within each user: sort by (time, item); of n ratings, number k (from 0) goes to train if k <
-    ceil(.8 n), to
-             valid if k < ceil(.9 n), else to test: 80,367 / 10,037 / 9,596 rows
+    split    within each user: sort by (time, item); of n ratings, number k (from 0) goes to train if k < ceil(.8 n),
+             to valid if k < ceil(.9 n), else to test: 80,367 / 10,037 / 9,596 rows
 
 The split moves the base rate (.573 train, .482 valid, .470 test), so the constant of the training split
 scores .71258 on test while the entropy of test itself is .69136. Three quarters of the rows share their
@@ -58,12 +57,13 @@ def load(
     Args:
         root: a recbole 1.2.1 wheel, GroupLens' ml-100k.zip, or a folder holding either, packed or unpacked.
         max_dropped: largest share of rejected rows accepted.
-        allow_modified: read files whose checksum differs from the published one; recorded as a warning in the
-        facts. cache_dir: folder of packed copies; None = `packed` beside the files.
+        allow_modified: read files whose checksum differs from the published one; recorded as a warning in the facts.
+        cache_dir: folder of packed copies; None = `packed` beside the files.
 
     Raises:
-        FileNotFoundError: a file is missing. ValueError: checksum, header or encoding wrong, or no row left
-        to train on. TooManyRowsDropped: more than `max_dropped` of the rows was rejected.
+        FileNotFoundError: a file is missing.
+        ValueError: checksum, header or encoding wrong, or no row left to train on.
+        TooManyRowsDropped: more than `max_dropped` of the rows was rejected.
     """
     tables = find_tables(root)
     warnings = verify(tables, allow_modified=allow_modified)

@@ -75,6 +75,13 @@ def test_models_lists_every_name():
     assert rows["rankmixer_1b"]["dense_params"] == models.count("rankmixer_1b", reference_schema()).dense_params
 
 
+@pytest.mark.parametrize("command", [commands.count, commands.size])
+def test_a_model_of_histories_names_a_schema_that_has_one(command):
+    options = ["--dense-params", "1e5"] if command is commands.size else []
+    with pytest.raises(ValueError, match="din reads histories and the schema reference has none; known_truth:long"):
+        command.main(["din", *options], standalone_mode=False)
+
+
 def test_schema_from_a_file(tmp_path):
     path = tmp_path / "small.json"
     schema = reference_schema(fields=8, width=4, tasks=2)
