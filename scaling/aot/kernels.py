@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from ...models.architecture import nearest
 from ...pallas_kernels import cases
 from ...pallas_kernels.cases import Case
 from ...pallas_kernels.targets import Target
@@ -49,9 +49,7 @@ def kernel_programs(
                 found.extend(_program(case, implementation) for implementation in chosen)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"there is no case {name!r} of {', '.join(operations)}{guess} Known: {', '.join(known)}")
+            raise ValueError(f"there is no case {name!r} of {', '.join(operations)}{nearest(name, known)}")
     return found
 
 

@@ -5,11 +5,11 @@ asked for.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...models.architecture import nearest
 from .source import Source
 
 
@@ -87,7 +87,7 @@ def make_source(
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """Text of the error about an unknown data set, with the nearest known one."""
-    return f"unknown data set {name!r}; {_nearest(name, list(known))}"
+    return f"unknown data set {name!r}{nearest(name, known)}"
 
 
 def _parse(data_config: Mapping[str, Any]) -> DataConfig:
@@ -95,7 +95,7 @@ def _parse(data_config: Mapping[str, Any]) -> DataConfig:
     known = [field.name for field in dataclasses.fields(DataConfig)]
     for key in plain:
         if key not in known:
-            raise KeyError(f"unknown key {key!r} in the data configuration; {_nearest(key, known)}")
+            raise KeyError(f"unknown key {key!r} in the data configuration{nearest(key, known)}")
     if not plain.get("name"):
         raise KeyError(f"the data configuration names no data set; known: {', '.join(_SOURCES)}")
     given = {key: value for key, value in plain.items() if value is not None}
@@ -103,11 +103,6 @@ def _parse(data_config: Mapping[str, Any]) -> DataConfig:
         given[key] = given.get(key) or None
     given["overrides"] = dict(given.get("overrides", {}).items())
     return DataConfig(**given)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"did you mean {close[0]!r}? Known: {', '.join(known)}"
 
 
 def _movielens_100k(asked: _Request) -> Source:
