@@ -44,7 +44,7 @@ from .figure_frame import (
 )
 from .truth import EXPONENT_UNITS, LOSSES, Truth
 from .views import FITTED, HELD_OUT, Series, View, predict
-from .wording import amount, axis_words, target_words
+from .wording import amount, architecture_words, axis_words, target_words
 
 __all__ = ["DPI", "joint_figure", "law_figure", "png", "save", "svg"]
 
@@ -82,8 +82,8 @@ def joint_figure(series: Series, columns: Mapping[str, str]) -> Figure:
         figure, panels = two_panels(len(caption))
         title(
             figure,
-            f"{series.architecture}: {series.target} against {axis_words(first)} and {axis_words(second)}, "
-            f"joint {'law' if series.is_law else 'fit'}",
+            f"{architecture_words(series.architecture)}: {series.target} against {axis_words(first)} and "
+            f"{axis_words(second)}, joint {'law' if series.is_law else 'fit'}",
         )
         _joint_panel(panels[0], series, columns, first, second)
         _joint_panel(panels[1], series, columns, second, first)
@@ -238,7 +238,7 @@ def _architecture_handles(view: View) -> list[Line2D]:
             marker=mark_of(k)[1],
             ms=6,
             lw=1.6,
-            label=series.architecture,
+            label=architecture_words(series.architecture),
         )
         for k, series in enumerate(view.series)
     ]

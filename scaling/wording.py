@@ -19,12 +19,20 @@ TARGET_WORDS = {
     "auc": "AUC",
     "gauc": "grouped AUC",
 }
+# Architectures of which no equation is public: what is drawn is ours and says so.
+RECONSTRUCTIONS = ("lmn",)
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def axis_words(column: str) -> str:
     """The axis in words; an unknown column keeps its name."""
     return AXIS_WORDS.get(column, column)
+
+
+def architecture_words(name: str) -> str:
+    """The architecture's name; presets and compositions of a reconstruction are reconstructions."""
+    bases = {part.split("_")[0] for part in name.split("+")}
+    return f"{name} (reconstruction)" if bases & set(RECONSTRUCTIONS) else name
 
 
 def target_words(column: str) -> str:

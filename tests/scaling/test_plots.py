@@ -1,5 +1,6 @@
 """Figures: what is drawn is what was fitted, held out, lost or refused, and matplotlib is left as it was."""
 
+import dataclasses
 import itertools
 import re
 
@@ -10,6 +11,7 @@ from matplotlib.colors import to_rgb
 
 from recscale.scaling import plots, truth, views
 from recscale.scaling.figure_frame import COLOURS, mark_of
+from recscale.scaling.wording import architecture_words
 
 FAST = dict(bootstrap=60, profile=False)
 
@@ -133,6 +135,13 @@ def test_the_caption_carries_form_axis_metric_coverage_and_reservations(figure):
 def test_a_law_may_be_called_one_when_every_rate_is_bracketed(table):
     view = views.make_views(table.assign(lr_bracketed=True), axes=["dense_params"], **FAST)[0]
     assert "fitted law" in words(plots.law_figure(view))
+
+
+def test_a_reconstruction_is_called_one(view):
+    named = dataclasses.replace(view, series=(dataclasses.replace(view.series[0], architecture="lmn_million"),))
+    legend = plots.law_figure(named).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["lmn_million (reconstruction)"]
+    assert architecture_words("rankmixer") == "rankmixer"
 
 
 def test_refused_numbers_are_written_as_refusals_and_never_extrapolated(short_view):
