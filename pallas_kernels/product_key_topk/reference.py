@@ -48,14 +48,19 @@ def products(spec: str, q: Array, keys: Array) -> Array:
     """float32 einsum of queries and keys, of their values as they are: no device may round float32 inputs first."""
     if q.dtype == keys.dtype != jnp.float32:
         return einsum_float32(spec, q, finite_keys(keys))
+    return exact_products(spec, q, keys)
+
+
+def exact_products(spec: str, q: Array, keys: Array) -> Array:
+    """The same, with gradients whose products are float32 as well whatever the inputs' dtype."""
     q, keys = q.astype(jnp.float32), finite_keys(keys.astype(jnp.float32))
     return jnp.einsum(spec, q, keys, precision=jax.lax.Precision.HIGHEST)
 
 
-def topk(q: Array, keys: Array, k: int, scale: float) -> tuple[Array, Array]:
+def topk(q: Array, keys: Array, k: int, scale: float, multiply=exact_products) -> tuple[Array, Array]:
     """q [N,H,2,p], keys [H,2,n,p] -> scores float32 [N,H,k], ids int32 [N,H,k]."""
     sub_keys = keys.shape[2]
-    best, index = jax.lax.top_k(comparable(products("nhap,hamp->nham", q, keys) * scale), k)
+    best, index = jax.lax.top_k(comparable(multiply("nhap,hamp->nham", q, keys) * scale), k)
     i, j = pair_ranks(k)
     pairs = best[:, :, 0, i] + best[:, :, 1, j]
     slots = index[:, :, 0, i] * sub_keys + index[:, :, 1, j]

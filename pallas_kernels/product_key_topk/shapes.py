@@ -52,7 +52,7 @@ def _backward(q: Array, keys: Array, ds: Array, **options: Any) -> tuple[Array, 
 
 def _unfused(q: Array, keys: Array, ds: Array) -> tuple[Array, Array]:
     """The rival that holds all scores."""
-    return reference.topk(q, keys, ds.shape[-1], 1.0)
+    return reference.topk(q, keys, ds.shape[-1], 1.0, reference.products)
 
 
 def _pair(
