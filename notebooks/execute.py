@@ -33,6 +33,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         timeout=TIMEOUT_S,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # how many pieces a kernel sends a text in is chance
         resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute()

@@ -75,6 +75,9 @@ def test_committed_outputs_are_complete_and_name_no_machine(name):
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+    for cell in cells:
+        names = [output.get("name") for output in cell.outputs]
+        assert not any(a == b == "stdout" for a, b in zip(names, names[1:], strict=False)), "text in several pieces"
     assert not any(output.get("name") == "stderr" for cell in cells for output in cell.outputs)
     assert not re.search(r"/(home|root|tmp|usr|work|Users)/", text)
 
