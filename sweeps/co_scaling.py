@@ -37,7 +37,7 @@ def get_sweep() -> Sweep:
         axis("model.backbone.layers", [1]),
     )
     mixformer = product(architectures(["mixformer"]), axis("model.layers", [1]))
-    return product(chain(longer, mixformer), by_dense_params(SIZES), by_history_length(LENGTHS), seeds(2))
+    return product(chain(longer, mixformer), by_dense_params(SIZES), by_history_length(LENGTHS), seeds(3))
 
 
 def get_report() -> dict:
