@@ -17,7 +17,8 @@ import numpy as np
 from ..data.known_truth import request_numbers
 from ..data.known_truth_config import CROSS_FIELDS
 from ..data.known_truth_draw import draw
-from ..data.known_truth_parts import padded_words, signs, term_values
+from ..data.known_truth_ids import signs
+from ..data.known_truth_parts import padded_words, term_values
 from ..data.known_truth_world import Terms, World
 
 _INTERCEPT_PRECISION = 1.0

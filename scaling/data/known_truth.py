@@ -33,17 +33,16 @@ from .known_truth_config import (
     preset,
 )
 from .known_truth_draw import Drawn, draw
+from .known_truth_ids import history_word, signs
 from .known_truth_parts import (
     DRIFT_FIELD,
     HISTORY_CODE,
     ITEM,
     SEQUENCE,
     Rows,
-    history_word,
     pair_column,
     pair_id,
     permute,
-    signs,
 )
 from .known_truth_world import World, build_world, popularity
 
@@ -94,19 +93,28 @@ def make_schema(config: KnownTruthConfig) -> Schema:
 
 
 def make_batch(
-    world: World, log_seed: Any, index: Any, requests: int, candidates: int = 1, evaluation: bool = False
+    world: World,
+    log_seed: Any,
+    index: Any,
+    requests: int,
+    candidates: int = 1,
+    evaluation: bool = False,
+    history_length: int | None = None,
 ) -> Batch:
     """Batch `index`: requests index * R ... index * R + R - 1 of the log.
 
     `log_seed` and `index` may be traced. With `evaluation` the requests are counted from 2^31, the half of the log
-    that training never reads.
+    that training never reads. `history_length`: newest events in the batch, None for all; labels depend on all.
     """
-    return make_requests(world, log_seed, request_numbers(index, requests, evaluation), candidates)
+    request = request_numbers(index, requests, evaluation)
+    return make_requests(world, log_seed, request, candidates, history_length)
 
 
-def make_requests(world: World, log_seed: Any, request: jax.Array, candidates: int = 1) -> Batch:
+def make_requests(
+    world: World, log_seed: Any, request: jax.Array, candidates: int = 1, history_length: int | None = None
+) -> Batch:
     """Batch of the given requests, uint32 [R]; each is a pure function of (world, log_seed, request)."""
-    return assemble(world, draw(world, log_seed, request, candidates))
+    return assemble(world, draw(world, log_seed, request, candidates, history_length))
 
 
 def request_numbers(index: Any, requests: int, evaluation: bool = False) -> jax.Array:
@@ -188,23 +196,28 @@ def _cross_fields(world: World, first: int, names, words, ids, first_id_needed: 
 
 def _history(world: World, rows: Rows, observed: jax.Array | None) -> History:
     config = world.config
-    live = jnp.arange(config.history_max, dtype=jnp.int32) < rows.length[:, None]
+    shown = (rows.event_item if config.has_l else observed).shape[1]
+    live = jnp.arange(shown, dtype=jnp.int32) < rows.length[:, None]
+
+    def kept(values: jax.Array) -> jax.Array:
+        """Zero on padding, which only ragged histories have."""
+        return jnp.where(live.reshape(*live.shape, *(1,) * (values.ndim - 2)), values, 0) if config.ragged else values
+
     ids, dense, delta = {}, {}, None
     if config.has_l:
         if config.shows_history_codes:
             values = signs(history_word(world, rows.event_item), config.code_width, 0)
-            dense[HISTORY_CODE] = jnp.where(live[..., None], values, 0).astype(jnp.float32)
+            dense[HISTORY_CODE] = kept(values).astype(jnp.float32)
         else:
-            ids["item"] = jnp.where(live, permute(world, ITEM, rows.event_item[None])[0], 0)
+            ids["item"] = kept(permute(world, ITEM, rows.event_item[None])[0])
         if config.match_groups > 1:
-            ids["cat"] = jnp.where(live, rows.event_category, 0)
+            ids["cat"] = kept(rows.event_category)
     if observed is not None:
-        dense[DRIFT_FIELD] = jnp.where(live[..., None], observed, 0.0)
+        dense[DRIFT_FIELD] = kept(observed)
     if config.timestamps:
         # About an hour and eight minutes per event, strictly growing with age; a hash of the visible ids
         # jitters it.
         base = rows.event_item if config.has_l else jnp.zeros(live.shape, jnp.int32)
         jitter = (base.astype(jnp.uint32) * np.uint32(0x9E3779B1)) >> 20
-        age = 4096 * jnp.arange(config.history_max, dtype=jnp.int32) + 1 + jitter.astype(jnp.int32)
-        delta = jnp.where(live, age, 0)
-    return History(ids=ids, dense=dense, length=rows.length, delta_s=delta)
+        delta = kept(4096 * jnp.arange(shown, dtype=jnp.int32) + 1 + jitter.astype(jnp.int32))
+    return History(ids=ids, dense=dense, length=jnp.minimum(rows.length, shown), delta_s=delta)

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .known_truth_config import BLOCK, REQUEST_FIELDS, KnownTruthConfig
-from .known_truth_parts import Rows, code_words, parts, total
+from .known_truth_config import REQUEST_FIELDS, KnownTruthConfig
+from .known_truth_history import draw_history
+from .known_truth_ids import code_words, popular_id, top_bits
+from .known_truth_parts import Rows, parts, total
 from .known_truth_random import (
     CANDIDATE,
     DRIFT,
-    HISTORY,
     NOISE,
     REQUEST,
-    USER_EVENTS,
     candidate_words,
     event_words,
     normal,
@@ -50,14 +50,18 @@ class Drawn:
     label_mask: Any
 
 
-def draw(world: World, log_seed: Any, request: jax.Array, candidates: int) -> Drawn:
-    """Draws requests, uint32 [R]; each is a pure function of (world, log_seed, request)."""
+def draw(world: World, log_seed: Any, request: jax.Array, candidates: int, shown: int | None = None) -> Drawn:
+    """Draws requests, uint32 [R]; each is a pure function of (world, log_seed, request).
+
+    shown: how many of the newest events are kept; None is all. Labels depend on all of them.
+    """
     config = world.config
+    shown = config.history_max if shown is None else shown
     key = stream_key(log_seed, REQUEST, request)
     # Fixed word numbers: a part that is switched off does not shift the words of the others.
     request_words = words(key, REQUEST, 8)
     candidate_bits = candidate_words(key, CANDIDATE, candidates, 6)
-    request_ids, candidate_ids = _popular_id(world, request_words[:5]), _popular_id(world, candidate_bits[:3])
+    request_ids, candidate_ids = popular_id(world, request_words[:5]), popular_id(world, candidate_bits[:3])
     mem, domain_word, length_word = request_words[5:]
     bits, rank_word, _ = candidate_bits[3:]
     fields: dict[str, Any] = {
@@ -69,13 +73,14 @@ def draw(world: World, log_seed: Any, request: jax.Array, candidates: int) -> Dr
     if config.has_history:
         fields["length"] = _lengths(config, length_word)
     if config.has_l:
-        events = _event_words(world, log_seed, request, key, request_ids[0])
-        fields["category"] = _top_bits(bits, config.match_groups).astype(jnp.int32)
-        fields["event_item"] = _popular_id(world, events[0])
-        fields["event_category"] = _event_category(config, *events)
+        fields["category"] = top_bits(bits, config.match_groups).astype(jnp.int32)
+        candidate = candidate_ids[0], fields["category"]
+        fields["event_item"], fields["event_category"], fields["history"] = draw_history(
+            world, log_seed, request, key, request_ids[0], fields["length"], *candidate, shown
+        )
     fresh = jnp.zeros(bits.shape, bool)
     if config.has_m:
-        fields["cluster"] = _top_bits(mem, config.clusters).astype(jnp.int32)
+        fields["cluster"] = top_bits(mem, config.clusters).astype(jnp.int32)
         fields["request_bit"] = (mem & 1).astype(jnp.int32)
         rank = jnp.searchsorted(jnp.asarray(world.rank_threshold), rank_word, side="right")
         fields["rank"] = rank.astype(jnp.int32)
@@ -87,6 +92,7 @@ def draw(world: World, log_seed: Any, request: jax.Array, candidates: int) -> Dr
     rows = Rows(**fields)
     coin = 1 - 2 * ((bits >> 1) & 1).astype(jnp.int32)
     hidden, observed = _drift(world, key)
+    observed = None if observed is None else observed[:, :shown]
     values = tuple(parts(world, rows, task) for task in range(config.tasks))
     labels, mask = _labels(world, rows, values, key, coin, fresh, hidden)
     return Drawn(rows, request_ids, candidate_ids, fresh, values, observed, labels, mask)
@@ -96,49 +102,6 @@ def _lengths(config: KnownTruthConfig, word: jax.Array) -> jax.Array:
     if not config.ragged:
         return jnp.full(word.shape, config.history_max, jnp.int32)
     return (((word >> 16) * np.uint32(config.history_max + 1)) >> 16).astype(jnp.int32)
-
-
-def _popular_id(world: World, word: jax.Array) -> jax.Array:
-    """Id in popularity order from one word: top bits alias column, 5 bits member, 12 bits alias threshold."""
-    column_bits = world.config.blocks.bit_length() - 1
-    column = _top_bits(word, world.config.blocks)
-    member = (word >> np.uint32(27 - column_bits)) & np.uint32(BLOCK - 1)
-    threshold = (word >> np.uint32(15 - column_bits)) & np.uint32(4095)
-    entry = jnp.asarray(world.alias)[column]
-    block = jnp.where(threshold < entry >> 16, column, entry & np.uint32(0xFFFF))
-    return (block * np.uint32(BLOCK) + member).astype(jnp.int32)
-
-
-def _top_bits(word: jax.Array, values: int) -> jax.Array:
-    """Uniform integer below a power of two from the top bits of a word (uint32)."""
-    bits = values.bit_length() - 1
-    return word >> np.uint32(32 - bits) if bits else jnp.zeros_like(word)
-
-
-def _event_words(world: World, log_seed: Any, request: jax.Array, key, user: jax.Array):
-    """Two words per event, newest first, each uint32 [R, S]; the second is None where one word is enough."""
-    config = world.config
-    size = config.history_max
-    if config.continuing:
-        # Absolute event numbers of the user's own stream; the newest one grows with the request number.
-        newest = request // np.uint32(config.continuing_stride) + np.uint32(size - 1)
-        events = newest[:, None] - jnp.arange(size, dtype=jnp.uint32)
-        user_key = stream_key(log_seed, USER_EVENTS, user.astype(jnp.uint32))
-        return event_words(user_key, HISTORY, events)
-    if _category_fits(config):
-        half = event_words(key, HISTORY, jnp.arange(size // 2, dtype=jnp.uint32))
-        return jnp.concatenate(half, axis=1), None
-    return event_words(key, HISTORY, jnp.arange(size, dtype=jnp.uint32))
-
-
-def _category_fits(config: KnownTruthConfig) -> bool:
-    """Whether the low bits that the alias draw leaves over are enough for the category."""
-    return config.match_groups * config.blocks <= 2**15
-
-
-def _event_category(config: KnownTruthConfig, first: jax.Array, second: jax.Array | None) -> jax.Array:
-    word = first if _category_fits(config) else second
-    return (word & np.uint32(config.match_groups - 1)).astype(jnp.int32)
 
 
 def _drift(world: World, key):

@@ -11,7 +11,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ...models.inputs import Batch
 from .known_truth_config import (
@@ -22,6 +21,8 @@ from .known_truth_config import (
     REQUEST_FIELDS,
     KnownTruthConfig,
 )
+from .known_truth_history import event_sum, facing
+from .known_truth_ids import code_words, history_word
 from .known_truth_world import Terms, World
 
 SEQUENCE = "clicks"
@@ -39,7 +40,8 @@ class Rows:
     ids in popularity order; category: int32 [R, C]; event_item, event_category: int32 [R, S]; length: int32
     [R]; cluster, request_bit: int32 [R]; rank: int32 [R, C], counted from 0, pair_items if fresh;
     candidate_bit: int32 [R, C]; domain: int32 [R]. item_word: uint32 [R, C] and event_word: uint32 [R, S], history
-    words, only where a batch shows signs instead of ids.
+    words, only where a batch shows signs instead of ids. history: int32 [R, C] per task, L where it was added up while
+    its events were drawn; then event_item and event_category may be those of the newest events alone.
     """
 
     request_words: Any
@@ -57,6 +59,7 @@ class Rows:
     domain: Any = None
     item_word: Any = None
     event_word: Any = None
+    history: Any = None
 
 
 def parts(world: World, rows: Rows, task: int = 0) -> dict[str, jax.Array]:
@@ -77,7 +80,7 @@ def parts(world: World, rows: Rows, task: int = 0) -> dict[str, jax.Array]:
         "X": zero,
     }
     if config.has_l:
-        out["L"] = _history_part(world, rows, task)
+        out["L"] = _history_part(world, rows, task) if rows.history is None else rows.history[task]
     if config.has_m and task == 0:
         out["M"] = _pair_part(world, rows)
     if config.has_b:
@@ -125,29 +128,6 @@ def padded_words(rows: Rows) -> jax.Array:
     shape = rows.candidate_words.shape[1:]
     repeated = jnp.broadcast_to(rows.request_words[:, :, None], (len(REQUEST_FIELDS), *shape))
     return jnp.concatenate([repeated, rows.candidate_words, jnp.zeros((1, *shape), jnp.uint32)])
-
-
-def code_words(world: World, first: int, ids: jax.Array) -> jax.Array:
-    """Words of the ids (popularity order) of consecutive cross fields first, first + 1, ...: uint32, shaped as `ids`.
-
-    ids: int32 [fields, ...]. Bit j, 1 <= j <= code_bits, is set where sign j is -1: bit j of the block's word XOR
-    parity(member AND j), so that over the 32 ids of a block the signs are Walsh functions.
-    """
-    field = (first + jnp.arange(ids.shape[0])).reshape(-1, *(1,) * (ids.ndim - 1))
-    mask = np.uint32(2 ** (world.config.code_bits + 1) - 2)
-    return jnp.asarray(world.code_words)[field, ids // BLOCK] ^ (_walsh(ids) & mask)
-
-
-def history_word(world: World, ids: jax.Array) -> jax.Array:
-    """uint32 word of item ids: bit j, 0 <= j < d, is set where history sign j is -1 (Walsh functions 1 ... d)."""
-    mask = np.uint32(2**world.config.code_width - 1)
-    return jnp.asarray(world.history_words)[ids // BLOCK] ^ ((_walsh(ids) >> np.uint32(1)) & mask)
-
-
-def signs(word: jax.Array, count: int, first: int) -> jax.Array:
-    """Signs of bits first ... first + count - 1 of each word, appended as a last axis: int32 in {-1, 1}."""
-    shift = jnp.arange(first, first + count, dtype=jnp.uint32)
-    return 1 - 2 * ((word[..., None] >> shift) & 1).astype(jnp.int32)
 
 
 def permute(world: World, first: int, ids: jax.Array) -> jax.Array:
@@ -281,21 +261,10 @@ def _n_parts(world: World, rows: Rows, task: int, zero: jax.Array) -> dict[str, 
 
 
 def _history_part(world: World, rows: Rows, task: int) -> jax.Array:
-    """sum_l K_l [cat_l = cat_c] (e(i_l) . H e(c)): int32 [R, C]."""
-    config = world.config
-    d = config.code_width
-    matrix, weight = jnp.asarray(world.matrix)[task], jnp.asarray(world.event_weight)[task]
-    code = signs(history_word(world, rows.item) if rows.item_word is None else rows.item_word, d, 0)
-    target = jnp.sum(matrix * code[..., None, :], axis=-1, dtype=jnp.int32)  # w(c): [R, C, d]
-    word = history_word(world, rows.event_item) if rows.event_word is None else rows.event_word
-    live = jnp.arange(config.history_max, dtype=jnp.int32) < rows.length[:, None]
-    weight = jnp.where(live, weight, 0)
-    dot = jnp.zeros((*target.shape[:2], config.history_max), jnp.int32)
-    for j in range(d):
-        negative = ((word >> np.uint32(j)) & 1)[:, None, :] == 1
-        dot = dot + jnp.where(negative, -target[:, :, j, None], target[:, :, j, None])
-    match = rows.event_category[:, None, :] == rows.category[:, :, None]
-    return jnp.sum(jnp.where(match, weight[:, None, :] * dot, 0), axis=-1, dtype=jnp.int32)
+    """L from decoded events: int32 [R, C]."""
+    word = history_word(world, rows.item) if rows.item_word is None else rows.item_word
+    events = history_word(world, rows.event_item) if rows.event_word is None else rows.event_word
+    return event_sum(world, task, facing(world, word, task), rows.category, events, rows.event_category, rows.length)
 
 
 def _pair_part(world: World, rows: Rows) -> jax.Array:
@@ -314,14 +283,6 @@ def _pair_part(world: World, rows: Rows) -> jax.Array:
 def _bias(world: World, which: int, ids: jax.Array) -> jax.Array:
     block, member = ids // BLOCK, ids % BLOCK
     return jnp.asarray(world.bias_scores)[(member ^ jnp.asarray(world.bias_words)[which][block].astype(jnp.int32))]
-
-
-def _walsh(ids: jax.Array) -> jax.Array:
-    """Bit j, 0 <= j < 32, is parity(member AND j): the XOR of the j-patterns of the member's five bits."""
-    word = jnp.uint32(0)
-    for i, pattern in enumerate((0xAAAAAAAA, 0xCCCCCCCC, 0xF0F0F0F0, 0xFF00FF00, 0xFFFF0000)):
-        word = word ^ jnp.where((ids >> i) & 1 == 1, np.uint32(pattern), np.uint32(0))
-    return word
 
 
 def _by_rows(words: jax.Array, domain: jax.Array | None, terms: Terms) -> jax.Array:

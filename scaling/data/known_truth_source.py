@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...models.inputs import Batch, History
+from ...models.inputs import Batch
 from .known_truth import build_world, make_batch, make_schema
 from .known_truth_card import SAMPLE_ROWS, card, write_atomic
 from .known_truth_config import GENERATOR_VERSION, KnownTruthConfig, preset, replace
 from .known_truth_eval import evaluate_rows, row_groups, stack_truth
-from .known_truth_parts import SEQUENCE
 from .known_truth_truth import TruthRows, sample
 
 _READ_AHEAD = 2
@@ -94,7 +93,9 @@ class KnownTruthSource:
 
     def batch(self, index: Any) -> Batch:
         """Training batch `index` (may be traced)."""
-        return self._cut(make_batch(self.world, self.log_seed, index, self.requests, self.candidates))
+        return make_batch(
+            self.world, self.log_seed, index, self.requests, self.candidates, history_length=self.history_length
+        )
 
     def iterate(self, start: int) -> Iterator[Batch]:
         """Training batches start, start + 1, ... generated two ahead of the one handed out."""
@@ -187,25 +188,12 @@ class KnownTruthSource:
     @functools.cached_property
     def _make_holdout(self):
         def make(index):
-            batch = make_batch(self.world, self.log_seed, index, self.requests, self.candidates, evaluation=True)
+            sizes = self.requests, self.candidates
+            batch = make_batch(self.world, self.log_seed, index, *sizes, True, self.history_length)
             row = index.astype(jnp.int32) * self.requests * self.candidates + jnp.arange(batch.valid.size)
-            return self._cut(batch.replace(valid=(row < self.holdout_rows).reshape(batch.valid.shape)))
+            return batch.replace(valid=(row < self.holdout_rows).reshape(batch.valid.shape))
 
         return jax.jit(make)
-
-    def _cut(self, batch: Batch) -> Batch:
-        """The batch with histories cut to what a model is given."""
-        length = self.history_length
-        if length is None:
-            return batch
-        history = batch.user.histories[SEQUENCE]
-        cut = History(
-            ids={name: value[:, :length] for name, value in history.ids.items()},
-            dense={name: value[:, :length] for name, value in history.dense.items()},
-            length=jnp.minimum(history.length, length),
-            delta_s=None if history.delta_s is None else history.delta_s[:, :length],
-        )
-        return batch.replace(user=batch.user.replace(histories={SEQUENCE: cut}))
 
 
 def _pack(holdout: Holdout) -> dict[str, np.ndarray]:

@@ -196,10 +196,14 @@ def _integers(world: World, batch: Batch) -> _Integers:
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _sample(world: World, log_seed, index, requests: int, candidates: int) -> tuple[Batch, _Integers]:
-    drawn = draw(world, log_seed, request_numbers(index, requests, evaluation=True), candidates)
-    batch = assemble(world, drawn)
     # Events fill the memory; only drift's observations are needed for the truth.
-    bare = {name: history.replace(ids={}, delta_s=None) for name, history in batch.user.histories.items()}
+    shown = None if world.config.drift else 0
+    drawn = draw(world, log_seed, request_numbers(index, requests, evaluation=True), candidates, shown)
+    batch = assemble(world, drawn)
+    bare = {
+        name: history.replace(ids={}, delta_s=None, length=drawn.rows.length)
+        for name, history in batch.user.histories.items()
+    }
     batch = batch.replace(user=batch.user.replace(histories=bare))
     return batch, _collect(drawn.rows, drawn.parts, drawn.fresh, world.config.has_b)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recscale.scaling.data import known_truth_history, known_truth_random
 from recscale.scaling.data.known_truth import (
     assemble,
     build_world,
@@ -127,6 +128,41 @@ def test_both_layouts_of_the_term_sum_agree():
     direct = np.zeros((len(terms.groups), 100), np.int64)
     np.add.at(direct, terms.group, terms.coefficient[:, None] * sign * mine)
     np.testing.assert_array_equal(sums[0], direct)
+
+
+@pytest.mark.parametrize(
+    "variant", [dict(ragged=True, tasks=2), dict(match_groups=2**14), dict(continuing=True, continuing_stride=16)]
+)
+def test_a_history_drawn_in_pieces_or_shown_in_part_is_the_same(variant, monkeypatch):
+    world = build_world(preset("base", **(TINY | dict(history_max=16) | variant)))
+    rng, requests = np.random.default_rng(0), 48
+    request = request_numbers(3, requests)
+    given = (
+        request,
+        known_truth_random.stream_key(5, known_truth_random.REQUEST, request),
+        rng.integers(0, 128, requests, dtype=np.int32),
+        rng.integers(0, 17, requests, dtype=np.int32) if "ragged" in variant else np.full(requests, 16, np.int32),
+        rng.integers(0, 128, (requests, 3), dtype=np.int32),
+    )
+
+    def drawing(shown):
+        return jax.jit(partial(known_truth_history.draw_history, world, 5, shown=shown))
+
+    draw_all, nothing = drawing(16), np.zeros((requests, 3), np.int32)
+    category = np.asarray(draw_all(*given, nothing)[1])[:, [0, 7, 15]]  # of events, so that some match
+    items, categories, sums = jax.device_get(draw_all(*given, category))
+    assert len(sums) == world.config.tasks and all(value.any() for value in sums)
+    monkeypatch.setattr(known_truth_history, "_CACHED", 1)  # six pieces of eight requests
+    for shown in (11, 0):
+        found = jax.device_get(drawing(shown)(*given, category))
+        assert_equal((items[:, :shown], categories[:, :shown], sums), found)
+
+
+def test_no_array_of_hidden_events_is_ever_live():
+    rows, events = 512, 2048
+    world = build_world(preset("base", history_max=events, quanta=64))
+    compiled = jax.jit(lambda k: make_batch(world, 0, k, rows, history_length=8)).lower(np.int32(0)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < rows * events * 4
 
 
 def test_no_rows_by_quanta_array_is_ever_live():

@@ -8,7 +8,7 @@ from scipy.special import zeta
 
 from recscale.scaling.data.known_truth import PRESETS, build_world, make_schema, popularity, preset
 from recscale.scaling.data.known_truth_config import BLOCK, CROSS_FIELDS
-from recscale.scaling.data.known_truth_parts import code_words, history_word, signs
+from recscale.scaling.data.known_truth_ids import code_words, history_word, signs
 from recscale.scaling.data.known_truth_random import threefry
 from recscale.scaling.data.known_truth_terms import plan_terms
 from recscale.scaling.data.known_truth_truth import order_variances
