@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,9 @@ def truncate_metrics(folder: Path | str, step: int) -> None:
 def collect(out: Path | str) -> pd.DataFrame:
     """One row per run folder below `out/runs`, written to `out/runs.parquet` and returned.
 
+    A setting in which runs of one architecture differ gets a column of its own, named like the setting
+    ("model.combine"), so that the arms of an ablation can be told apart.
+
     Raises:
         FileNotFoundError: there is no run folder at all.
     """
@@ -102,7 +105,9 @@ def collect(out: Path | str) -> pd.DataFrame:
     records = [record for folder in sorted((out / "runs").glob("*")) if (record := read_record(folder)) is not None]
     if not records:
         raise FileNotFoundError(f"no run records below {out / 'runs'}; launch the sweep first, or name its folder")
-    table = pd.DataFrame([run_row(record) for record in records]).sort_values("run_id", ignore_index=True)
+    varied = _varied_settings([record.get("config", {}) for record in records])
+    rows = [run_row(record) | settings for record, settings in zip(records, varied, strict=True)]
+    table = pd.DataFrame(rows).sort_values("run_id", ignore_index=True)
     table = with_tuning(table)
     temporary = out / f".{TABLE}.{os.getpid()}.tmp"
     table.to_parquet(temporary, index=False)
@@ -178,6 +183,50 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
     device = record.get("device") or {}
     return row | {"device": device.get("kind") if isinstance(device, dict) else device}
 
+
+def _varied_settings(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per run its values of all settings that differ between two runs of one architecture, and have no column yet."""
+    flat = [_flattened(config) for config in configs]
+    seen: dict[tuple[Any, str], set[str]] = {}
+    for config in flat:
+        for key, value in config.items():
+            seen.setdefault((config.get("architecture"), key), set()).add(json.dumps(value, sort_keys=True))
+    varied = {key for (_, key), values in seen.items() if len(values) > 1 and not key.startswith("tracking.")}
+    names = sorted(varied - _WITH_A_COLUMN)
+    columns = {name: [config.get(name) for config in flat] for name in names}
+    for name, values in columns.items():
+        kinds = {type(value) for value in values if value is not None}
+        if len(kinds) > 1 or kinds & {list, tuple}:  # a column has one type
+            columns[name] = [None if value is None else json.dumps(value) for value in values]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)] or [{}] * len(
+        flat
+    )
+
+
+def _flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found = {}
+    for key, value in config.items():
+        found |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+# Settings that `run_row` gives a column under another name, or that do not change a result.
+_WITH_A_COLUMN = {
+    "architecture",
+    "seed",
+    "data.log_seed",
+    "data.name",
+    "data.preset",
+    "data.root",
+    "training.lr",
+    "training.embedding_lr",
+    "training.examples",
+    "training.optimizer",
+    "training.schedule",
+    "training.warmup_examples",
+    "training.checkpoint_every_s",
+}
 
 _COUNTS = (
     "dense_params",
