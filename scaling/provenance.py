@@ -19,7 +19,7 @@ _PACKAGES = ("recscale", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 def environment() -> dict[str, Any]:
     """JSON-able provenance: date (UTC), command, versions, device, cores, and what else changes speed.
 
-    `keeps_freed_memory`: see `recscale.scaling.host_memory`.
+    `keeps_freed_memory`, `huge_pages`: see `recscale.scaling.host_memory`.
     """
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -30,6 +30,7 @@ def environment() -> dict[str, Any]:
         "cores": len(cores()),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "keeps_freed_memory": host_memory.keeps_freed_memory(),
+        "huge_pages": host_memory.has_huge_pages(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

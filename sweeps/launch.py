@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ..scaling.host_memory import huge_page_environment
 from ..scaling.runs import FINISHED, read_record
 from . import machine, worker
 from .display import Display
@@ -244,7 +245,7 @@ class _Pool:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=os.environ | worker.environment(core) | extra,
+                env=os.environ | worker.environment(core) | huge_page_environment() | extra,
                 start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
             )
         assert process.stdin is not None and process.stdout is not None  # both are pipes

@@ -14,6 +14,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.group()
 def bench() -> None:
     """Measures speed and correctness on this machine."""
+    from ..host_memory import restart_with_huge_pages
+
+    restart_with_huge_pages()
 
 
 @bench.command("train-step")

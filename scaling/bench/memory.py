@@ -1,9 +1,12 @@
 """What more slots cost a memory: a read and a row update at 2^20 slots against 2^14, and the search beside them.
 
-Same reads, hits, width and duplicates: the ids of the large table are those of the small one spread over it. Several
-batches take turns, so that the rows of one are not still in the cache when it comes again. The read and the update of
-the rows hit (`rows_adam`, moments included) must not grow with the slots; the search is O(sqrt M) by construction and
-is timed apart.
+Reads, hits, width and duplicates are the same; two things are told apart:
+
+    large    the same ids as the small table: what the program does must not grow with the slots
+    spread   the same ids spread over the whole table: also what the machine's caches and pages add
+
+Several batches take turns, so that the rows of one are not still in the cache when it comes again. An update includes
+the moments (`rows_adam`). The search is O(sqrt M) by construction and is timed apart.
 """
 
 from __future__ import annotations
@@ -44,12 +47,13 @@ def run(
     """Times of one read with row update, and of one search, at both sizes.
 
     Returns:
-        ratio of read and update and search_ratio, medians over the rounds; the four times; shape; environment. A table
-        of 2^20 slots of width 64 takes 0.8 GB with its moments.
+        ratio (large to small) and spread_ratio of read and update, and search_ratio, medians over the rounds; the five
+        times; shape; environment. A table of 2^20 slots of width 64 takes 0.8 GB with its moments, and there are two.
     """
     hits = heads * topk
     steps = {
-        name: _read_and_update(slots, small, reads, hits, width) for name, slots in (("small", small), ("large", large))
+        name: _read_and_update(slots, small, reads, hits, width, spread)
+        for name, slots, spread in (("small", small, 1), ("large", large, 1), ("spread", large, large // small))
     }
     times = alternate(steps, rounds=rounds, per_round=per_round)
     steps.clear()  # the tables
@@ -59,8 +63,9 @@ def run(
     }
     found = alternate(searches, rounds=rounds, per_round=per_round)
     return {
-        "ratio": _ratio(times),
-        "search_ratio": _ratio(found),
+        "ratio": _ratio(times, "large"),
+        "spread_ratio": _ratio(times, "spread"),
+        "search_ratio": _ratio(found, "large"),
         "small_slots": small,
         "large_slots": large,
         "read_and_update": {name: summary(samples) for name, samples in times.items()},
@@ -70,16 +75,17 @@ def run(
     }
 
 
-def _ratio(samples: dict[str, list[Sample]]) -> float:
-    """Median over the rounds of large to small: both of a round met the same machine."""
-    pairs = zip(samples["large"], samples["small"], strict=True)
-    return statistics.median(large.wall_s / small.wall_s for large, small in pairs)
+def _ratio(samples: dict[str, list[Sample]], name: str) -> float:
+    """Median over the rounds of one to small: both of a round met the same machine."""
+    pairs = zip(samples[name], samples["small"], strict=True)
+    return statistics.median(one.wall_s / small.wall_s for one, small in pairs)
 
 
-def _read_and_update(slots: int, drawn_from: int, reads: int, hits: int, width: int) -> Callable[[int], None]:
-    """A function that does n steps on a table of `slots` rows; ids repeat as if drawn from `drawn_from` slots."""
+def _read_and_update(
+    slots: int, drawn_from: int, reads: int, hits: int, width: int, spread: int
+) -> Callable[[int], None]:
+    """A function that does n steps on a table of `slots` rows; ids are drawn from `drawn_from`, `spread` apart."""
     options, rng = ValueOptions(), np.random.default_rng(0)
-    spread = slots // drawn_from
     ids = rng.integers(0, drawn_from, (_BATCHES, reads, hits))
     ids = jnp.asarray(ids * spread + (ids * 40_503) % spread, jnp.int32)
     weights = jnp.full((reads, hits), 1.0 / hits, jnp.float32)

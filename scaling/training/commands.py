@@ -17,8 +17,9 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the record's figures as one JSON object, last.")
 def train(architecture: str, out: Path, root: str, dataset: str, assignments: tuple[str, ...], as_json: bool) -> None:
     """Train one run of ARCHITECTURE and print its metrics."""
-    from ..host_memory import keep_freed_memory
+    from ..host_memory import keep_freed_memory, restart_with_huge_pages
 
+    restart_with_huge_pages()
     keep_freed_memory()  # before anything computes
     from ..overrides import apply, parse
     from . import get_config

@@ -90,3 +90,28 @@ def test_keeping_memory_sets_malloc_or_says_it_cannot(monkeypatch):
     monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(host_memory, "_kept", False)
     assert not host_memory.keep_freed_memory() and not host_memory.keeps_freed_memory()
+
+
+def test_huge_pages_are_asked_for_where_offered_and_not_twice(monkeypatch):
+    monkeypatch.setattr(host_memory, "_offered", lambda: True)
+    assert host_memory.huge_page_environment({}) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    kept = host_memory.huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.check=1"})
+    assert kept == {"GLIBC_TUNABLES": "glibc.malloc.check=1:glibc.malloc.hugetlb=1"}
+    assert host_memory.huge_page_environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}) == {}
+    monkeypatch.setattr(host_memory, "_offered", lambda: False)
+    assert host_memory.huge_page_environment({}) == {}
+
+
+def test_only_the_command_itself_starts_again(monkeypatch):
+    started = []
+    monkeypatch.setattr(host_memory.os, "execve", lambda *args: started.append(args))
+    monkeypatch.setattr(host_memory, "huge_page_environment", lambda: {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
+    monkeypatch.setattr(host_memory.sys, "argv", ["pytest"])
+    host_memory.restart_with_huge_pages()
+    assert not started
+    monkeypatch.setattr(host_memory.sys, "argv", ["/somewhere/bin/recscale", "bench", "memory"])
+    monkeypatch.setattr(host_memory.sys, "orig_argv", ["python", "/somewhere/bin/recscale", "bench", "memory"])
+    host_memory.restart_with_huge_pages()
+    ((program, arguments, environment),) = started
+    assert arguments == [program, "/somewhere/bin/recscale", "bench", "memory"]
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
