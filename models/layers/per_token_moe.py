@@ -125,7 +125,7 @@ class PerTokenExperts(nnx.Module):
         assignment, dropped = by_capacity(ids, self.experts, capacity)
         batches = (x.shape[0], self.experts, capacity, -1)
         z = dispatch(x.astype(self.dtype), assignment).reshape(batches)
-        h = self._hidden(lambda w: contract("tecd,tefd->tecf", z, w, self.dtype), lambda b: b[:, :, None])
+        h = self._hidden_at_once(z)
         h = h * spread(gates.astype(self.dtype), assignment).reshape(batches[:-1])[..., None]
         y = contract("tecf,tefd->tecd", h, self.out[...], self.dtype)
         return collect(y.reshape(-1, y.shape[-1]), assignment), dropped
@@ -145,6 +145,16 @@ class PerTokenExperts(nnx.Module):
         if self.gate is not None:
             return activation("silu")(product(self.gate[...])) * product(self.up[...])
         return activation(self.act)(product(self.up[...]) + place(self.bias[...].astype(self.dtype)))
+
+    def _hidden_at_once(self, z: Array) -> Array:
+        """Hidden activation of rows [T, E, C, D]. One product for gate and up together: products of one expert are
+        small, and XLA's CPU backend takes a tenth less for both gradients of one twice as wide."""
+        spec = "tecd,tefd->tecf"
+        if self.gate is None:
+            return self._hidden(lambda w: contract(spec, z, w, self.dtype), lambda b: b[:, :, None])
+        both = contract(spec, z, jnp.concatenate([self.gate[...], self.up[...]], axis=2), self.dtype)
+        gate, up = jnp.split(both, 2, axis=-1)
+        return activation("silu")(gate) * up
 
     def _grouped(self, z: Array, w: Array, sizes: Array) -> Array:
         w = w.reshape(-1, *w.shape[-2:])
