@@ -109,6 +109,7 @@ def same_network(source, target):
     target.network.bias[...] = source.network.down.bias[...]
 
 
+@pytest.mark.slow
 def test_special_cases():
     z, plain = normal(T, B, D), module("ffn")
     with_biases(plain.network)

@@ -56,7 +56,9 @@ def test_committed_outputs_show_the_committed_table():
     assert [f"{value:.6f}" for value in means] == re.findall(r"0\.\d{6}\b", shown)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "quickstart" else pytest.mark.slow) for name in NAMES]
+)
 def test_a_notebook_runs_and_says_what_is_committed(name):
     path = ROOM / f"{name}.ipynb"
     committed, fresh = nbformat.read(path, as_version=4), load_execute().execute(path)

@@ -88,6 +88,7 @@ def test_odd_sizes_lengths_positions_and_bias():
     check(inputs, own_positions(4, 70, 137), cotangents)
 
 
+@pytest.mark.slow
 def test_candidates_one_key_head_and_values_that_are_keys():
     """Through the operation: the rows of all candidates and heads share each tile of keys."""
     rng = np.random.default_rng(0)

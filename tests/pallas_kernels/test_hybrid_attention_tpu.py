@@ -381,6 +381,7 @@ def test_rivals_attend_over_the_same_pairs(mode, monkeypatch):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * np.abs(other).max(), err_msg=name)
 
 
+@pytest.mark.slow
 def test_few_keys_stay_with_xla():
     """On a TPU, without a name: scores of S <= d keys are no larger than the rows themselves."""
 

@@ -206,6 +206,7 @@ def test_sizes_are_halved_and_doubled_unless_the_kernel_offers_its_own():
         assert list(kernel_tuning.offered(request)) == [{"a": 16, "b": 2}]
 
 
+@pytest.mark.slow
 def test_mfu_is_useful_flops_over_peak(monkeypatch):
     monkeypatch.setattr(mfu, "accelerator", lambda: H100)
     monkeypatch.setattr(mfu, "load_schema", lambda: reference_schema(fields=4))

@@ -167,6 +167,7 @@ def _equal_to_one(*cases):
     assert done.stdout.count("equal") == sum(len(meshes) for *_, meshes in cases)
 
 
+@pytest.mark.slow
 def test_eight_devices_split_by_rule_equal_one():
     _equal_to_one((*RANKMIXER, ["data=2,tensor=2,token=2"]))
 

@@ -97,7 +97,9 @@ def test_done_run_is_left_alone(plain):
     assert again == record and (folder / "run.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("events", [2, 13, 27])
+@pytest.mark.parametrize(
+    "events", [pytest.param(2, marks=pytest.mark.slow), 13, pytest.param(27, marks=pytest.mark.slow)]
+)
 def test_interrupted_run_ends_bit_identical(plain, tmp_path, events):
     folder, record = plain
     with pytest.raises(Interrupted):

@@ -223,7 +223,10 @@ def test_the_whole_step_reuses_the_values_and_builds_nothing_of_their_size():
     assert memory.temp_size_in_bytes < table / 2
 
 
-@pytest.mark.parametrize("architecture, table", [("lmn", "memory/values"), ("msn", "blocks/1/ffn/memory/values")])
+@pytest.mark.parametrize(
+    "architecture, table",
+    [("lmn", "memory/values"), pytest.param("msn", "blocks/1/ffn/memory/values", marks=pytest.mark.slow)],
+)
 def test_every_memory_logs_the_norms_of_its_rows(architecture, table):
     config = get_config(architecture, "known_truth")
     config.data.preset = "smoke"

@@ -59,7 +59,8 @@ def small(name: str) -> ConfigDict:
 # At every run those of the quickstart and one with a history; the others in the slow stage.
 QUICK = ("rankmixer", "dlrm_mlp", "din+rankmixer")
 NAMES = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in [*models.list_models(), QUICK[-1]]
+    pytest.param(name, marks=() if name in QUICK[:2] else pytest.mark.slow)
+    for name in [*models.list_models(), QUICK[-1]]
 ]
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from recscale.models import build
@@ -13,6 +14,7 @@ from recscale.scaling.training import get_config
 from recscale.scaling.training.step import make_trainer
 
 
+@pytest.mark.slow
 def test_auc_of_a_trained_model_stays():
     """RankMixer after 400 steps on the log whose signal is in given code signs: AUC changes by less than 1e-3."""
     source = make_source({"name": "known_truth", "preset": "dense"}, requests=512)

@@ -21,6 +21,7 @@ def source():
     return make_source({"name": "known_truth", "preset": "smoke", "holdout_rows": 64}, requests=64)
 
 
+@pytest.mark.slow
 def test_only_training_sees_shorter_histories(source):
     found = {}
     for alpha in (0.0, 0.5):
