@@ -8,7 +8,8 @@ keys, computes the scores transposed, and query rows stream with their statistic
 zeros. Sums over rows stay in float32 registers of one warpgroup, in a fixed order: no atomics. Wider than 128, dk and
 dv do not fit a thread's registers together and the second kernel runs once for each.
 
-Compiled for H100, not yet run on one: without spills up to width 64; wider heads spill 4 to 208 bytes a thread.
+Compiled for H100 without spilled registers, not yet run on one. For that, heads wider than 64 stream 32 query rows and
+heads wider than 128 stream 32 keys (64 spill up to 240 and 352 bytes a thread, stores and loads).
 
 Shapes as in `gpu`, with as many key heads as heads; statistics are [R, H, N].
 """
@@ -53,6 +54,9 @@ Array = jax.Array
 # Wider heads leave no room in registers for both sums of the second kernel.
 _BOTH_SUMS_WIDTH = 128
 
+# Narrower tiles of keys belong to heads so wide that a mask costs little and a branch without it spills registers.
+_MASKED_BY_NEED = 64
+
 
 def gradients(q, k, v, lengths, positions, bias, scale, do, lse, delta, *, target, interpret):
     """(dq, dk, dv or None, dbias float32 [R, S, H] or None); delta = sum(do*o) - dlse."""
@@ -92,9 +96,9 @@ def _blocks(streams, N, S, widths, shared, target) -> dict[str, int]:
     widest = max(widths)
     heuristic = {
         "groups": 1 if N <= ROWS or widest > 128 else 2,
-        "keys": 128 if widest <= 64 else 64,
+        "keys": 128 if widest <= 64 else 64 if widest <= 128 else 32,
         "key_groups": 1 if S <= ROWS or widest > 128 else 2,
-        "rows": 64,
+        "rows": 64 if widest <= 64 else 32,
     }
     key = f"backward_N{N}_S{S}_d{widths[0]}_dv{widths[1]}"
     blocks = block_sizes("hybrid_attention", "pallas_gpu", key, heuristic, target)
@@ -135,9 +139,9 @@ def _row_gradients(operands, positions, *, blocks, scale, S, tile):
     operands["ranges"] = key_ranges(positions, operands["lengths"], block, keys)
     q, v_width = operands["q"], operands["do"].shape[-1]
     scratch = {
-        "q_tile": tile.memory((groups, ROWS, q.shape[-1]), q.dtype),
-        "do_tile": tile.memory((groups, ROWS, v_width), q.dtype),
-        "k_tile": tile.memory((stages, keys, q.shape[-1]), q.dtype),
+        "q_tile": tile.memory((groups, ROWS, q.shape[-1]), q.dtype, keys),
+        "do_tile": tile.memory((groups, ROWS, v_width), q.dtype, keys),
+        "k_tile": tile.memory((stages, keys, q.shape[-1]), q.dtype, keys),
         "position_tile": plgpu.SMEM((groups, ROWS), jnp.int32),
         "lse_tile": plgpu.SMEM((groups, ROWS), jnp.float32),
         "delta_tile": plgpu.SMEM((groups, ROWS), jnp.float32),
@@ -146,7 +150,7 @@ def _row_gradients(operands, positions, *, blocks, scale, S, tile):
         "k_free": plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
     }
     if "v" in operands:
-        scratch["v_tile"] = tile.memory((stages, keys, v_width), q.dtype)
+        scratch["v_tile"] = tile.memory((stages, keys, v_width), q.dtype, keys)
         scratch["v_ready"] = plgpu.Barrier(num_barriers=stages)
         scratch["v_free"] = plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
     if "bias" in operands:
@@ -220,7 +224,10 @@ def _dq_item(tile, inputs, scratch, dq_ref, blocks, scale, group, r, h, t, done)
             key = tile.counting(keys, 1) + j * keys
             return where((key >= along_rows(first, keys)) & (key < length), p, 0.0)
 
-        p = lax.cond((j >= clear_begin) & (j < clear_end), lambda p: p, masked, p)
+        if keys >= _MASKED_BY_NEED:
+            p = lax.cond((j >= clear_begin) & (j < clear_end), lambda p: p, masked, p)
+        else:
+            p = masked(p)
         if "v" in inputs:
             plgpu.barrier_wait(scratch["v_ready"].at[slot])
             dp = tile.times_transposed(own["do_tile"], scratch["v_tile"].at[slot])
@@ -260,9 +267,9 @@ def _key_gradients(operands, positions, wanted, *, blocks, scale, S, tile):
     k, dtype = operands["k"], operands["k"].dtype
     with_dk = "dk" in wanted
     scratch = {
-        "k_tile": tile.memory((groups, ROWS, width), dtype),
-        "q_tile": tile.memory((stages, rows, width), dtype),
-        "do_tile": tile.memory((stages, rows, v_width), dtype),
+        "k_tile": tile.memory((groups, ROWS, width), dtype, rows),
+        "q_tile": tile.memory((stages, rows, width), dtype, rows),
+        "do_tile": tile.memory((stages, rows, v_width), dtype, rows),
         "position_tile": plgpu.SMEM((stages, rows), jnp.int32),
         "lse_tile": plgpu.SMEM((stages, rows), jnp.float32),
         "keys_ready": plgpu.Barrier(
@@ -276,7 +283,7 @@ def _key_gradients(operands, positions, wanted, *, blocks, scale, S, tile):
     if with_dk:
         scratch["delta_tile"] = plgpu.SMEM((stages, rows), jnp.float32)
     if "v" in operands:
-        scratch["v_tile"] = tile.memory((groups, ROWS, v_width), dtype)
+        scratch["v_tile"] = tile.memory((groups, ROWS, v_width), dtype, rows)
     out = {}
     if with_dk:
         out["dk"] = jax.ShapeDtypeStruct(k.shape, dtype)

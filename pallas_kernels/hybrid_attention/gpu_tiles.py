@@ -133,11 +133,15 @@ class Tile:
 
     interpret: bool
 
-    def memory(self, shape: Sequence[int], dtype) -> plgpu.SMEM:
-        """Shared memory for tiles [..., rows, width] that products read: tiled and swizzled as WGMMA wants them."""
+    def memory(self, shape: Sequence[int], dtype, rows: int = 64) -> plgpu.SMEM:
+        """Shared memory for tiles [..., n, width] that products read: tiled and swizzled as WGMMA wants them.
+
+        A product contracts over as many rows at a time as the swizzle has columns: `rows` is how many the streamed
+        tiles have, for every operand alike, since both of a product share the swizzle.
+        """
         if self.interpret:
             return plgpu.SMEM(tuple(shape), dtype)
-        columns = next(c for c in (64, 32, 16) if shape[-1] % c == 0)
+        columns = next(c for c in (64, 32, 16) if shape[-1] % c == 0 and rows % c == 0)
         swizzle = columns * jnp.dtype(dtype).itemsize
         transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(swizzle))
         return plgpu.SMEM(tuple(shape), dtype, transforms=transforms)
