@@ -56,11 +56,11 @@ def small(name: str) -> ConfigDict:
     return config
 
 
-# At every run those of the quickstart and one with a history; the others in the slow stage.
-QUICK = ("rankmixer", "dlrm_mlp", "din+rankmixer")
+# At every run those of the quickstart; the others, and one with a history, in the slow stage.
+QUICK = ("rankmixer", "dlrm_mlp")
 NAMES = [
-    pytest.param(name, marks=() if name in QUICK[:2] else pytest.mark.slow)
-    for name in [*models.list_models(), QUICK[-1]]
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in [*models.list_models(), "din+rankmixer"]
 ]
 
 
