@@ -169,6 +169,8 @@ def _pair(
 def _bound(tensor_core: int, sparse_core: int | None = None) -> dict[str, int]:
     """Bounds in MiB on temporaries of the TPU programs, the largest of v5e, v6e and 7x; both have one backward.
 
+    v5p keeps within those of reads and row gradients; the dense gradients were not compiled for it.
+
     They are copies of the table, g and dV in the order kernels read rows in, and [N, J] arrays padded to 128 columns.
     """
     sparse_core = tensor_core if sparse_core is None else sparse_core

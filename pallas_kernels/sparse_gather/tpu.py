@@ -1,4 +1,6 @@
-"""`sparse_gather` on a TPU's TensorCore: compiled for v5e, v6e and 7x (reads also for v5p), not yet run on them.
+"""`sparse_gather` on a TPU's TensorCore: compiled for v5e, v6e and 7x, not yet run on them.
+
+For v5p too, but for the gradients of a dense table at benchmark sizes.
 
     read, weight gradient    slab        [M, 128] of the table at a time in vector memory, if that is at most half of it
                              row copies  single rows from HBM, else

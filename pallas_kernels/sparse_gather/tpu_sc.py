@@ -1,4 +1,4 @@
-"""`sparse_gather` on a TPU's SparseCores: compiled, not executed, for v6e and 7x (not yet for v5p; v5e has none).
+"""`sparse_gather` on a TPU's SparseCores: compiled, not executed, for v5p, v6e and 7x (v5e has none).
 
 Every vector subcore owns a range of reads and serves them R at a time: it fetches their ids and weights, brings the
 rows by indirect copies of up to 128 rows of 128 words, two buffers in turn, and sums them in registers as wide as its
