@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # others: with fewer threads than that (a machine or a container of one core) they wait for ever.
 os.environ["NPROC"] = str(max(8, int(os.environ.get("NPROC") or os.cpu_count() or 1)))
 
-FLAGSHIPS = {"rankmixer", "tokenmixer_large", "ug_rankmixer", "mixformer", "pkm", "dcnv2", "din+rankmixer"}
+FLAGSHIPS = {"rankmixer", "tokenmixer_large", "mixformer", "pkm", "dcnv2"}
 
 
 def pytest_collection_modifyitems(items):

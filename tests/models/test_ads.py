@@ -107,6 +107,7 @@ def test_starts_as_plain_din(inputs):
     np.testing.assert_allclose(token_of(encoder, inputs), token_of(plain, inputs), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_generators_off_is_the_same_start(inputs):
     for scorer in ("mha", "din", "can"):
         whole, plain = (

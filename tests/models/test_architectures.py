@@ -254,12 +254,14 @@ def first_step(case, training_batch):
     return jax.tree.map(lambda leaf: np.abs(leaf).max(), grads), figures
 
 
+@pytest.mark.thorough
 def test_task_gradient_reaches_every_parameter(name, first_step):
     for path, leaf in jax.tree_util.tree_leaves_with_path(first_step[0]):
         where = jax.tree_util.keystr(path)
         assert (float(leaf) > 0) != any(key in where for key in UNREACHED.get(name, {})), where
 
 
+@pytest.mark.thorough
 def test_golden_step(name, first_step):
     found = {key: float(value) for key, value in first_step[1].items()}
     stored = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}

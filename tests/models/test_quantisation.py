@@ -158,6 +158,7 @@ def test_int8_weights_are_split_over_a_mesh_as_the_float_ones():
     assert small.kernel.scale.get_metadata("logical_axes") == ("tokens", "embed")
 
 
+@pytest.mark.slow
 def test_two_calls_are_one_with_int8_kernels(schema):
     small = quantize(build("din+rankmixer", schema, dict(backbone=SMALL), rngs=nnx.Rngs(0)))
     inputs = random_inputs(schema, R, C, seed=1)

@@ -345,6 +345,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
 def test_every_flag_counts_and_runs(flags):
     schema, config = token_schema(), tiny(mixed_hidden=16) | flags

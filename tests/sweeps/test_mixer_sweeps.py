@@ -26,7 +26,7 @@ def test_growth_changes_depth_width_and_tokens_at_one_size():
     assert {m["tokens"] for m in own} == {2, 4, 8}
 
 
-@pytest.mark.parametrize("architecture", ["rankmixer", "tokenmixer_large"])
+@pytest.mark.parametrize("architecture", ["rankmixer", pytest.param("tokenmixer_large", marks=pytest.mark.slow)])
 def test_ablations_have_one_size(architecture):
     rows = planned("mixer_ablations", lambda point: point["architecture"] == architecture)
     assert len(rows) > 20

@@ -6,7 +6,7 @@ from recscale.sweeps.loading import load
 from recscale.sweeps.plan import make_plan
 
 
-@pytest.mark.parametrize("backbone", ["rankmixer", "tokenmixer_large"])
+@pytest.mark.parametrize("backbone", ["rankmixer", pytest.param("tokenmixer_large", marks=pytest.mark.slow)])
 def test_variants_differ_in_nothing_but_what_is_cut(backbone):
     file = load("ug_separation")
     points = [p for p in file.points() if p["seed"] == 0 and p["architecture"].endswith(backbone)]

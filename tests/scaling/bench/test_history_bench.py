@@ -21,6 +21,7 @@ def test_a_training_step_is_linear_in_the_length():
     assert steps[1:] == [2 * step for step in steps[:-1]]
 
 
+@pytest.mark.slow
 def test_the_command_prints_figures_and_json(monkeypatch):
     monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: None)
     small = history_length.run(lengths=(8, 16), requests=1, width=4, queries=1, rounds=1)
