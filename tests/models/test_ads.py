@@ -265,6 +265,7 @@ FLAGS = [
 
 @pytest.mark.parametrize("scorer", ["mha", "din", "can"])
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.slow
 def test_every_flag_counts(scorer, flags):
     """Parameters, forward and training FLOPs, with ids and with raw numbers alone."""
     config = dict(encoder=SMALL | flags | dict(scorer=scorer), backbone=dict(widths=(4,)))

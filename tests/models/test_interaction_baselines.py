@@ -221,6 +221,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("name, config", VARIANTS, ids=str)
+@pytest.mark.slow
 def test_every_variant_builds_counts_and_runs(schema, check_variant, name, config):
     check_variant(name, schema, config)
 

@@ -236,6 +236,7 @@ RAW = [VARIANTS[i] for i in (0, 1, 5, 7, 8, 9)]
 @pytest.mark.parametrize(
     ("flags", "dense"), [*((flags, False) for flags in VARIANTS), *((f, True) for f in RAW)], ids=str
 )
+@pytest.mark.slow
 def test_closed_forms_equal_the_program(full_schema, flags, dense):
     schema, config = full_schema(dense=dense), {**SMALL, **flags}
     counted = count("lmn", schema, config)

@@ -79,6 +79,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()) or "default")
+@pytest.mark.slow
 def test_closed_forms_equal_the_program(options):
     schema = reference_schema()
     config = dict(tokens=4, width=16, hidden=24, memory_slots=49, memory_topk=4, key_width=6) | options

@@ -217,6 +217,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("flags", VARIANTS, ids=str)
+@pytest.mark.slow
 def test_closed_forms_equal_the_program(flags):
     schema = reference_schema()
     config = dict(tokens=4, width=16, hidden=24, memory_slots=49, memory_topk=4, key_width=6) | flags

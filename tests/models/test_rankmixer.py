@@ -104,6 +104,7 @@ ABLATIONS = [
 
 
 @pytest.mark.parametrize("flags", ABLATIONS, ids=str)
+@pytest.mark.slow
 def test_every_flag_builds_counts_and_runs(flags):
     schema = token_schema()
     inputs = random_inputs(schema, 3, 2)

@@ -116,6 +116,7 @@ def test_golden_integers_of_a_layer_of_hstu():
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_every_flag_counts(full_schema, name, flags, dense):
     schema, made, spec = full_schema(events=13, dense=dense), frozen(name, **flags), spec_of(name)
     graph, state = nnx.split(nnx.eval_shape(lambda: spec.build(made, schema, rngs=nnx.Rngs(0))))

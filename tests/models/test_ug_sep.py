@@ -413,6 +413,7 @@ ALL_FLAGS = [(NAMES[0], flags) for flags in FLAGS] + [(NAMES[1], flags) for flag
 
 
 @pytest.mark.parametrize(("name", "flags"), ALL_FLAGS, ids=str)
+@pytest.mark.slow
 def test_every_flag_builds_and_counts(name, flags, axes_have_rules):
     schema, values = token_schema(4), sizes(name, **flags)
     axes_have_rules(nnx.state(nnx.eval_shape(lambda: build(name, schema, values, rngs=nnx.Rngs(0)))))

@@ -45,6 +45,7 @@ def test_equals_a_loop_over_experts(rows, sizes, implementation):
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 @pytest.mark.parametrize("rows, sizes", CASES, ids=str)
+@pytest.mark.slow
 def test_gradients_equal_those_of_the_loop(rows, sizes, implementation):
     x, w, group_sizes = operands(rows, sizes)
     dy = jnp.asarray(np.random.default_rng(9).standard_normal((rows, w.shape[2])), jnp.float32)

@@ -34,6 +34,7 @@ MIXED = Schema(
     "dense_params", [pytest.param(size, marks=pytest.mark.thorough) for size in (3e4, 101_010, 1e6)]
 )
 @pytest.mark.parametrize("name", models.list_models("backbone"))
+@pytest.mark.slow
 def test_closed_form_equals_jaxpr_and_tree(name, dense_params):
     schema = reference_schema()
     table = count_table(name, schema, size(name, schema, dense_params=dense_params).config)
@@ -115,6 +116,7 @@ def test_tree_params_counts_parameters_only():
 
 
 @pytest.mark.parametrize("name", models.list_models("encoder"))
+@pytest.mark.slow
 def test_sequence_encoders(name):
     table = count_table(name, MIXED)
     assert table.agrees, (table.closed, table.jaxpr, table.count.dense_params, table.tree_params)
