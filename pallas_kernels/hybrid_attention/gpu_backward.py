@@ -6,7 +6,8 @@
 dq: a block owns tiles of 64 query rows and keys stream, as in the forward kernel. dk and dv: a block owns tiles of 64
 keys, computes the scores transposed, and query rows stream with their statistics; a key tile beyond the length writes
 zeros. Sums over rows stay in float32 registers of one warpgroup, in a fixed order: no atomics. Wider than 128, dk and
-dv do not fit a thread's registers together and the second kernel runs once for each.
+dv do not fit a thread's registers together and the second kernel runs once for each. With v = k both belong to the same
+array and are one sum from the start, so one run serves every width and no second array of their size is made.
 
 Compiled for H100 without spilled registers, not yet run on one. For that, heads wider than 64 stream 32 query rows and
 heads wider than 128 stream 32 keys (64 spill up to 240 and 352 bytes a thread, stores and loads).
@@ -79,13 +80,11 @@ def gradients(q, k, v, lengths, positions, bias, scale, do, lse, delta, *, targe
     statistics = {"positions": positions, "lse": lse * LOG2E, "delta": delta}
     common = {"blocks": blocks, "scale": scale, "S": S, "tile": Tile(interpret)}
     dq = _row_gradients(operands | statistics, positions, **common)
-    if max(widths) <= _BOTH_SUMS_WIDTH:
+    if v is None or max(widths) <= _BOTH_SUMS_WIDTH:
         dk, dv, dbias = _key_gradients(operands | statistics, positions, ("dk", "dv"), **common)
     else:
         dk, _, dbias = _key_gradients(operands | statistics, positions, ("dk",), **common)
         _, dv, _ = _key_gradients(operands | statistics, positions, ("dv",), **common)
-    if v is None and dv is not None:
-        dk, dv = (dk.astype(jnp.float32) + dv.astype(jnp.float32)).astype(k.dtype), None
     dq, dk = dq[:, :N, :, :d], dk[:, :S, :, :d]
     dv = None if dv is None else dv[:, :S, :, :dv_width]
     return dq, dk, dv, None if dbias is None else dbias[:, :, :S].swapaxes(1, 2)
@@ -287,7 +286,7 @@ def _key_gradients(operands, positions, wanted, *, blocks, scale, S, tile):
     out = {}
     if with_dk:
         out["dk"] = jax.ShapeDtypeStruct(k.shape, dtype)
-    if "dv" in wanted and not (with_dk and "v" not in operands):
+    if "dv" in wanted and "v" in operands:
         out["dv"] = jax.ShapeDtypeStruct((*k.shape[:3], v_width), dtype)
     if "bias" in operands:
         scratch["bias_tile"] = plgpu.SMEM((groups, ROWS), jnp.float32)
@@ -345,6 +344,7 @@ def _keys_item(tile, inputs, scratch, out, wanted, blocks, N, scale, group, r, h
     plgpu.barrier_wait(ready)
     length = inputs["lengths"][r]
     value_tile = own.get("v_tile", own["k_tile"])
+    shared = "v" not in inputs  # then dv is summed into dk, which has to be scaled term by term
 
     def step(i, sums):
         slot = lax.rem(done + i, jnp.int32(stages))
@@ -364,27 +364,27 @@ def _keys_item(tile, inputs, scratch, out, wanted, blocks, N, scale, group, r, h
         sums = dict(sums)
         plgpu.barrier_wait(scratch["do_ready"].at[slot])
         if "dv" in wanted:
-            sums["dv"] = tile.add_product(sums["dv"], p.astype(q_tile.dtype), do_tile)
+            home = "dk" if shared else "dv"
+            sums[home] = tile.add_product(sums[home], p.astype(q_tile.dtype), do_tile)
         if "dk" in wanted:
             dp = tile.times_transposed(value_tile, do_tile)
             ds = p * (dp - along_columns(tile.load_columns(scratch["delta_tile"].at[slot])))
-            sums["dk"] = tile.add_product(sums["dk"], ds.astype(q_tile.dtype), q_tile)
             if "dbias" in out:
                 sums["dbias"] += ds.sum(axis=1)
+            ds = ds * scale if shared else ds
+            sums["dk"] = tile.add_product(sums["dk"], ds.astype(q_tile.dtype), q_tile)
         plgpu.barrier_arrive(scratch["do_free"].at[slot])
         plgpu.barrier_arrive(scratch["q_free"].at[slot])
         return sums
 
     sums = {"dk": tile.zeros(own["k_tile"].shape[-1])} if "dk" in wanted else {}
-    if "dv" in wanted:
+    if "dv" in wanted and not shared:
         sums["dv"] = tile.zeros(value_tile.shape[-1])
     if "dbias" in out:
         sums["dbias"] = tile.per_row(0.0)
     sums = lax.fori_loop(0, end, step, sums)
-    if "dk" in wanted:
+    if "dk" in wanted and not shared:
         sums["dk"] *= scale
-        if "dv" in wanted and "v" not in inputs:
-            sums["dk"] += sums["dv"]
     homes = {"dk": own["k_tile"], "dv": value_tile, "dbias": own.get("bias_tile")}
     for name in out:
         homes[name][...] = sums[name].astype(homes[name].dtype)

@@ -154,9 +154,11 @@ def _cases(name: str, group: str, shape: Shape) -> tuple[Case, Case]:
 
 
 def _temporaries(shape: Shape, backward: bool) -> dict[str, int]:
-    """Copies of the rows and numbers per row, never scores or keys.
+    """Numbers per row, on a TPU also copies of the rows; never scores, keys or values.
 
     TPU: lse, its cotangent and delta, in the backward o as well, and the rows that are filled up to whole tiles.
+    GPU: lse, in the backward also delta, each at most twice (a row of each head beside its neighbours, or beside the
+    other heads); rows of these shapes are whole as they come. Tile ranges and positions are in the constant.
     """
     rows, size = shape.R * shape.C * shape.Q * shape.H, jnp.dtype(shape.dtype).itemsize
     width = (shape.d + shape.value_width) * size
@@ -164,7 +166,7 @@ def _temporaries(shape: Shape, backward: bool) -> dict[str, int]:
     copies = (2 if backward else 1) * filled * width if filled > rows else 0
     return {
         "pallas_tpu": 2**19 + copies + filled * (shape.value_width * size + 16 if backward else 8),
-        "pallas_gpu": rows * (width + 16) * (3 if backward else 1),
+        "pallas_gpu": 2**17 + rows * (16 if backward else 8),
     }
 
 

@@ -41,13 +41,17 @@ def train_step(rounds: int, torch: bool, tables: bool, known_truth: bool, keep_m
 
 @bench.command("known-truth")
 @click.option("--quick", is_flag=True, help="A sixteenth of the rows, with wider gates.")
+@click.option("--networks/--no-networks", default=True, help="Also train three architectures at five sizes (part 5).")
 @_JSON
-def known_truth(quick: bool, as_json: bool) -> None:
+def known_truth(quick: bool, networks: bool, as_json: bool) -> None:
     """The acceptance experiment of the known-truth log; ends with code 1 if a gate fails."""
+    from .. import host_memory
+
+    host_memory.keep_freed_memory()  # before anything computes
     from ..provenance import environment
     from . import known_truth as measured
 
-    result = measured.run(quick=quick)
+    result = measured.run(quick=quick, with_networks=networks)
     _finish({**result, "environment": environment()}, as_json)
     if not result["passed"]:
         click.get_current_context().exit(1)

@@ -56,7 +56,8 @@ def test_train_step_without_a_rival_says_how_to_get_one(monkeypatch):
 @pytest.mark.parametrize("passed, code", [(True, 0), (False, 1)])
 def test_known_truth_fails_with_its_gates(monkeypatch, passed, code):
     found = {"passed": passed, "slope": np.float64(0.35), "points": np.arange(2)}
-    monkeypatch.setattr(known_truth, "run", lambda quick: {**found, "quick": quick})
+    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(known_truth, "run", lambda quick, with_networks: {**found, "quick": quick})
     result = _invoke("known-truth", "--quick", "--json")
     assert result.exit_code == code
     value = json.loads(result.output.splitlines()[-1])
