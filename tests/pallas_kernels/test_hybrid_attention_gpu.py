@@ -133,6 +133,24 @@ def test_causal_of_every_kind(sizes):
     check(inputs, jnp.arange(sizes["N"], dtype=jnp.int32)[None], cotangents)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_gradients_of_keys_are_the_only_arrays_of_their_size(shared):
+    """Built for the chip, at the widest heads: nothing is copied or summed outside the kernels, with v = k neither."""
+    R, N, S, width = 2, 128, 256, 256
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def gradients(q, k, v, lengths, positions, o, lse, do, dlse):
+        return gpu.backward(q, k, v, lengths, positions, None, SCALE, o, lse, do, dlse, target=TARGET)
+
+    q, k, statistic = array(R, N, 1, width), array(R, S, 1, width), array(R, N, 1, dtype=jnp.float32)
+    scalars = array(R, dtype=jnp.int32), array(1, N, dtype=jnp.int32)
+    program = jax.make_jaxpr(gradients)(q, k, None if shared else k, *scalars, q, statistic, q, statistic)
+    made = [out.aval for equation in program.eqns for out in equation.outvars if out.aval.size >= R * S * width]
+    assert [(x.shape, x.dtype) for x in made] == [(k.shape, k.dtype)] * (1 if shared else 2)
+
+
 @pytest.mark.parametrize("rows, keys", [(4, 3), (8, 16)])
 def test_tiles_are_visited_iff_needed(rows, keys):
     """Every visible pair is in a visited tile, no visited tile (of growing positions) is empty, clear ones are full."""
