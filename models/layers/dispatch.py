@@ -40,11 +40,17 @@ def by_capacity(ids: Array, experts: int, capacity: int) -> tuple[Assignment, Ar
     placed = (ids < experts) & (order < capacity)
     total = tokens * experts * capacity
     first = (jnp.arange(tokens, dtype=jnp.int32)[:, None, None] * experts + ids) * capacity
-    places = jnp.where(placed, first + order, total)
-    selections = jnp.full(total, ids.size, jnp.int32)
-    selections = selections.at[places.reshape(-1)].set(jnp.arange(ids.size, dtype=jnp.int32), mode="drop")
+    selections = _inverse(jnp.where(placed, first + order, total).reshape(-1), total)
     dropped = ((ids < experts) & ~placed).sum().astype(jnp.float32)
-    return Assignment(selections, places), dropped
+    # The inverse of the inverse: what stood there already, but as an array of its own. XLA's CPU backend would else
+    # compute every index anew for each of the D numbers of a row, wherever rows are gathered.
+    return Assignment(selections, _inverse(selections, ids.size).reshape(ids.shape)), dropped
+
+
+def _inverse(positions: Array, size: int) -> Array:
+    """int32 [size]: where in `positions` each of 0 ... size - 1 stands, len(positions) where nowhere."""
+    nowhere = jnp.full(size, positions.size, jnp.int32)
+    return nowhere.at[positions].set(jnp.arange(positions.size, dtype=jnp.int32), mode="drop")
 
 
 def by_sorting(ids: Array, experts: int) -> tuple[Assignment, Array]:
@@ -84,7 +90,8 @@ def spread(gates: Array, assignment: Assignment) -> Array:
 
 def _take(values: Array, indices: Array) -> Array:
     """Rows of `values`; an index beyond the end gives 0."""
-    return jnp.take(values, indices, axis=0, mode="fill", fill_value=0)
+    # Unsigned: none counts from the end, and nothing looks for those that do.
+    return jnp.take(values, indices.astype(jnp.uint32), axis=0, mode="fill", fill_value=0)
 
 
 dispatch.defvjp(lambda x, a: (dispatch(x, a), a), lambda a, dz: (collect(dz, a), None))

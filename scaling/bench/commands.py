@@ -261,14 +261,19 @@ def _step_report(result: dict[str, Any]) -> str:
 def _experts_report(result: dict[str, Any]) -> str:
     """The figures of `experts` for people."""
     lines = []
-    for name, what in (("train", "TokenMixer-Large, training step"), ("serve", "RankMixer, forward pass")):
-        lines.append(f"{what} ({'falls' if result[f'{name}_falls'] else 'does NOT fall'} with active experts)")
-        for variant, time in result[name].items():
-            lines.append(
-                f"  {variant:11s} {time['median_ms']:8.1f} ms ({time['lower_quartile_ms']:.1f} to "
-                f"{time['upper_quartile_ms']:.1f})   {time['ratio']:.3f} of dense, FLOPs {time['flops_ratio']:.3f}, "
-                f"dropped {100 * time['dropped_share']:.2f} %"
-            )
+    for found in result["shapes"].values():
+        shape = found["shape"]
+        sizes = f"T {shape['tokens']}, D {shape['width']}, experts {shape['hidden'] // shape['experts']} wide"
+        for name, what in (("train", "TokenMixer-Large, training step"), ("serve", "RankMixer, forward pass")):
+            falls = "falls" if found[f"{name}_falls"] else "does NOT fall"
+            lines.append(f"{what}, {sizes} ({falls} with active experts)")
+            for variant, time in found[name].items():
+                lines.append(
+                    f"  {variant:11s} {time['median_ms']:8.1f} ms "
+                    f"({time['lower_quartile_ms']:.1f} to {time['upper_quartile_ms']:.1f})   "
+                    f"{time['ratio']:.3f} of dense, FLOPs {time['flops_ratio']:.3f}, "
+                    f"dropped {100 * time['dropped_share']:.2f} %"
+                )
     return "\n".join(lines)
 
 

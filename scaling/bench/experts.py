@@ -1,12 +1,14 @@
 """What sparse experts save: a TokenMixer-Large training step and a RankMixer forward pass by share of active experts.
 
-    train    TokenMixer-Large T 16, D 128, F1 = F2 = 512, L 2, E 8: dense; K 4 (1:2) and K 2 (1:4) on the sparse path of
-             this machine; K 4 with all experts computed under a mask
-    serve    RankMixer T 16, D 128, F 512, L 2, E 8 with ReLU gates of which a half and a quarter are open, at fixed
-             capacity; dense and masked beside it. RankMixer trains densely, so only serving has anything to save
+    train    TokenMixer-Large, L 2, E 8: dense; K 4 (1:2) and K 2 (1:4) on the sparse path of this machine; K 4 with all
+             experts computed under a mask
+    serve    RankMixer, L 2, E 8 with ReLU gates of which a half and a quarter are open, at fixed capacity; dense and
+             masked beside it. RankMixer trains densely, so only serving has anything to save
 
-1,024 rows, float32, tokens given as dense input, Adam. All variants run by turns in one process. Ratios are to dense:
-below 1 is saved. `flops_ratio` is what the closed forms promise, routers included.
+At two shapes, because what an expert saves has to pay for the traffic of its rows: `narrow`, T 16, D 128, F 512, whose
+experts are 64 wide, and `wide`, T 8, D 256, F 2,048, whose experts are 256 wide. 1,024 rows, float32, tokens given as
+dense input, Adam. All variants of a shape run by turns in one process. Ratios are to dense: below 1 is saved.
+`flops_ratio` is what the closed forms promise, routers included.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from .train_step import stepper
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of both models; the defaults are those every report uses."""
+    """Sizes of both models."""
 
     rows: int = 1024
     tokens: int = 16
@@ -51,24 +53,32 @@ class Shape:
         return sizes | flags
 
 
-def run(*, shape: Shape | None = None, rounds: int = 6, per_round: int = 2) -> dict[str, Any]:
+SHAPES = {"narrow": Shape(), "wide": Shape(tokens=8, width=256, hidden=2048)}
+
+
+def run(*, shapes: Mapping[str, Shape] = SHAPES, rounds: int = 6, per_round: int = 2) -> dict[str, Any]:
     """Measures and returns JSON-able figures.
 
     Args:
-        shape: sizes. rounds, per_round: turns of each variant, and timed steps per turn.
+        shapes: name -> sizes. rounds, per_round: turns of each variant, and timed steps per turn.
 
     Returns:
-        train, serve: variant -> times, `ratio` and `flops_ratio` to dense, `dropped_share` of the last pass;
-        train_falls, serve_falls: whether each sparser variant is faster than the one before; shape; environment.
+        shapes: name -> shape; train, serve: variant -> times, `ratio` and `flops_ratio` to dense, `dropped_share` of
+        the last pass; train_falls, serve_falls: whether each sparser variant is faster than the one before.
+        environment.
     """
-    shape = shape or Shape()
+    measured = {name: _shape(shape, rounds, per_round) for name, shape in shapes.items()}
+    return {"shapes": measured, "environment": environment()}
+
+
+def _shape(shape: Shape, rounds: int, per_round: int) -> dict[str, Any]:
     train = _measure(_training(shape), rounds, per_round)
     serve = _measure(_serving(shape), rounds, per_round)
-    result = {"train": train, "serve": serve}
+    result: dict[str, Any] = {"train": train, "serve": serve}
     for name in ("train", "serve"):
         times = [result[name][variant]["median_ms"] for variant in ("dense", "1:2", "1:4")]
         result[f"{name}_falls"] = times == sorted(times, reverse=True)
-    return result | {"shape": dataclasses.asdict(shape), "environment": environment()}
+    return result | {"shape": dataclasses.asdict(shape)}
 
 
 @dataclasses.dataclass(frozen=True)
