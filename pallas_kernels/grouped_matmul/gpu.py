@@ -11,9 +11,9 @@ order, 64 at a time, and clears the rows of other groups in the first and last t
 added by two blocks and there are no atomics: reruns are bit-equal.
 
 The copy engine fills tiles that stick out with zeros and clips what it writes, but moves pieces of 8 rows and 64
-columns: other sizes are padded, which copies the operands. Compiled for H100 in blocks of 64 columns; wider ones not
-yet. Not yet run on it. The tiling follows JAX's ragged_dot examples for Hopper, which store a shared tile of
-rows once per group.
+columns: other sizes are padded, which copies the operands. Compiled for H100 without spilled registers in blocks of 64,
+128, 192 and 256 columns, not yet run on it. The tiling follows JAX's ragged_dot examples for Hopper, which store a
+shared tile of rows once per group.
 
 Letters: N rows, G groups, D inputs, F outputs.
 """
