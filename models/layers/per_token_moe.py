@@ -352,8 +352,7 @@ class ReLUMoE(nnx.Module):
         two_routers: False leaves the train router out.
         serve_cap: most experts a token of a row may open in evaluation; None is all. The largest gates stay.
         active_share: expected share of open experts, which sizes capacities.
-        path: "auto" is masked while training (dense training, sparse inference), and in evaluation wherever nothing
-            bounds the number of open experts.
+        path: "auto" is masked while training (dense training, sparse inference); in evaluation as everywhere.
     """
 
     def __init__(
@@ -421,7 +420,7 @@ class ReLUMoE(nnx.Module):
         cap = None if training else self.serve_cap
         path = self.path
         if path == "auto":
-            path = "masked" if cap is None else choose_path("auto", training)
+            path = "masked" if training else choose_path("auto", training)
         if path == "masked" and cap is None:
             return self.experts.masked(x, gates), jnp.zeros((), jnp.float32)
         experts = gates.shape[-1]

@@ -101,8 +101,14 @@ def test_shapes_are_finite_for_one_and_many_candidates(case):
 def test_two_calls_are_one(case):
     model = case.model()
     whole = model(case.inputs).logits
-    staged = model.score(model.encode_user(case.inputs.user), case.inputs.candidates).logits
+    state = model.encode_user(case.inputs.user)
+    staged = model.score(state, case.inputs.candidates).logits
     np.testing.assert_array_equal(whole, staged)
+    # A state is arrays and nothing else: it can be stored and read again.
+    leaves, tree = jax.tree.flatten(state)
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    again = jax.tree.unflatten(tree, [jnp.asarray(np.array(leaf)) for leaf in leaves])
+    np.testing.assert_array_equal(model.score(again, case.inputs.candidates).logits, whole)
     np.testing.assert_allclose(case.forward(case.params, case.inputs), whole, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(model(case.inputs).logits, whole)  # nothing was changed by calling it
 

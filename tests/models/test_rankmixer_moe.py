@@ -9,8 +9,9 @@ from flax import nnx
 from recscale.models import build, count, freeze_config
 from recscale.models.inputs import Field, Schema, reference_schema
 from recscale.models.inputs.examples import random_inputs
+from recscale.models.layers import per_token_moe
 from recscale.models.layers.losses import training_loss
-from recscale.models.layers.per_token_moe import ReLUMoE
+from recscale.models.layers.per_token_moe import PerTokenExperts, ReLUMoE
 from recscale.scaling.bench.fixed_batch import FixedBatch
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
 from recscale.scaling.counting.jaxpr_flops import count_flops
@@ -162,6 +163,20 @@ def test_sparse_execution_equals_masked_with_its_gradients(path):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     assert float(routing.cut) == 0.0 and 0.2 < float(routing.active.mean()) < 0.8
     np.testing.assert_array_equal(routing.active, reference.active)
+
+
+def test_accelerators_serve_open_experts_alone(monkeypatch):
+    """Trained under a mask, served from sorted rows, with or without a cap: cost follows the open experts."""
+    x, layer = normal(T, B, D), layer_of()
+    expected = layer(x)[0]
+    paths = []
+    for name in ("masked", "ragged"):
+        own = getattr(PerTokenExperts, name)
+        monkeypatch.setattr(PerTokenExperts, name, lambda *a, n=name, f=own: paths.append(n) or f(*a))
+    monkeypatch.setattr(per_token_moe, "current_platform", lambda: "gpu")
+    np.testing.assert_allclose(layer(x)[0], expected, rtol=1e-5, atol=1e-5)
+    layer(x, training=True)
+    assert paths == ["ragged", "masked"]
 
 
 @pytest.mark.slow

@@ -65,6 +65,15 @@ def test_without_a_rival_the_same_model_is_recomputed_per_candidate(monkeypatch)
     assert found["reused"]["flops"] == 2 * counted.forward_flops_user + 6 * counted.forward_flops_candidate
 
 
+@pytest.mark.slow
+def test_longer_is_compared_with_itself_recomputed():
+    found = serve.run(names=["longer"], shape=TINY, rounds=1, per_round=1)["cases"]["longer"]
+    case = serve.cases(TINY)["longer"]
+    counted = count(case.architecture, case.schema(), case.config)
+    assert found["rival"]["flops"] == 6 * counted.forward_flops_per_row
+    assert found["flops_ratio"] > 2
+
+
 def test_an_unknown_case_is_named():
     with pytest.raises(ValueError, match="no serving case 'ug'; known: ug_rankmixer 1:1"):
         serve.run(names=["ug"])
