@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, axis, by_dense_params, by_history_length, chain, product, seeds
-from recscale.sweeps.length_ladder import WORLD
+from recscale.sweeps.length_ladder import SETTINGS, WORLD
 
 LENGTHS = [8, 20, 50, 128]
 SIZES = [4e4, 1e5, 2.5e5]
@@ -36,7 +36,7 @@ def get_sweep() -> Sweep:
         axis("model.encoder.max_length", [max(LENGTHS)]),
         axis("model.backbone.layers", [1]),
     )
-    mixformer = product(architectures(["mixformer"]), axis("model.layers", [1]))
+    mixformer = product(architectures(["mixformer"]), [SETTINGS["mixformer"]])
     return product(chain(longer, mixformer), by_dense_params(SIZES), by_history_length(LENGTHS), seeds(3))
 
 

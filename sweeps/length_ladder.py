@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, axis, by_dense_params, by_history_length, chain, product, seeds
 
-LENGTHS = [4, 8, 16, 32, 64, 128]
-SIZE = 3e4
+LENGTHS = [16, 32, 64, 128, 256, 512]
+SIZE = 4e4
 
 # The preset's law in a world that models of this size can learn. Given ids, all signal is in products of two looked-up
 # vectors, and models stay at the base rate's logloss for 4e5 to 1.6e6 rows; given the ids' signs (of events and of the
 # candidate) DIN, HyFormer and MixFormer recover 83 to 87 % of the signal of 53 events in 4e5 rows.
 WORLD = dict(
-    # No model here reads more than 128 events, and older ones are noise to all: they need not be drawn at all. The log
+    # No model here reads more than 512 events, and older ones are noise to all: they need not be drawn at all. The log
     # adds the variance they would carry, so the law stays that of the preset.
     history_max=max(LENGTHS),
     shares=(0.0, 1.0, 0.0, 0.0),  # events alone: nothing else to learn, or to be short of
@@ -35,12 +35,12 @@ WORLD = dict(
     signal=2.0,
 )
 
-# Three rates at every length.
+# At every length.
 RATES = {
-    "longer+rankmixer": [7.5e-4, 1.5e-3, 3e-3],
-    "din+rankmixer": [3e-3, 6e-3, 1.2e-2],
-    "hyformer": [1.5e-3, 3e-3, 6e-3],
-    "mixformer": [7.5e-4, 1.5e-3, 3e-3],
+    "longer+rankmixer": [1.5e-3],
+    "din+rankmixer": [6e-3],
+    "hyformer": [1.5e-3],
+    "mixformer": [1.5e-3],
 }
 SETTINGS = {
     # Merged events of width 8, four to a token; one position table whatever the length.
@@ -53,7 +53,8 @@ SETTINGS = {
     # DIN's published widths (80, 40) cost more per candidate than everything else here together.
     "din+rankmixer": {"model.encoder.hidden": (32, 16), "model.backbone.layers": 1},
     "hyformer": {"model.layers": 1},
-    "mixformer": {"model.layers": 1},
+    # Its default head is one hidden layer of 16 ReLUs here, which die one after another at 3e-3: a linear head.
+    "mixformer": {"model.layers": 1, "model.tower": ()},
 }
 
 
@@ -63,7 +64,7 @@ def get_config() -> ConfigDict:
     config.data.overrides = ConfigDict(WORLD)
     config.training.requests = 32
     config.training.candidates = 8
-    config.training.examples = 400_000
+    config.training.examples = 1_000_000
     return config
 
 

@@ -1,11 +1,18 @@
 """The sweep files of the sequence family load and plan: what they hold fixed, and what they vary."""
 
 import dataclasses
+import re
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from recscale import models
 from recscale.scaling.data import make_source
+from recscale.scaling.data.known_truth import build_world, preset
+from recscale.scaling.data.known_truth_card import card
+from recscale.scaling.data.known_truth_eval import predict
 from recscale.sweeps import axis, by_history_length, product
 from recscale.sweeps.loading import load
 from recscale.sweeps.plan import make_plan
@@ -26,16 +33,16 @@ def test_the_length_ladder_varies_length_alone():
         "mixformer",
     }
     lengths = sorted({row["config"]["data"]["history_length"] for row in rows})
-    assert lengths == [4, 8, 16, 32, 64, 128]
+    assert lengths == [16, 32, 64, 128, 256, 512]
     by_model = {}
     for row in rows:
         key = row["config"]["architecture"], row["config"]["training"]["lr"]
         by_model.setdefault(key, []).append(row)
-    assert len(by_model) == 12  # three rates each
+    assert len(by_model) == 4  # one rate each
     for name, own in by_model.items():
         assert [row["config"]["data"]["history_length"] for row in own] == lengths
         sizes = {row["counts"]["dense_params"] for row in own}
-        assert len(sizes) == 1 and 2.9e4 < sizes.pop() < 3.1e4, name
+        assert len(sizes) == 1 and 3.9e4 < sizes.pop() < 4.1e4, name
         flops = [row["predicted"]["train_flops"] for row in own]
         assert flops == sorted(flops) and len(set(flops)) == 6
     assert len({point["seed"] for point in load("length_ladder").points()}) == 3
@@ -77,3 +84,36 @@ def test_history_length_reaches_the_model(length):
     batch = next(iter(source.holdout()))
     assert batch.user.histories[sequence.name].ids["item"].shape == (4, length)
     assert rows[0]["counts"] == dataclasses.asdict(models.count("longer+rankmixer", source.schema)) | rows[0]["counts"]
+
+
+RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
+NOTED = {
+    "din+rankmixer": "DIN + RankMixer",
+    "hyformer": "HyFormer",
+    "mixformer": "MixFormer",
+    "longer+rankmixer": "LONGER + RankMixer",
+}
+
+
+def test_the_note_of_the_length_ladder_says_what_its_table_holds():
+    table = pd.read_parquet(RUNS / "length_ladder.parquet")
+    text = (RUNS / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## The length ladder") : text.index("## The slot ladder")]
+
+    def noted(start):
+        (line,) = [line for line in section.splitlines() if line.startswith(f"| {start} ")]
+        return line.split("|")[2:-1]
+
+    lengths = [int(cell) for cell in noted("events")]
+    assert lengths == sorted(table["history_length"].unique()) and (table["status"] == "done").all()
+    for name, start in NOTED.items():
+        own = table[table["architecture"] == name].groupby("history_length")["logloss"]
+        assert (own.count() == 3).all()
+        means, spreads = zip(*(re.fullmatch(r" (\S+) \((\S+)\) ", cell).groups() for cell in noted(start)), strict=True)
+        np.testing.assert_allclose(np.asarray(means, float), own.mean(), atol=5.1e-5, err_msg=name)
+        np.testing.assert_allclose(np.asarray(spreads, float), own.std(), atol=5.1e-5, err_msg=name)
+    file = load("length_ladder")
+    world = build_world(preset("long", **file.config().data.overrides.to_dict()))
+    constants = card(world) | {"asymptote": table["asymptote"].iloc[0]}
+    best = predict(world, history_length=np.asarray(lengths), constants=constants, exact=True)
+    np.testing.assert_allclose([float(cell) for cell in noted("best possible (exact)")], best, atol=1.5e-4)

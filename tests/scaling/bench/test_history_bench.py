@@ -15,7 +15,7 @@ def test_a_training_step_is_linear_in_the_length():
     """512 to 8,192 events at 64 query rows: FLOPs of the program and temporaries of the compiled step."""
     found = history_length.run(rounds=1)
     lengths = [found["lengths"][str(S)] for S in history_length.LENGTHS]
-    assert all(0.7 < found["exponents"][name] < 1.05 for name in ("temporary_bytes", "flops"))
+    assert all(found["exponents"][name] < 1.05 for name in ("temporary_bytes", "flops"))
     # FLOPs are affine in S to the last digit.
     steps = [b["flops"] - a["flops"] for a, b in zip(lengths, lengths[1:], strict=False)]
     assert steps[1:] == [2 * step for step in steps[:-1]]
