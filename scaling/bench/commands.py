@@ -41,7 +41,7 @@ def train_step(rounds: int, torch: bool, tables: bool, known_truth: bool, keep_m
 
 @bench.command("known-truth")
 @click.option("--quick", is_flag=True, help="A sixteenth of the rows, with wider gates.")
-@click.option("--networks/--no-networks", default=True, help="Also train three architectures at five sizes (part 5).")
+@click.option("--networks/--no-networks", default=True, help="Also train three architectures at six sizes (part 5).")
 @_JSON
 def known_truth(quick: bool, networks: bool, as_json: bool) -> None:
     """The acceptance experiment of the known-truth log; ends with code 1 if a gate fails."""

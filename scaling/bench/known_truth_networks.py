@@ -1,6 +1,6 @@
 """Part 5 of the acceptance experiment: what networks reach on the log whose law is known. Reported, not gated.
 
-Three architectures at five sizes over 1.6 decades, three seeds of each trained as replicas of one program on preset
+Three architectures at six sizes over 1.6 decades (fewer have no bootstrap interval), three seeds of each trained as replicas of one program on preset
 `dense` (signs given, one rate for all, one pass): loss, recovered share of every order, an offset power law with its
 intervals or refusals, and the plateau under which the smallest and the largest network lie. A model that knows every
 product of at most o signs and no other stops at the plateau of order o; one between two plateaus has learned a part of
@@ -34,7 +34,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "dlrm_mlp": {},
     "dcnv2": {"cross_layers": 1, "rank": 8},
 }
-SIZES = (2e3, 5e3, 1.25e4, 3.2e4, 8e4)
+SIZES = (2e3, 4.2e3, 8.8e3, 1.85e4, 3.9e4, 8e4)
 SEEDS = 3
 _PRESET = "dense"
 _EXAMPLES, _HOLDOUT_ROWS = 500_000, 65_536
@@ -157,4 +157,5 @@ def _quantity(law: dict[str, Any], name: str) -> str:
         gates = ", ".join(reason.partition(":")[0] for reason in law["refused"][name].split("; ") if ":" in reason)
         return f"{name} refused ({gates})"
     interval = law["intervals"].get(name)
-    return f"{name} {law['params'][name]:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+    around = f"[{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "(no interval)"
+    return f"{name} {law['params'][name]:.4f} {around}"
