@@ -1,10 +1,10 @@
 """Part 5 of the acceptance experiment: what networks reach on the log whose law is known. Reported, not gated.
 
-Three architectures at six sizes over 1.6 decades (fewer have no bootstrap interval), three seeds of each trained as replicas of one program on preset
-`dense` (signs given, one rate for all, one pass): loss, recovered share of every order, an offset power law with its
-intervals or refusals, and the plateau under which the smallest and the largest network lie. A model that knows every
-product of at most o signs and no other stops at the plateau of order o; one between two plateaus has learned a part of
-the higher order.
+Three architectures at six sizes over 1.6 decades (fewer have no bootstrap interval), three seeds of each trained as
+replicas of one program on preset `dense` (signs given, one rate for all, one pass): loss, recovered share of every
+order, an offset power law with its intervals or refusals, and the plateau under which the smallest and the largest
+network lie. A model that knows every product of at most o signs and no other stops at the plateau of order o; one
+between two plateaus has learned a part of the higher order.
 """
 
 from __future__ import annotations
