@@ -39,8 +39,8 @@ def commands(bin_folder: Path, out: Path) -> dict[str, list[str]]:
         found[f"count-{name}"] = ["count", name]
         found[f"count-kt-{name}"] = ["count", name, "--schema", "known_truth:long"]
         found[f"size-{name}"] = ["size", name, "--dense-params", "1e6"]
-    sweeps = sorted(path.stem for path in (ROOT / "sweeps").rglob("*.py") if "def get_sweep(" in path.read_text("utf-8"))
-    for name in sweeps:
+    files = sorted((ROOT / "sweeps").rglob("*.py"), key=lambda path: path.stem)
+    for name in [path.stem for path in files if "def get_sweep(" in path.read_text("utf-8")]:
         found[f"plan-{name}"] = ["plan", name, "--out", str(out / "plans" / name)]
     for table in ("quickstart", "mixer_ladder", "length_ladder", "memory_slots_ladder"):
         for form in ("power_offset", "power", "log_linear"):

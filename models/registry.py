@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ..pallas_kernels.targets import current_platform
+from recscale.pallas_kernels.targets import current_platform
+
 from .architecture import BackboneSpec, EncoderSpec, RankerSpec, freeze, nearest
 from .counts import Count
 from .inputs.history import NO_TOKENS
@@ -30,7 +31,7 @@ from .ranker import Composed, Ranker
 _TABLE = {
     "rankmixer": ("backbone", ".mixers.rankmixer:RANKMIXER"),
     "tokenmixer_large": ("backbone", ".mixers.tokenmixer_large:TOKENMIXER_LARGE"),
-    "ug_rankmixer": ("backbone", ".mixers.ug_sep:UG_RANKMIXER"),
+    "ug_rankmixer": ("backbone", ".mixers.ug_rankmixer:UG_RANKMIXER"),
     "ug_tokenmixer_large": ("backbone", ".mixers.ug_tokenmixer_large:UG_TOKENMIXER_LARGE"),
     "dlrm_mlp": ("backbone", ".baselines.dlrm_mlp:DLRM_MLP"),
     "dcnv2": ("backbone", ".baselines.dcnv2:DCNV2"),

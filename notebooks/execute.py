@@ -43,7 +43,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 def take_over(sweep: Path) -> None:
     """Copies a sweep's run table, and what its records know about the truth, to notebooks/runs."""
-    from recscale.scaling import truth
+    from recscale.scaling.report import truth
 
     table = pd.read_parquet(sweep / "runs.parquet")
     TABLE.parent.mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ A sweep file needs only what is exported here:
     from recscale.sweeps import architectures, by_dense_params, product, seeds
 """
 
-from .combinators import (
+from .engine.combinators import (
     Point,
     Sweep,
     architectures,
@@ -19,7 +19,7 @@ from .combinators import (
     product,
     seeds,
 )
-from .combinators import zip_ as zip  # noqa: A004 - the name every user of sweeps expects
+from .engine.combinators import zip_ as zip  # noqa: A004 - the name every user of sweeps expects
 
 __all__ = [
     "Point",

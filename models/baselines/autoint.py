@@ -26,15 +26,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import BackboneSpec
-from ..checks import require_sizes
-from ..counts import Flops, Params
-from ..inputs.history import NO_TOKENS, TokenShape
-from ..inputs.schema import Schema
-from ..inputs.tokenizers import plan_tokens
-from ..layers.attention import attend_tokens
-from ..layers.dense import Dense
-from ..sizing import interpolate, solve_widths, widths_around
+from recscale.models.architecture import BackboneSpec
+from recscale.models.checks import require_sizes
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.history import NO_TOKENS, TokenShape
+from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.tokenizers import plan_tokens
+from recscale.models.layers.attention import attend_tokens
+from recscale.models.layers.dense import Dense
+from recscale.models.sizing import interpolate, solve_widths, widths_around
+
 from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
 
 Array = jax.Array

@@ -29,20 +29,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import BackboneSpec
-from ..checks import require_sizes
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.flat import FlatPlan, plan_flat
-from ..inputs.history import NO_TOKENS, TokenShape
-from ..inputs.schema import Schema
-from ..layers import param
-from ..layers.dense import MLP, SplitDense, mlp_flops, mlp_params, repeat_user
-from ..layers.matmul import contract
-from ..layers.per_token import activation
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Backbone
-from ..sizing import mlp_shapes
+from recscale.models.architecture import BackboneSpec
+from recscale.models.checks import require_sizes
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.flat import FlatPlan, plan_flat
+from recscale.models.inputs.history import NO_TOKENS, TokenShape
+from recscale.models.inputs.schema import Schema
+from recscale.models.layers import param
+from recscale.models.layers.dense import MLP, SplitDense, mlp_flops, mlp_params, repeat_user
+from recscale.models.layers.matmul import contract
+from recscale.models.layers.per_token import activation
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Backbone
+from recscale.models.sizing import mlp_shapes
 
 Array = jax.Array
 

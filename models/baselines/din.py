@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import EncoderSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, UserInputs
-from ..inputs.history import (
+from recscale.models.architecture import EncoderSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, UserInputs
+from recscale.models.inputs.history import (
     TIME_WIDTH,
     EventPlan,
     EventReader,
@@ -38,12 +38,12 @@ from ..inputs.history import (
     choose_sequence,
     plan_events,
 )
-from ..inputs.schema import Schema
-from ..layers import param
-from ..layers.dense import Dense
-from ..layers.matmul import contract
-from ..layers.per_token import activation
-from ..ranker import EncodedHistory, SequenceEncoder
+from recscale.models.inputs.schema import Schema
+from recscale.models.layers import param
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.matmul import contract
+from recscale.models.layers.per_token import activation
+from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
 Array = jax.Array
 

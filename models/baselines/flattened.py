@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens
-from ..layers.dense import MLP, mlp_flops, mlp_params
-from ..layers.mixing import flatten_token_major
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Backbone
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens
+from recscale.models.layers.dense import MLP, mlp_flops, mlp_params
+from recscale.models.layers.mixing import flatten_token_major
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Backbone
 
 Array = jax.Array
 

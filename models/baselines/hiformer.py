@@ -32,22 +32,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import BackboneSpec
-from ..checks import require_sizes
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.history import NO_TOKENS, TokenShape
-from ..inputs.schema import Schema
-from ..inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
-from ..layers import param
-from ..layers.attention import attend_tokens
-from ..layers.dense import Dense
-from ..layers.mixing import flatten_token_major
-from ..layers.norms import Norm
-from ..layers.per_token import PerTokenDense, PerTokenFFN
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Backbone
-from ..sizing import interpolate, solve_widths, widths_around
+from recscale.models.architecture import BackboneSpec
+from recscale.models.checks import require_sizes
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.history import NO_TOKENS, TokenShape
+from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
+from recscale.models.layers import param
+from recscale.models.layers.attention import attend_tokens
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.mixing import flatten_token_major
+from recscale.models.layers.norms import Norm
+from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Backbone
+from recscale.models.sizing import interpolate, solve_widths, widths_around
+
 from .flattened import FieldTokenOptions
 
 Array = jax.Array

@@ -38,11 +38,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..architecture import EncoderSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, UserInputs
-from ..inputs.flat import FlatPlan, plan_flat
-from ..inputs.history import (
+from recscale.models.architecture import EncoderSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, UserInputs
+from recscale.models.inputs.flat import FlatPlan, plan_flat
+from recscale.models.inputs.history import (
     TIME_WIDTH,
     EventPlan,
     EventReader,
@@ -53,14 +53,14 @@ from ..inputs.history import (
     longest_history,
     plan_events,
 )
-from ..inputs.schema import Schema
-from ..layers import param
-from ..layers.dense import Dense
-from ..layers.history_attention import check_heads, split_heads
-from ..layers.matmul import contract
-from ..layers.norms import Norm
-from ..layers.per_token import activation
-from ..ranker import EncodedHistory, SequenceEncoder
+from recscale.models.inputs.schema import Schema
+from recscale.models.layers import param
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.history_attention import check_heads, split_heads
+from recscale.models.layers.matmul import contract
+from recscale.models.layers.norms import Norm
+from recscale.models.layers.per_token import activation
+from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
 Array = jax.Array
 

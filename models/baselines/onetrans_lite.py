@@ -34,20 +34,35 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import RankerSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
-from ..inputs.schema import Schema
-from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens, possible_tokens
-from ..layers.dense import Dense
-from ..layers.history_attention import HistoryBlock, KeyValues, Visible, attend, block_flops, check_heads, split_heads
-from ..layers.norms import Norm
-from ..layers.per_token import PerTokenDense, activation
-from ..layers.pooling import mean_tokens
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Ranker
-from ..sizing import token_choices, token_shapes
+from recscale.models.architecture import RankerSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
+from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.tokenizers import (
+    Tokenizer,
+    TokenizerOptions,
+    TokenPlan,
+    UserTokens,
+    plan_tokens,
+    possible_tokens,
+)
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.history_attention import (
+    HistoryBlock,
+    KeyValues,
+    Visible,
+    attend,
+    block_flops,
+    check_heads,
+    split_heads,
+)
+from recscale.models.layers.norms import Norm
+from recscale.models.layers.per_token import PerTokenDense, activation
+from recscale.models.layers.pooling import mean_tokens
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Ranker
+from recscale.models.sizing import token_choices, token_shapes
 
 Array = jax.Array
 

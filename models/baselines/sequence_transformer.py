@@ -27,11 +27,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import EncoderSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, UserInputs
-from ..inputs.flat import FlatPlan, plan_flat
-from ..inputs.history import (
+from recscale.models.architecture import EncoderSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, UserInputs
+from recscale.models.inputs.flat import FlatPlan, plan_flat
+from recscale.models.inputs.history import (
     EventPlan,
     EventReader,
     HistoryOptions,
@@ -40,11 +40,11 @@ from ..inputs.history import (
     longest_history,
     plan_events,
 )
-from ..inputs.schema import Schema
-from ..layers.dense import Dense
-from ..layers.history_attention import HistoryBlock, TargetRead, Visible, block_flops, block_params
-from ..layers.norms import Norm
-from ..ranker import EncodedHistory, SequenceEncoder
+from recscale.models.inputs.schema import Schema
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.history_attention import HistoryBlock, TargetRead, Visible, block_flops, block_params
+from recscale.models.layers.norms import Norm
+from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
 Array = jax.Array
 

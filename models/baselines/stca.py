@@ -29,19 +29,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.hybrid_attention import hybrid_attention
-from ..architecture import EncoderSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, UserInputs
-from ..inputs.flat import FlatPlan, plan_flat
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
-from ..inputs.schema import Schema
-from ..layers.dense import Dense
-from ..layers.gated import SwiGLU
-from ..layers.history_attention import KeyValues, Visible, attend, check_heads, split_heads
-from ..layers.matmul import contract
-from ..layers.norms import Norm
-from ..ranker import EncodedHistory, SequenceEncoder
+from recscale.models.architecture import EncoderSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, UserInputs
+from recscale.models.inputs.flat import FlatPlan, plan_flat
+from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
+from recscale.models.inputs.schema import Schema
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.gated import SwiGLU
+from recscale.models.layers.history_attention import KeyValues, Visible, attend, check_heads, split_heads
+from recscale.models.layers.matmul import contract
+from recscale.models.layers.norms import Norm
+from recscale.models.ranker import EncodedHistory, SequenceEncoder
+from recscale.pallas_kernels.hybrid_attention import hybrid_attention
 
 Array = jax.Array
 

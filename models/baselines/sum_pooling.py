@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import EncoderSpec
-from ..counts import Flops, Params
-from ..inputs.batch import UserInputs
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
-from ..inputs.schema import Schema
-from ..ranker import EncodedHistory, SequenceEncoder
+from recscale.models.architecture import EncoderSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import UserInputs
+from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
+from recscale.models.inputs.schema import Schema
+from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
 Array = jax.Array
 

@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import EncoderSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, UserInputs
-from ..inputs.flat import FlatPlan, plan_flat
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
-from ..inputs.schema import Schema
-from ..layers.history_attention import KeyValues, TargetRead
-from ..ranker import EncodedHistory, SequenceEncoder
+from recscale.models.architecture import EncoderSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, UserInputs
+from recscale.models.inputs.flat import FlatPlan, plan_flat
+from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
+from recscale.models.inputs.schema import Schema
+from recscale.models.layers.history_attention import KeyValues, TargetRead
+from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
 Array = jax.Array
 

@@ -30,11 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..architecture import EncoderSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, UserInputs
-from ..inputs.flat import FlatPlan, plan_flat
-from ..inputs.history import (
+from recscale.models.architecture import EncoderSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, UserInputs
+from recscale.models.inputs.flat import FlatPlan, plan_flat
+from recscale.models.inputs.history import (
     EventPlan,
     EventReader,
     HistoryOptions,
@@ -42,12 +42,12 @@ from ..inputs.history import (
     event_columns,
     plan_events,
 )
-from ..inputs.schema import Schema
-from ..layers import param
-from ..layers.dense import Dense
-from ..layers.history_attention import check_heads, split_heads
-from ..layers.matmul import contract
-from ..ranker import EncodedHistory, SequenceEncoder
+from recscale.models.inputs.schema import Schema
+from recscale.models.layers import param
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.history_attention import check_heads, split_heads
+from recscale.models.layers.matmul import contract
+from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
 Array = jax.Array
 

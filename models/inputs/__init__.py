@@ -1,16 +1,6 @@
 """Schema, request-major batches, embedding tables, tokenizers and the rules of histories."""
 
-from .batch import (
-    Batch,
-    CandidateInputs,
-    CandidateSide,
-    Events,
-    History,
-    Inputs,
-    Output,
-    UserInputs,
-    UserSide,
-)
+from .batch import Batch, CandidateInputs, CandidateSide, Events, History, Inputs, Output, UserInputs, UserSide
 from .schema import Field, Schema, Sequence, Task, reference_schema
 
 __all__ = [

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ..counts import Flops
+from recscale.models.counts import Flops
+
 from .batch import CandidateInputs, UserInputs
 from .history import NO_TOKENS, TokenShape
 from .schema import Field, Schema

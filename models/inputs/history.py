@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..layers import param
+from recscale.models.layers import param
+
 from .batch import Events, UserInputs
 from .schema import Schema, Sequence
 

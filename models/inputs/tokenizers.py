@@ -34,9 +34,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..counts import Flops
-from ..layers.dense import FFN, Dense, SplitDense
-from ..layers.per_token import PerTokenDense, PerTokenFFN, activation
+from recscale.models.counts import Flops
+from recscale.models.layers.dense import FFN, Dense, SplitDense
+from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN, activation
+
 from .batch import CandidateInputs, UserInputs
 from .history import NO_TOKENS, TokenShape
 from .schema import Field, Schema

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.hybrid_attention import hybrid_attention, merge_attention
+from recscale.pallas_kernels.hybrid_attention import hybrid_attention, merge_attention
+
 from .dense import Dense
 from .norms import Norm, norm_params
 from .per_token import activation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..inputs.batch import Output
+from recscale.models.inputs.batch import Output
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

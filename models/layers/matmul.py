@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.mixed_precision import einsum_float32
+from recscale.pallas_kernels.mixed_precision import einsum_float32
 
 Array = jax.Array
 

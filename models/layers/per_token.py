@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.per_token_ffn import fuses, per_token_ffn
+from recscale.pallas_kernels.per_token_ffn import fuses, per_token_ffn
+
 from . import param
 from .matmul import product
 

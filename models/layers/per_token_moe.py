@@ -34,8 +34,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.grouped_matmul import grouped_matmul
-from ...pallas_kernels.targets import current_platform
+from recscale.pallas_kernels.grouped_matmul import grouped_matmul
+from recscale.pallas_kernels.targets import current_platform
+
 from . import param
 from .dispatch import Assignment, by_capacity, by_sorting, collect, dispatch, one_hot, spread
 from .gated import PerTokenSwiGLU

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.w8a16_matmul import dequantize, quantize_int8, w8a16_matmul
-from ..inputs.tokenizers import Tokenizer
+from recscale.models.inputs.tokenizers import Tokenizer
+from recscale.pallas_kernels.w8a16_matmul import dequantize, quantize_int8, w8a16_matmul
+
 from .dense import Dense, SplitDense
 from .per_token import PerTokenDense
 from .towers import Towers

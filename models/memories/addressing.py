@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.product_key_topk import product_key_topk
-from ..layers import param
-from ..layers.dense import Dense
-from ..layers.per_token import PerTokenDense, activation
+from recscale.models.layers import param
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.per_token import PerTokenDense, activation
+from recscale.pallas_kernels.product_key_topk import product_key_topk
+
 from .axis_norm import AxisNorm
 from .value_table import Constant
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..layers import param
+from recscale.models.layers import param
 
 Array = jax.Array
 

@@ -46,19 +46,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import RankerSpec
-from ..baselines import din
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.flat import FlatPlan, plan_flat
-from ..inputs.history import EventPlan, HistoryOptions, find_history, plan_events, read_history
-from ..inputs.schema import Schema
-from ..layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_params
-from ..layers.matmul import contract
-from ..layers.per_token import activation
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Ranker
-from ..sizing import mlp_shapes
+from recscale.models.architecture import RankerSpec
+from recscale.models.baselines import din
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.flat import FlatPlan, plan_flat
+from recscale.models.inputs.history import EventPlan, HistoryOptions, find_history, plan_events, read_history
+from recscale.models.inputs.schema import Schema
+from recscale.models.layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_params
+from recscale.models.layers.matmul import contract
+from recscale.models.layers.per_token import activation
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Ranker
+from recscale.models.sizing import mlp_shapes
+
 from .options import MemoryOptions, memory_flops, memory_params
 from .product_key_memory import memory_layer
 from .usage import read_stats

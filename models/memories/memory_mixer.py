@@ -28,19 +28,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import BackboneSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.history import NO_TOKENS, TokenShape
-from ..inputs.schema import Schema
-from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
-from ..layers.dropout import dropout
-from ..layers.norms import norm_params
-from ..layers.pooling import mean_tokens
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..mixers.rankmixer import RankMixerBlock, make_norm, token_choices
-from ..ranker import Backbone
-from ..sizing import LARGE, grains, solve_affine
+from recscale.models.architecture import BackboneSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.history import NO_TOKENS, TokenShape
+from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
+from recscale.models.layers.dropout import dropout
+from recscale.models.layers.norms import norm_params
+from recscale.models.layers.pooling import mean_tokens
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.mixers.rankmixer import RankMixerBlock, make_norm, token_choices
+from recscale.models.ranker import Backbone
+from recscale.models.sizing import LARGE, grains, solve_affine
+
 from .options import MemoryOptions, memory_flops, memory_params
 from .product_key_memory import memory_layer, valid_tokens
 from .value_table import ValueTable

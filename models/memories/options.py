@@ -18,8 +18,9 @@ import dataclasses
 import math
 from typing import Literal
 
-from ..checks import require_sizes
-from ..counts import Flops, Params
+from recscale.models.checks import require_sizes
+from recscale.models.counts import Flops, Params
+
 from .axis_norm import axis_norm_params
 
 

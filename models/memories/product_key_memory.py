@@ -31,9 +31,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..inputs.batch import CandidateInputs
-from ..layers.dense import Dense
-from ..layers.per_token import activation
+from recscale.models.inputs.batch import CandidateInputs
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.per_token import activation
+
 from .addressing import Addressing, freeze_module, require_known
 from .options import MemoryOptions
 from .tucker import TuckerAddressing

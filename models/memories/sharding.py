@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as Spec
 
-from ...pallas_kernels.sparse_gather import sparse_gather
+from recscale.pallas_kernels.sparse_gather import sparse_gather
 
 Array = jax.Array
 

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.chunks import map_rows, rows_within
-from ...pallas_kernels.product_key_topk.reference import comparable
+from recscale.pallas_kernels.chunks import map_rows, rows_within
+from recscale.pallas_kernels.product_key_topk.reference import comparable
+
 from .addressing import Found, Query, draw_keys
 from .axis_norm import AxisNorm
 from .value_table import Constant

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...pallas_kernels.sparse_gather import sort_hits
+from recscale.pallas_kernels.sparse_gather import sort_hits
 
 Array = jax.Array
 

@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...pallas_kernels.sparse_gather import sparse_dot, sparse_gather
-from ..inputs.tables import Table
+from recscale.models.inputs.tables import Table
+from recscale.pallas_kernels.sparse_gather import sparse_dot, sparse_gather
 
 Array = jax.Array
 

@@ -38,24 +38,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .. import sizing
-from ..architecture import BackboneSpec
-from ..checks import require_sizes
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.history import NO_TOKENS, TokenShape
-from ..inputs.schema import Schema
-from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens, possible_tokens
-from ..layers.attention import SelfAttention
-from ..layers.dense import FFN
-from ..layers.dropout import dropout
-from ..layers.mixing import mix_token_major
-from ..layers.norms import Norm, norm_params
-from ..layers.per_token import PerTokenFFN
-from ..layers.pooling import mean_tokens
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Backbone
-from ..sizing import LARGE, grains
+from recscale.models import sizing
+from recscale.models.architecture import BackboneSpec
+from recscale.models.checks import require_sizes
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.history import NO_TOKENS, TokenShape
+from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.tokenizers import (
+    Tokenizer,
+    TokenizerOptions,
+    TokenPlan,
+    UserTokens,
+    plan_tokens,
+    possible_tokens,
+)
+from recscale.models.layers.attention import SelfAttention
+from recscale.models.layers.dense import FFN
+from recscale.models.layers.dropout import dropout
+from recscale.models.layers.mixing import mix_token_major
+from recscale.models.layers.norms import Norm, norm_params
+from recscale.models.layers.per_token import PerTokenFFN
+from recscale.models.layers.pooling import mean_tokens
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Backbone
+from recscale.models.sizing import LARGE, grains
+
 from . import rankmixer_moe as moe
 
 Array = jax.Array

@@ -44,9 +44,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..checks import require_sizes
-from ..inputs.batch import Output
-from ..layers.per_token_moe import ReLUMoE, ReLURouting, TopKMoE, TopKRouting, check_capacity, check_top_k, top_k_report
+from recscale.models.checks import require_sizes
+from recscale.models.inputs.batch import Output
+from recscale.models.layers.per_token_moe import (
+    ReLUMoE,
+    ReLURouting,
+    TopKMoE,
+    TopKRouting,
+    check_capacity,
+    check_top_k,
+    top_k_report,
+)
 
 Array = jax.Array
 

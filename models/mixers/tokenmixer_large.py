@@ -53,24 +53,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import BackboneSpec
-from ..checks import require_sizes
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.history import NO_TOKENS, TokenShape
-from ..inputs.schema import Schema
-from ..inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
-from ..layers.auxiliary import AuxiliaryHeads, auxiliary_params
-from ..layers.dropout import dropout
-from ..layers.gated import PerTokenSwiGLU, SwiGLU
-from ..layers.mixing import mix_token_major, mixed_shape, revert_token_major
-from ..layers.norms import Norm
-from ..layers.per_token import PerTokenFFN
-from ..layers.per_token_moe import TopKMoE, TopKRouting, check_capacity, check_top_k, top_k_report
-from ..layers.pooling import mean_tokens
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Backbone
-from ..sizing import LARGE, grains
+from recscale.models.architecture import BackboneSpec
+from recscale.models.checks import require_sizes
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.history import NO_TOKENS, TokenShape
+from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
+from recscale.models.layers.auxiliary import AuxiliaryHeads, auxiliary_params
+from recscale.models.layers.dropout import dropout
+from recscale.models.layers.gated import PerTokenSwiGLU, SwiGLU
+from recscale.models.layers.mixing import mix_token_major, mixed_shape, revert_token_major
+from recscale.models.layers.norms import Norm
+from recscale.models.layers.per_token import PerTokenFFN
+from recscale.models.layers.per_token_moe import TopKMoE, TopKRouting, check_capacity, check_top_k, top_k_report
+from recscale.models.layers.pooling import mean_tokens
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Backbone
+from recscale.models.sizing import LARGE, grains
+
 from .rankmixer import token_choices
 
 Array = jax.Array

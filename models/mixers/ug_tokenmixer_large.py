@@ -35,18 +35,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import BackboneSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.history import NO_TOKENS, TokenShape
-from ..inputs.schema import Schema
-from ..inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
-from ..layers.auxiliary import AuxiliaryHeads, auxiliary_params
-from ..layers.dense import repeat_user
-from ..layers.gated import PerTokenSwiGLU
-from ..layers.mixing import mix_token_major, revert_token_major
-from ..layers.pooling import mean_tokens
-from ..layers.separation import (
+from recscale.models.architecture import BackboneSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.history import NO_TOKENS, TokenShape
+from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
+from recscale.models.layers.auxiliary import AuxiliaryHeads, auxiliary_params
+from recscale.models.layers.dense import repeat_user
+from recscale.models.layers.gated import PerTokenSwiGLU
+from recscale.models.layers.mixing import mix_token_major, revert_token_major
+from recscale.models.layers.pooling import mean_tokens
+from recscale.models.layers.separation import (
     Compensation,
     SideNorm,
     compensation_flops,
@@ -54,12 +54,13 @@ from ..layers.separation import (
     requests_first,
     to_rows,
 )
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Backbone
-from ..sizing import grains
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Backbone
+from recscale.models.sizing import grains
+
 from . import tokenmixer_large
 from .tokenmixer_large import TokenMixerLargeConfig
-from .ug_sep import (
+from .ug_rankmixer import (
     check_compensation,
     choose_compensation,
     global_token_state,

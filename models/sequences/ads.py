@@ -41,15 +41,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import EncoderSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, UserInputs, concat_candidates, concat_user
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, longest_history, plan_events
-from ..inputs.schema import Schema
-from ..layers import param
-from ..layers.dense import Dense
-from ..layers.matmul import contract
-from ..ranker import EncodedHistory, SequenceEncoder
+from recscale.models.architecture import EncoderSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, UserInputs, concat_candidates, concat_user
+from recscale.models.inputs.history import (
+    EventPlan,
+    EventReader,
+    HistoryOptions,
+    TokenShape,
+    longest_history,
+    plan_events,
+)
+from recscale.models.inputs.schema import Schema
+from recscale.models.layers import param
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.matmul import contract
+from recscale.models.ranker import EncodedHistory, SequenceEncoder
+
 from .ads_scorers import CANScorer, DINScorer, MHAScorer, can_params
 
 Array = jax.Array

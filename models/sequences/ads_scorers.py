@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..layers import param
-from ..layers.dense import Dense
-from ..layers.matmul import contract
-from ..layers.per_token import activation
+from recscale.models.layers import param
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.matmul import contract
+from recscale.models.layers.per_token import activation
 
 Array = jax.Array
 

@@ -45,12 +45,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import RankerSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
-from ..inputs.schema import Schema
-from ..inputs.tokenizers import (
+from recscale.models.architecture import RankerSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
+from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.tokenizers import (
     AUTO_TOKENS,
     Tokenizer,
     TokenizerOptions,
@@ -59,13 +59,14 @@ from ..inputs.tokenizers import (
     plan_tokens,
     possible_tokens,
 )
-from ..layers.dense import Dense
-from ..layers.history_attention import KeyValues, block_flops, block_params
-from ..layers.mixing import flatten_token_major
-from ..layers.norms import Norm, norm_params
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Ranker
-from ..sizing import token_choices, token_shapes
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.history_attention import KeyValues, block_flops, block_params
+from recscale.models.layers.mixing import flatten_token_major
+from recscale.models.layers.norms import Norm, norm_params
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Ranker
+from recscale.models.sizing import token_choices, token_shapes
+
 from .hyformer_block import Boost, QueryGenerator, StreamLayer
 
 Array = jax.Array

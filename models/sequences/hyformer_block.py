@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..layers import param
-from ..layers.dense import Dense
-from ..layers.gated import SwiGLU
-from ..layers.history_attention import HistoryBlock, KeyValues, Visible, attend, split_heads
-from ..layers.matmul import contract
-from ..layers.mixing import mix_token_major
-from ..layers.norms import Norm
-from ..layers.per_token import PerTokenDense, PerTokenFFN, activation
+from recscale.models.layers import param
+from recscale.models.layers.dense import Dense
+from recscale.models.layers.gated import SwiGLU
+from recscale.models.layers.history_attention import HistoryBlock, KeyValues, Visible, attend, split_heads
+from recscale.models.layers.matmul import contract
+from recscale.models.layers.mixing import mix_token_major
+from recscale.models.layers.norms import Norm
+from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN, activation
 
 Array = jax.Array
 

@@ -43,14 +43,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import EncoderSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, UserInputs, concat_candidates, concat_user
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, HistoryView, Positions, TokenShape, plan_events
-from ..inputs.schema import Field, Schema
-from ..layers import param
-from ..layers.dense import FFN, Dense
-from ..layers.history_attention import (
+from recscale.models.architecture import EncoderSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, UserInputs, concat_candidates, concat_user
+from recscale.models.inputs.history import (
+    EventPlan,
+    EventReader,
+    HistoryOptions,
+    HistoryView,
+    Positions,
+    TokenShape,
+    plan_events,
+)
+from recscale.models.inputs.schema import Field, Schema
+from recscale.models.layers import param
+from recscale.models.layers.dense import FFN, Dense
+from recscale.models.layers.history_attention import (
     HistoryBlock,
     KeyValues,
     Visible,
@@ -59,8 +67,8 @@ from ..layers.history_attention import (
     check_heads,
     choose_heads,
 )
-from ..layers.norms import Norm, norm_params
-from ..ranker import EncodedHistory, SequenceEncoder
+from recscale.models.layers.norms import Norm, norm_params
+from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
 Array = jax.Array
 

@@ -43,19 +43,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..architecture import RankerSpec
-from ..counts import Flops, Params
-from ..inputs.batch import CandidateInputs, Output, UserInputs
-from ..inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
-from ..inputs.schema import Field, Schema
-from ..inputs.tokenizers import AUTO_TOKENS
-from ..layers.dense import Dense, repeat_user
-from ..layers.mixing import flatten_token_major
-from ..layers.norms import norm_params
-from ..layers.per_token import PerTokenDense
-from ..layers.towers import Towers, tower_flops, tower_params
-from ..ranker import Ranker
-from ..sizing import token_choices, token_shapes
+from recscale.models.architecture import RankerSpec
+from recscale.models.counts import Flops, Params
+from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
+from recscale.models.inputs.schema import Field, Schema
+from recscale.models.inputs.tokenizers import AUTO_TOKENS
+from recscale.models.layers.dense import Dense, repeat_user
+from recscale.models.layers.mixing import flatten_token_major
+from recscale.models.layers.norms import norm_params
+from recscale.models.layers.per_token import PerTokenDense
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.ranker import Ranker
+from recscale.models.sizing import token_choices, token_shapes
+
 from .mixformer_block import HeadState, HistoryFFN, MixFormerBlock
 
 Array = jax.Array

@@ -21,10 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import targets
-from ..checks import if_checked
-from ..implementation import asked, resolve
-from ..mixed_precision import full_precision
+from recscale.pallas_kernels import targets
+from recscale.pallas_kernels.checks import if_checked
+from recscale.pallas_kernels.implementation import asked, resolve
+from recscale.pallas_kernels.mixed_precision import full_precision
+
 from . import reference
 
 Array = jax.Array

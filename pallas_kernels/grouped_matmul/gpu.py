@@ -30,10 +30,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .. import compat
-from ..blocks import block_sizes
-from ..hopper import SIDE, Tile, pad, stream
-from ..targets import Target
+from recscale.pallas_kernels import compat
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.hopper import SIDE, Tile, pad, stream
+from recscale.pallas_kernels.targets import Target
 
 Array = jax.Array
 

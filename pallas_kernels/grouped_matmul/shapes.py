@@ -11,7 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ..cases import Case
+from recscale.pallas_kernels.cases import Case
+
 from .api import grouped_matmul
 
 KERNELS = ("pallas_gpu",)

@@ -23,8 +23,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ..checks import if_checked
-from ..implementation import asked
+from recscale.pallas_kernels.checks import if_checked
+from recscale.pallas_kernels.implementation import asked
+
 from . import dispatch, reference, xla
 from .reference import INVISIBLE
 

@@ -22,8 +22,8 @@ import importlib
 
 import jax
 
-from ..implementation import note, resolve
-from ..targets import Target, current, current_platform, get_target
+from recscale.pallas_kernels.implementation import note, resolve
+from recscale.pallas_kernels.targets import Target, current, current_platform, get_target
 
 Array = jax.Array
 

@@ -29,9 +29,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ..blocks import block_sizes
-from ..compat import mosaic_gpu_kernel
-from ..targets import Target
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.compat import mosaic_gpu_kernel
+from recscale.pallas_kernels.targets import Target
+
 from . import gpu_backward
 from .gpu_tiles import (
     LN2,

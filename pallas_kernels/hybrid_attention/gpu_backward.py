@@ -25,8 +25,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ..blocks import block_sizes
-from ..compat import mosaic_gpu_kernel
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.compat import mosaic_gpu_kernel
+
 from .gpu_tiles import (
     LOG2E,
     ROWS,

@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ..targets import Target
+from recscale.pallas_kernels.targets import Target
 
 Array = jax.Array
 

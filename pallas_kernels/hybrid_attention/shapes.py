@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..cases import Case
+from recscale.pallas_kernels.cases import Case
+
 from . import rivals
 from .api import hybrid_attention
 

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..targets import Target
+from recscale.pallas_kernels.targets import Target
+
 from . import tpu_layout as tiles
 from .tpu_bodies import Tile, forward_body, key_body, row_body
 from .tpu_layout import Layout

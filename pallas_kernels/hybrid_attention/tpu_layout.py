@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from ..blocks import block_sizes
-from ..targets import Target
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.targets import Target
 
 Array = jax.Array
 

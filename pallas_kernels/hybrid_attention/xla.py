@@ -14,7 +14,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ..mixed_precision import einsum_float32
+from recscale.pallas_kernels.mixed_precision import einsum_float32
+
 from .reference import INVISIBLE, visible
 
 Array = jax.Array

@@ -27,10 +27,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from .. import targets
-from ..activations import ACTIVATIONS
-from ..blocks import beats_xla
-from ..implementation import asked, resolve
+from recscale.pallas_kernels import targets
+from recscale.pallas_kernels.activations import ACTIVATIONS
+from recscale.pallas_kernels.blocks import beats_xla
+from recscale.pallas_kernels.implementation import asked, resolve
+
 from . import reference, xla
 from .form import Form, Weights
 

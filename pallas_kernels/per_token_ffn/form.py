@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from ..activations import ACTIVATIONS
+from recscale.pallas_kernels.activations import ACTIVATIONS
 
 Array = jax.Array
 

@@ -24,9 +24,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .. import compat
-from ..hopper import SIDE, Tile, pad
-from ..targets import Target
+from recscale.pallas_kernels import compat
+from recscale.pallas_kernels.hopper import SIDE, Tile, pad
+from recscale.pallas_kernels.targets import Target
+
 from .form import Form, Weights, bytes_moved, flops
 
 Array = jax.Array

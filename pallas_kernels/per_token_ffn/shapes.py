@@ -11,7 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ..cases import Case
+from recscale.pallas_kernels.cases import Case
+
 from .api import per_token_ffn, per_token_matmul
 
 KERNELS = ("pallas_tpu", "pallas_gpu")

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..blocks import block_sizes
-from ..targets import Target
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.targets import Target
+
 from .form import Form, Weights, bytes_moved, flops
 
 Array = jax.Array

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..mixed_precision import einsum_float32
+from recscale.pallas_kernels.mixed_precision import einsum_float32
+
 from .form import Form, Weights
 
 Array = jax.Array

@@ -20,9 +20,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ..checks import if_checked
-from ..implementation import asked, resolve
-from ..targets import Target, current, current_platform, get_target
+from recscale.pallas_kernels.checks import if_checked
+from recscale.pallas_kernels.implementation import asked, resolve
+from recscale.pallas_kernels.targets import Target, current, current_platform, get_target
+
 from . import reference, xla
 
 Array = jax.Array

@@ -31,10 +31,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .. import compat
-from ..blocks import block_sizes
-from ..hybrid_attention.gpu_tiles import ROWS, Tile, along_rows, pad_axis, round_up, where
-from ..targets import Target
+from recscale.pallas_kernels import compat
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.hybrid_attention.gpu_tiles import ROWS, Tile, along_rows, pad_axis, round_up, where
+from recscale.pallas_kernels.targets import Target
+
 from .reference import comparable, finite_keys
 
 Array = jax.Array

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..mixed_precision import einsum_float32
+from recscale.pallas_kernels.mixed_precision import einsum_float32
 
 Array = jax.Array
 

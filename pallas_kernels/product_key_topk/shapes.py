@@ -21,7 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..cases import Case
+from recscale.pallas_kernels.cases import Case
+
 from . import reference
 from .api import product_key_topk
 

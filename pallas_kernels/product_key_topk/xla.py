@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..chunks import fold_rows, map_rows, rows_within
-from ..mixed_precision import full_precision
+from recscale.pallas_kernels.chunks import fold_rows, map_rows, rows_within
+from recscale.pallas_kernels.mixed_precision import full_precision
+
 from .reference import comparable, pair_ranks, products
 
 Array = jax.Array

@@ -25,8 +25,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..implementation import resolve
-from ..targets import Target, current, current_platform, get_target
+from recscale.pallas_kernels.implementation import resolve
+from recscale.pallas_kernels.targets import Target, current, current_platform, get_target
+
 from . import xla
 from .gates import GATES
 

@@ -28,9 +28,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .. import compat
-from ..blocks import block_sizes
-from ..targets import Target
+from recscale.pallas_kernels import compat
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.targets import Target
+
 from .costs import gradients_cost, read_cost
 from .gates import GATES
 from .hits import PIECE, sort_hits

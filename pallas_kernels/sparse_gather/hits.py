@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..chunks import fold_rows, rows_within
+from recscale.pallas_kernels.chunks import fold_rows, rows_within
 
 Array = jax.Array
 

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..cases import Case
+from recscale.pallas_kernels.cases import Case
+
 from . import reference
 from .api import sparse_gather
 from .costs import gradients_cost, read_cost

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..blocks import block_sizes
-from ..targets import Target
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.targets import Target
+
 from . import tpu_copies, tpu_hits, tpu_slab
 
 Array = jax.Array

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..targets import Target
+from recscale.pallas_kernels.targets import Target
+
 from .costs import read_cost
 from .gates import GATES
 from .tpu_layout import LANES, Tiles, as_tiles, tiles_of

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..targets import Target
+from recscale.pallas_kernels.targets import Target
+
 from .costs import gradients_cost, value_gradient_cost
 from .hits import PIECE
 from .tpu_copies import compiler_parameters, double_buffered, row_copies

@@ -26,8 +26,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import tpu_sc as plsc
 
-from ..compat import lowering_for
-from ..targets import Target
+from recscale.pallas_kernels.compat import lowering_for
+from recscale.pallas_kernels.targets import Target
+
 from . import tpu
 from .costs import read_cost
 from .dispatch import with_gate

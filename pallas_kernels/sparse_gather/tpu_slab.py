@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..targets import Target
+from recscale.pallas_kernels.targets import Target
+
 from .costs import read_cost
 from .tpu_copies import GROUP, UNROLL, compiler_parameters, finish, hits_in_blocks, reads_per_block, sum_lanes
 from .tpu_layout import HIGH, LANES

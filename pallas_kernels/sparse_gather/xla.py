@@ -9,7 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..chunks import map_rows, rows_within
+from recscale.pallas_kernels.chunks import map_rows, rows_within
+
 from .hits import sort_hits, sum_hits
 
 Array = jax.Array

@@ -18,10 +18,11 @@ import importlib
 import jax
 import jax.numpy as jnp
 
-from .. import targets
-from ..activations import ACTIVATIONS
-from ..implementation import asked, resolve
-from ..mixed_precision import full_precision
+from recscale.pallas_kernels import targets
+from recscale.pallas_kernels.activations import ACTIVATIONS
+from recscale.pallas_kernels.implementation import asked, resolve
+from recscale.pallas_kernels.mixed_precision import full_precision
+
 from . import reference
 
 Array = jax.Array

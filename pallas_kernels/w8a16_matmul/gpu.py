@@ -27,10 +27,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .. import compat
-from ..activations import ACTIVATIONS
-from ..blocks import block_sizes
-from ..targets import Target
+from recscale.pallas_kernels import compat
+from recscale.pallas_kernels.activations import ACTIVATIONS
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.targets import Target
 
 Array = jax.Array
 

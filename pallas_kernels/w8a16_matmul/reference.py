@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..activations import ACTIVATIONS
+from recscale.pallas_kernels.activations import ACTIVATIONS
 
 Array = jax.Array
 

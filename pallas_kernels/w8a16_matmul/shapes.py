@@ -12,7 +12,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ..cases import Case
+from recscale.pallas_kernels.cases import Case
+
 from .api import w8a16_matmul
 
 KERNELS = ("pallas_tpu", "pallas_gpu")

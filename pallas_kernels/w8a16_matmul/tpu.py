@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..activations import ACTIVATIONS
-from ..blocks import block_sizes
-from ..targets import Target
+from recscale.pallas_kernels.activations import ACTIVATIONS
+from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.targets import Target
 
 Array = jax.Array
 

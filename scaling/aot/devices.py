@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from ...pallas_kernels.targets import Target
+from recscale.pallas_kernels.targets import Target
 
 # Topologies of growing size, as libtpu names them. v5e and v6e lie in a plane, v5p and 7x in a block; a 7x chip is two
 # devices.

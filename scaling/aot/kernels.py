@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
-from ...models.architecture import nearest
-from ...pallas_kernels import cases
-from ...pallas_kernels.cases import Case
-from ...pallas_kernels.targets import Target
+from recscale.models.architecture import nearest
+from recscale.pallas_kernels import cases
+from recscale.pallas_kernels.cases import Case
+from recscale.pallas_kernels.targets import Target
+
 from .program import Program
 
 # Operations whose gradients at benchmark sizes are mostly XLA's: sorts, scatters and products that take the compiler 15

@@ -99,7 +99,8 @@ def serve() -> None:
     """The process: compiles what its standard input asks for."""
     task = json.load(sys.stdin)
     request = Request(**task["request"])
-    from ...pallas_kernels.targets import get_target
+    from recscale.pallas_kernels.targets import get_target
+
     from .environment import prepare
     from .program import compile_all
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from ...pallas_kernels.implementation import Refused
-from ...pallas_kernels.targets import Target, compiling_for
+from recscale.pallas_kernels.implementation import Refused
+from recscale.pallas_kernels.targets import Target, compiling_for
 
 COMPILED, REFUSED, FAILED = "compiled", "refused", "failed"
 

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ...pallas_kernels.cases import OPERATIONS
-from ...pallas_kernels.targets import Target, get_target
-from ..parallel import parse_mesh
-from ..provenance import environment
+from recscale.pallas_kernels.cases import OPERATIONS
+from recscale.pallas_kernels.targets import Target, get_target
+from recscale.scaling.parallel import parse_mesh
+from recscale.scaling.records.provenance import environment
+
 from .kernels import kernel_programs
 from .program import FAILED, Program, compile_all
 from .train_steps import DEFAULT_ROWS, family_programs, train_step_program

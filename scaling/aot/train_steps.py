@@ -9,13 +9,15 @@ from typing import Any
 
 import jax
 
-from ...models import registry
-from ...models.inputs import Schema
-from .. import overrides, parallel
-from ..counting.abstract import abstract_batch
-from ..counting.schemas import REFERENCE, load_schema
-from ..training import get_config
-from ..training.step import make_trainer
+from recscale.models import registry
+from recscale.models.inputs import Schema
+from recscale.scaling import parallel
+from recscale.scaling.counting.abstract import abstract_batch
+from recscale.scaling.counting.schemas import REFERENCE, load_schema
+from recscale.scaling.records import overrides
+from recscale.scaling.training import get_config
+from recscale.scaling.training.step import make_trainer
+
 from .program import Program
 
 # Schema of a model that reads histories, unless another is named.

@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...models import build, count
-from ...models.inputs import Schema
-from ...models.inputs.tables import embed, table_lookup
-from ..provenance import environment
-from ..training import get_config
-from ..training.step import make_trainer
+from recscale.models import build, count
+from recscale.models.inputs import Schema
+from recscale.models.inputs.tables import embed, table_lookup
+from recscale.scaling.records.provenance import environment
+from recscale.scaling.training import get_config
+from recscale.scaling.training.step import make_trainer
+
 from .fixed_batch import FixedBatch
 from .timing import Rival, alternate, summary
 from .train_step import Shape as TokenShape

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...models.inputs import Batch, CandidateSide, Schema, UserSide
+from recscale.models.inputs import Batch, CandidateSide, Schema, UserSide
 
 
 class FixedBatch:

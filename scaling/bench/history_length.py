@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...models.inputs import Field, Schema
-from ...models.inputs import Sequence as History
-from ..counting.abstract import train_program
-from ..counting.jaxpr_flops import count_flops
-from ..provenance import environment
+from recscale.models.inputs import Field, Schema
+from recscale.models.inputs import Sequence as History
+from recscale.scaling.counting.abstract import train_program
+from recscale.scaling.counting.jaxpr_flops import count_flops
+from recscale.scaling.records.provenance import environment
+
 from .timing import Rival, alternate, summary
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...pallas_kernels.cases import Case
-from ...pallas_kernels.targets import Target
+from recscale.pallas_kernels.cases import Case
+from recscale.pallas_kernels.targets import Target
 
 # Inputs rotate over so many times the on-chip memory; no program makes more calls than this.
 _CACHES, _MOST_CALLS = 4, 32

@@ -16,10 +16,11 @@ from typing import Any
 
 import jax
 
-from ...pallas_kernels import blocks, cases
-from ...pallas_kernels.blocks import Asked
-from ...pallas_kernels.cases import Case
-from ...pallas_kernels.targets import Target
+from recscale.pallas_kernels import blocks, cases
+from recscale.pallas_kernels.blocks import Asked
+from recscale.pallas_kernels.cases import Case
+from recscale.pallas_kernels.targets import Target
+
 from .kernel_timing import Effort, clock, errors, input_sets
 
 # A faster time must be so much faster to replace the rule: noise is of this order.

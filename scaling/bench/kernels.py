@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 
-from ...pallas_kernels import cases
-from ...pallas_kernels.cases import Case
-from ...pallas_kernels.implementation import Refused
-from ...pallas_kernels.targets import Target, current
-from ..provenance import environment
+from recscale.pallas_kernels import cases
+from recscale.pallas_kernels.cases import Case
+from recscale.pallas_kernels.implementation import Refused
+from recscale.pallas_kernels.targets import Target, current
+from recscale.scaling.records.provenance import environment
+
 from .kernel_timing import Effort, Function, bit_equal, clock, errors, input_sets
 
 NO_ACCELERATOR = (

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...models.memories.value_table import RowGrads
-from ...pallas_kernels.product_key_topk import product_key_topk
-from ...pallas_kernels.sparse_gather import sparse_gather
-from ..provenance import environment
-from ..training.memory_rows import ValueOptions, init_slots, update_rows
+from recscale.models.memories.value_table import RowGrads
+from recscale.pallas_kernels.product_key_topk import product_key_topk
+from recscale.pallas_kernels.sparse_gather import sparse_gather
+from recscale.scaling.records.provenance import environment
+from recscale.scaling.training.rows.memory_rows import ValueOptions, init_slots, update_rows
+
 from .timing import Sample, alternate, summary
 
 SMALL_SLOTS, LARGE_SLOTS = 2**14, 2**20

@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 
-from ... import models
-from ..counting.schemas import load_schema
-from ..provenance import environment
-from ..training import get_config
-from ..training.step import make_trainer
+from recscale import models
+from recscale.scaling.counting.schemas import load_schema
+from recscale.scaling.records.provenance import environment
+from recscale.scaling.training import get_config
+from recscale.scaling.training.step import make_trainer
+
 from .fixed_batch import FixedBatch
 from .kernels import accelerator
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ...models.inputs import Field, Schema, Sequence, Task
-from ..data.grain_source import GrainSource
-from ..data.histories import history_ends
-from ..data.packed import EventStore, LogArrays, PackedLog, write_packed
-from ..data.report import ReadReport
+from recscale.models.inputs import Field, Schema, Sequence, Task
+from recscale.scaling.data.stored_log.card import ReadReport
+from recscale.scaling.data.stored_log.histories import history_ends
+from recscale.scaling.data.stored_log.packed import EventStore, LogArrays, PackedLog, write_packed
+from recscale.scaling.data.stored_log.source import GrainSource
 
 FIELDS = 20
 HISTORY_LENGTH = 64

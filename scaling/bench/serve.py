@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ...models import build, count
-from ...models.inputs import Field, Inputs, Schema, Sequence, reference_schema
-from ...models.inputs.examples import random_inputs
-from ..provenance import environment
+from recscale.models import build, count
+from recscale.models.inputs import Field, Inputs, Schema, Sequence, reference_schema
+from recscale.models.inputs.examples import random_inputs
+from recscale.scaling.records.provenance import environment
+
 from .timing import Rival, alternate, summary
 
 # Logits of one model computed in two ways: float32 sums in another order.

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
-from ...models.inputs import Field, Schema
-from ..counting.sizing import size
-from ..data.sources import make_source
-from ..training import get_config
-from ..training.step import make_trainer
+from recscale.models.inputs import Field, Schema
+from recscale.scaling.counting.sizing import size
+from recscale.scaling.data.sources import make_source
+from recscale.scaling.training import get_config
+from recscale.scaling.training.step import make_trainer
+
 from .fixed_batch import FixedBatch
 from .timing import alternate, summary
 

@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from ...models import count
-from ...models.inputs import Batch, Field, Schema
-from ..provenance import cores, environment
-from ..training import get_config
-from ..training.step import Trainer, make_trainer
+from recscale.models import count
+from recscale.models.inputs import Batch, Field, Schema
+from recscale.scaling.records.provenance import cores, environment
+from recscale.scaling.training import get_config
+from recscale.scaling.training.step import Trainer, make_trainer
+
 from . import step_costs
 from .fixed_batch import FixedBatch
 from .timing import Rival, alternate, summary

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ... import models
-from ...models.inputs import Batch, CandidateSide, Field, History, Inputs, Schema, UserSide
-from ...models.inputs.tables import Table, embed
-from ...models.ranker import Ranker
+from recscale import models
+from recscale.models.inputs import Batch, CandidateSide, Field, History, Inputs, Schema, UserSide
+from recscale.models.inputs.tables import Table, embed
+from recscale.models.ranker import Ranker
 
 
 def abstract_model(name: str, schema: Schema, config: Any = None) -> Ranker:

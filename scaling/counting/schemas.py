@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ...models.inputs import Schema, reference_schema
+from recscale.models.inputs import Schema, reference_schema
 
 REFERENCE = "reference"
 _KNOWN_TRUTH = "known_truth:"
@@ -24,7 +24,7 @@ def load_schema(name: str = REFERENCE) -> Schema:
     if name == REFERENCE:
         return reference_schema()
     if name.startswith(_KNOWN_TRUTH):
-        from ..data.known_truth import make_schema, preset
+        from recscale.scaling.data.known_truth.batches import make_schema, preset
 
         return make_schema(preset(name.removeprefix(_KNOWN_TRUTH)))
     if name.endswith(".json"):
@@ -35,7 +35,7 @@ def load_schema(name: str = REFERENCE) -> Schema:
 
 
 def _read(path: Path) -> Schema:
-    from ..data.packed import schema_from_dict
+    from recscale.scaling.data.stored_log.packed import schema_from_dict
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no schema file {path}")

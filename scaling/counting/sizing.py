@@ -15,9 +15,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ... import models
-from ...models.counts import Count
-from ...models.inputs import Schema
+from recscale import models
+from recscale.models.counts import Count
+from recscale.models.inputs import Schema
+
 from .abstract import abstract_model, tree_params
 
 # Training FLOPs per dense parameter and row of a model made of matrix products used once: 2 forward, 4 backward.

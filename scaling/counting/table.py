@@ -18,9 +18,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ... import models
-from ...models.counts import Count
-from ...models.inputs import Schema
+from recscale import models
+from recscale.models.counts import Count
+from recscale.models.inputs import Schema
+
 from .abstract import abstract_model, forward_program, train_program, tree_params
 from .jaxpr_flops import count_flops
 from .xla_cost import XlaCost, xla_cost

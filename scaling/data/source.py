@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ...models.inputs import Batch, Schema
+from recscale.models.inputs import Batch, Schema
 
 
 @runtime_checkable

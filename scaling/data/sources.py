@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...models.architecture import nearest
+from recscale.models.architecture import nearest
+
 from .source import Source
 
 
@@ -106,8 +107,8 @@ def _parse(data_config: Mapping[str, Any]) -> DataConfig:
 
 
 def _movielens_100k(asked: _Request) -> Source:
-    from .adapters import movielens, movielens_files
-    from .grain_source import GrainSource
+    from .importing import movielens, movielens_files
+    from .stored_log.source import GrainSource
 
     config = asked.config
     if config.overrides:
@@ -138,7 +139,7 @@ def _movielens_100k(asked: _Request) -> Source:
 
 
 def _known_truth(asked: _Request) -> Source:
-    from .known_truth_source import KnownTruthSource
+    from .known_truth.source import KnownTruthSource
 
     config = asked.config
     if config.passes != 1 or config.order != "time":

@@ -8,11 +8,11 @@ law.params, law.intervals, law.refusals, law.predict({"N": 1e6, "D": 1e8}), law.
 
 from importlib import import_module
 
-from . import forms
-from .fitting import LawFit, Refused, fit
+from .fitting.fit import LawFit, Refused, fit
+from .forms import registry as forms
 
 # Loaded on first use: they build on `fit`, so importing them here would be a cycle.
-_LAZY = {"compare": "comparison"}
+_LAZY = {"compare": "comparing.compare"}
 
 __all__ = ["LawFit", "Refused", "compare", "fit", "forms"]
 

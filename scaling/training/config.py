@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from ... import models
+from recscale import models
 
 # Settings that become the replica axis (seed, rate) or a decay branch of one trunk (examples).
 REPLICA_KEYS = ("seed", "training.lr", "training.examples")

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ... import models
-from .. import provenance
-from .. import runs as records
-from ..data.source import Source
+from recscale import models
+from recscale.scaling.data.source import Source
+from recscale.scaling.records import provenance
+from recscale.scaling.records import runs as records
+
 from .config import config_hash, group_id, resolved, run_id, shape_id, trunk_id
 from .intervals import progressive_metrics
-from .mirror import WandbMirror
 from .schedule import Segment, program
+from .wandb_mirror import WandbMirror
 
 
 @dataclasses.dataclass(frozen=True)

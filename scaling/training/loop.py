@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from .. import runs as records
-from ..data import make_source
+from recscale.scaling.data import make_source
+from recscale.scaling.records import runs as records
+
 from .checkpoints import Checkpoints
 from .clock import Clock
 from .group import Group, RunSpec
 from .intervals import summarise
-from .memory_usage import holdout_usage
+from .rows.memory_usage import holdout_usage
 from .schedule import NEVER, Segment
 from .step import TrainState, make_trainer, shard_batch
 

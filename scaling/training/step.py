@@ -20,18 +20,27 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from ... import models
-from ...models.inputs import Batch, Schema
-from ...models.inputs.history import random_suffixes
-from ...models.inputs.tables import EmbeddingTables, embed, find_touched, gather_touched, table_lookup, touched_lookup
-from ...models.layers.losses import training_loss
-from ...pallas_kernels.implementation import recording
-from ...pallas_kernels.targets import partitioned
-from .. import parallel
-from ..data.source import Source
-from . import memory_rows, optimizers, row_updates, schedule
-from .memory_state import MemoryValues
-from .memory_usage import slot_counts
+from recscale import models
+from recscale.models.inputs import Batch, Schema
+from recscale.models.inputs.history import random_suffixes
+from recscale.models.inputs.tables import (
+    EmbeddingTables,
+    embed,
+    find_touched,
+    gather_touched,
+    table_lookup,
+    touched_lookup,
+)
+from recscale.models.layers.losses import training_loss
+from recscale.pallas_kernels.implementation import recording
+from recscale.pallas_kernels.targets import partitioned
+from recscale.scaling import parallel
+from recscale.scaling.data.source import Source
+
+from . import optimizers, schedule
+from .rows import memory_rows, row_updates
+from .rows.memory_state import MemoryValues
+from .rows.memory_usage import slot_counts
 
 # Independent random streams of one replica's seed.
 _MODEL_STREAM, _TABLE_STREAM, _DROPOUT_STREAM, _SUFFIX_STREAM = 0, 1, 2, 3

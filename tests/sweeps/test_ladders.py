@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recscale.sweeps.loading import load
-from recscale.sweeps.plan import make_plan
+from recscale.sweeps.engine.loading import load
+from recscale.sweeps.engine.plan import make_plan
 
 ARCHITECTURES = {
     "mixer_ladder": {"rankmixer", "tokenmixer_large", "dcnv2", "dlrm_mlp"},

@@ -19,7 +19,7 @@ from recscale.pallas_kernels import cases
 from recscale.pallas_kernels.implementation import Refused, resolve
 from recscale.pallas_kernels.targets import get_target, partitioned
 from recscale.scaling.aot import devices, environment, kernels, processes, program, train_steps
-from recscale.scaling.aot.commands import aot
+from recscale.scaling.aot.aot_command import aot
 from recscale.scaling.aot.run import Request
 
 V5E, V5P, V7X, H100 = (get_target(name) for name in ("tpu-v5e", "tpu-v5p", "tpu-7x", "h100"))

@@ -8,9 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from recscale.scaling import host_memory
-from recscale.scaling.bench import known_truth, memory, train_step
-from recscale.scaling.bench.commands import bench
-from recscale.scaling.provenance import environment
+from recscale.scaling.acceptance import known_truth
+from recscale.scaling.bench import memory, train_step
+from recscale.scaling.bench.bench_commands import bench
+from recscale.scaling.records.provenance import environment
 
 TIME = {"median_ms": 250.0, "lower_quartile_ms": 240.0, "upper_quartile_ms": 260.0, "cpu_ms": 480.0, "turns": 8}
 SPEED = {**TIME, "rows_per_s": 4096.0, "flops_per_s": 1e11}

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from recscale.scaling import host_memory
 from recscale.scaling.bench import experts
-from recscale.scaling.bench.commands import bench
-from recscale.scaling.provenance import environment
+from recscale.scaling.bench.bench_commands import bench
+from recscale.scaling.records.provenance import environment
 
 TIME = {"median_ms": 9.0, "lower_quartile_ms": 8.0, "upper_quartile_ms": 9.5, "ratio": 1.0, "flops_ratio": 1.0}
 VARIANTS = {name: TIME | {"dropped_share": 0.0} for name in ("dense", "1:2", "1:4", "1:2 masked")}

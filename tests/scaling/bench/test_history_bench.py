@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from recscale.scaling import host_memory
 from recscale.scaling.bench import history_length
-from recscale.scaling.bench.commands import bench
+from recscale.scaling.bench.bench_commands import bench
 
 
 @pytest.mark.slow

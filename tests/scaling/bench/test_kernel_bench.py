@@ -12,7 +12,7 @@ from recscale.models.inputs import reference_schema
 from recscale.pallas_kernels import blocks, cases
 from recscale.pallas_kernels.targets import get_target
 from recscale.scaling.bench import kernel_timing, kernel_tuning, kernels, mfu
-from recscale.scaling.bench.commands import bench
+from recscale.scaling.bench.bench_commands import bench
 from recscale.scaling.bench.kernel_timing import Effort
 
 H100 = get_target("h100")

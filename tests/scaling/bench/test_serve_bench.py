@@ -9,7 +9,7 @@ from recscale.models import count
 from recscale.models.inputs import reference_schema
 from recscale.scaling import host_memory
 from recscale.scaling.bench import serve
-from recscale.scaling.bench.commands import bench
+from recscale.scaling.bench.bench_commands import bench
 
 TINY = serve.Shape(requests=2, candidates=3, width=16, tokens=8, layers=1)
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from recscale import models
 from recscale.models.inputs import reference_schema
-from recscale.scaling.counting import commands
+from recscale.scaling.counting import count_commands as commands
 from recscale.scaling.counting.schemas import load_schema
 
 SMALL = ("--set", "width=16", "--set", "hidden=24", "--set", "layers=1")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from recscale.models.inputs import Field, Schema, Sequence, Task
-from recscale.scaling.data.adapters import movielens
-from recscale.scaling.data.histories import history_ends
-from recscale.scaling.data.packed import EventStore, LogArrays, write_packed
-from recscale.scaling.data.report import ReadReport
+from recscale.scaling.data.importing import movielens
+from recscale.scaling.data.stored_log.card import ReadReport
+from recscale.scaling.data.stored_log.histories import history_ends
+from recscale.scaling.data.stored_log.packed import EventStore, LogArrays, write_packed
 
 # 50 lines of ratings: 43 good ones and one of each bad kind. Users 1, 2, 3, 4 have 20, 12, 10 and 1; several share a
 # second; the file is in no order.

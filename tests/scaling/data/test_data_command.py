@@ -7,8 +7,8 @@ import subprocess
 import pytest
 from click.testing import CliRunner
 
-from recscale.scaling.data import download
-from recscale.scaling.data.commands import data
+from recscale.scaling.data.data_command import data
+from recscale.scaling.data.importing import download
 
 WHEEL = b"not really a wheel"
 

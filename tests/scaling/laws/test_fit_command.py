@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from recscale.scaling import cli
-from recscale.scaling.laws import bench, fit, metrics
-from recscale.scaling.laws.commands import fit as command
-from recscale.scaling.laws.record import plain, table_hash
+from recscale.scaling.bench import laws as bench
+from recscale.scaling.laws import fit
+from recscale.scaling.laws.fit_command import fit as command
+from recscale.scaling.laws.fitting.record import plain, table_hash
+from recscale.scaling.laws.forms import metric_maps as metrics
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from recscale.scaling import runs as records
+from recscale.scaling.records import runs as records
 from recscale.scaling.training import RunSpec, get_config, loop, train, train_group
 
 EXAMPLES = 64 * 60

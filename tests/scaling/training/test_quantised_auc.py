@@ -9,7 +9,7 @@ from recscale.models import build
 from recscale.models.inputs.tables import embed, table_lookup
 from recscale.models.layers.quantisation import quantize
 from recscale.scaling.data import make_source
-from recscale.scaling.metrics import auc
+from recscale.scaling.data.metrics import auc
 from recscale.scaling.training import get_config
 from recscale.scaling.training.step import make_trainer
 

@@ -1,0 +1,60 @@
+"""The table of `recscale aot` for people: one line a program, bytes per device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from recscale.scaling.report.wording import byte_text
+
+_COLUMNS = (
+    ("target", 8, "<"),
+    ("program", 58, "<"),
+    ("compile s", 9, ">"),
+    ("arguments", 10, ">"),
+    ("outputs", 10, ">"),
+    ("temporaries", 11, ">"),
+    ("per device", 10, ">"),
+    ("GFLOP", 10, ">"),
+    ("GB moved", 9, ">"),
+)
+
+
+def header() -> str:
+    """Names of the columns."""
+    return "  ".join(f"{name:{side}{width}}" for name, width, side in _COLUMNS) + "  collectives, remarks"
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    remarks = [f"{count} {name}" for name, count in (row["collectives"] or {}).items()]
+    if row["registers"] is not None:
+        remarks.append(f"{row['registers']} registers")
+    if row["status"] != "compiled":
+        remarks.append(f"{row['status'].upper()}: {row['reason']}")
+    cells = (
+        row["target"],
+        _program(row),
+        _digits(row["compile_s"], 1.0),
+        *(byte_text(row[key]) for key in ("argument_bytes", "output_bytes", "temporary_bytes", "bytes_per_device")),
+        _digits(row["flops"], 1e9),
+        _digits(row["bytes_accessed"], 1e9),
+    )
+    text = "  ".join(f"{cell:{side}{width}}" for cell, (_, width, side) in zip(cells, _COLUMNS, strict=True))
+    return f"{text}  {', '.join(remarks)}".rstrip()
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """How many programs compiled, were refused, failed."""
+    count = Counter(row["status"] for row in rows)
+    return f"\n{count['compiled']} compiled, {count['refused']} refused, {count['failed']} failed; nothing was run"
+
+
+def _program(row: dict[str, Any]) -> str:
+    if row["kind"] == "kernel":
+        return f"{row['name']}/{row['case']} {row['implementation']}"
+    return f"train {row['name']} {row['mesh']} rows={row['rows_per_step']}"
+
+
+def _digits(value: float | None, unit: float) -> str:
+    return "-" if value is None else f"{value / unit:.3g}"

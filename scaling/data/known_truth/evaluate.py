@@ -1,0 +1,246 @@
+"""Exact metrics of a model's logits on the known-truth log, and the functions that go with them.
+
+    rows   = truth(world, batch)                 # per row, float64 on the host
+    known  = card(world)                         # constants: base rate, v, E_inf, H*, AUC*, variances, plateaus
+    report = evaluate(world, batches, logits)    # excess logloss KL(p*||p), expected AUC, recovery per part
+    logits = oracle_logits(world, batch, quanta=64)
+    loss   = predict(world, quanta=[64, 256], examples=1e6)
+
+No metric here has label noise except the ones called observed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import expit
+
+from recscale.models.inputs import Batch
+
+from .card import card
+from .config import REQUEST_FIELDS, TASK_NAMES
+from .exact import TruthRows, oracle_logits, truth
+from .expectations import divergence, entropy, expected_auc, logit
+from .laws import predict, surface
+from .logit_parts import term_values
+from .world import World, popularity
+
+__all__ = [
+    "card", "evaluate", "evaluate_rows", "oracle_logits", "predict", "row_groups", "stack_truth", "surface", "truth",
+]  # fmt: skip
+
+_DECILES = 10
+_CONSTANT = 1e-9  # logits closer together than this are one constant: nothing is recovered
+_PIECE = 4096  # rows whose terms are formed at a time
+
+
+def evaluate(
+    world: World, batches: Iterable[Batch], logits: np.ndarray, constants: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Metrics of logits [number of batches, R, C, Y] on batches with whole histories; see `evaluate_rows`.
+
+    `constants`: the card, if it is at hand. Rows that are not `valid` take no part.
+    """
+    batches = [jax.device_get(batch) for batch in batches]
+    rows = stack_truth([truth(world, batch) for batch in batches])
+    labels, mask, valid = (np.stack([getattr(b, n) for b in batches]) for n in ("labels", "label_mask", "valid"))
+    groups, weighting = row_groups(batches)
+    constants = card(world) if constants is None else constants
+    return evaluate_rows(world, rows, logits, labels, mask, valid, groups, constants) | {"gauc_weighting": weighting}
+
+
+def evaluate_rows(
+    world: World,
+    rows: TruthRows,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    valid: np.ndarray,
+    groups: np.ndarray,
+    constants: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Metrics of logits [..., Y] against truth of the same shape; valid, groups: [...]; constants: the card.
+
+    Keys: rows; excess_logloss = mean KL(p*||p); logloss = H* + excess_logloss; entropy_floor; asymptote; base_rate; ne;
+    auc, gauc: in expectation over labels; calibration = mean p / mean p*; calibration_deciles: the same by decile of
+    p*; observed_logloss; observed_excess: paired with p* on the same labels, with observed_excess_se, must agree with
+    excess_logloss; coefficients: least squares of the logit on its parts, so the share of a part whose terms are known
+    or not, times the shrinkage all parts have in common; recovery: corr^2 of a part with the logit's projection on it.
+    The projection is term by term for N, by order; for L, M, B and X it is what the logit holds beside the N terms and
+    the fitted shares of the others, so that their errors lower it; item_bias_by_popularity: the coefficient of the
+    item's bias by tenth of the item popularity, most popular first (None: no item).
+    A second label adds the same keys ending in its name; in a cascade its rows count with the probability that the
+    first label is 1.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    logits = np.asarray(logits, np.float64)
+    if logits.shape != rows.z.shape:
+        raise ValueError(f"logits have shape {logits.shape}, the rows {rows.z.shape}; they must be equal")
+    keep = np.asarray(valid, bool)
+    out: dict[str, Any] = {"rows": int(keep.sum())}
+    for task in range(world.config.tasks):
+        predicted, p, q = (x[..., task][keep] for x in (logits, rows.p, rows.q))
+        weight = rows.p[..., 0][keep] if world.config.cascade and task else np.ones_like(p)
+        facts = constants[TASK_NAMES[task]] if task else constants
+        values = _exact_metrics(predicted, p, q, weight, np.asarray(groups)[keep], facts)
+        seen = np.asarray(mask)[..., task][keep] > 0
+        values |= _observed(predicted[seen], p[seen], q[seen], np.asarray(labels)[..., task][keep][seen])
+        values |= _recovery(world, task, predicted, rows, keep)
+        out |= {f"{name}_{TASK_NAMES[task]}": value for name, value in values.items()} if task else values
+    return out
+
+
+def row_groups(batches: list[Batch]) -> tuple[np.ndarray, str]:
+    """Group of every row for GAUC, int64 [number of batches, R, C], and the statement of its weighting.
+
+    The request where it has several candidates; else the user, as far as the inputs tell users apart, else all rows.
+    """
+    shape = (len(batches), *batches[0].valid.shape)
+    weighting = "expected positive-negative pairs of the "
+    if shape[2] > 1:
+        requests = np.arange(shape[0] * shape[1]).reshape(shape[:2])
+        return np.broadcast_to(requests[..., None], shape), weighting + "request"
+    if "user" in batches[0].user.ids:
+        users = np.stack([np.asarray(batch.user.ids["user"]) for batch in batches]).astype(np.int64)
+        weighting += "user"
+    elif not batches[0].user.dense:
+        users, weighting = np.zeros(shape[:2], np.int64), weighting + "whole log"
+    else:
+        code = np.stack([np.asarray(batch.user.dense[f"{REQUEST_FIELDS[0]}_code"]) for batch in batches])
+        users = ((code < 0).astype(np.int64) << np.arange(code.shape[-1])).sum(-1)
+        weighting += "user code"
+    return np.broadcast_to(users[..., None], shape), weighting
+
+
+def stack_truth(rows: list[TruthRows]) -> TruthRows:
+    """Truth of several batches with a leading batch axis."""
+    return jax.tree.map(lambda *values: np.stack(values), *rows)
+
+
+def _exact_metrics(predicted, p, q, weight, groups, facts) -> dict[str, Any]:
+    total = weight.sum()
+    excess = float(weight @ divergence(p, q, predicted) / total)
+    probability = expit(predicted)
+    positive, negative = weight * p, weight * q
+    rank = np.argsort(np.argsort(p, kind="stable"), kind="stable")
+    decile = rank * _DECILES // max(len(p), 1)
+    sums = [np.bincount(decile, weights=x, minlength=_DECILES) for x in (weight * probability, positive)]
+    loss = facts["entropy_floor"] + excess
+    return {
+        "excess_logloss": excess,
+        "logloss": loss,
+        "entropy_floor": facts["entropy_floor"],
+        "asymptote": facts["asymptote"],
+        "base_rate": facts["base_rate"],
+        "ne": loss / float(entropy(facts["base_rate"])),
+        "auc": expected_auc(predicted, positive, negative),
+        "gauc": expected_auc(predicted, positive, negative, groups),
+        "calibration": float(weight @ probability / positive.sum()),
+        "calibration_deciles": [float(a / b) if b > 0 else None for a, b in zip(*sums, strict=True)],
+    }
+
+
+def _observed(predicted, p, q, labels) -> dict[str, Any]:
+    """Logloss on the labels drawn (soft labels included), and its paired difference to that of p*."""
+    if not len(labels):
+        return {"observed_logloss": math.nan, "observed_excess": math.nan, "observed_excess_se": math.nan}
+    own, best = (
+        np.logaddexp(0.0, -x) * labels + np.logaddexp(0.0, x) * (1.0 - labels) for x in (predicted, logit(p, q))
+    )
+    difference = own - best
+    return {
+        "observed_logloss": float(own.mean()),
+        "observed_excess": float(difference.mean()),
+        "observed_excess_se": float(difference.std() / math.sqrt(len(labels))),
+    }
+
+
+def _recovery(world: World, task: int, predicted: np.ndarray, rows: TruthRows, keep: np.ndarray) -> dict[str, Any]:
+    """Coefficients and recovered shares; see `evaluate_rows`."""
+    parts = {name: value[..., task][keep] for name, value in rows.parts.items()}
+    parts["B"] = parts["B_user"] + parts["B_item"]
+    names = [name for name in ("N1", "N2", "N3", "N4", "L", "M", "B", "X") if np.ptp(parts[name]) > 0]
+    centred = np.stack([parts[name] - parts[name].mean() for name in names], axis=1)
+    target = predicted - predicted.mean()
+    if np.abs(target).max() < _CONSTANT:
+        nothing = dict.fromkeys(names, 0.0)
+        return {"coefficients": nothing, "recovery": dict(nothing)}
+    coefficients, *_ = np.linalg.lstsq(centred, target, rcond=None)
+    others = [index for index, name in enumerate(names) if name[0] != "N"]
+    recovery, rest = {}, target
+    if world.terms:
+        # Without the other parts, whose chance overlap with so many terms would be taken for N.
+        own = target - centred[:, others] @ coefficients[others]
+        recovery, projected = _term_recovery(world, task, own, rows.words[keep], rows.domain[keep])
+        rest = target - projected
+    left, *_ = np.linalg.lstsq(centred[:, others], rest, rcond=None)
+    rest = rest - centred[:, others] @ left
+    for column, own_coefficient in zip(others, left, strict=True):
+        own = rest + own_coefficient * centred[:, column]
+        scale = (own @ own) * (centred[:, column] @ centred[:, column])
+        recovery[names[column]] = float((own @ centred[:, column]) ** 2 / scale) if scale > 0 else 0.0
+    out = {"coefficients": dict(zip(names, coefficients.tolist(), strict=True)), "recovery": recovery}
+    if "B" in names:
+        own = rest + left[others.index(names.index("B"))] * centred[:, names.index("B")]
+        out["item_bias_by_popularity"] = _by_popularity(world, own, parts["B_item"], rows.item_block[keep])
+    return out
+
+
+def _by_popularity(world: World, own: np.ndarray, bias: np.ndarray, block: np.ndarray) -> list[float | None]:
+    """Coefficient of the item's bias among rows of each tenth of the item popularity, most popular first."""
+    law = popularity(world)
+    tenth = np.minimum((_DECILES * (np.cumsum(law) - 0.5 * law)).astype(np.int64), _DECILES - 1)[block]
+    found = []
+    for number in range(_DECILES):
+        x, y = bias[tenth == number], own[tenth == number]
+        spread = float(((x - x.mean()) ** 2).sum()) if len(x) else 0.0
+        found.append(float((x - x.mean()) @ (y - y.mean()) / spread) if spread > 0 else None)
+    return found
+
+
+def _term_recovery(world: World, task: int, target: np.ndarray, words: np.ndarray, domain: np.ndarray):
+    """(recovered share by order, projection of `target` on all terms): terms are orthonormal, so both are sums of dots.
+
+    With rows enough a second pass takes out what the sample's terms have in common by chance.
+    """
+    terms, n = world.terms[task], len(target)
+    pieces = [slice(start, start + _PIECE) for start in range(0, n, _PIECE)]
+    inputs = [(words[piece].T, domain[piece] if world.config.domains > 1 else None) for piece in pieces]
+    learned, projected = np.zeros(len(terms.number)), np.zeros(n)
+    for _ in range(2 if n >= 4 * len(learned) else 1):
+        rest = (target - projected).astype(np.float32)
+        sums = [_dots(terms, *given, rest[piece]) for given, piece in zip(inputs, pieces, strict=True)]
+        dots, norms = (
+            np.sum([np.asarray(x, np.float64) for x in column], axis=0) for column in zip(*sums, strict=True)
+        )
+        learned += dots / np.maximum(norms, 1.0)
+        weights = learned.astype(np.float32)
+        projected = np.concatenate([_combine(terms, *given, weights) for given in inputs]).astype(np.float64)
+    true, weight = terms.coefficient / world.scale, norms / n
+    recovery = {}
+    for order in sorted({group.order for group in terms.groups}):
+        own = np.concatenate([np.arange(g.start, g.stop) for g in terms.groups if g.order == order])
+        noise = len(own) * float(target @ target) / n**2  # what random dots would add to the sum of squares
+        found = max(float(weight[own] @ learned[own] ** 2) - noise, noise)
+        scale = float(weight[own] @ true[own] ** 2) * found
+        agreement = float(weight[own] @ (true[own] * learned[own]))
+        recovery[f"N{order}"] = min(1.0, agreement**2 / scale) if scale > 0 else 0.0
+    return recovery, projected
+
+
+@jax.jit
+def _dots(terms, words, domain, target):
+    values = term_values(words, terms, domain)
+    return jnp.matmul(values, target, precision="highest"), jnp.sum(jnp.abs(values), axis=1)
+
+
+@jax.jit
+def _combine(terms, words, domain, coefficients):
+    return jnp.matmul(coefficients, term_values(words, terms, domain), precision="highest")

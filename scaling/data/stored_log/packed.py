@@ -1,0 +1,298 @@
+"""A click log converted once into a folder of memory-mapped columns; training never parses text.
+
+    <folder>/meta.json               schema, sources, report, splits, file sizes; written last
+    <folder>/rows/<field>.npy        [rows] or [rows, bag] int32 ids, [rows, width] float32 dense
+    <folder>/rows/labels.npy         [rows, Y] uint8, rows/label_mask.npy the same
+    <folder>/rows/time.npy           [rows] int64 request times, absent for sets without times
+    <folder>/events/<sequence>/      offsets.npy [users + 1] int64, time.npy [events] int64, <field>.npy
+    [events, ...];
+                                     events sorted by (user, time)
+    <folder>/index.npy               [rows, 1 + sequences] int64: user, then the end of the row's history in
+    each store <folder>/vocabulary/<table>.npy  values in id order
+
+Rows of one split are neighbours, in the set's training order, and rows of one request are neighbours too. A
+history of any length is a slice ending at the index, so its length is chosen when reading. All numbers are
+little-endian.
+
+A folder is built under a temporary name, `meta.json` is its last file and the rename its last act, so a
+conversion killed at any point leaves nothing that opens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence as Indices
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recscale.models.inputs import Field, Schema, Sequence, Task
+
+from .card import ReadReport
+
+CONVERTER_VERSION = 1
+_META = "meta.json"
+_COPY_ROWS = 1 << 20  # rows copied at a time, so that a memory-mapped input never sits in memory whole
+
+
+class IncompletePackedLog(ValueError):
+    """A folder that is not a whole packed log: torn, truncated, or of another converter version."""
+
+
+@dataclasses.dataclass
+class EventStore:
+    """Events of one sequence, sorted by (user, time): offsets int64 [users + 1], times int64 [events],
+    columns by field.
+    """
+
+    offsets: np.ndarray
+    times: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class LogArrays:
+    """A converted log in memory (or in memory-mapped arrays), ready to be written.
+
+    Attributes:
+        name: registered name of the data set. schema: fields, histories and tasks.
+        splits: name -> (first row, end row), contiguous.
+        rows: field name -> ids or dense values, one entry per row.
+        labels, label_mask: uint8 [rows, Y].
+        users: int64 [rows], index into every store's offsets and the group of GAUC.
+        times: int64 [rows] request times, or None; ticks_per_second: 1 for seconds, 1000 for milliseconds.
+        events, ends: by sequence name: its store, and int64 [rows] end of the row's history.
+        vocabularies: table name -> values in id order.
+        report: what happened to the rows read. facts: JSON-able provenance (sources, licence, citation,
+        constants).
+    """
+
+    name: str
+    schema: Schema
+    splits: dict[str, tuple[int, int]]
+    rows: dict[str, np.ndarray]
+    labels: np.ndarray
+    label_mask: np.ndarray
+    users: np.ndarray
+    times: np.ndarray | None
+    events: dict[str, EventStore]
+    ends: dict[str, np.ndarray]
+    vocabularies: dict[str, np.ndarray]
+    report: ReadReport
+    facts: dict[str, Any]
+    ticks_per_second: int = 1
+
+
+def write_packed(log: LogArrays, folder: str | os.PathLike[str]) -> PackedLog:
+    """Writes a packed log to `folder` and opens it; a complete log already there (another process won) is
+    kept.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise OSError(f"cannot write the packed log next to {folder}: {error}; give another cache_dir") from error
+    try:
+        for path, array in _columns(log).items():
+            _write_array(building / path, array)
+        meta = {
+            "converter_version": CONVERTER_VERSION,
+            "name": log.name,
+            "schema": log.schema.to_dict(),
+            "splits": {name: list(bounds) for name, bounds in log.splits.items()},
+            "rows": len(log.labels),
+            "ticks_per_second": log.ticks_per_second,
+            "report": log.report.to_dict(),
+            "facts": log.facts,
+            "files": {path: (building / path).stat().st_size for path in _columns(log)},
+            "complete": True,
+        }
+        (building / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        building.chmod(0o755)  # mkdtemp makes a private folder; the copy is for everyone who may read its parent
+        return _publish(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def is_complete(folder: str | os.PathLike[str]) -> bool:
+    """Whether `folder` holds a whole packed log of this converter version."""
+    try:
+        PackedLog(folder)
+    except (FileNotFoundError, IncompletePackedLog):
+        return False
+    return True
+
+
+class PackedLog:
+    """A packed log, read through memory maps; a random-access source of rows in the sense of Grain.
+
+    `len(log)`, `log[i]` and `log.__getitems__([...])` give rows as dictionaries, slowly, for inspection and
+    tests; batches are gathered column by column. Pickles as its folder name: no open handle travels.
+
+    Raises:
+        FileNotFoundError: the folder has no meta.json. IncompletePackedLog: a file is missing or has the
+        wrong size.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        path = self.folder / _META
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, so {self.folder} is not a complete packed log; convert again")
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if meta.get("converter_version") != CONVERTER_VERSION or not meta.get("complete"):
+            raise IncompletePackedLog(
+                f"{path}: converter version {meta.get('converter_version')}, complete "
+                f"{meta.get('complete')}; expected version {CONVERTER_VERSION}, complete True. "
+                "Delete the folder and convert again"
+            )
+        for name, size in meta["files"].items():
+            column = self.folder / name
+            found = column.stat().st_size if column.is_file() else None
+            if found != size:
+                raise IncompletePackedLog(
+                    f"{column}: expected {size} bytes, found {'no file' if found is None else found}; "
+                    f"delete {self.folder} and convert again"
+                )
+        self.meta: dict[str, Any] = meta
+        self.name: str = meta["name"]
+        self.schema = schema_from_dict(meta["schema"])
+        self.splits: dict[str, tuple[int, int]] = {k: (v[0], v[1]) for k, v in meta["splits"].items()}
+        self.report = ReadReport.from_dict(meta["report"])
+        self.ticks_per_second: int = meta["ticks_per_second"]
+        # Every column is mapped here, by one thread: NumPy parses a header with `ast`, and two threads doing that
+        # at once (a reader's first two batches) fail now and then on Python 3.11 ("AST constructor recursion depth
+        # mismatch").
+        self._columns = {path: self._map(path) for path in meta["files"]}
+
+    def column(self, field: str) -> np.ndarray:
+        """Memory-mapped values of one field, one entry per row."""
+        return self._open(f"rows/{field}.npy")
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._open("rows/labels.npy")
+
+    @property
+    def label_mask(self) -> np.ndarray:
+        return self._open("rows/label_mask.npy")
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """Request times int64 [rows], or None for a set without times."""
+        return self._open("rows/time.npy") if "rows/time.npy" in self.meta["files"] else None
+
+    @property
+    def users(self) -> np.ndarray:
+        return self._open("index.npy")[:, 0]
+
+    def ends(self, sequence: str) -> np.ndarray:
+        """End of each row's history in the store of `sequence`, int64 [rows]."""
+        names = [s.name for s in self.schema.sequences]
+        return self._open("index.npy")[:, 1 + names.index(sequence)]
+
+    def events(self, sequence: str) -> EventStore:
+        """Memory-mapped event store of one sequence."""
+        fields = next(s.fields for s in self.schema.sequences if s.name == sequence)
+        folder = f"events/{sequence}"
+        return EventStore(
+            offsets=self._open(f"{folder}/offsets.npy"),
+            times=self._open(f"{folder}/time.npy"),
+            columns={field.name: self._open(f"{folder}/{field.name}.npy") for field in fields},
+        )
+
+    def vocabulary(self, table: str) -> np.ndarray:
+        """Values of a table in id order; the first has id 2."""
+        return self._open(f"vocabulary/{table}.npy")
+
+    def __len__(self) -> int:
+        return self.meta["rows"]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Row `index`: fields, labels, label_mask, user, time, and per sequence its events oldest first,
+        whole.
+        """
+        row: dict[str, Any] = {field.name: self.column(field.name)[index] for field in self.schema.fields}
+        row |= {
+            "labels": self.labels[index],
+            "label_mask": self.label_mask[index],
+            "user_index": self.users[index],
+        }
+        if self.times is not None:
+            row["request_time"] = self.times[index]
+        for sequence in self.schema.sequences:
+            store, end = self.events(sequence.name), self.ends(sequence.name)[index]
+            seen = slice(store.offsets[row["user_index"]], end)
+            row[sequence.name] = {"time": store.times[seen], **{k: v[seen] for k, v in store.columns.items()}}
+        return row
+
+    def __getitems__(self, indices: Indices[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+    def __repr__(self) -> str:
+        return f"PackedLog({str(self.folder)!r})"
+
+    def __reduce__(self):
+        return PackedLog, (str(self.folder),)
+
+    def _open(self, path: str) -> np.ndarray:
+        return self._columns[path]
+
+    def _map(self, path: str) -> np.ndarray:
+        array = np.load(self.folder / path, mmap_mode="r", allow_pickle=False)
+        return np.asarray(array)  # a plain view: the subclass np.memmap costs microseconds on every slice
+
+
+def schema_from_dict(plain: dict[str, Any]) -> Schema:
+    """Inverse of `Schema.to_dict`, from JSON lists."""
+    sequences = tuple(
+        Sequence(**(s | {"fields": tuple(Field(**field) for field in s["fields"])})) for s in plain["sequences"]
+    )
+    return Schema(
+        fields=tuple(Field(**field) for field in plain["fields"]),
+        sequences=sequences,
+        tasks=tuple(Task(**task) for task in plain["tasks"]),
+        domains=plain["domains"],
+    )
+
+
+def _columns(log: LogArrays) -> dict[str, np.ndarray]:
+    """Relative path -> array of everything but meta.json."""
+    ends = [log.ends[sequence.name] for sequence in log.schema.sequences]
+    columns = {f"rows/{field.name}.npy": log.rows[field.name] for field in log.schema.fields}
+    columns |= {"rows/labels.npy": log.labels, "rows/label_mask.npy": log.label_mask}
+    columns["index.npy"] = np.stack([np.asarray(c, np.int64) for c in (log.users, *ends)], axis=1)
+    if log.times is not None:
+        columns["rows/time.npy"] = log.times
+    for name, store in log.events.items():
+        columns |= {f"events/{name}/offsets.npy": store.offsets, f"events/{name}/time.npy": store.times}
+        columns |= {f"events/{name}/{field}.npy": column for field, column in store.columns.items()}
+    columns |= {f"vocabulary/{table}.npy": values for table, values in log.vocabularies.items()}
+    return columns
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    little = array.dtype.newbyteorder("<")
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(little), "fortran_order": False, "shape": array.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(array), _COPY_ROWS):
+            np.ascontiguousarray(array[start : start + _COPY_ROWS], dtype=little).tofile(file)
+
+
+def _publish(building: Path, folder: Path) -> PackedLog:
+    if folder.is_dir() and not is_complete(folder):
+        shutil.rmtree(folder)
+    try:
+        os.rename(building, folder)
+    except OSError:
+        if not is_complete(folder):  # otherwise another process published the same content first
+            raise
+    return PackedLog(folder)

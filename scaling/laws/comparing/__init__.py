@@ -1,0 +1,1 @@
+"""Whether one architecture scales better than another."""

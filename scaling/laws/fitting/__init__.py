@@ -1,0 +1,1 @@
+"""From a run table and a form to a law: starting points, the solver, the fit and its record."""

@@ -1,0 +1,300 @@
+"""The fit record: everything a reader needs to believe or repeat a fit, as plain data.
+
+Sections: hypothesis, runs, fit, result, validation, ranking, provenance, and a checklist that says which
+required facts are present. Facts no fit can know (how shape was chosen, what the size counts) come from the
+run table's columns or from the `notes` of the call; what neither holds is listed as missing, and a plot of
+such a record carries the word incomplete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from recscale.scaling.laws.judgement import gates
+from recscale.scaling.laws.uncertainty.bootstrap import residual_scale, residuals
+
+from . import solver
+
+if TYPE_CHECKING:
+    from .law_fit import LawFit
+
+# Facts a record needs besides what the fit computes: section -> {name: run-table columns that may hold it}.
+_REPORTED = {
+    "hypothesis": {
+        "size_counts": ("size_counts",),
+        "data_counts": ("data_counts",),
+        "flop_convention": ("flop_convention",),
+    },
+    "runs": {
+        "shape_choice": ("shape_choice",),
+        "data_order": ("data_order", "data_seed"),
+        "batch": ("batch_rows",),
+        "optimizer": ("optimizer",),
+        "lr_rule": ("lr_rule",),
+        "lr_trials": ("lr_trials",),
+        "warmup": ("warmup_examples",),
+        "schedule": ("schedule",),
+        "decayed": ("decayed",),
+        "seeds": ("seed",),
+        "smoothing": ("smoothing",),
+        "checkpoints_used": ("checkpoints_used",),
+    },
+    "ranking": {
+        "metric_window_rows": ("metric_window_rows",),
+        "base_rate": ("base_rate",),
+        "calibration": ("calibration",),
+        "time_split": ("time_split",),
+        "epochs": ("epochs",),
+        "negative_sampling": ("negative_sampling",),
+        "table_sizes": ("embedding_params",),
+        "table_start": ("table_start",),
+        "hash_collision_share": ("hash_collision_share",),
+        "history_length": ("history_length",),
+    },
+}
+_LISTED_VALUES = 8
+
+
+def build_record(fit: LawFit, validation: dict | None = None) -> dict:
+    """The record of a fit as nested plain dictionaries; `validation` holds rolling-origin results where there
+    are any.
+    """
+    sections = {
+        "hypothesis": _hypothesis(fit),
+        "runs": _runs(fit),
+        "fit": _fit(fit),
+        "result": _result(fit),
+        "validation": validation or {},
+        "ranking": {},
+        "provenance": _provenance(fit),
+    }
+    missing = []
+    for section, facts in _REPORTED.items():
+        for name, columns in facts.items():
+            value = _fact(fit, name, columns)
+            sections[section][name] = value
+            if value is None:
+                missing.append(f"{section}.{name}")
+    if not sections["validation"]:
+        missing.append("validation")
+    return plain({**sections, "checklist": {"complete": not missing, "missing": missing}})
+
+
+def _fact(fit: LawFit, name: str, columns: tuple[str, ...]):
+    """A reported fact from the call's notes, else a summary of the column that holds it, else None."""
+    if name in fit.settings.notes:
+        return fit.settings.notes[name]
+    for column in columns:
+        if column in fit.rows.frame.columns:
+            values = fit.rows.frame[column].dropna()
+            if len(values):
+                return summarise(values)
+    return None
+
+
+def summarise(values: pd.Series):
+    """A column in a few words: its distinct values when few, else range and median of numbers."""
+    distinct = pd.unique(values.map(str) if values.dtype == object else values)
+    if len(distinct) <= _LISTED_VALUES:
+        return sorted(distinct.tolist(), key=str)
+    if pd.api.types.is_numeric_dtype(values):
+        return {
+            "min": float(values.min()),
+            "median": float(values.median()),
+            "max": float(values.max()),
+            "distinct": len(distinct),
+        }
+    return {"distinct": len(distinct)}
+
+
+def _hypothesis(fit: LawFit) -> dict:
+    form = fit.form
+    return {
+        "form": form.id,
+        "equation": form.equation,
+        "source": form.source,
+        "axes": dict(fit.rows.columns),
+        "metric": fit.rows.target,
+        "shared_exponents": form.id.endswith("_tied"),
+        "valid": form.valid,
+        "limits": form.limits,
+        "claimed_range": fit.settings.notes.get("claimed_range", claimed_range(fit)),
+        "options": dict(fit.settings.form_options),
+    }
+
+
+def claimed_range(fit: LawFit) -> dict:
+    """Slot -> (smallest, largest) value a forecast is not refused at."""
+    found = {}
+    for slot, values in fit.rows.axes.items():
+        if len(values):
+            low, high = float(values.min()), float(values.max())
+            found[slot] = (low, high * min(gates.MAX_FORECAST_RATIO, high / low) if low > 0 else high)
+    return found
+
+
+def _runs(fit: LawFit) -> dict:
+    rows = fit.rows
+    reasons = pd.Series([e.reason for e in rows.exclusions], dtype=object)
+    status = rows.frame["status"] if "status" in rows.frame else None
+    return {
+        "run_ids": list(rows.run_ids),
+        "rows": len(rows.y),
+        "clusters": len(rows.cluster_labels),
+        "cluster_column": rows.cluster,
+        "cluster_of_row": [rows.cluster_labels[code] for code in rows.codes],
+        "axes": {slot: values for slot, values in rows.axes.items()},
+        "metric_values": rows.y,
+        "status": None if status is None else status.value_counts().to_dict(),
+        "excluded": [{"row": e.row, "run_id": e.run_id, "reason": e.reason} for e in rows.exclusions],
+        "excluded_counts": reasons.value_counts().to_dict(),
+        "diverged": int(sum("diverged" in reason for reason in reasons)),
+        "failed": int(sum("failed" in reason for reason in reasons)),
+    }
+
+
+def _fit(fit: LawFit) -> dict:
+    settings, problem, solution = fit.settings, fit.problem, fit.solution
+    found = {
+        "objective": "sum of weight * Huber(residual), never averaged",
+        "residual": None if problem is None else "ln yhat - ln y" if problem.kind == "log" else "(yhat - y) / unit",
+        "transform": "t = 2 Phi^-1(AUC)^2" if fit.form.target == "auc" else "none",
+        "huber_delta": settings.huber_delta if np.isfinite(settings.huber_delta) else "inf (least squares)",
+        "weights": settings.weights or "one per row",
+        "parameters_searched": {p.name: p.searched for p in fit.form.parameters},
+        "centre": {slot: float(np.exp(value)) for slot, value in fit.centre.items()},
+        "solver": f"recscale law solver {solver.VERSION}",
+        "gradient": "forward-mode Jacobian, float64",
+        "tolerance": solver.Control().tolerance,
+        "max_iterations": solver.MAX_ITERATIONS,
+        "jax": jax.__version__,
+    }
+    if problem is not None and solution is not None:
+        r = residuals(problem, solution.phi)
+        scale = residual_scale(r)
+        found |= {
+            "value": solution.objective,
+            "delta_over_sigma": settings.huber_delta / scale if scale > 0 else None,
+            "residual_scale": scale,
+            "residual_rms": float(np.sqrt(np.mean(r**2))),
+            "residual_sd": float(np.std(r)),
+            "information_criteria": information_criteria(r, len(fit.form.names)),
+            "starts": len(solution.starts.phi),
+            "convergence_share": solution.convergence_share,
+            "iterations": solution.iterations,
+            "gradient_norm": solution.gradient,
+            "bounds": {
+                p.name: (low, high) for p, low, high in zip(fit.form.parameters, problem.low, problem.high, strict=True)
+            },
+        }
+    return found
+
+
+def information_criteria(residuals: np.ndarray, parameters: int) -> dict[str, float | None]:
+    """AICc and BIC of Gaussian residuals[n]: shown beside a fit, never used to choose between forms."""
+    n, p = len(residuals), parameters + 1  # the noise scale is a parameter too
+    mean_square = float(np.mean(residuals**2))
+    if mean_square <= 0 or n - p - 1 <= 0:
+        return {"aicc": None, "bic": None}
+    deviance = n * np.log(mean_square)
+    return {"aicc": deviance + 2 * p * n / (n - p - 1), "bic": deviance + p * np.log(n)}
+
+
+def _result(fit: LawFit) -> dict:
+    found = {
+        "params": fit.params,
+        "centred": fit.centred,
+        "derived": fit.derived,
+        "units": fit.form.units,
+        "intervals": fit.intervals,
+        "centred_intervals": fit.centred_intervals,
+        "seed_noise_intervals": fit.seed_intervals(),
+        "seed_noise": None if fit.seed_noise is None else vars(fit.seed_noise),
+        "profile_intervals": {
+            name: {"interval": None if fit.reason(name) else p.interval, "noise": p.noise, "nu": p.nu}
+            for name, p in fit.profiles.items()
+        },
+        "floor_upper_bound": fit.floor_upper_bound,
+        "jackknife": fit.jackknife,
+        "no_floor_fit": fit.no_floor,
+        "log_linear_slopes": fit.slopes,
+        "gates": [gate.as_dict() for gate in fit.gates],
+        "refusals": [gate.as_dict() for gate in fit.refusals],
+        "warnings": list(fit.warnings),
+        "bootstrap": {
+            "draws": 0 if fit.draws is None else len(fit.draws),
+            "seed": fit.settings.seed,
+            "level": 0.95,
+        },
+    }
+    if fit.draws is not None and len(fit.form.names) > 1:
+        spread = fit.draws.std(axis=0)
+        if np.all(spread > 1e-12):
+            found["correlation"] = {"names": list(fit.form.names), "matrix": np.corrcoef(fit.draws.T)}
+    if fit.problem is not None and fit.solution is not None:
+        found["residuals"] = residuals(fit.problem, fit.solution.phi)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _commit() -> str | None:
+    """Commit of the checkout this code runs from, or None outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def table_hash(frame: pd.DataFrame) -> str:
+    """SHA-256 over the rows and column names of a table, as text, so it survives a change of file format."""
+    digest = hashlib.sha256("\x1f".join(map(str, frame.columns)).encode())
+    for row in frame.itertuples(index=False):
+        digest.update("\x1f".join(map(repr, row)).encode())
+    return digest.hexdigest()
+
+
+def _provenance(fit: LawFit) -> dict:
+    return {
+        "commit": _commit(),
+        "table_sha256": table_hash(fit.rows.frame),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "settings": {name: value for name, value in vars(fit.settings).items() if name != "notes"},
+        "versions": {"jax": jax.__version__, "numpy": np.__version__, "pandas": pd.__version__},
+    }
+
+
+def plain(value: Any) -> Any:
+    """JSON-safe copy: arrays to lists, NumPy scalars to Python, NaN and infinities to None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (np.floating, float)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    if value is None or isinstance(value, (int, str)):
+        return value
+    return str(value)
+
+
+def to_json(record: dict, indent: int | None = 2) -> str:
+    """The record as JSON text."""
+    return json.dumps(plain(record), indent=indent)

@@ -1,0 +1,296 @@
+"""What a form is: axes, parameters with units and ranges, a value function, and its linear part.
+
+A form predicts the metric y from axes x. Every axis enters as its centred logarithm u = ln x - mean(ln x)
+over the fitted rows, so coefficients are contributions at the geometric-mean x; `uncentre` turns them into
+raw ones. Positive quantities are searched as logarithms.
+
+Legend: n rows, d axes, p parameters of a form, P parameters of its family, g grid points, k linear terms.
+
+Several forms are one *family* under affine constraints in search space: theta = T phi + c. Chinchilla with
+alpha = beta, the power law without a floor and the sum over two axes all run one compiled program; Kaplan's
+form with a floor is the kappa form with ln kappa = -ln beta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+# What the note of a form says when its equation has been taken from a summary of the paper, not the paper.
+UNCHECKED = "equation not yet checked against the paper: do so before citing it"
+# exp(ABSENT) is exactly 0 in float64: how an affine constraint removes a positive term.
+ABSENT = -1e3
+
+# Search interval of an exponent. Far wider than the starting grid: printed ranking laws have exponents below
+# 1e-3, and a degenerate table must be able to run to a large one, where the gates catch it.
+EXPONENT_RANGE = (1e-6, 20.0)
+EXPONENT_GRID = tuple(np.geomspace(0.03, 2.5, 16))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One axis of a form: its name in calls, the run-table column it reads by default, and how it enters.
+
+    transform: "log" for a centred logarithm, "linear" for the value itself (epochs).
+    """
+
+    name: str
+    column: str
+    unit: str = ""
+    aliases: tuple[str, ...] = ()
+    transform: str = "log"
+    valid: str = "x > 0"
+
+
+# The axes most forms share: the only one, a size, an amount of data.
+ONE = Slot("x", "dense_params", "parameters", ("N", "x1"))
+SIZE = Slot("N", "dense_params", "parameters", ("x1", "x"))
+DATA = Slot("D", "examples", "examples", ("x2",))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One free parameter: its role, how it is searched, its search interval, unit and the axes it belongs to.
+
+    role: floor | ceiling | coefficient | exponent | shape | location | level | slope.
+    scale: what `low` and `high` multiply: "one", "target" (the median metric), or "axis:<slot>" (the
+    interval of the centred axis).
+    powers: (slot, exponent parameter, sign) triples; raw coefficient = centred * prod x0^(sign * exponent).
+    """
+
+    name: str
+    role: str
+    low: float
+    high: float
+    searched: str = "log"
+    scale: str = "one"
+    slots: tuple[str, ...] = ()
+    powers: tuple[tuple[str, str, float], ...] = ()
+    unit: str = "1"
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A value function over search-space parameters: value(theta[P], axes[n, d], xp) -> y[n].
+
+    xp is numpy or jax.numpy; the function must work under both.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    value: Callable = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The part solved exactly once the exponents are fixed (variable projection).
+
+    columns(exponents, axes): exponents maps a name to [g, 1]; returns k arrays that broadcast to [g, n].
+    signed: which coefficients may be negative. of: "target" or "log" (the form is linear in ln y).
+    grid: values of exponents that need their own; sampler(axes) -> {exponent: [g]} replaces the grid.
+    """
+
+    exponents: tuple[str, ...]
+    coefficients: tuple[str, ...]
+    columns: Callable
+    signed: tuple[bool, ...] = ()
+    of: str = "target"
+    grid: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    sampler: Callable | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A scaling law: see the module docstring. Use `recscale.scaling.laws.forms.registry.get(id)` to obtain one.
+
+    embed: family parameter -> ({own parameter: weight}, constant) in search space; absent names map to
+    themselves.
+    starts, if set, replaces the grid: starts(axes[n, d], y[n], generator) -> {name: [s]} natural, centred.
+    start_count: how many grid points are refined.
+    extra_starts: values tried for parameters that are not part of the linear problem.
+    streams: rows carry a last axis that tells logloss (0) from t (1).
+    target: "positive" (log residuals), "any", "auc" (t = 2 Phi^-1(AUC)^2), "log_target" (linear in ln y).
+    raw(centred, log_centre) replaces the general rule of `uncentre`.
+    """
+
+    id: str
+    aliases: tuple[str, ...]
+    equation: str
+    source: str
+    slots: tuple[Slot, ...]
+    parameters: tuple[Parameter, ...]
+    family: Family
+    linear: Linear | None = None
+    starts: Callable | None = None
+    extra_starts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    embed: Mapping[str, tuple[Mapping[str, float], float]] = field(default_factory=dict)
+    floor: str | None = None
+    nested_in: tuple[str, ...] = ()
+    limits: str = ""
+    valid: str = "x > 0, y > 0"
+    target: str = "positive"
+    split: tuple[str, str] | None = None
+    raw: Callable | None = None
+    min_distinct: int = 5
+    start_count: int = 8
+    streams: bool = False
+    note: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the free parameters, in order."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axis slots, in order."""
+        return tuple(slot.name for slot in self.slots)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of every raw parameter, in words of the target and the axes."""
+        return {parameter.name: parameter.unit for parameter in self.parameters}
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether the metric has a free asymptote."""
+        return self.floor is not None
+
+    def __getitem__(self, name: str) -> Parameter:
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise KeyError(f"form {self.id} has no parameter {name!r}; it has {', '.join(self.names)}")
+
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """T[P, P] and c[P] of theta = T phi + c; phi holds the free parameters first, unused columns are
+        zero.
+        """
+        size = len(self.family.names)
+        matrix, constant = np.zeros((size, size)), np.zeros(size)
+        for row, name in enumerate(self.family.names):
+            weights, constant[row] = self.embed.get(name, ({name: 1.0}, 0.0))
+            for own, weight in weights.items():
+                matrix[row, self.names.index(own)] = weight
+        return matrix, constant
+
+    def to_search(self, natural: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Stack natural centred parameters (name -> [...]) into search space [..., p]; zeros of logs become
+        tiny.
+        """
+        rows = []
+        for parameter in self.parameters:
+            values = np.asarray(natural[parameter.name], float)
+            rows.append(np.log(np.maximum(values, 1e-300)) if parameter.searched == "log" else values)
+        return np.stack(np.broadcast_arrays(*rows), axis=-1)
+
+    def to_natural(self, phi: np.ndarray) -> dict[str, np.ndarray]:
+        """Centred natural parameters (name -> [...]) from search space phi[..., >= p]."""
+        phi = np.asarray(phi, float)
+        return {
+            parameter.name: np.exp(phi[..., i]) if parameter.searched == "log" else phi[..., i]
+            for i, parameter in enumerate(self.parameters)
+        }
+
+    def uncentre(self, centred: Mapping[str, np.ndarray], log_centre: Mapping[str, float]) -> dict[str, np.ndarray]:
+        """Raw parameters from centred ones: A = A' * prod x0^(sign * exponent); locations times x0."""
+        if self.raw is not None:
+            return self.raw(dict(centred), log_centre)
+        raw = {}
+        for parameter in self.parameters:
+            value = np.asarray(centred[parameter.name], float)
+            if parameter.role == "location":
+                value = value * np.exp(log_centre[parameter.slots[0]])
+            for slot, exponent, sign in parameter.powers:
+                value = value * np.exp(sign * np.asarray(centred[exponent]) * log_centre[slot])
+            raw[parameter.name] = value
+        return raw
+
+    def value(self, phi: np.ndarray, axes: np.ndarray) -> np.ndarray:
+        """y[n] for one search-space vector phi[>= p] at centred axes[n, d], NumPy float64."""
+        matrix, constant = self.affine()
+        full = np.zeros(len(self.family.names))
+        full[: len(self.names)] = np.asarray(phi, float)[: len(self.names)]
+        return np.asarray(self.family.value(matrix @ full + constant, np.asarray(axes, float), np))
+
+    def bounds(self, axes: np.ndarray, target_scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """Search-space bounds (low[p], high[p]) for a table with centred axes[n, d] and metric of size
+        target_scale.
+        """
+        low, high = [], []
+        for parameter in self.parameters:
+            edges = np.array([parameter.low, parameter.high], float)
+            if parameter.scale == "target":
+                edges = edges * target_scale
+            elif parameter.scale.startswith("axis:"):
+                column = axes[:, self.axes.index(parameter.scale.removeprefix("axis:"))]
+                edges = edges * np.exp([column.min(), column.max()])
+            edges = np.log(edges) if parameter.searched == "log" else edges
+            low.append(edges[0])
+            high.append(edges[1])
+        return np.array(low), np.array(high)
+
+    def without_floor(self) -> Form:
+        """The same form with its floor fixed at 0: the rival of the `floor` gate."""
+        if self.floor is None:
+            raise ValueError(f"form {self.id} has no floor to remove")
+        kept = tuple(parameter for parameter in self.parameters if parameter.name != self.floor)
+        searched_as_log = self[self.floor].searched == "log"
+        embed = {**self.embed, self.floor: ({}, ABSENT if searched_as_log else 0.0)}
+        linear = self.linear
+        if linear is not None:
+            linear = _drop_column(linear, self.floor)
+        return replace(self, id=self.id + "_no_floor", parameters=kept, embed=embed, linear=linear, floor=None)
+
+
+def _drop_column(linear: Linear, name: str) -> Linear:
+    """The linear problem without the column of one coefficient."""
+    at = linear.coefficients.index(name)
+    full = linear.columns
+
+    def columns(exponents: dict, axes: np.ndarray) -> list[np.ndarray]:
+        kept = full(exponents, axes)
+        return kept[:at] + kept[at + 1 :]
+
+    signed = linear.signed[:at] + linear.signed[at + 1 :]
+    names = linear.coefficients[:at] + linear.coefficients[at + 1 :]
+    return replace(linear, coefficients=names, columns=columns, signed=signed)
+
+
+def floor_parameter(name: str = "E", searched: str = "log") -> Parameter:
+    """E, the metric with every axis unlimited. Positive metrics search ln E; others E itself."""
+    low, high = (1e-9, 2.0) if searched == "log" else (-1e6, 1e6)
+    return Parameter(
+        name,
+        "floor",
+        low,
+        high,
+        searched,
+        "target",
+        unit="target",
+        meaning="metric with every axis unlimited",
+    )
+
+
+def coefficient(name: str, slot: str, exponent: str, sign: float = 1.0) -> Parameter:
+    """A positive coefficient A of A x^-alpha."""
+    return Parameter(
+        name,
+        "coefficient",
+        1e-12,
+        1e6,
+        "log",
+        "target",
+        (slot,),
+        ((slot, exponent, sign),),
+        f"target * {slot}^{exponent}" if sign > 0 else f"target / {slot}^{exponent}",
+        f"contribution of {slot}; centred: at the geometric mean of the fitted rows",
+    )
+
+
+def exponent(name: str, *slots: str) -> Parameter:
+    """A positive exponent."""
+    return Parameter(name, "exponent", *EXPONENT_RANGE, "log", "one", slots, meaning=f"exponent of {', '.join(slots)}")

@@ -1,0 +1,1 @@
+"""The efficient frontier and the compute-optimal size."""

@@ -1,0 +1,1 @@
+"""What may be believed of a fit: gates that refuse, scored extrapolation, other defensible choices."""

@@ -1,0 +1,1 @@
+"""Scaling laws printed by others, as data."""

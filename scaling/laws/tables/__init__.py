@@ -1,0 +1,1 @@
+"""Run tables: reading them, and deciding which rows enter a fit."""

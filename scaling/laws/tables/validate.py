@@ -1,0 +1,340 @@
+"""From a run table to arrays: which rows enter a fit, which do not and why, what makes a table unusable.
+
+Nothing is dropped silently. Rows whose status says they did not finish are excluded by name. Values that are
+wrong (missing, not a number, zero or negative where a logarithm is taken, copies of another row) refuse the
+whole fit unless the caller asks for them to be excluded: a fit over the rest of a broken table is a choice,
+not a default.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recscale.scaling.laws.forms.form import Form
+from recscale.scaling.laws.forms.metric_maps import auc_to_t
+from recscale.scaling.laws.judgement.gates import EVERYTHING, Gate
+
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": pd.read_csv,
+    ".parquet": pd.read_parquet,
+    ".jsonl": lambda path: pd.read_json(path, lines=True),
+}
+RUN_COLUMNS = ("run_id", "run", "run_name", "name")
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """One row left out: its position in the table given, its run and the reason."""
+
+    row: int
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one fit.
+
+    axes: slot -> raw values [n]; columns: slot -> column name.
+    y[n]: the metric on the scale that is fitted (t for AUC forms); second[n]: t, for forms of two streams.
+    weights[n]: precision weights with mean 1; codes[n]: cluster index.
+    problems: gates that refuse the table as it is.
+    """
+
+    axes: dict[str, np.ndarray]
+    columns: dict[str, str]
+    y: np.ndarray
+    target: str
+    weights: np.ndarray
+    codes: np.ndarray
+    cluster: str
+    cluster_labels: tuple[str, ...]
+    run_ids: tuple[str, ...]
+    frame: pd.DataFrame = field(repr=False)
+    exclusions: tuple[Exclusion, ...] = ()
+    problems: tuple[Gate, ...] = ()
+    warnings: tuple[str, ...] = ()
+    second: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def stacked(self) -> np.ndarray:
+        """Raw axes [n, d] in slot order."""
+        return np.stack(list(self.axes.values()), axis=1)
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """A run table from a csv, parquet or jsonl file, or from a sweep directory that holds `runs.parquet`.
+
+    Raises ValueError naming the file: absent, of an unknown format, unreadable as what its ending says, or without
+    columns.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = path / "runs.parquet"
+        if not inside.exists():
+            found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            raise ValueError(
+                f"{path} has no runs.parquet (found {found}); collect the sweep first, or name a table file"
+            )
+        path = inside
+    if not path.exists():
+        raise ValueError(f"no such table: {path}")
+    if path.suffix not in READERS:
+        raise ValueError(f"{path.name}: unknown table format {path.suffix!r}; expected {', '.join(READERS)}")
+    try:
+        table = READERS[path.suffix](path)
+    except ValueError as error:  # of pandas and pyarrow, which do not name the file
+        raise ValueError(f"{path} cannot be read as {path.suffix.removeprefix('.')}: {error}") from error
+    if not len(table.columns):
+        raise ValueError(f"{path} holds no table: it has no columns")
+    return table
+
+
+def require(table: pd.DataFrame, column: str, purpose: str) -> None:
+    """Raise ValueError naming the nearest columns if the table lacks one."""
+    if column not in table.columns:
+        names = [str(c) for c in table.columns]
+        near = difflib.get_close_matches(column, names, n=3, cutoff=0.3) or names[:6]
+        raise ValueError(f"no column {column!r} for {purpose}; nearest: {', '.join(near)}")
+
+
+def resolve_axes(form: Form, axes: Mapping[str, str] | Sequence[str] | str | None) -> dict[str, str]:
+    """Slot -> column, from slot names or aliases, a sequence in slot order, one column, or None."""
+    columns = {slot.name: slot.column for slot in form.slots}
+    if axes is None:
+        return columns
+    if isinstance(axes, str):
+        axes = [axes]
+    if not isinstance(axes, Mapping):
+        if len(axes) > len(columns):
+            raise ValueError(f"form {form.id} has {len(columns)} axes, found {len(axes)} columns: {', '.join(axes)}")
+        axes = dict(zip(columns, axes, strict=False))
+    known = {alias: slot.name for slot in form.slots for alias in (*slot.aliases, slot.name)}
+    for key, column in axes.items():
+        if key not in known:
+            offered = ", ".join(f"{slot.name} (default {slot.column})" for slot in form.slots)
+            raise ValueError(f"form {form.id} has no axis {key!r}; its axes are {offered}")
+        columns[known[key]] = column
+    return columns
+
+
+def prepare(
+    table: pd.DataFrame,
+    form: Form,
+    columns: Mapping[str, str],
+    target: str,
+    *,
+    cluster: str | None = None,
+    weights: str | None = None,
+    where: str | None = None,
+    invalid: str = "refuse",
+    positive: bool = True,
+    auc: str | None = None,
+) -> Rows:
+    """Validate a table for one form. See `fit` for the arguments.
+
+    positive: whether the metric must be above 0. auc: AUC column of forms that also fit t (the second
+    stream).
+
+    Raises ValueError for an unknown column, form axis or `invalid` policy. Everything else becomes exclusions
+    and problems.
+    """
+    if invalid not in ("refuse", "exclude"):
+        raise ValueError(f"invalid must be 'refuse' or 'exclude', found {invalid!r}")
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(
+            f"table must be a pandas DataFrame, found {type(table).__name__}; use laws.table.read for a file"
+        )
+    for slot, column in columns.items():
+        require(table, column, f"axis {slot} of form {form.id}")
+    named = ((target, "the target"), (auc, "the AUC stream"), (cluster, "cluster"), (weights, "weights"))
+    for column, purpose in named:
+        if column is not None:
+            require(table, column, purpose)
+    table = table.reset_index(drop=True)
+    runs = _run_ids(table)
+    reasons: dict[int, str] = {}
+    _exclude_by_status(table, reasons)
+    _exclude_by_query(table, where, reasons)
+
+    metrics = {target: "auc" if form.target == "auc" else "positive" if positive else "any"}
+    metrics |= {auc: "auc"} if auc is not None else {}
+    numeric = {c: pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in {*columns.values(), *metrics}}
+    wrong = _wrong_values(table, numeric, form, columns, metrics, reasons)
+    copies = _copies(table, {**reasons, **wrong})
+    problems = []
+    if invalid == "refuse":
+        problems = [gate for gate in (_problem("values", wrong, runs), _problem("duplicates", copies, runs)) if gate]
+    reasons |= wrong | copies
+
+    keep = np.array([i for i in range(len(table)) if i not in reasons], int)
+    kept = table.iloc[keep].reset_index(drop=True)
+    y = numeric[target][keep]
+    if form.target == "auc":
+        y = auc_to_t(y) if len(y) else y
+    labels, codes, name, warnings = _clusters(kept, cluster)
+    exclusions = tuple(Exclusion(i, runs[i], reasons[i]) for i in sorted(reasons))
+    if not len(keep):
+        problems.append(_refusal("empty", 0, ">= 1 row", f"no row of {len(table)} is left: {_tally(reasons)}"))
+    return Rows(
+        {slot: numeric[column][keep] for slot, column in columns.items()},
+        dict(columns),
+        y,
+        target,
+        _weights(kept, weights),
+        codes,
+        name,
+        labels,
+        tuple(runs[i] for i in keep),
+        kept,
+        exclusions,
+        tuple(problems),
+        warnings,
+        auc_to_t(numeric[auc][keep]) if auc is not None and len(keep) else None,
+    )
+
+
+def _run_ids(table: pd.DataFrame) -> list[str]:
+    """A name per row: the run column if there is one, else the row's position."""
+    for column in RUN_COLUMNS:
+        if column in table.columns:
+            return [str(value) for value in table[column]]
+    return [f"row {i}" for i in range(len(table))]
+
+
+def _exclude_by_status(table: pd.DataFrame, reasons: dict[int, str]) -> None:
+    """Runs that are not done stay in the table but never enter a fit."""
+    if "status" in table.columns:
+        for i, status in enumerate(table["status"]):
+            if status != "done":
+                reasons[i] = f"status {status}"
+
+
+def _exclude_by_query(table: pd.DataFrame, where: str | None, reasons: dict[int, str]) -> None:
+    """Rows the caller's condition leaves out."""
+    if where is None:
+        return
+    try:
+        met = table.eval(where)
+    except Exception as error:  # pandas raises whatever the expression does
+        raise ValueError(f"where={where!r} cannot be evaluated on this table: {error}") from error
+    if not isinstance(met, pd.Series) or not pd.api.types.is_bool_dtype(met):
+        raise ValueError(f'where={where!r} is not a condition on the rows, such as "dense_params > 1e4"')
+    inside = set(table.index[met.fillna(False).astype(bool)])
+    for i in range(len(table)):
+        if i not in inside and i not in reasons:
+            reasons[i] = f"not where {where}"
+
+
+def _wrong_values(table, numeric, form, columns, metrics, done) -> dict[int, str]:
+    """Row -> reason for values no fit may use; metrics: column -> "positive", "any" or "auc"."""
+    wrong: dict[int, str] = {}
+    checks = [(column, slot, next(s for s in form.slots if s.name == slot)) for slot, column in columns.items()]
+    for i in range(len(table)):
+        if i in done:
+            continue
+        found = []
+        for column, slot, description in checks:
+            value = numeric[column][i]
+            if not np.isfinite(value):
+                found.append(f"axis {slot}: {column} is {table[column].iloc[i]!r}")
+            elif description.transform == "log" and value <= 0:
+                found.append(f"axis {slot}: {column} is {value:g}, not positive")
+            elif description.transform == "linear" and value < 1:
+                found.append(f"axis {slot}: {column} is {value:g}, below 1")
+        for column, kind in metrics.items():
+            value = numeric[column][i]
+            if not np.isfinite(value):
+                found.append(f"{column} is {table[column].iloc[i]!r}")
+            elif kind == "auc" and not 0.5 <= value < 1:
+                found.append(f"{column} is {value:g}, outside [.5, 1)")
+            elif kind == "positive" and value <= 0:
+                found.append(f"{column} is {value:g}, not positive")
+        if found:
+            wrong[i] = "; ".join(found)
+    return wrong
+
+
+def _copies(table: pd.DataFrame, done: Mapping[int, str]) -> dict[int, str]:
+    """Row -> reason for rows equal to an earlier one in every column."""
+    left = table.loc[[i for i in range(len(table)) if i not in done]]
+    plain = left.apply(lambda column: column.map(repr) if column.dtype == object else column)
+    groups = (
+        plain.groupby(list(plain.columns), dropna=False, sort=False).ngroup() if len(plain) else pd.Series(dtype=int)
+    )
+    first: dict[int, int] = {}
+    copies = {}
+    for i, group in groups.items():
+        if group in first:
+            copies[int(i)] = f"copy of row {first[group]} in every column"
+        else:
+            first[group] = int(i)
+    return copies
+
+
+def _problem(name: str, found: Mapping[int, str], runs: list[str]) -> Gate | None:
+    """A refusal of the whole table when rows are wrong, naming the first few."""
+    if not found:
+        return None
+    shown = "; ".join(f"{runs[i]}: {reason}" for i, reason in list(found.items())[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return _refusal(name, len(found), "0 rows", f"{len(found)} rows are unusable ({shown}{more})")
+
+
+def _refusal(name: str, value: int, threshold: str, reason: str) -> Gate:
+    return Gate(
+        name,
+        value,
+        threshold,
+        False,
+        reason,
+        "mend the table, or pass invalid='exclude' to leave those rows out",
+        (EVERYTHING,),
+    )
+
+
+def _tally(reasons: Mapping[int, str]) -> str:
+    """Reasons with counts, most frequent first."""
+    counts = pd.Series(list(reasons.values())).value_counts()
+    return ", ".join(f"{reason} ({count})" for reason, count in counts.head(4).items()) or "the table is empty"
+
+
+def _clusters(kept: pd.DataFrame, cluster: str | None) -> tuple[tuple[str, ...], np.ndarray, str, tuple[str, ...]]:
+    """(labels, code per row, column used, warnings): the named column, else shape_id, else one cluster per
+    row.
+    """
+    column = cluster or ("shape_id" if "shape_id" in kept.columns else None)
+    if column is None:
+        repeated = [c for c in RUN_COLUMNS if c in kept.columns and kept[c].duplicated().any()]
+        hint = f"; {repeated[0]} repeats, so pass cluster={repeated[0]!r}" if repeated else ""
+        warning = (
+            "no shape_id column: every row is its own cluster, which understates uncertainty if runs "
+            f"share a shape{hint}"
+        )
+        return tuple(str(i) for i in range(len(kept))), np.arange(len(kept)), "row", (warning,)
+    values = kept[column].astype(object)
+    missing = values.isna()
+    named = [
+        f"{column} missing, row {i}" if gone else str(v)
+        for i, (v, gone) in enumerate(zip(values, missing, strict=True))
+    ]
+    codes, labels = pd.factorize(pd.Series(named, dtype=object))
+    warnings = (f"{int(missing.sum())} rows have no {column}: each is its own cluster",) if missing.any() else ()
+    return tuple(str(label) for label in labels), np.asarray(codes, int), column, warnings
+
+
+def _weights(kept: pd.DataFrame, column: str | None) -> np.ndarray:
+    """Precision weights scaled to mean 1; a column ending in _se holds standard errors."""
+    if column is None:
+        return np.ones(len(kept))
+    values = pd.to_numeric(kept[column], errors="coerce").to_numpy(float)
+    if len(values) and not np.all(np.isfinite(values) & (values > 0)):
+        raise ValueError(f"weights column {column!r} must be positive in every fitted row")
+    values = 1.0 / values**2 if column.endswith("_se") else values
+    return values / values.mean() if len(values) else values

@@ -1,0 +1,1 @@
+"""Updates of the table and memory rows that a batch touched."""

@@ -1,0 +1,1 @@
+"""From a sweep file to finished runs: combinators, the plan, workers, locks and tables."""

@@ -1,0 +1,378 @@
+"""Runs a plan on this machine: a pool of persistent worker processes, sized to cores and memory.
+
+Launching is idempotent. Finished runs are skipped, stopped ones resume, and killing anything at any moment loses no
+more than the time since the last checkpoint: workers die with the launcher, and the kernel releases its locks.
+A job whose worker crashes is tried once more; then its unfinished runs are recorded as failed and the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from recscale.scaling.host_memory import huge_page_environment
+from recscale.scaling.records.runs import FINISHED, read_record
+
+from . import machine, worker
+from .display import Display
+from .plan import read_plan, run_config
+
+# A crash may be the machine's doing (memory, a signal); twice the same is the job's own.
+ATTEMPTS = 2
+
+# Seconds a worker gets to leave after SIGTERM.
+_GRACE_S = 5.0
+
+
+class Busy(RuntimeError):
+    """Another launcher works on the same folder."""
+
+
+@dataclasses.dataclass
+class Job:
+    """Runs trained together in one program: what one worker does at a time."""
+
+    id: str
+    rows: list[dict[str, Any]]
+    attempts: int = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        return max(row["predicted"]["peak_memory_bytes"] for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        return max(row["predicted"]["job_seconds"] for row in self.rows)
+
+    @property
+    def flops(self) -> float:
+        return sum(row["predicted"]["train_flops"] for row in self.rows)
+
+    @property
+    def label(self) -> str:
+        first = self.rows[0]
+        return f"{first['config']['architecture']} {first['counts']['dense_params']:,}"
+
+    def log(self, out: Path) -> Path:
+        return out / "groups" / self.id / "log.txt"
+
+
+@dataclasses.dataclass
+class _Worker:
+    process: subprocess.Popen
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    slot: int
+    job: Job | None = None
+    buffer: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Runs of the plan by status, and whether a signal ended the launch early."""
+
+    statuses: dict[str, int]
+    interrupted: bool
+    wall_s: float
+    failed: tuple[str, ...]
+
+
+def launch(
+    out: Path | str,
+    *,
+    workers: int | None = None,
+    memory_bytes: int | None = None,
+    trainer: str = worker.TRAINER,
+    overrides: Sequence[str] = (),
+    display: Display | None = None,
+) -> Outcome:
+    """Trains every unfinished run of `out/plan.jsonl` and returns what became of them.
+
+    Args:
+        out: the sweep's folder.
+        workers: worker processes; default one a core (one an accelerator where there are any).
+        memory_bytes: memory the predicted peaks of the running jobs may sum to; default most of what is free.
+        trainer: `module:function` called as `train_group`.
+        overrides: `key=value` settings that cannot change a result (data.root, tracking), laid over every run.
+        display: where progress goes.
+
+    Raises:
+        Busy: another launcher holds the folder.
+        FileNotFoundError: there is no plan.
+        PlanError: the plan is another version's. OverrideError: a setting that would change the runs.
+    """
+    out = Path(out)
+    rows = read_plan(out)
+    if rows:
+        run_config(rows[0], overrides)  # what does not fit is told here, once, and not by every worker
+    with claim(out):
+        pool = _Pool(out, rows, workers, memory_bytes, trainer, tuple(overrides), display or Display())
+        began = time.monotonic()
+        with _signals(pool):
+            pool.run()
+        statuses = run_statuses(out, rows)
+    failed = tuple(run for run, status in statuses.items() if status == "failed")
+    return Outcome(count_statuses(statuses), pool.stopping, time.monotonic() - began, failed)
+
+
+def pending_jobs(out: Path, rows: Sequence[dict[str, Any]]) -> list[Job]:
+    """Jobs with an unfinished run, longest predicted first (so that the last to end is short)."""
+    jobs: dict[str, Job] = {}
+    for row in rows:
+        jobs.setdefault(row["job"], Job(row["job"], [])).rows.append(row)
+    statuses = run_statuses(out, rows)
+    left = [job for job in jobs.values() if any(statuses[row["run_id"]] not in FINISHED for row in job.rows)]
+    return sorted(left, key=lambda job: -job.seconds)
+
+
+def run_statuses(out: Path | str, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Run id -> status as recorded, "planned" where there is no record yet."""
+    found = {row["run_id"]: read_record(Path(out) / "runs" / row["run_id"]) for row in rows}
+    return {run: "planned" if record is None else record["status"] for run, record in found.items()}
+
+
+def count_statuses(statuses: dict[str, str]) -> dict[str, int]:
+    values = list(statuses.values())
+    return {status: values.count(status) for status in sorted(set(values))}
+
+
+@contextlib.contextmanager
+def claim(out: Path) -> Iterator[None]:
+    """Makes this process the only launcher of a folder for as long as the block runs."""
+    path = out / "launch.lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            handle = stack.enter_context(worker.hold(path))
+        except BlockingIOError:
+            owner = path.read_text(encoding="utf-8").strip() or "unknown"
+            raise Busy(
+                f"another launcher ({owner}) is working on {out}; wait for it, or stop it and launch again"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        yield
+
+
+def is_claimed(out: Path | str) -> bool:
+    """Whether a launcher is working on a folder right now."""
+    path = Path(out) / "launch.lock"
+    if not path.exists():
+        return False
+    try:
+        with worker.hold(path):
+            return False
+    except BlockingIOError:
+        return True
+
+
+class _Pool:
+    """The workers, the jobs they hold and the events they send."""
+
+    def __init__(self, out, rows, workers, memory_bytes, trainer, overrides, display):
+        self.out, self.trainer, self.overrides, self.display = out, trainer, overrides, display
+        self.waiting = pending_jobs(out, rows)
+        self.slots = _slots(workers)
+        self.memory = memory_bytes if memory_bytes is not None else machine.MEMORY_SHARE * machine.free_memory_bytes()
+        self.workers: list[_Worker] = []
+        self.selector = selectors.DefaultSelector()
+        self.stopping = False
+        display.start(self.waiting, len(rows), len(self.slots))
+
+    def run(self) -> None:
+        try:
+            self._refuse_too_large()
+            while (self.waiting or any(w.job for w in self.workers)) and not self.stopping:
+                self._assign()
+                for key, _ in self.selector.select(timeout=0.2):
+                    self._read(key.data)
+                self.display.refresh()
+        finally:
+            self._stop_workers()
+            self.display.stop()
+
+    def _refuse_too_large(self) -> None:
+        for job in [job for job in self.waiting if job.memory_bytes > self.memory]:
+            self.waiting.remove(job)
+            needed, given = job.memory_bytes / 1e9, self.memory / 1e9
+            self._give_up(
+                job,
+                f"predicted peak memory {needed:.1f} GB (estimated) exceeds the {given:.1f} GB this launch may use; "
+                "raise --memory-gb, or use a larger machine",
+            )
+
+    def _assign(self) -> None:
+        """Gives every idle worker the longest waiting job whose predicted memory fits beside the running ones."""
+        while self.waiting:
+            free = self.memory - sum(w.job.memory_bytes for w in self.workers if w.job)
+            job = next((job for job in self.waiting if job.memory_bytes <= free), None)
+            idle = next((w for w in self.workers if w.job is None), None)
+            if job is None or (idle is None and len(self.workers) == len(self.slots)):
+                return
+            idle = idle or self._start_worker()
+            self.waiting.remove(job)
+            idle.job = job
+            job.attempts += 1
+            try:
+                idle.stdin.write(f"{job.id}\n".encode())
+                idle.stdin.flush()
+            except BrokenPipeError:
+                self._worker_ended(idle)
+
+    def _start_worker(self) -> _Worker:
+        slot = min(set(range(len(self.slots))) - {w.slot for w in self.workers})
+        core, extra = self.slots[slot]
+        command = [sys.executable, "-m", "recscale.sweeps.engine.worker", str(self.out), "--trainer", self.trainer]
+        command += ["--parent", str(os.getpid())]
+        command += [] if core is None else ["--core", str(core)]
+        command += [part for text in self.overrides for part in ("--set", text)]
+        log = _worker_log(self.out, slot)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as stderr:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=os.environ | worker.environment(core) | huge_page_environment() | extra,
+                start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
+            )
+        assert process.stdin is not None and process.stdout is not None  # both are pipes
+        started = _Worker(process, process.stdin, process.stdout, slot)
+        os.set_blocking(started.stdout.fileno(), False)
+        self.selector.register(started.stdout, selectors.EVENT_READ, started)
+        self.workers.append(started)
+        return started
+
+    def _read(self, source: _Worker) -> None:
+        data = source.stdout.read()
+        if data is None:
+            return
+        if not data:
+            self._worker_ended(source)
+            return
+        *lines, source.buffer = (source.buffer + data).split(b"\n")
+        for line in lines:
+            self._event(source, json.loads(line))
+
+    def _event(self, source: _Worker, event: dict[str, Any]) -> None:
+        kind, job = event.pop("event"), source.job
+        if kind == "ready" or job is None or event.pop("job") != job.id:
+            return
+        if kind == "started":
+            self.display.started(job)
+        elif kind == "progress":
+            self.display.progress(job, event)
+        elif kind == "failed":
+            source.job = None
+            self._attempt_failed(job, event["reason"])
+        elif kind == "held":
+            # Another process (a Slurm job) is training these runs: their records are its own.
+            source.job = None
+            self.display.failed(job, event["reason"], job.log(self.out))
+        elif kind == "done":
+            source.job = None
+            unfinished = {run: status for run, status in event["runs"].items() if status not in FINISHED}
+            if unfinished:
+                self._attempt_failed(job, f"the trainer returned with unfinished runs {unfinished}")
+            else:
+                self.display.done(job, event["runs"])
+
+    def _worker_ended(self, ended: _Worker) -> None:
+        """A worker's output closed: it is dead or dying. Its job, if it had one, has lost an attempt."""
+        self.selector.unregister(ended.stdout)
+        self.workers.remove(ended)
+        ended.stdin.close()
+        ended.stdout.close()
+        code = ended.process.wait()
+        if ended.job is not None:
+            log = _worker_log(self.out, ended.slot)
+            self._attempt_failed(ended.job, f"the worker process died ({_ending(code)}; its own messages: {log})")
+
+    def _attempt_failed(self, job: Job, reason: str) -> None:
+        if self.stopping:
+            return
+        path = self.out / "groups" / job.id / "attempts.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"attempt": job.attempts, "reason": reason, "log": str(job.log(self.out))}) + "\n")
+        if job.attempts < ATTEMPTS:
+            self.display.retried(job, reason)
+            self.waiting.insert(0, job)
+        else:
+            self._give_up(job, reason)
+
+    def _give_up(self, job: Job, reason: str) -> None:
+        """Records a job's unfinished runs as failed, with the reason and where to read more."""
+        log = job.log(self.out)
+        reasons = [reason, *([f"log: {log}"] if log.exists() else [])]
+        worker.mark_failed(self.out, job.rows, reasons)
+        self.display.failed(job, reason, log)
+
+    def _stop_workers(self) -> None:
+        """Ends every worker: idle ones by the end of input, busy ones by SIGTERM, stubborn ones by SIGKILL."""
+        for each in self.workers:
+            if each.job is not None:
+                each.process.terminate()
+            with contextlib.suppress(BrokenPipeError):
+                each.stdin.close()
+        deadline = time.monotonic() + _GRACE_S
+        for each in self.workers:
+            try:
+                each.process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                each.process.kill()
+                each.process.wait()
+            each.stdout.close()
+        self.workers.clear()
+        self.selector.close()
+
+
+def _slots(workers: int | None) -> list[tuple[int | None, dict[str, str]]]:
+    """(core, extra environment) of every worker: a core each, or an accelerator each where there are any."""
+    devices = machine.accelerators()
+    if devices:
+        count = workers or len(devices)
+        sharing = -(-count // len(devices))
+        part = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.3f}"} if sharing > 1 else {}
+        return [(None, devices[i % len(devices)] | part) for i in range(count)]
+    cores = machine.cores()
+    return [(cores[i % len(cores)], {}) for i in range(workers or len(cores))]
+
+
+def _worker_log(out: Path, slot: int) -> Path:
+    return out / "logs" / f"worker-{slot}.txt"
+
+
+def _ending(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+@contextlib.contextmanager
+def _signals(pool: _Pool) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the pool to stop; the previous handlers come back afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        pool.stopping = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

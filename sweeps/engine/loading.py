@@ -1,0 +1,118 @@
+"""Sweep files: Python files with `get_config()` and `get_sweep()`, and `get_report()` if the fit needs options.
+
+    get_config() -> ConfigDict        the base configuration of every run
+    get_sweep() -> list of points     what varies, built from the combinators
+    get_report() -> dict              options of the report: form, axes, target, truth, ... (optional)
+
+A sweep file is named by its path or, for those installed with the package, by its name alone (`quickstart`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from recscale.scaling.records.overrides import nearest
+
+_REQUIRED = ("get_config", "get_sweep")
+
+
+class SweepFileError(ValueError):
+    """A sweep file that is missing, does not import, or lacks what a sweep file must define."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepFile:
+    """An imported sweep file. `name` is the file's name without its ending; results go to `runs/<name>` by default."""
+
+    name: str
+    path: Path
+    module: ModuleType
+
+    def config(self, **arguments: Any) -> ConfigDict:
+        """What `get_config` returns, checked to be a ConfigDict."""
+        return self._checked("get_config", arguments, ConfigDict, "an ml_collections ConfigDict")
+
+    def points(self, **arguments: Any) -> list[dict[str, Any]]:
+        """What `get_sweep` returns, checked to be a non-empty list of flat dictionaries with string keys."""
+        points = self._checked("get_sweep", arguments, list, "a list of dictionaries {dotted key: value}")
+        if not points:
+            raise SweepFileError(f"{self.path}: get_sweep() returned no points; a sweep of one run is [{{}}]")
+        for i, point in enumerate(points):
+            if not isinstance(point, Mapping) or not all(isinstance(key, str) for key in point):
+                raise SweepFileError(f"{self.path}: point {i} of get_sweep() is {point!r}, not {{dotted key: value}}")
+        return [dict(point) for point in points]
+
+    def report(self) -> dict[str, Any]:
+        """Options of the report, empty if the file gives none."""
+        if not hasattr(self.module, "get_report"):
+            return {}
+        return self._checked("get_report", {}, dict, "a dictionary of report options")
+
+    def _checked(self, name: str, arguments: Mapping[str, Any], kind: type, wanted: str) -> Any:
+        function: Callable[..., Any] = getattr(self.module, name)
+        value = function(**arguments)
+        if not isinstance(value, kind):
+            raise SweepFileError(f"{self.path}: {name}() returned {type(value).__name__}, expected {wanted}")
+        return value
+
+
+def load(name: str | Path) -> SweepFile:
+    """Imports a sweep file.
+
+    Args:
+        name: path of a Python file, or the name of an installed sweep file.
+
+    Raises:
+        SweepFileError: no such file or name (installed names are listed), the import failed (the cause is chained), or
+            `get_config` or `get_sweep` is missing.
+    """
+    path = _find(str(name))
+    module = _import(path)
+    missing = [required for required in _REQUIRED if not callable(getattr(module, required, None))]
+    if missing:
+        lacking = " and no ".join(f"{name}()" for name in missing)
+        raise SweepFileError(f"{path} defines no {lacking}; a sweep file needs both get_config() and get_sweep()")
+    return SweepFile(name=path.stem, path=path, module=module)
+
+
+def installed() -> dict[str, Path]:
+    """Name -> path of the sweep files that come with the package."""
+    folder = Path(__file__).parents[1]
+    return {path.stem: path for path in sorted(folder.rglob("*.py")) if "\ndef get_sweep(" in path.read_text("utf-8")}
+
+
+def _find(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    known = installed()
+    if name in known:
+        return known[name]
+    if path.suffix == ".py" or len(path.parts) > 1:
+        raise SweepFileError(f"no sweep file {path} (in {Path.cwd()}); installed sweep files are {', '.join(known)}")
+    raise SweepFileError(
+        f"no sweep file and no installed sweep {name!r}; nearest installed name is {nearest(name, known)!r} "
+        f"(installed: {', '.join(known)}); a file of your own is named by its path"
+    )
+
+
+def _import(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_recscale_sweep_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise SweepFileError(f"{path} is not a Python file; a sweep file ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickling inside the file look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise SweepFileError(f"{path} failed to import: {type(error).__name__}: {error}") from error
+    return module

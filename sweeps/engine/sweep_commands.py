@@ -1,0 +1,269 @@
+"""`recscale plan | launch | status | collect | sweep`: from a sweep file to finished runs and a fitted law."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+_OUT = click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the sweep; default runs/<name of the file>."
+)
+_DATA = click.option("--data", "root", default=None, help="Folder of a downloaded data set (sets data.root).")
+_SET = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Laid over every run, e.g. training.examples=100000.",
+)
+_EXTEND = click.option("--extend", is_flag=True, help="Add a different sweep's runs to the plan already in the folder.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on the last line of standard output.")
+_WORKERS = click.option("--workers", type=click.IntRange(1), help="Worker processes; default one a core.")
+_MEMORY = click.option("--memory-gb", type=float, help="Memory the running jobs may use; default 80 % of what is free.")
+_BACKEND = click.option("--backend", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
+_SLURM = click.option(
+    "--slurm", "slurm_options", multiple=True, metavar="KEY=VALUE", help="submitit option, e.g. slurm_partition=gpu."
+)
+
+
+@click.command()
+@click.argument("file")
+@_OUT
+@_DATA
+@_SET
+@_EXTEND
+@_JSON
+def plan(
+    file: str, out: Path | None, root: str | None, assignments: tuple[str, ...], extend: bool, as_json: bool
+) -> None:
+    """Resolve every run of a sweep FILE: a table of counts, FLOPs, predicted memory and time. Nothing is launched."""
+    out, rows, new = _plan(file, out, root, assignments, extend)
+    from .tables import plan_table
+
+    click.echo(plan_table(rows))
+    click.echo(f"{len(rows)} runs in {out / 'plan.jsonl'} ({new} new); launch them with: recscale launch {out}")
+    if as_json:
+        _json({"out": str(out), "runs": len(rows), "new": new, "job_seconds": _job_seconds(rows)})
+
+
+@click.command()
+@click.argument("target", metavar="FILE|OUT")
+@_OUT
+@_DATA
+@_SET
+@_EXTEND
+@_WORKERS
+@_MEMORY
+@_BACKEND
+@_SLURM
+@_JSON
+def launch(
+    target: str,
+    out: Path | None,
+    root: str | None,
+    assignments: tuple[str, ...],
+    extend: bool,
+    workers: int | None,
+    memory_gb: float | None,
+    backend: str,
+    slurm_options: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train every unfinished run of a planned folder OUT, or plan a sweep FILE first. Stopped runs go on."""
+    from .plan import FREE_KEYS, is_free
+
+    with _errors():
+        if (Path(target) / "plan.jsonl").exists():
+            fixed = [text for text in assignments if not is_free(text)]
+            if fixed or extend or out:
+                raise click.UsageError(
+                    f"{target} is planned already; --extend, --out and --set of anything but {', '.join(FREE_KEYS)} "
+                    "go with a sweep file"
+                )
+            out = Path(target)
+        else:
+            out, _, _ = _plan(target, out, root, assignments, extend)
+        if backend == "slurm":
+            from .slurm import submit
+
+            jobs = submit(out, slurm_options, overrides=_free(root, assignments))
+            click.echo(f"{len(jobs)} jobs submitted; follow them with: recscale status {out}")
+            if as_json:
+                _json({"out": str(out), "submitted": jobs})
+            return
+        outcome = _launch(out, workers, memory_gb, _free(root, assignments))
+    click.echo(_outcome_line(out, outcome))
+    if as_json:
+        _json({"out": str(out), "statuses": outcome.statuses, "wall_s": outcome.wall_s})
+    _leave(outcome)
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@_JSON
+def status(out: Path, as_json: bool) -> None:
+    """What has become of every run planned in OUT."""
+    from .tables import run_states, status_table
+
+    states = run_states(out)
+    click.echo(status_table(states))
+    counts = _count([state["state"] for state in states])
+    click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
+    if as_json:
+        _json({"out": str(out), "statuses": counts, "runs": states})
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@_JSON
+def collect(out: Path, as_json: bool) -> None:
+    """Write the run table of OUT (runs.parquet), one row a run, whatever became of it."""
+    from recscale.scaling.records.runs import TABLE
+    from recscale.scaling.records.runs import collect as collect_runs
+
+    table = collect_runs(out)
+    counts = _count(list(table["status"]))
+    click.echo(f"{out / TABLE}: {len(table)} runs, {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    if as_json:
+        _json({"out": str(out), "table": str(out / TABLE), "runs": len(table), "statuses": counts})
+
+
+@click.command()
+@click.argument("file")
+@_OUT
+@_DATA
+@_SET
+@_EXTEND
+@_WORKERS
+@_MEMORY
+@click.option("--no-report", is_flag=True, help="Stop after the run table: no fit, no plot.")
+@_JSON
+def sweep(
+    file: str,
+    out: Path | None,
+    root: str | None,
+    assignments: tuple[str, ...],
+    extend: bool,
+    workers: int | None,
+    memory_gb: float | None,
+    no_report: bool,
+    as_json: bool,
+) -> None:
+    """Plan a sweep FILE, train it, collect the run table, fit the law and plot it. Run again, it resumes."""
+    from recscale.scaling.records.runs import TABLE
+    from recscale.scaling.records.runs import collect as collect_runs
+
+    began = time.monotonic()
+    with _errors():
+        out, rows, _ = _plan(file, out, root, assignments, extend)
+        click.echo(f"{len(rows)} runs planned, about {_job_seconds(rows):.0f} core-seconds (estimated)", err=True)
+        outcome = _launch(out, workers, memory_gb, _free(root, assignments))
+        if outcome.interrupted:
+            click.echo(_outcome_line(out, outcome))
+            _leave(outcome)
+        table = collect_runs(out)
+        click.echo(_outcome_line(out, outcome))
+        click.echo(f"run table: {out / TABLE}")
+        report = {} if no_report else _report(out)
+    if as_json:
+        result = {"out": str(out), "runs": len(table), "statuses": outcome.statuses}
+        _json(result | {"wall_s": round(time.monotonic() - began, 1), "report": report})
+    _leave(outcome)
+
+
+def _plan(
+    file: str, out: Path | None, root: str | None, assignments: tuple[str, ...], extend: bool
+) -> tuple[Path, list[dict[str, Any]], int]:
+    """Loads, resolves and writes a plan; returns its folder, all its rows and how many are new."""
+    from .loading import load
+    from .plan import make_plan, write_plan, write_sweep
+
+    loaded = load(file)
+    out = out or Path("runs") / loaded.name
+    config = loaded.config()
+    if root is not None:
+        config.data.root = root
+    planned = make_plan(config, loaded.points(), sweep=loaded.name, assignments=assignments, cache_dir=out / "cache")
+    for note in planned.notes:
+        click.echo(f"note: {note}", err=True)
+    rows, new = write_plan(out, planned, extend=extend)
+    write_sweep(
+        out, {"name": loaded.name, "file": str(loaded.path), "set": list(assignments), "report": loaded.report()}
+    )
+    return out, rows, new
+
+
+def _launch(out: Path, workers: int | None, memory_gb: float | None, overrides: tuple[str, ...]) -> Any:
+    from .display import for_terminal
+    from .launch import launch as launch_runs
+
+    memory = None if memory_gb is None else round(memory_gb * 1e9)
+    return launch_runs(out, workers=workers, memory_bytes=memory, overrides=overrides, display=for_terminal())
+
+
+def _report(out: Path) -> dict[str, Any]:
+    """Fits and draws with the options of the sweep file, prints the summary, and returns it."""
+    from recscale.scaling.report.report import make_report, print_summary
+
+    from .plan import read_sweep
+
+    summary = make_report(out, **read_sweep(out).get("report", {}))
+    print_summary(summary)
+    return summary
+
+
+def _free(root: str | None, assignments: tuple[str, ...]) -> tuple[str, ...]:
+    """Settings of this launch that change no result: a plan made earlier may hold others."""
+    from .plan import is_free
+
+    place = () if root is None else (f"data.root={root}",)
+    return (*place, *(text for text in assignments if is_free(text)))
+
+
+def _outcome_line(out: Path, outcome: Any) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in outcome.statuses.items())
+    line = f"{counts} in {outcome.wall_s:.0f} s"
+    if outcome.interrupted:
+        return f"stopped: {line}; go on with: recscale launch {out}"
+    if outcome.failed:
+        return f"{line}; the reasons of the failed runs: recscale status {out}"
+    return line
+
+
+def _leave(outcome: Any) -> None:
+    """Exit code 130 after an interruption, 1 if a run failed."""
+    if outcome.interrupted:
+        sys.exit(130)
+    if outcome.failed:
+        sys.exit(1)
+
+
+def _job_seconds(rows: list[dict[str, Any]]) -> float:
+    return sum({row["job"]: row["predicted"]["job_seconds"] for row in rows}.values())
+
+
+def _count(values: list[str]) -> dict[str, int]:
+    return {value: values.count(value) for value in sorted(set(values))}
+
+
+def _json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, default=str))
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Two conditions of this machine, not faults: a busy folder and an optional dependency that is missing."""
+    from .launch import Busy
+    from .slurm import MissingExtra
+
+    try:
+        yield
+    except (Busy, MissingExtra) as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,107 @@
+"""Tables a person reads: the plan before a launch, the state of every run after it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recscale.scaling.records.runs import read_metrics, read_record
+
+from .launch import is_claimed
+from .plan import read_plan
+
+
+def plan_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Every planned run with its counted sizes and predicted cost. Runs of a job are trained together, so memory is the
+    job's and the seconds of its runs add up to the job's."""
+    lines = []
+    for row in rows:
+        counts, predicted, training = row["counts"], row["predicted"], row["config"]["training"]
+        error = row["target_error"]
+        lines.append(
+            {
+                "run": row["run_id"],
+                "job": row["job"][:6] + row["job"][12:],
+                "architecture": row["config"]["architecture"],
+                "dense": f"{counts['dense_params']:,}",
+                "off": "" if error is None else f"{100 * error:+.1f} %",
+                "embedding": f"{counts['embedding_params']:,}",
+                "examples": f"{predicted['examples']:,}",
+                "train FLOPs": f"{predicted['train_flops']:.3g}",
+                "lr": f"{training['lr']:g}",
+                "seed": str(row["config"]["seed"]),
+                "memory (est.)": f"{predicted['peak_memory_bytes'] / 1e9:.2f} GB",
+                "time (est.)": f"{predicted['seconds']:.0f} s",
+            }
+        )
+    return render(lines)
+
+
+def run_states(out: Path | str) -> list[dict[str, Any]]:
+    """One dictionary per planned run: state, size, share trained, newest logloss, reasons.
+
+    A run recorded as running is "stopped" when no launcher works on the folder.
+    """
+    out = Path(out)
+    busy = is_claimed(out)
+    states = []
+    for row in read_plan(out):
+        folder = out / "runs" / row["run_id"]
+        record = read_record(folder) or {"status": "planned"}
+        metrics = read_metrics(folder)
+        final = record.get("metrics") or {}
+        state = "stopped" if record["status"] == "running" and not busy else record["status"]
+        examples = metrics[-1].get("examples", 0) if metrics else 0
+        states.append(
+            {
+                "run_id": row["run_id"],
+                "job": row["job"],
+                "architecture": row["config"]["architecture"],
+                "dense_params": row["counts"]["dense_params"],
+                "lr": row["config"]["training"]["lr"],
+                "seed": row["config"]["seed"],
+                "state": state,
+                "trained": min(examples / max(row["predicted"]["examples"], 1), 1.0),
+                "logloss": final.get("logloss", metrics[-1].get("logloss") if metrics else None),
+                "reasons": record.get("reasons", []),
+            }
+        )
+    return states
+
+
+def status_table(states: Sequence[dict[str, Any]]) -> str:
+    """The states of `run_states` as a table."""
+    lines = [
+        {
+            "run": state["run_id"],
+            "job": state["job"][:6] + state["job"][12:],
+            "architecture": state["architecture"],
+            "dense": f"{state['dense_params']:,}",
+            "lr": f"{state['lr']:g}",
+            "seed": str(state["seed"]),
+            "state": state["state"],
+            "trained": f"{100 * state['trained']:.0f} %",
+            "logloss": "" if state["logloss"] is None else f"{state['logloss']:.5f}",
+            "reasons": "; ".join(state["reasons"]),
+        }
+        for state in states
+    ]
+    return render(lines)
+
+
+def render(lines: Sequence[dict[str, str]]) -> str:
+    """Rows of texts as an aligned table, wide as its content."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in lines[0]:
+        words = name in ("run", "job", "architecture", "state", "reasons")
+        table.add_column(name, justify="left" if words else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line.values())
+    text = io.StringIO()
+    Console(file=text, width=10_000).print(table, markup=False, highlight=False)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -1,0 +1,279 @@
+"""A worker process: trains one job after the other, on one thread, and reports in JSON lines.
+
+    python -m recscale.sweeps.engine.worker OUT [--core N] [--parent PID] [--trainer MODULE:FUNCTION] [--set K=V ...]
+
+Standard input carries job ids, one a line; the end of input ends the worker at once, whatever it is doing (training is
+resumable at any instant, so nothing is lost). Standard output carries one JSON event a line:
+
+    {"event": "ready"}
+    {"event": "started" | "progress" | "done" | "failed" | "held" by another process, "job": id, ...}
+
+Everything else a job prints goes to `groups/<job>/log.txt`. The number of threads is fixed *before* jax is imported, so
+results do not depend on how many workers there are or on the machine's core count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import fcntl
+import importlib
+import importlib.util
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from recscale.scaling.host_memory import keep_freed_memory
+
+from . import machine
+
+TRAINER = "recscale.scaling.training:train_group"
+
+# Seconds between two progress events of a job.
+_EVENT_EVERY_S = 0.25
+
+# A predecessor killed a moment ago may still be dying; after this long somebody else really holds the job.
+_LOCK_WAIT_S = 20.0
+
+_PR_SET_PDEATHSIG = 1
+
+
+def train_job(out: Path, job: str, trainer: Callable[..., list[dict]], progress, overrides: tuple[str, ...] = ()):
+    """Trains the runs of one planned job and returns their records.
+
+    Raises:
+        BlockingIOError: another process holds the job.
+        Whatever the trainer raises.
+    """
+    from recscale.scaling.training import RunSpec
+
+    from .plan import read_plan, run_config
+
+    rows = [row for row in read_plan(out) if row["job"] == job]
+    specs = [
+        RunSpec(config=run_config(row, overrides), run_dir=out / "runs" / row["run_id"], labels=labels(row))
+        for row in rows
+    ]
+    folder = out / "groups" / job
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder / "lock", wait_s=_LOCK_WAIT_S):
+        return trainer(specs, folder, progress=progress, cache_dir=out / "cache")
+
+
+def run_job(out: str, job: str, overrides: tuple[str, ...], trainer: str = TRAINER) -> dict[str, str]:
+    """One planned job in a process of its own (a Slurm job); returns {run id: status}. One thread unless there is an
+    accelerator."""
+    settle(None if machine.accelerators() else machine.cores()[0])
+    try:
+        records = train_job(Path(out), job, resolve(trainer), lambda progress: None, overrides)
+    except BlockingIOError:
+        raise  # somebody else is training these runs: they have not failed
+    except Exception as error:
+        from .plan import read_plan
+
+        rows = [row for row in read_plan(out) if row["job"] == job]
+        mark_failed(Path(out), rows, [f"{type(error).__name__}: {error}"])
+        raise
+    return {record["run_id"]: record["status"] for record in records}
+
+
+def mark_failed(out: Path, rows: Sequence[dict[str, Any]], reasons: Sequence[str]) -> None:
+    """Records the unfinished ones of the planned runs as failed."""
+    from recscale.scaling.records.runs import FINISHED, read_record, write_record
+
+    for row in rows:
+        folder = out / "runs" / row["run_id"]
+        record = read_record(folder) or _planned_record(row)
+        if record["status"] not in FINISHED:
+            write_record(folder, record | {"status": "failed", "reasons": list(reasons)})
+
+
+def labels(row: dict[str, Any]) -> dict[str, Any]:
+    """What a planned row adds to its run's record."""
+    return {
+        "sweep": row["sweep"],
+        "job": row["job"],
+        "stage": row["stage"],
+        "flops_target": row["targets"]["train_flops"],
+        "params_target": row["targets"]["dense_params"],
+    }
+
+
+@contextlib.contextmanager
+def hold(path: Path, wait_s: float = 0.0) -> Iterator[IO[str]]:
+    """Holds an exclusive lock on a file while the block runs; the kernel drops it if the process dies.
+
+    Raises:
+        BlockingIOError: somebody else still holds it after `wait_s` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as handle:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise BlockingIOError(f"{path} is held by another process") from None
+                time.sleep(0.05)
+        yield handle
+
+
+def resolve(trainer: str) -> Callable[..., list[dict]]:
+    """The function named `module:function` or `file.py:function`."""
+    place, _, name = trainer.rpartition(":")
+    if place.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"trainer {trainer!r}: {place} cannot be imported")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    return getattr(module, name)
+
+
+def environment(core: int | None) -> dict[str, str]:
+    """Variables a worker must be started with: one thread for XLA and BLAS. No core (an accelerator): nothing."""
+    if core is None:
+        return {}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return machine.ONE_THREAD | {"XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false".strip()}
+
+
+def settle(core: int | None) -> None:
+    """Fixes this process's threads and how it keeps memory; call before anything imports jax."""
+    if "jax" in sys.modules:
+        raise RuntimeError("jax was imported before the worker fixed its threads")
+    keep_freed_memory()
+    os.environ.update(environment(core))
+    if core is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+@click.command(help=__doc__)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--core", type=int)
+@click.option("--parent", type=int)
+@click.option("--trainer", default=TRAINER)
+@click.option("--set", "overrides", multiple=True)
+def main(out: Path, core: int | None, parent: int | None, trainer: str, overrides: tuple[str, ...]) -> None:
+    settle(core)
+    _die_with(parent)
+    events = _Events()
+    jobs: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    events.send(event="ready")
+    while True:
+        _run_job(out, jobs.get(), trainer, overrides, events)
+
+
+def _run_job(out: Path, job: str, trainer: str, overrides: tuple[str, ...], events: _Events) -> None:
+    """One job, its output in its own log. Every error is reported: the launcher decides what to do about it."""
+    log = out / "groups" / job / "log.txt"
+    events.send(event="started", job=job)
+    with events.into(log):
+        try:
+            records = train_job(out, job, resolve(trainer), _Throttle(events, job), overrides)
+            message = {"event": "done", "runs": {record["run_id"]: record["status"] for record in records}}
+        except BlockingIOError as error:
+            message = {"event": "held", "reason": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            message = {"event": "failed", "reason": f"{type(error).__name__}: {error}"}
+        _forget_programs()
+    events.send(job=job, log=str(log), **message)
+
+
+class _Events:
+    """The event stream: standard output, taken away from everything else that prints."""
+
+    def __init__(self):
+        self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def send(self, **event: Any) -> None:
+        self._stream.write(json.dumps(event) + "\n")
+        self._stream.flush()
+
+    @contextlib.contextmanager
+    def into(self, log: Path) -> Iterator[None]:
+        """Sends what is printed (by C++ as well) to a log file."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        saved = os.dup(2)
+        with open(log, "a", encoding="utf-8") as handle:
+            os.dup2(handle.fileno(), 1)
+            os.dup2(handle.fileno(), 2)
+            faulthandler.enable(handle)  # a crash leaves its stack in the log
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                faulthandler.disable()
+                os.dup2(saved, 1)
+                os.dup2(saved, 2)
+                os.close(saved)
+
+
+class _Throttle:
+    """Progress of one job, at most one event in `_EVENT_EVERY_S`."""
+
+    def __init__(self, events: _Events, job: str):
+        self._events, self._job, self._last = events, job, 0.0
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._last >= _EVENT_EVERY_S:
+            self._last = now
+            self._events.send(event="progress", job=self._job, **progress)
+
+
+def _planned_record(row: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run no worker has touched."""
+    identity = {key: row[key] for key in ("run_id", "group_id", "shape_id", "trunk_id", "sweep", "config", "counts")}
+    work = {
+        "flops_target": row["targets"]["train_flops"],
+        "params_target": row["targets"]["dense_params"],
+    }
+    return identity | {"status": "planned", "reasons": [], "labels": labels(row), "work": work, "metrics": {}}
+
+
+def _listen(jobs: queue.Queue[str]) -> None:
+    for line in sys.stdin:
+        if line.strip():
+            jobs.put(line.strip())
+    os._exit(0)
+
+
+def _die_with(parent: int | None) -> None:
+    """Asks the kernel to kill this process when its parent dies, and checks that it has not already."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the launcher, which stops its workers
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the launcher died before its worker started")
+
+
+def _forget_programs() -> None:
+    """Frees the compiled programs of a finished job: a persistent worker would keep them all."""
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+
+
+if __name__ == "__main__":
+    main()

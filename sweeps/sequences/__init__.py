@@ -1,0 +1,1 @@
+"""Sweeps over how a history is read."""

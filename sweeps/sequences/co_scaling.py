@@ -1,0 +1,46 @@
+"""Dense parameters x history length: does a longer history need a larger model, and the other way round?
+
+Three sizes by four lengths of a two-stage and a unified architecture on preset `long` of the known-truth log, half its
+signal in products of fields and half in events: two resources that are separate by construction, so their losses add.
+Signs are given in place of ids, as in `dense` and in `length_ladder`. The report fits a sum of two power laws.
+
+    recscale sweep co_scaling --out runs/co_scaling
+"""
+
+from ml_collections import ConfigDict
+
+from recscale.scaling.training import get_config as base_config
+from recscale.sweeps import Sweep, architectures, axis, by_dense_params, by_history_length, chain, product, seeds
+from recscale.sweeps.sequences.length_ladder import SETTINGS, WORLD
+
+LENGTHS = [8, 20, 50, 128]
+SIZES = [4e4, 1e5, 2.5e5]
+
+
+def get_config() -> ConfigDict:
+    config = base_config("longer+rankmixer", "known_truth")
+    config.data.preset = "long"
+    fields = dict(shares=(0.5, 0.5, 0.0, 0.0), quanta=1024, code_bits=8, order_shares=(0.10, 0.90), blocks=8)
+    config.data.overrides = ConfigDict(WORLD | {"history_max": max(LENGTHS)} | fields)
+    config.training.requests = 32
+    config.training.candidates = 8
+    config.training.examples = 1_000_000
+    config.training.lr = 1.5e-3
+    return config
+
+
+def get_sweep() -> Sweep:
+    # The position table is the same at every length: it is no part of the size axis.
+    longer = product(
+        architectures(["longer+rankmixer"]),
+        axis("model.encoder.max_length", [max(LENGTHS)]),
+        axis("model.backbone.layers", [1]),
+    )
+    mixformer = product(architectures(["mixformer"]), [SETTINGS["mixformer"]])
+    return product(chain(longer, mixformer), by_dense_params(SIZES), by_history_length(LENGTHS), seeds(3))
+
+
+def get_report() -> dict:
+    # Three sizes leave none to hold out.
+    axes = {"x1": "dense_params", "x2": "history_length"}
+    return {"form": "sum", "axes": axes, "target": "logloss", "hold_out_largest": False}

@@ -1,0 +1,37 @@
+"""Loss against history length on MovieLens-100K, one pass: three ways to read the ratings a user gave before.
+
+Six lengths at one size and one rate, three seeds. 80,000 rows carry no exponent (the report says what it refuses); what
+the sweep shows is whether more history helps at all on real data, and by how much beside the noise of seeds.
+
+    recscale data movielens-100k --out DIR
+    recscale sweep movielens_length --data DIR --out runs/movielens_length
+"""
+
+from ml_collections import ConfigDict
+
+from recscale.scaling.training import get_config as base_config
+from recscale.sweeps import Sweep, architectures, by_dense_params, by_history_length, chain, product, seeds
+from recscale.sweeps.sequences.length_ladder import SETTINGS
+
+LENGTHS = [3, 6, 12, 24, 50, 100]
+SIZE = 6e4
+
+
+def get_config() -> ConfigDict:
+    config = base_config("din+rankmixer", "movielens-100k")
+    config.data.preset = ""  # of the known-truth log only
+    config.training.requests = 256
+    config.training.examples = 0  # every row of one pass
+    config.training.warmup_examples = 5_000
+    return config
+
+
+def get_sweep() -> Sweep:
+    settings = {name: SETTINGS[name] for name in ("din+rankmixer", "longer+rankmixer", "mixformer")}
+    settings["longer+rankmixer"] = SETTINGS["longer+rankmixer"] | {"model.encoder.max_length": max(LENGTHS)}
+    models = chain(*(product(architectures([name]), [values]) for name, values in settings.items()))
+    return product(models, by_dense_params([SIZE]), by_history_length(LENGTHS), seeds(3))
+
+
+def get_report() -> dict:
+    return {"form": "power_offset", "axes": {"N": "history_length"}, "target": "logloss"}

@@ -1,0 +1,236 @@
+"""Figures: what is drawn is what was fitted, held out, lost or refused, and matplotlib is left as it was."""
+
+import dataclasses
+import itertools
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from recscale.scaling.report import figures as plots
+from recscale.scaling.report import truth, views
+from recscale.scaling.report.frame import COLOURS, mark_of
+from recscale.scaling.report.wording import architecture_words
+
+FAST = dict(bootstrap=60, profile=False)
+
+
+@pytest.fixture(scope="module")
+def table(make_runs):
+    return make_runs()
+
+
+@pytest.fixture(scope="module")
+def view(table):
+    return views.make_views(table, axes=["dense_params"], **FAST)[0]
+
+
+@pytest.fixture(scope="module")
+def known(table):
+    return truth.find(table)
+
+
+@pytest.fixture(scope="module")
+def figure(view, known):
+    return plots.law_figure(view, truth=known)
+
+
+@pytest.fixture(scope="module")
+def short_view(make_runs):
+    return views.make_views(make_runs(sizes=(2e3, 5e3, 1.2e4, 3e4)), axes=["dense_params"], **FAST)[0]
+
+
+def words(figure):
+    """Everything written outside the panels."""
+    return " ".join(" ".join(text.get_text() for text in figure.texts).split())
+
+
+def curves(ax, colour, dashed):
+    """Fitted curves: lines of many points in an architecture's colour, solid or dashed."""
+    lines = [line for line in ax.get_lines() if line.get_color() == colour and len(line.get_xdata()) > 50]
+    return [line for line in lines if (line.get_linestyle() == "--") == dashed]
+
+
+def markers(ax, colour, face):
+    """Positions of the large markers with a given face."""
+    found = [line for line in ax.get_lines() if line.get_markeredgecolor() == colour and line.get_markersize() == 6.5]
+    return np.concatenate([line.get_xdata() for line in found if line.get_markerfacecolor() == face])
+
+
+def test_two_panels_with_axis_metric_and_excess(figure, view):
+    left, right = figure.axes
+    assert left.get_xlabel() == "dense parameters (dense_params)"
+    assert left.get_ylabel() == "logloss (nats per label)"
+    assert right.get_yscale() == right.get_xscale() == left.get_xscale() == "log"
+    assert "true asymptote $E_\\infty$" in right.get_ylabel()
+
+
+def test_the_law_is_solid_over_the_fitted_sizes_and_dashed_beyond(figure, view):
+    for number, series in enumerate(view.series):
+        low, high = series.span
+        (solid,) = curves(figure.axes[0], mark_of(number)[0], dashed=False)
+        (dashed,) = curves(figure.axes[0], mark_of(number)[0], dashed=True)
+        np.testing.assert_allclose([solid.get_xdata()[0], solid.get_xdata()[-1]], [low, high])
+        assert dashed.get_xdata()[0] == pytest.approx(high)
+        assert dashed.get_xdata()[-1] > series.cells(views.HELD_OUT)["x"].max()
+        np.testing.assert_allclose(solid.get_ydata(), series.fit.predict({"x": solid.get_xdata()}))
+
+
+def test_the_largest_size_is_held_out_and_drawn_open(figure, view, table):
+    for number, series in enumerate(view.series):
+        sizes = np.unique(table.loc[table["architecture"] == series.architecture, "dense_params"])
+        colour = mark_of(number)[0]
+        assert set(markers(figure.axes[0], colour, "white")) == {sizes[-1]}
+        assert set(markers(figure.axes[0], colour, colour)) == set(sizes[:-1])
+        assert series.fit.rows.axes["x"].max() == sizes[-2]
+
+
+def test_markers_are_seed_means_and_bars_their_range(figure, view):
+    series = view.series[0]
+    rows = series.rows(views.FITTED)
+    own = rows[rows["dense_params"] == rows["dense_params"].min()]["logloss"]
+    cell = series.cells(views.FITTED).iloc[0]
+    assert (cell["low"], cell["high"], cell["seeds"]) == (own.min(), own.max(), 3)
+    assert cell["mean"] == pytest.approx(own.mean())
+
+
+def test_true_constants_are_drawn_and_named(figure, known):
+    left, right = figure.axes
+    levels = [line.get_ydata()[0] for line in left.get_lines() if len(set(line.get_ydata())) == 1]
+    assert known.asymptote in levels and known.entropy_floor in levels
+    written = " ".join(text.get_text() for text in left.texts)
+    assert f"{known.asymptote:.4f} (true)" in written and f"{known.entropy_floor:.4f} (true)" in written
+    keys = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "slope −0.35, true per quantum known" in keys
+
+
+def test_the_true_slope_has_the_true_exponent(figure, known):
+    (line,) = [line for line in figure.axes[1].get_lines() if len(line.get_xdata()) == 2 and line.get_color() == "black"
+               and line.get_ydata()[0] != line.get_ydata()[1]]  # fmt: skip
+    x, y = line.get_data()
+    assert np.log(y[1] / y[0]) / np.log(x[1] / x[0]) == pytest.approx(-known.alpha)
+
+
+def test_excess_is_loss_minus_the_true_asymptote(figure, view, known):
+    series = view.series[1]
+    (solid,) = curves(figure.axes[1], mark_of(1)[0], dashed=False)
+    np.testing.assert_allclose(solid.get_ydata(), series.fit.predict({"x": solid.get_xdata()}) - known.asymptote)
+
+
+def test_lost_runs_are_marked_at_the_top(figure, view):
+    crosses = [line for line in figure.axes[0].get_lines() if line.get_marker() == "x" and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in crosses] == [list(view.series[1].lost["dense_params"])]
+    assert list(crosses[0].get_ydata()) == [1.0]
+
+
+def test_the_caption_carries_form_axis_metric_coverage_and_reservations(figure):
+    text = words(figure)
+    for part in ("y = E + A x^-alpha", "x = dense_params", "metric logloss", "coverage at ×2.8: uncalibrated",
+                 "1.28M training examples", "record incomplete", "learning rates not bracketed"):  # fmt: skip
+        assert part in text
+    assert "fitted trend" in text and "fitted law" not in text
+
+
+def test_a_law_may_be_called_one_when_every_rate_is_bracketed(table):
+    view = views.make_views(table.assign(lr_bracketed=True), axes=["dense_params"], **FAST)[0]
+    assert "fitted law" in words(plots.law_figure(view))
+
+
+def test_a_reconstruction_is_called_one(view):
+    named = dataclasses.replace(view, series=(dataclasses.replace(view.series[0], architecture="lmn_million"),))
+    legend = plots.law_figure(named).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["lmn_million (reconstruction)"]
+    assert architecture_words("rankmixer") == "rankmixer"
+
+
+def test_refused_numbers_are_written_as_refusals_and_never_extrapolated(short_view):
+    figure = plots.law_figure(short_view)
+    text = words(figure)
+    assert "alpha refused (span)" in text and "E refused" in text and "prediction refused" in text
+    assert not re.search(r"alpha = [\d.]", text) and not re.search(r"E = [\d.]", text)
+    dashed = curves(figure.axes[0], mark_of(0)[0], dashed=True)
+    assert all(np.isnan(line.get_ydata()[1:]).all() for line in dashed)
+    assert "extrapolation" not in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_without_truth_and_floor_there_is_no_excess_and_the_panel_says_so(short_view):
+    right = plots.law_figure(short_view).axes[1]
+    assert right.get_yscale() == "linear"
+    assert sum("the floor is refused" in text.get_text() for text in right.texts) == 2
+
+
+def test_without_truth_the_excess_is_over_the_fitted_floor(make_runs):
+    # A steep law far above its floor, so that the floor is not refused.
+    runs = make_runs({"dcnv2": (0.03, 0.6)}, truth=False, noise=5e-5, floor=0.43, diverged=False)
+    view = views.make_views(runs, axes=["dense_params"], **FAST)[0]
+    floor = view.series[0].floor().value
+    assert floor == pytest.approx(0.43, abs=1e-3)
+    right = plots.law_figure(view, truth=truth.find(runs)).axes[1]
+    assert "fitted floor" in right.get_ylabel()
+    (solid,) = curves(right, mark_of(0)[0], dashed=False)
+    np.testing.assert_allclose(solid.get_ydata(), view.series[0].fit.predict({"x": solid.get_xdata()}) - floor)
+
+
+def test_truth_in_nats_is_not_drawn_on_another_metric(table, known):
+    view = views.make_views(table, axes=["dense_params"], target="base_rate", **FAST)[0]
+    left = plots.law_figure(view, truth=known).axes[0]
+    assert not any("true" in text.get_text() for text in left.texts)
+
+
+def test_the_joint_figure_draws_a_curve_per_level_of_the_other_axis(make_runs):
+    table = make_runs({"rankmixer": (0.026, 0.24)}, examples=(1e5, 1e6, 1e7), data_term=(0.006, 0.3), seeds=1,
+                      diverged=False)  # fmt: skip
+    columns = {"N": "dense_params", "D": "examples"}
+    (series,) = views.joint_series(table, "chinchilla", columns, "logloss", True, **FAST)
+    figure = plots.joint_figure(series, columns)
+    shades = {line.get_color() if isinstance(line.get_color(), str) else tuple(line.get_color())
+              for line in figure.axes[0].get_lines() if len(line.get_xdata()) > 50}  # fmt: skip
+    assert len(shades) == 3
+    assert "beta" in words(figure) and "uncalibrated" in words(figure) and "held out" in words(figure)
+
+
+def test_every_text_fits_on_the_figure_and_captions_do_not_overlap(figure, short_view, known):
+    for drawn in (figure, plots.law_figure(short_view, truth=known)):
+        drawn.canvas.draw()
+        width, height = drawn.bbox.width, drawn.bbox.height
+        texts = [*drawn.texts, *(text for legend in drawn.legends for text in legend.get_texts())]
+        for ax in drawn.axes:
+            texts += [ax.xaxis.label, ax.yaxis.label, *ax.texts]
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text.get_text()
+        lines = sorted((text.get_window_extent() for text in drawn.texts), key=lambda box: box.y0)
+        assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(lines))
+
+
+def test_global_settings_are_left_alone(view, known):
+    before = dict(matplotlib.rcParams)
+    plots.png(plots.law_figure(view, truth=known))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_files_are_png_at_150_dpi_and_reproducible_svg(figure, tmp_path):
+    png, svg = plots.save(figure, tmp_path / "deep" / "loss")
+    assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    width = int.from_bytes(png.read_bytes()[16:20], "big")
+    assert width == round(figure.get_figwidth() * 150)
+    assert svg.read_text() == plots.svg(figure) and "<svg" in svg.read_text()
+
+
+# Full-severity matrices of Machado, Oliveira and Fernandes (2009) in linear RGB.
+DEFICIENCIES = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_architectures_stay_apart_for_colour_blind_readers(deficiency):
+    linear = [np.array(to_rgb(colour)) ** 2.2 for colour in COLOURS]
+    seen = [np.clip(np.array(DEFICIENCIES[deficiency]) @ rgb, 0, 1) ** (1 / 2.2) for rgb in linear]
+    # A step of .1 in one channel is plainly visible; markers differ as well.
+    assert min(np.abs(a - b).max() for a, b in itertools.combinations(seen, 2)) > 0.1
+    assert len({mark_of(k) for k in range(42)}) == 42
