@@ -25,6 +25,7 @@ import pandas as pd
 
 from recscale.scaling import laws
 from recscale.scaling.laws.fitting.record import plain
+from recscale.scaling.laws.tables import validate as tables
 from recscale.scaling.records import runs
 
 from . import figures as plots
@@ -97,7 +98,7 @@ def _table(out: Path) -> pd.DataFrame:
     if not out.is_dir():
         raise FileNotFoundError(f"there is no folder {out}; name the --out folder of a sweep")
     if (out / runs.TABLE).exists():
-        return laws.table.read(out)
+        return tables.read(out)
     return runs.collect(out)
 
 
@@ -116,9 +117,9 @@ def _forms(form: str, axes: Any, table: pd.DataFrame) -> tuple[str, str, list[st
         # The axes of a plain sum are whatever columns it is given.
         resolved = laws.forms.get(form, tuple(columns))
     if len(resolved.slots) > 1:
-        slots = laws.table.resolve_axes(resolved, named or columns)
+        slots = tables.resolve_axes(resolved, named or columns)
         return VIEW_FORM, form, columns or list(slots.values()), slots
-    joint = laws.table.resolve_axes(laws.forms.get(JOINT_FORM), None)
+    joint = tables.resolve_axes(laws.forms.get(JOINT_FORM), None)
     wanted = views.both_vary(table) and (columns is None or set(joint.values()) <= set(columns))
     return resolved.id, JOINT_FORM, columns, joint if wanted else {}
 

@@ -149,7 +149,7 @@ def prepare(
         raise ValueError(f"invalid must be 'refuse' or 'exclude', found {invalid!r}")
     if not isinstance(table, pd.DataFrame):
         raise TypeError(
-            f"table must be a pandas DataFrame, found {type(table).__name__}; use laws.table.read for a file"
+            f"table must be a pandas DataFrame, found {type(table).__name__}; a file is read by laws.tables.read"
         )
     for slot, column in columns.items():
         require(table, column, f"axis {slot} of form {form.id}")

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from recscale.models.memories.sharding import sharded_read
 from recscale.models.memories.value_table import RowGrads
 from recscale.pallas_kernels.sparse_gather import sparse_gather
-from recscale.scaling.training.memory_rows import ValueOptions, init_slots, update_rows
+from recscale.scaling.training.rows.memory_rows import ValueOptions, init_slots, update_rows
 
 assert jax.device_count() == 8
 N, J = 32, 5

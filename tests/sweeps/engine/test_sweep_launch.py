@@ -207,7 +207,7 @@ def test_a_setting_that_does_not_fit_stops_the_launch_at_once(planned, tmp_path)
 
 LAUNCHER = """
 import sys
-from recscale.sweeps.launch import launch
+from recscale.sweeps.engine.launch import launch
 outcome = launch(sys.argv[1], trainer=sys.argv[2], workers=2)
 print(outcome.statuses, outcome.interrupted)
 """

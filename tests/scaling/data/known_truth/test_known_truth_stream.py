@@ -32,7 +32,7 @@ TINY = dict(quanta=64, history_max=8, blocks=4, clusters=4, pair_items=32)
 DIGEST = """
 import hashlib, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from recscale.scaling.data.known_truth import build_world, make_batch, preset
+from recscale.scaling.data.known_truth.batches import build_world, make_batch, preset
 
 def digest(tree):
     return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(tree))).hexdigest()
