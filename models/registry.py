@@ -18,12 +18,14 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from recscale.pallas_kernels.names import nearest
 from recscale.pallas_kernels.targets import current_platform
 
-from .architecture import BackboneSpec, EncoderSpec, RankerSpec, freeze, nearest
+from .architecture import BackboneSpec, EncoderSpec, RankerSpec
 from .counts import Count
 from .inputs.history import NO_TOKENS
 from .inputs.schema import Schema
+from .options import freeze
 from .presets import PRESETS
 from .ranker import Composed, Ranker
 

@@ -27,13 +27,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models.architecture import BackboneSpec
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
 from recscale.models.inputs.tokenizers import plan_tokens
 from recscale.models.layers.attention import attend_tokens
 from recscale.models.layers.dense import Dense
+from recscale.models.options import require_sizes
 from recscale.models.sizing import interpolate, solve_widths, widths_around
 
 from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
@@ -58,7 +58,9 @@ class AutoIntConfig(FieldTokenOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_sizes(self, "width", "attention", "heads", "layers", "tower")
+        require_sizes(
+            width=self.width, attention=self.attention, heads=self.heads, layers=self.layers, tower=self.tower
+        )
         if self.attention % self.heads:
             raise ValueError(f"attention={self.attention} does not divide into {self.heads} heads; make it a multiple")
 

@@ -30,7 +30,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models.architecture import BackboneSpec
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
@@ -41,6 +40,7 @@ from recscale.models.layers.dense import MLP, SplitDense, mlp_flops, mlp_params,
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import activation
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import mlp_shapes
 
@@ -67,7 +67,7 @@ class DCNv2Config:
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_sizes(self, "cross_layers", "rank", "widths", "tower")
+        require_sizes(cross_layers=self.cross_layers, rank=self.rank, widths=self.widths, tower=self.tower)
         if self.experts < 1 or (self.experts > 1 and self.rank is None):
             raise ValueError(f"experts={self.experts} with rank={self.rank}: a mixture needs experts >= 1 and a rank")
         if self.structure == "parallel" and not self.widths:

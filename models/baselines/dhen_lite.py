@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models.architecture import BackboneSpec
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
@@ -41,9 +40,9 @@ from recscale.models.layers import param
 from recscale.models.layers.attention import SelfAttention
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.matmul import contract
-from recscale.models.layers.mixing import flatten_token_major
+from recscale.models.layers.mixing import TokenLinear, flatten_token_major
 from recscale.models.layers.norms import Norm
-from recscale.models.layers.token_linear import TokenLinear
+from recscale.models.options import require_sizes
 from recscale.models.sizing import interpolate, solve_widths, widths_around
 
 from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
@@ -74,7 +73,14 @@ class DHENLiteConfig(FieldTokenOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_sizes(self, "width", "layers", "heads", "rank", "projections", "tower")
+        require_sizes(
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            rank=self.rank,
+            projections=self.projections,
+            tower=self.tower,
+        )
         unknown = [name for name in self.modules if name not in MODULES]
         if unknown or not self.modules or len(set(self.modules)) < len(self.modules):
             raise ValueError(f"modules is {self.modules}, expected one or more of {', '.join(MODULES)}, each once")

@@ -28,7 +28,6 @@ import numpy as np
 from flax import nnx
 
 from recscale.models.architecture import BackboneSpec
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
@@ -38,6 +37,7 @@ from recscale.models.layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import activation
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import mlp_shapes
 
@@ -59,7 +59,9 @@ class DLRMMLPConfig:
     def __post_init__(self):
         if not self.widths:
             raise ValueError("widths is empty, expected at least one layer")
-        require_sizes(self, "widths", "interaction_width", "bottom", "tower")
+        require_sizes(
+            widths=self.widths, interaction_width=self.interaction_width, bottom=self.bottom, tower=self.tower
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models.architecture import BackboneSpec
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
@@ -46,6 +45,7 @@ from recscale.models.layers.mixing import flatten_token_major
 from recscale.models.layers.norms import Norm
 from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import interpolate, solve_widths, widths_around
 
@@ -81,8 +81,17 @@ class HiFormerConfig(FieldTokenOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_sizes(self, "width", "layers", "heads", "key_width", "value_width", "key_rank", "value_rank", "hidden")
-        require_sizes(self, "tower")
+        require_sizes(
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            key_width=self.key_width,
+            value_width=self.value_width,
+            key_rank=self.key_rank,
+            value_rank=self.value_rank,
+            hidden=self.hidden,
+        )
+        require_sizes(tower=self.tower)
 
     def queries(self, tokens: int, tasks: int) -> list[int]:
         """Q of every layer."""

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models.architecture import BackboneSpec
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
@@ -37,6 +36,7 @@ from recscale.models.layers.dense import SplitDense
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import activation
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import grains, solve_increasing, solve_widths
 
@@ -61,7 +61,7 @@ class MMoEConfig:
     tower: tuple[int, ...] = (64,)
 
     def __post_init__(self):
-        require_sizes(self, "experts", "hidden", "expert_width", "tower")
+        require_sizes(experts=self.experts, hidden=self.hidden, expert_width=self.expert_width, tower=self.tower)
 
 
 class _State(NamedTuple):

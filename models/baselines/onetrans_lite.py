@@ -59,8 +59,7 @@ from recscale.models.layers.history_attention import (
 )
 from recscale.models.layers.norms import Norm
 from recscale.models.layers.per_token import PerTokenDense, activation
-from recscale.models.layers.pooling import mean_tokens
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
 from recscale.models.ranker import Ranker
 from recscale.models.sizing import token_choices, token_shapes
 

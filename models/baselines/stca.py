@@ -35,8 +35,7 @@ from recscale.models.inputs.batch import CandidateInputs, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
 from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
 from recscale.models.inputs.schema import Schema
-from recscale.models.layers.dense import Dense
-from recscale.models.layers.gated import SwiGLU
+from recscale.models.layers.dense import Dense, SwiGLU
 from recscale.models.layers.history_attention import KeyValues, Visible, attend, check_heads, split_heads
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.norms import Norm

@@ -33,15 +33,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models.architecture import BackboneSpec
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
 from recscale.models.inputs.tokenizers import plan_tokens
 from recscale.models.layers.dense import FFN, MLP, Dense
 from recscale.models.layers.matmul import contract
+from recscale.models.layers.mixing import TokenLinear
 from recscale.models.layers.norms import Norm
-from recscale.models.layers.token_linear import TokenLinear
+from recscale.models.options import require_sizes
 from recscale.models.sizing import interpolate, solve_widths, widths_around
 
 from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
@@ -72,8 +72,16 @@ class WukongConfig(FieldTokenOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_sizes(self, "width", "layers", "fm_tokens", "linear_tokens", "rank", "hidden", "hidden_layers")
-        require_sizes(self, "head_mlp", "tower")
+        require_sizes(
+            width=self.width,
+            layers=self.layers,
+            fm_tokens=self.fm_tokens,
+            linear_tokens=self.linear_tokens,
+            rank=self.rank,
+            hidden=self.hidden,
+            hidden_layers=self.hidden_layers,
+        )
+        require_sizes(head_mlp=self.head_mlp, tower=self.tower)
 
     @property
     def out_tokens(self) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from recscale.models.layers import param
+from recscale.models.options import Options
 
 from .batch import Events, UserInputs
 from .schema import Schema, Sequence
@@ -131,7 +132,7 @@ class Positions(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class HistoryOptions:
+class HistoryOptions(Options):
     """Flags every sequence encoder's config may inherit.
 
     sequence: which history, None if there is one; recent: keep the newest columns only, None for all; time_feature:

@@ -37,6 +37,7 @@ from flax import nnx
 from recscale.models.counts import Flops
 from recscale.models.layers.dense import FFN, Dense, SplitDense
 from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN, activation
+from recscale.models.options import Options, group_of
 
 from .batch import CandidateInputs, UserInputs
 from .history import NO_TOKENS, TokenShape
@@ -49,7 +50,7 @@ AUTO_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerOptions:
+class TokenizerOptions(Options):
     """Flags every token architecture's config inherits.
 
     tokens: T, history and global tokens included. None: "cut" takes the largest T <= 16 that the fields allow and that
@@ -268,8 +269,7 @@ def plan_tokens(schema: Schema, options: TokenizerOptions, width: int, sequence:
     Raises:
         ValueError: flags that contradict each other or the schema, with the numbers that would fit.
     """
-    names = [field.name for field in dataclasses.fields(TokenizerOptions)]
-    return _plan(schema, TokenizerOptions(**{name: getattr(options, name) for name in names}), width, sequence)
+    return _plan(schema, group_of(options, TokenizerOptions), width, sequence)
 
 
 def possible_tokens(schema: Schema, options: TokenizerOptions, sequence: TokenShape = NO_TOKENS) -> range:

@@ -16,8 +16,7 @@ from flax import nnx
 
 from . import param
 from .norms import Norm
-from .pooling import mean_tokens
-from .towers import Towers, tower_params
+from .towers import Towers, mean_tokens, tower_params
 
 Array = jax.Array
 

@@ -1,18 +1,20 @@
-"""Layers whose weights are shared by every token or row: y = x W + b."""
+"""Layers whose weights are shared by every token or row: y = x W + b, and networks of them.
+
+SwiGLU(x) = ((x W_u) * silu(x W_g)) W_o            W_u, W_g [D,F]  W_o [F,D], without biases
+"""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from . import param
 from .matmul import product
 from .per_token import activation
-
-Array = jax.Array
 
 
 class Dense(nnx.Module):
@@ -27,7 +29,7 @@ class Dense(nnx.Module):
         init: str = "lecun_normal",
         std_scale: float = 1.0,
         axes: tuple[str, str] = ("embed", "hidden"),
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
@@ -53,7 +55,7 @@ class FFN(nnx.Module):
         *,
         activation: str = "gelu",
         init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.act = activation
@@ -62,6 +64,30 @@ class FFN(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         return self.down(activation(self.act)(self.up(x)))
+
+
+class SwiGLU(nnx.Module):
+    """x [..., D] -> [..., D]; 3*D*F parameters, 6*D*F FLOPs per row. `scales` multiply the std of (up, gate, out)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        init: str = "lecun_normal",
+        scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        def dense(inputs: int, out: int, scale: float, axes: tuple[str, str] = ("embed", "hidden")) -> Dense:
+            return Dense(inputs, out, use_bias=False, init=init, std_scale=scale, axes=axes, dtype=dtype, rngs=rngs)
+
+        self.up = dense(width, hidden, scales[0])
+        self.gate = dense(width, hidden, scales[1])
+        self.out = dense(hidden, width, scales[2], ("hidden", "embed"))
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        return self.out(self.up(x) * activation("silu")(self.gate(x)))
 
 
 class MLP(nnx.Module):
@@ -74,7 +100,7 @@ class MLP(nnx.Module):
         *,
         activation: str = "relu",
         init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.act = activation
@@ -112,7 +138,7 @@ class SplitDense(nnx.Module):
         use_bias: bool = True,
         init: str = "lecun_normal",
         axes: tuple[str, str] = ("embed", "hidden"),
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if candidate_width < 1:

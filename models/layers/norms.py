@@ -5,15 +5,31 @@ layer:  (x - mean) / sqrt(var + eps) * gain + bias          rms:  x / sqrt(mean(
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from recscale.models.options import Options
 
 from . import param
 
-Array = jax.Array
-
 NORMS = ("layer", "rms")
+
+
+@dataclasses.dataclass(frozen=True)
+class NormOptions(Options):
+    """norm: "layer", "rms", or None for no norm, which a sweep writes "none". norm_affine: whether there are a gain and
+    a bias; norm_per_token: a gain for every token; norm_eps: added to the variance."""
+
+    norm: Literal["layer", "rms", "none"] | None = "layer"
+    norm_affine: bool = True
+    norm_per_token: bool = False
+    norm_eps: float = 1e-6
 
 
 class Norm(nnx.Module):
@@ -36,7 +52,7 @@ class Norm(nnx.Module):
         affine: bool = True,
         tokens: int | None = None,
         eps: float = 1e-6,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         if kind not in NORMS:
             raise ValueError(f"norm is {kind!r}, expected one of {', '.join(NORMS)}")
@@ -45,7 +61,7 @@ class Norm(nnx.Module):
         self.gain = param.constant(shape, axes, 1.0) if affine else None
         self.bias = param.constant(shape, axes) if affine and kind == "layer" else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         x = x.astype(jnp.float32)
         if self.kind == "layer":
             x = x - x.mean(axis=-1, keepdims=True)
@@ -55,6 +71,29 @@ class Norm(nnx.Module):
         if self.bias is not None:
             y = y + _like(self.bias[...], y)
         return y.astype(self.dtype)
+
+
+def make_norm(
+    options: NormOptions, width: int, *, tokens: int | None = None, dtype: DTypeLike = jnp.float32
+) -> Norm | None:
+    """The norm that `options` describe, or None; `tokens` T is needed for gains per token alone."""
+    if options.norm in (None, "none"):
+        return None
+    if options.norm_per_token and tokens is None:
+        raise ValueError("norm_per_token=True needs the number of tokens")
+    gains = tokens if options.norm_per_token else None
+    return Norm(width, kind=options.norm, affine=options.norm_affine, tokens=gains, eps=options.norm_eps, dtype=dtype)
+
+
+def normalise(norm: Norm | None, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    """norm(x), or x itself without a norm."""
+    return x if norm is None else norm(x)
+
+
+def options_params(options: NormOptions, width: int, tokens: int) -> int:
+    """Parameters of the norm that `make_norm` makes of the same arguments."""
+    gains = tokens if options.norm_per_token else None
+    return norm_params(width, kind=options.norm, affine=options.norm_affine, tokens=gains)
 
 
 def norm_params(width: int, *, kind: str | None, affine: bool = True, tokens: int | None = None) -> int:

@@ -7,10 +7,13 @@ Logical axis names (`tokens`, `embed`, `hidden`, `experts`, `tasks`, `heads`, ..
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+Init = Literal["lecun_normal", "lecun_uniform", "he_normal", "xavier_normal", "xavier_uniform"]
 
 # name -> (scale, fan, distribution): variance = scale / fan, as JAX's initialisers of the same names.
 INITIALIZERS = {

@@ -2,22 +2,26 @@
 
 dense:  y_t = x_t W_t + b_t                               W [T,D,F]  b [T,F]
 ffn:    y_t = act(x_t W1_t + b1_t) W2_t + b2_t            W1 [T,D,F]  W2 [T,F,D], stored [T,D,F]
+swiglu: y_t = ((x_t U_t) * silu(x_t G_t)) O_t             U, G [T,D,F]  O [T,F,D], stored [T,D,F], without biases
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.pallas_kernels.per_token_ffn import fuses, per_token_ffn
 
 from . import param
 from .matmul import product
 
-Array = jax.Array
+Activation = Literal["gelu", "gelu_erf", "relu", "silu", "tanh", "identity"]
 
 # The smooth ones are recomputed in the backward pass from the input, which is kept anyway, instead of storing their
 # parts ([T, B, F] each): writing and reading those takes longer than computing them again (7 % of a RankMixer step).
@@ -57,7 +61,7 @@ class PerTokenDense(nnx.Module):
         axes: tuple[str, str] = ("embed", "hidden"),
         transposed: bool = False,
         fans: tuple[int, int] | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype, self.transposed = dtype, transposed
@@ -93,7 +97,7 @@ class PerTokenFFN(nnx.Module):
         init: str = "lecun_normal",
         implementation: str | None = None,
         interpret: bool = False,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.act, self.implementation, self.interpret, self.dtype = activation, implementation, interpret, dtype
@@ -119,3 +123,47 @@ class PerTokenFFN(nnx.Module):
             implementation=self.implementation,
             interpret=self.interpret,
         )
+
+
+class PerTokenSwiGLU(nnx.Module):
+    """x [T, B, D] -> [T, B, D] (or `out`); 3*T*D*F parameters, 6*T*D*F FLOPs per row.
+
+    `scales` multiply the standard deviations of (up, gate, out); `fans` are the (D, F) of the whole layer where this is
+    a slice of one.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        hidden: int,
+        out: int | None = None,
+        *,
+        init: str = "lecun_normal",
+        scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        fans: tuple[int, int] | None = None,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        def inward(scale: float) -> PerTokenDense:
+            return PerTokenDense(
+                tokens, width, hidden, use_bias=False, init=init, std_scale=scale, fans=fans, dtype=dtype, rngs=rngs
+            )
+
+        self.up, self.gate = inward(scales[0]), inward(scales[1])
+        self.out = PerTokenDense(
+            tokens,
+            hidden,
+            out or width,
+            use_bias=False,
+            init=init,
+            std_scale=scales[2],
+            axes=("hidden", "embed"),
+            transposed=True,
+            fans=None if fans is None else (fans[1], fans[0]),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "T B out"]:
+        return self.out(self.up(x) * activation("silu")(self.gate(x)))

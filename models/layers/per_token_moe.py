@@ -39,9 +39,8 @@ from recscale.pallas_kernels.targets import current_platform
 
 from . import param
 from .dispatch import Assignment, by_capacity, by_sorting, collect, dispatch, one_hot, spread
-from .gated import PerTokenSwiGLU
 from .matmul import contract
-from .per_token import PerTokenDense, activation
+from .per_token import PerTokenDense, PerTokenSwiGLU, activation
 
 Array = jax.Array
 

@@ -16,7 +16,7 @@ from .attention import attend_tokens
 from .dense import Dense
 from .matmul import contract
 from .norms import Norm
-from .pooling import mean_tokens
+from .towers import mean_tokens
 
 Array = jax.Array
 

@@ -36,8 +36,7 @@ from recscale.models.inputs.schema import Schema
 from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
 from recscale.models.layers.dropout import dropout
 from recscale.models.layers.norms import norm_params
-from recscale.models.layers.pooling import mean_tokens
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
 from recscale.models.mixers.rankmixer import RankMixerBlock, make_norm, token_choices
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import LARGE, grains, solve_affine

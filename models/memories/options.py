@@ -18,8 +18,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
+from recscale.models.options import require_sizes
 
 from .axis_norm import axis_norm_params
 
@@ -88,8 +88,20 @@ class MemoryOptions:
 
     def check_memory(self) -> None:
         """ValueError if flags contradict each other."""
-        require_sizes(self, "memory_slots", "memory_heads", "memory_topk", "key_width", "value_width", "query_hidden")
-        require_sizes(self, "prevalue_width", "expansion", "tucker_rank", "tucker_cores")
+        require_sizes(
+            memory_slots=self.memory_slots,
+            memory_heads=self.memory_heads,
+            memory_topk=self.memory_topk,
+            key_width=self.key_width,
+            value_width=self.value_width,
+            query_hidden=self.query_hidden,
+        )
+        require_sizes(
+            prevalue_width=self.prevalue_width,
+            expansion=self.expansion,
+            tucker_rank=self.tucker_rank,
+            tucker_cores=self.tucker_cores,
+        )
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0")
         for name in ("value_init_std", "theta_noise"):

@@ -40,7 +40,6 @@ from flax import nnx
 
 from recscale.models import sizing
 from recscale.models.architecture import BackboneSpec
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
@@ -59,8 +58,8 @@ from recscale.models.layers.dropout import dropout
 from recscale.models.layers.mixing import mix_token_major
 from recscale.models.layers.norms import Norm, norm_params
 from recscale.models.layers.per_token import PerTokenFFN
-from recscale.models.layers.pooling import mean_tokens
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import LARGE, grains
 
@@ -97,7 +96,7 @@ class RankMixerConfig(moe.SparseOptions, TokenizerOptions):
     tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_sizes(self, "width", "hidden", "layers", "heads", "tower")
+        require_sizes(width=self.width, hidden=self.hidden, layers=self.layers, heads=self.heads, tower=self.tower)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}, expected a share in [0, 1)")
         if self.ffn == "shared" and self.mixer in ("all_share", "all_concat"):

@@ -44,7 +44,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from recscale.models.checks import require_sizes
 from recscale.models.inputs.batch import Output
 from recscale.models.layers.per_token_moe import (
     ReLUMoE,
@@ -55,6 +54,7 @@ from recscale.models.layers.per_token_moe import (
     check_top_k,
     top_k_report,
 )
+from recscale.models.options import require_sizes
 
 Array = jax.Array
 
@@ -99,7 +99,7 @@ def check(options: SparseOptions, hidden: int, *, per_token: bool) -> None:
     """Raises ValueError for flags that contradict each other; `per_token`: whether there are networks to cut."""
     if options.experts is None:
         return
-    require_sizes(options, "experts", "dead_window")
+    require_sizes(experts=options.experts, dead_window=options.dead_window)
     check_capacity(options.capacity_factor)
     if not per_token:
         raise ValueError(

@@ -54,21 +54,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models.architecture import BackboneSpec
-from recscale.models.checks import require_sizes
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
 from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
 from recscale.models.layers.auxiliary import AuxiliaryHeads, auxiliary_params
+from recscale.models.layers.dense import SwiGLU
 from recscale.models.layers.dropout import dropout
-from recscale.models.layers.gated import PerTokenSwiGLU, SwiGLU
 from recscale.models.layers.mixing import mix_token_major, mixed_shape, revert_token_major
 from recscale.models.layers.norms import Norm
-from recscale.models.layers.per_token import PerTokenFFN
+from recscale.models.layers.per_token import PerTokenFFN, PerTokenSwiGLU
 from recscale.models.layers.per_token_moe import TopKMoE, TopKRouting, check_capacity, check_top_k, top_k_report
-from recscale.models.layers.pooling import mean_tokens
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import LARGE, grains
 
@@ -122,7 +121,16 @@ class TokenMixerLargeConfig(TokenizerOptions):
     z_weight: float = 0.0
 
     def __post_init__(self):
-        require_sizes(self, "width", "hidden", "layers", "mixed_hidden", "heads", "experts", "active", "tower")
+        require_sizes(
+            width=self.width,
+            hidden=self.hidden,
+            layers=self.layers,
+            mixed_hidden=self.mixed_hidden,
+            heads=self.heads,
+            experts=self.experts,
+            active=self.active,
+            tower=self.tower,
+        )
         if self.inter_residual_every < 0:
             raise ValueError(f"inter_residual_every is {self.inter_residual_every}, expected 0 (off) or more")
         if not 0.0 <= self.dropout < 1.0:

@@ -58,7 +58,6 @@ from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, Token
 from recscale.models.layers.dense import FFN, repeat_user
 from recscale.models.layers.mixing import mix_token_major
 from recscale.models.layers.per_token import PerTokenFFN
-from recscale.models.layers.pooling import mean_tokens
 from recscale.models.layers.separation import (
     Compensation,
     MaskedShortcut,
@@ -68,7 +67,7 @@ from recscale.models.layers.separation import (
     requests_first,
     to_rows,
 )
-from recscale.models.layers.towers import Towers, tower_flops
+from recscale.models.layers.towers import Towers, mean_tokens, tower_flops
 from recscale.models.ranker import Backbone
 
 from . import rankmixer

@@ -43,9 +43,8 @@ from recscale.models.inputs.schema import Schema
 from recscale.models.inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
 from recscale.models.layers.auxiliary import AuxiliaryHeads, auxiliary_params
 from recscale.models.layers.dense import repeat_user
-from recscale.models.layers.gated import PerTokenSwiGLU
 from recscale.models.layers.mixing import mix_token_major, revert_token_major
-from recscale.models.layers.pooling import mean_tokens
+from recscale.models.layers.per_token import PerTokenSwiGLU
 from recscale.models.layers.separation import (
     Compensation,
     SideNorm,
@@ -54,7 +53,7 @@ from recscale.models.layers.separation import (
     requests_first,
     to_rows,
 )
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import grains
 

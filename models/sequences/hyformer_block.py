@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models.layers import param
-from recscale.models.layers.dense import Dense
-from recscale.models.layers.gated import SwiGLU
+from recscale.models.layers.dense import Dense, SwiGLU
 from recscale.models.layers.history_attention import HistoryBlock, KeyValues, Visible, attend, split_heads
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.mixing import mix_token_major

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models.layers.attention import SelfAttention
-from recscale.models.layers.gated import PerTokenSwiGLU, SwiGLU
+from recscale.models.layers.dense import SwiGLU
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.mixing import mix_token_major
 from recscale.models.layers.norms import Norm
-from recscale.models.layers.per_token import PerTokenDense
+from recscale.models.layers.per_token import PerTokenDense, PerTokenSwiGLU
 from recscale.pallas_kernels.hybrid_attention import hybrid_attention
 
 Array = jax.Array

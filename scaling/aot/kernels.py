@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from recscale.models.architecture import nearest
 from recscale.pallas_kernels import cases
 from recscale.pallas_kernels.cases import Case
+from recscale.pallas_kernels.names import nearest
 from recscale.pallas_kernels.targets import Target
 
 from .program import Program

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recscale.models.architecture import nearest
+from recscale.pallas_kernels.names import nearest
 
 from .source import Source
 

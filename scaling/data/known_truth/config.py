@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from scipy.special import zeta
 
-from recscale.models.architecture import freeze, nearest
+from recscale.models.options import freeze
+from recscale.pallas_kernels.names import nearest
 
 # Raised whenever the same configuration would give another log, so that stored truth is never mixed up.
 GENERATOR_VERSION = 2

@@ -13,8 +13,7 @@ from recscale.models.layers.dense import FFN, MLP, Dense, SplitDense, mlp_params
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.norms import Norm, norm_params
 from recscale.models.layers.per_token import ACTIVATIONS, PerTokenDense, PerTokenFFN
-from recscale.models.layers.pooling import mean_tokens
-from recscale.models.layers.towers import Towers, tower_params
+from recscale.models.layers.towers import Towers, mean_tokens, tower_params
 
 
 def normal(*shape, seed=0):

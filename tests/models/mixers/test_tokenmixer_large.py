@@ -12,8 +12,8 @@ from recscale.models import build, count, freeze_config, list_presets
 from recscale.models.inputs import Field, Schema, reference_schema
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.layers.dispatch import by_capacity, by_sorting, collect, dispatch, spread
-from recscale.models.layers.gated import PerTokenSwiGLU
 from recscale.models.layers.mixing import mix_token_major, revert_token_major
+from recscale.models.layers.per_token import PerTokenSwiGLU
 from recscale.models.layers.per_token_moe import TopKMoE, capacity_of, choose_path, top_k_gates
 from recscale.models.mixers.tokenmixer_large import TokenMixerLargeBlock
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
