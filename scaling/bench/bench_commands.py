@@ -187,7 +187,9 @@ def kernels(
         raise click.ClickException(str(error)) from error
     result = {"rows": rows, "tuning": attempts, "environment": environment()}
     if out is not None:
-        out.write_text(json.dumps(result, indent=1, default=_plain) + "\n", encoding="utf-8")
+        from recscale.scaling.records.files import write_atomically
+
+        write_atomically(out, json.dumps(result, indent=1, default=_plain) + "\n")
     _finish(result, as_json)
     ours = [row for row in rows if row["implementation"].startswith(("pallas", "xla"))]
     if any(row["status"] in ("wrong", "failed") for row in ours):

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recscale.scaling.records.files import write_atomically
+
 from .fitting.fit import LawFit
 from .fitting.fit import fit as fit_table
 from .fitting.record import build_record, plain
@@ -108,8 +110,7 @@ def fit(
     validation = _validation(law, rolling) if rolling is not None else {}
     record = build_record(law, validation)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_atomically(out, json.dumps(record, indent=2) + "\n")
     if not as_json:
         _print(law, rolling)
         return

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from .files import replacing, write_atomically
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -48,17 +49,6 @@ def write_record(folder: Path | str, record: dict[str, Any]) -> None:
     if record.get("status") not in STATUSES:
         raise ValueError(f"status is {record.get('status')!r}, expected one of {', '.join(STATUSES)}")
     write_atomically(Path(folder) / RECORD, json.dumps(_finite(record), indent=1, sort_keys=True) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file through a temporary neighbour, flushed to disk and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
 
 
 def append_metrics(folder: Path | str, row: dict[str, Any]) -> None:
@@ -109,9 +99,8 @@ def collect(out: Path | str) -> pd.DataFrame:
     rows = [run_row(record) | settings for record, settings in zip(records, varied, strict=True)]
     table = pd.DataFrame(rows).sort_values("run_id", ignore_index=True)
     table = with_tuning(table)
-    temporary = out / f".{TABLE}.{os.getpid()}.tmp"
-    table.to_parquet(temporary, index=False)
-    os.replace(temporary, out / TABLE)
+    with replacing(out / TABLE) as temporary:
+        table.to_parquet(temporary, index=False)
     return table
 
 

@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from recscale.scaling.records.files import write_atomically
+
 from .captions import wrapped
 
 # Okabe and Ito: colours that stay apart under every common colour blindness; black is kept for the truth.
@@ -71,10 +73,9 @@ def svg(figure: Figure) -> str:
 def save(figure: Figure, stem: Path | str) -> tuple[Path, Path]:
     """Writes `stem.png` and `stem.svg` and returns both paths."""
     stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = stem.with_suffix(".png"), stem.with_suffix(".svg")
-    paths[0].write_bytes(png(figure))
-    paths[1].write_text(svg(figure), encoding="utf-8")
+    write_atomically(paths[0], png(figure))
+    write_atomically(paths[1], svg(figure))
     return paths
 
 

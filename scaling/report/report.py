@@ -27,6 +27,7 @@ from recscale.scaling import laws
 from recscale.scaling.laws.fitting.record import plain
 from recscale.scaling.laws.tables import validate as tables
 from recscale.scaling.records import runs
+from recscale.scaling.records.files import write_atomically
 
 from . import figures as plots
 from . import page as report_page
@@ -161,8 +162,8 @@ def _write(
     if joint:
         records["joint"] = {s.architecture: s.record for s in joint}
     text = json.dumps(plain(summary | {"records": records}), indent=1)
-    runs.write_atomically(folder / FIT, text + "\n")
-    runs.write_atomically(folder / PAGE, report_page.page(summary, figures, drawn, joint, records, table))
+    write_atomically(folder / FIT, text + "\n")
+    write_atomically(folder / PAGE, report_page.page(summary, figures, drawn, joint, records, table))
 
 
 def _provenance(out: Path, table: pd.DataFrame) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from ml_collections import ConfigDict
 from recscale import models
 from recscale.scaling.counting.sizing import size
 from recscale.scaling.data import make_source
+from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.overrides import OverrideError, apply, leaves, parse
-from recscale.scaling.records.runs import FINISHED, read_record, write_atomically
+from recscale.scaling.records.runs import FINISHED, read_record
 from recscale.scaling.training import group_id, resolved, run_id, shape_id, trunk_id
 from recscale.scaling.training.config import config_hash
 

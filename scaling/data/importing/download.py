@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from recscale.scaling.records.files import replacing, write_atomically
+
 from .movielens_files import NAME, find_tables
 
 REQUIREMENT = "recbole==1.2.1"
@@ -67,11 +69,12 @@ def copy_source(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
     if tables.origin.is_file():
         target = out / tables.origin.name
         if tables.origin.resolve() != target.resolve():
-            shutil.copyfile(tables.origin, target)
+            with replacing(target) as temporary:
+                shutil.copyfile(tables.origin, temporary)
         return target
     for file, content in tables.content():
         if (tables.origin / file.name).resolve() != (out / file.name).resolve():
-            (out / file.name).write_bytes(content)
+            write_atomically(out / file.name, content)
     return out
 
 

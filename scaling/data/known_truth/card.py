@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
+
+from recscale.scaling.records.files import write_atomically
 
 from .config import BLOCK, TASK_NAMES, KnownTruthConfig
 from .drift import states
@@ -48,21 +48,8 @@ def card(world: World, *, rows: int | None = None, cache_dir: str | Path | None 
         else:
             _CARDS[key] = _compute(world, rows)
             if path is not None:
-                write_atomic(path, json.dumps(_CARDS[key], indent=1).encode())
+                write_atomically(path, json.dumps(_CARDS[key], indent=1))
     return json.loads(json.dumps(_CARDS[key]))
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that readers see all of it or none of it, whatever happens meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _compute(world: World, rows: int) -> dict[str, Any]:

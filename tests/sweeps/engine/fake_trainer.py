@@ -11,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.runs import (
     FINISHED,
     append_metrics,
     read_record,
     truncate_metrics,
-    write_atomically,
     write_record,
 )
 from recscale.scaling.training import run_id
