@@ -5,16 +5,50 @@ Every function takes logits (or any increasing score, where only the order count
 optional mask of the same shape; entries whose mask is 0 take no part. Logits rather than probabilities,
 because float32 probabilities saturate into ties. Nothing is averaged over batches: an average of batch AUCs
 is not an AUC.
+
+`METRICS` says of every metric what the rest of the project has to know: which way is better, whether laws and
+comparisons may rest on it, its words on a figure. Another distribution adds a `Metric` through the entry-point group
+`recscale.metrics`; a run evaluates it when `data.metrics` names it (or its address, `package.module:attribute`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
+
+from recscale.pallas_kernels import names
 
 CALIBRATION_BINS = 20
+GROUP = "recscale.metrics"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What there is to know about one column of results.
+
+    Attributes:
+        name: the key in run.json and the column of run tables.
+        words: the metric and its unit on a figure; "" for the name itself.
+        lower_is_better: None where neither way is better, as for calibration.
+        is_loss: the holdout's logloss or a rescaling of it, which a comparison of laws may rest on.
+        in_nats: nats per label on the scale of the logloss, so that the log's asymptote and entropy floor can be drawn.
+        on_page: whether the report's table of runs has a column of it.
+        function: (logits, labels, *, mask, groups) -> float over the holdout; arrays [N] of one task: float logits,
+            labels in [0, 1], bool mask of the rows that count, and groups, int ids of a user or request. None for a
+            metric that only other tables hold, or that its data set computes from more than these.
+    """
+
+    name: str
+    words: str = ""
+    lower_is_better: bool | None = True
+    is_loss: bool = False
+    in_nats: bool = False
+    on_page: bool = True
+    function: Callable[..., float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +87,21 @@ def base_rate(labels: np.ndarray, mask: np.ndarray | None = None) -> float:
     return float(np.mean(label))
 
 
-def entropy(rate: float) -> float:
-    """Entropy -r ln r - (1-r) ln(1-r) of a Bernoulli label in nats; 0 at r = 0 and r = 1."""
-    if not 0.0 <= rate <= 1.0:
+def entropy(rate: Any) -> Any:
+    """Entropy -r ln r - (1-r) ln(1-r) of a Bernoulli label in nats; 0 at r = 0 and r = 1.
+
+    rate: a number, or an array of them; the result has its shape.
+
+    Raises:
+        ValueError: a rate lies outside [0, 1].
+    """
+    rate = np.asarray(rate, np.float64)
+    if not np.all((rate >= 0.0) & (rate <= 1.0)):
         raise ValueError(f"a rate lies between 0 and 1, found {rate}")
-    return float(-sum(part * np.log(part) for part in (rate, 1.0 - rate) if part > 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = [np.where(part > 0.0, part * np.log(part), 0.0) for part in (rate, 1.0 - rate)]
+    found = -(terms[0] + terms[1])
+    return found if found.ndim else float(found)
 
 
 def constant_logloss(rate: float, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -68,7 +112,7 @@ def constant_logloss(rate: float, labels: np.ndarray, mask: np.ndarray | None = 
     return float(-sum(terms))
 
 
-def normalized_entropy(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+def normalised_entropy(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Logloss divided by the entropy of the base rate of these very labels; 1 is the best constant
     prediction.
 
@@ -151,7 +195,7 @@ def evaluate_binary(
         "rows": int(label.size),
         "base_rate": base_rate(label),
         "logloss": logloss(logit, label),
-        "ne": normalized_entropy(logit, label),
+        "ne": normalised_entropy(logit, label),
         "auc": auc(logit, label),
         "calibration": calibration(logit, label),
         "calibration_bins": calibration_bins(logit, label),
@@ -202,18 +246,11 @@ def _midranks(score: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndar
     """1-based rank of each row inside its group, equal scores sharing their mean rank; and the group's dense
     index.
     """
-    order = np.lexsort((score, group))
-    sorted_score, sorted_group = score[order], group[order]
-    new_group = np.r_[True, sorted_group[1:] != sorted_group[:-1]]
-    new_tie = new_group | np.r_[True, sorted_score[1:] != sorted_score[:-1]]
-    dense = np.cumsum(new_group) - 1
-    group_start = np.flatnonzero(new_group)[dense]
-    tie_start = np.flatnonzero(new_tie)
-    tie_end = np.r_[tie_start[1:], score.size]
-    middle = (0.5 * (tie_start + tie_end + 1))[np.cumsum(new_tie) - 1] - group_start
-    ranks, index = np.empty(score.size), np.empty(score.size, np.int64)
-    ranks[order], index[order] = middle, dense
-    return ranks, index
+    _, index, rows = np.unique(group, return_inverse=True, return_counts=True)
+    # Scores that are not numbers go last; whoever uses the ranks drops their groups.
+    order = rankdata(np.where(np.isnan(score), np.inf, score), method="dense")
+    ranks = rankdata(index * (order.max() + 1) + order)
+    return ranks - (np.cumsum(rows) - rows)[index], index
 
 
 def _per_group_auc(
@@ -230,3 +267,70 @@ def _per_group_auc(
     value = np.divide(ranked, pairs, out=np.full(rows.size, np.nan), where=pairs > 0)
     value[np.bincount(index, weights=np.isnan(score)) > 0] = np.nan
     return value, rows, pairs > 0
+
+
+def _of_groups(scores: np.ndarray, labels: np.ndarray, *, mask: np.ndarray | None = None, groups: np.ndarray) -> float:
+    return gauc_by_rows(scores, labels, groups, mask).value
+
+
+def _without_groups(function: Callable[..., float]) -> Callable[..., float]:
+    return lambda logits, labels, *, mask, groups: function(logits, labels, mask)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("logloss", "logloss (nats per label)", is_loss=True, in_nats=True, function=_without_groups(logloss)),
+        # Known-truth logs only: logloss minus the entropy floor.
+        Metric("excess_logloss", is_loss=True),
+        Metric("observed_logloss", in_nats=True, on_page=False),
+        Metric("progressive_logloss", "progressive logloss (nats per label)", in_nats=True, on_page=False),
+        Metric("ne", "normalised entropy", is_loss=True, function=_without_groups(normalised_entropy)),
+        Metric("auc", "AUC", lower_is_better=False, function=_without_groups(auc)),
+        Metric("gauc", "grouped AUC", lower_is_better=False, on_page=False, function=_of_groups),
+        Metric("calibration", lower_is_better=None, function=_without_groups(calibration)),
+        # Columns of other people's run tables.
+        *(Metric(name, lower_is_better=False, on_page=False) for name in ("qauc", "t", "hr", "ndcg", "recall")),
+    )
+}
+
+
+def describe(column: str) -> Metric:
+    """What is known about a column of a run table; of one that nobody declared, its name."""
+    if column in METRICS:
+        return METRICS[column]
+    brought = column in names.available(GROUP, {})
+    return find(column) if brought else Metric(column)
+
+
+def find(name: str) -> Metric:
+    """The metric of a name or an address, ready to be evaluated.
+
+    Raises:
+        ValueError: there is none (the nearest is named), it is no `Metric` or has no function, or it takes the name of
+            one of this package.
+    """
+    own = METRICS.get(name)
+    metric = own or names.load(GROUP, name, dict.fromkeys(METRICS, ""), "metric")
+    if not isinstance(metric, Metric):
+        raise ValueError(f"metric {name!r} is {metric!r}, expected a recscale.scaling.data.metrics.Metric")
+    if own is None and metric.name in METRICS:
+        raise ValueError(f"metric {name!r} calls itself {metric.name!r}, which is a metric of recscale; rename it")
+    if metric.function is None:
+        raise ValueError(f"metric {name!r} has no function to evaluate: it is a column of results, not of these logits")
+    return metric
+
+
+def evaluate(
+    wanted: Iterable[str], logits: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, groups: np.ndarray
+) -> dict[str, float]:
+    """Metrics by name or address on the rows of a holdout: {name: value}. Arrays have one shape.
+
+    The functions get them flat.
+    """
+    flat = [np.asarray(array).reshape(-1) for array in (logits, labels, mask, groups)]
+    found = {}
+    for metric in map(find, wanted):
+        assert metric.function is not None
+        found[metric.name] = float(metric.function(flat[0], flat[1], mask=flat[2] > 0, groups=flat[3]))
+    return found

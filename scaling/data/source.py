@@ -5,7 +5,7 @@ Batch k is a pure function of (source, k), so the position in the data is the st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,8 +46,12 @@ class Source(Protocol):
         """The fixed evaluation batches, all of one shape, never trained on."""
         ...
 
-    def evaluate(self, logits: np.ndarray) -> dict[str, Any]:
-        """Metrics of holdout logits [batches, R, C, Y]: at least logloss, ne, auc, gauc, calibration, base_rate."""
+    def evaluate(self, logits: np.ndarray, metrics: Sequence[str] = ()) -> dict[str, Any]:
+        """Metrics of holdout logits [batches, R, C, Y]: at least logloss, ne, auc, gauc, calibration, base_rate.
+
+        metrics: names or addresses of further ones, from `data.metrics`, to be evaluated on the same rows
+        (`recscale.scaling.data.metrics.evaluate`). A source without this argument has none.
+        """
         ...
 
     def facts(self) -> dict[str, Any]:

@@ -5,12 +5,14 @@ asked for.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from recscale.pallas_kernels.names import nearest
 
+from .metrics import find
 from .source import Source
 
 
@@ -28,6 +30,7 @@ class DataConfig:
         order, passes: reading order and number of passes over the training rows of a downloaded set.
         max_dropped: largest share of rejected rows accepted.
         allow_modified: read files that are not the published ones; recorded as a warning.
+        metrics: names or addresses of further metrics of the holdout; see `recscale.scaling.data.metrics`.
     """
 
     name: str
@@ -41,6 +44,7 @@ class DataConfig:
     passes: int = 1
     max_dropped: float = 0.01
     allow_modified: bool = False
+    metrics: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,10 @@ def make_source(
     if config.name not in _SOURCES:
         raise KeyError(unknown_name(config.name, _SOURCES))
     cache = Path(cache_dir) if cache_dir is not None else None
-    return _SOURCES[config.name](_Request(config, requests, candidates, cache, host, hosts))
+    source = _SOURCES[config.name](_Request(config, requests, candidates, cache, host, hosts))
+    if config.metrics and "metrics" not in inspect.signature(source.evaluate).parameters:
+        raise ValueError(f"data set {config.name!r} evaluates no further metrics: data.metrics must be empty")
+    return source
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
@@ -103,6 +110,9 @@ def _parse(data_config: Mapping[str, Any]) -> DataConfig:
     for key in ("history_length", "holdout_rows", "root"):
         given[key] = given.get(key) or None
     given["overrides"] = dict(given.get("overrides", {}).items())
+    given["metrics"] = tuple(given.get("metrics", ()))
+    for metric in given["metrics"]:
+        find(metric)
     return DataConfig(**given)
 
 

@@ -14,6 +14,9 @@ from ml_collections import ConfigDict, FieldReference
 # taken there as they are, and checked by their owner.
 OPEN_SECTIONS = ("data.overrides",)
 
+# Tuples of names that a configuration holds only where they are set, so that runs without them keep their ids.
+OPTIONAL = ("data.metrics",)
+
 
 class OverrideError(ValueError):
     """A key or value that does not fit the configuration."""
@@ -43,6 +46,8 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     config = _copy(config)
     for key, value in overrides.items():
         parent, name = _locate(config, key)
+        if key in OPTIONAL:
+            value = _names(key, value)
         parent[name] = value if name not in parent else _typed(key, parent, name, value)
     return config
 
@@ -61,6 +66,9 @@ def parse(config: ConfigDict, assignments: Iterable[str]) -> dict[str, Any]:
         if not equals or not key:
             raise OverrideError(f"--set {text!r} is not key=value, for example --set training.lr=0.001")
         parent, name = _locate(config, key)
+        if key in OPTIONAL:
+            overrides[key] = _names(key, tuple(filter(None, map(str.strip, value.split(",")))))
+            continue
         overrides[key] = _read(key, value.strip(), parent.get_type(name) if name in parent else None)
     return overrides
 
@@ -84,12 +92,19 @@ def _locate(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
         if not isinstance(node, ConfigDict) or part not in node:
             raise _unknown(config, key)
         node = node[part]
-    if not isinstance(node, ConfigDict) or (name not in node and section not in OPEN_SECTIONS):
+    if not isinstance(node, ConfigDict) or not (name in node or section in OPEN_SECTIONS or key in OPTIONAL):
         raise _unknown(config, key)
     if name in node and isinstance(node[name], ConfigDict) and key not in OPEN_SECTIONS:
         inside = ", ".join(f"{key}.{inner}" for inner in node[name])
         raise OverrideError(f"{key!r} is a section of the configuration, not a setting; its settings are {inside}")
     return node, name
+
+
+def _names(key: str, value: Any) -> tuple[str, ...]:
+    value = (value,) if isinstance(value, str) else value
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise OverrideError(f"{key} = {value!r}, expected a tuple of names")
+    return tuple(value)
 
 
 def _unknown(config: ConfigDict, key: str) -> OverrideError:

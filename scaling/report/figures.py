@@ -26,9 +26,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from recscale.scaling.data.metrics import describe
+
 from . import captions
 from .frame import DPI, GREY, CaptionLine, behind, key, mark_of, png, save, style, svg, title, two_panels, write_caption
-from .truth import EXPONENT_UNITS, LOSSES, Truth
+from .truth import EXPONENT_UNITS, Truth
 from .views import FITTED, HELD_OUT, Series, View, predict
 from .wording import amount, architecture_words, axis_words, target_words
 
@@ -46,7 +48,7 @@ def law_figure(view: View, *, truth: Truth | None = None) -> Figure:
     The excess is over the true asymptote where `truth` has it, otherwise over each architecture's fitted floor; an
     architecture whose floor is refused has no excess, and the panel says so.
     """
-    truth = truth if truth is not None and view.target in LOSSES else Truth()
+    truth = truth if truth is not None and describe(view.target).in_nats else Truth()
     caption = _marked(view)
     with style():
         figure, (left, right) = two_panels(len(caption))

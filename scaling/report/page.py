@@ -10,6 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from recscale.pallas_kernels import names
+from recscale.scaling.data.metrics import GROUP, METRICS, describe
+
 from .captions import basis, refusal_text
 from .summary import true_text
 from .truth import EXPONENT_UNITS
@@ -34,11 +37,7 @@ RUN_COLUMNS = (
     "memory_slots",
     "lr_dense",
     "lr_bracketed",
-    "logloss",
-    "excess_logloss",
-    "ne",
-    "auc",
-    "calibration",
+    *(metric.name for metric in METRICS.values() if metric.on_page),
     "wall_s",
     "rows_per_s",
     "device",
@@ -317,9 +316,8 @@ def _shown(value: Any) -> str:
 def _runs(view: View, table: pd.DataFrame) -> str:
     """Every run of the table, diverged and failed ones included, with its role on the first axis."""
     frame = pd.concat([s.frame for s in view.series], ignore_index=True) if view.series else table
-    columns = [
-        c for c in RUN_COLUMNS if c in frame.columns and frame[c].notna().any() and (frame[c].astype(str) != "").any()
-    ]
+    shown = [*RUN_COLUMNS, *(c for c in names.available(GROUP, {}) if describe(c).on_page)]
+    columns = [c for c in shown if c in frame.columns and frame[c].notna().any() and (frame[c].astype(str) != "").any()]
     order = [c for c in ("architecture", "dense_params", "examples", "lr_dense", "seed") if c in frame.columns]
     frame = frame.sort_values(order, ignore_index=True)
     rows = [[_text(_cell(value)) for value in row] for row in frame[columns].itertuples(index=False)]

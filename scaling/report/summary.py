@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recscale.scaling.data.metrics import describe
+
 from .captions import coverages, headline, missing_facts, series_text
-from .truth import LOSSES, Truth
+from .truth import Truth
 from .views import FITTED, HELD_OUT, Quantity, Series, View
 from .wording import axis_words, value_text
 
@@ -36,7 +38,7 @@ def build_summary(
     first = drawn[0]
     truth = (
         truth
-        if first.target in LOSSES
+        if describe(first.target).in_nats
         else Truth(notes=(f"the log's constants are losses; none is known for {first.target}",))
     )
     axes = {view.axis: {s.architecture: _entry(s) for s in view.series} for view in drawn}

@@ -39,9 +39,6 @@ EXPONENT_UNITS = {
     "memory_slots": "per pair stored",
 }
 
-# Metrics in nats per label, on which asymptote and entropy floor can be drawn.
-LOSSES = ("logloss", "progressive_logloss", "observed_logloss")
-
 _NO_FLOORS = (
     "the log has several resources and its card is not recorded: the asymptote shown is that of all of them, "
     "the true floor of one axis lies above it"

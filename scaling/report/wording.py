@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from recscale.scaling.data.metrics import describe
+
 AXIS_WORDS = {
     "dense_params": "dense parameters",
     "active_params": "active parameters",
@@ -11,13 +13,6 @@ AXIS_WORDS = {
     "examples": "training examples",
     "history_length": "history length",
     "memory_slots": "memory slots",
-}
-TARGET_WORDS = {
-    "logloss": "logloss (nats per label)",
-    "progressive_logloss": "progressive logloss (nats per label)",
-    "ne": "normalised entropy",
-    "auc": "AUC",
-    "gauc": "grouped AUC",
 }
 # Architectures of which no equation is public: what is drawn is ours and says so.
 RECONSTRUCTIONS = ("lmn",)
@@ -37,7 +32,7 @@ def architecture_words(name: str) -> str:
 
 def target_words(column: str) -> str:
     """The metric in words, with its unit; an unknown column keeps its name."""
-    return TARGET_WORDS.get(column, column)
+    return describe(column).words or column
 
 
 def amount(value: float) -> str:

@@ -46,6 +46,8 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     config.data.holdout_rows = 65_536
     config.data.order = "time"
     config.data.passes = 1
+    # data.metrics, further metrics of the holdout by name or address, is there only where it is set
+    # (recscale.scaling.records.overrides.OPTIONAL): runs without any keep their ids.
 
     t = config.training = ConfigDict()
     t.requests = 512  # R per step

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from recscale.scaling.data.metrics import entropy
+
 
 def summarise(steps: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     """Row-weighted means per replica of the batches of an interval, each scored before it was trained on.
@@ -26,10 +28,9 @@ def summarise(steps: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
         for name in ("logloss", "prediction", "label")
     }
     base = np.clip(mean["label"], 1e-12, 1 - 1e-12)
-    entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
     out = {
         "logloss": mean["logloss"][:, 0],
-        "ne": (mean["logloss"] / entropy)[:, 0],
+        "ne": (mean["logloss"] / entropy(base))[:, 0],
         "calibration": (mean["prediction"] / base)[:, 0],
         "rows": total[:, 0],
         "rate": np.asarray(fetched[-1]["rate"], np.float64),

@@ -191,11 +191,13 @@ class _Loop:
             "replicas": len(self.group.replicas),
             "mfu": None,  # needs a device whose peak is known
         }
+        asked = tuple(self.group.config.data.get("metrics", ()))
+        further = {"metrics": asked} if asked else {}
         for replica in range(len(self.group.replicas)):
             at = int(failed[replica])
             if at < 0 and not np.isfinite(logits[replica]).all():
                 at = segment.stop  # the last update broke it: no batch was left to notice
             with jax.transfer_guard("allow"):  # metrics are computed on the host and compare with host arrays
-                metrics = self.source.evaluate(logits[replica]) | usage[replica] if at < 0 else None
+                metrics = self.source.evaluate(logits[replica], **further) | usage[replica] if at < 0 else None
             for run in self.group.members(segment, replica):
                 self.group.finish(run, metrics, cost, self.trainer.kernels, at)

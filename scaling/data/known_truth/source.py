@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from recscale.models.inputs import Batch
+from recscale.scaling.data import metrics as further_metrics
+from recscale.scaling.records.files import write_atomically
 
 from .batches import build_world, make_batch, make_schema
-from .card import SAMPLE_ROWS, card, write_atomic
-from .config import GENERATOR_VERSION, KnownTruthConfig, preset, replace
+from .card import SAMPLE_ROWS, card
+from .config import GENERATOR_VERSION, TASK_NAMES, KnownTruthConfig, preset, replace
 from .evaluate import evaluate_rows, row_groups, stack_truth
 from .exact import TruthRows, sample
 
@@ -112,10 +114,13 @@ class KnownTruthSource:
         for index in range(self.holdout_batches):
             yield self._make_holdout(np.uint32(index))
 
-    def evaluate(self, logits: np.ndarray) -> dict[str, Any]:
-        """Exact metrics of holdout logits [number of batches, R, C, Y]: keys of `evaluate_rows` and gauc_weighting."""
+    def evaluate(self, logits: np.ndarray, metrics: Sequence[str] = ()) -> dict[str, Any]:
+        """Exact metrics of holdout logits [number of batches, R, C, Y]: keys of `evaluate_rows` and gauc_weighting.
+
+        metrics: names of further metrics, evaluated on the labels drawn.
+        """
         stored = self.truth
-        metrics = evaluate_rows(
+        found = evaluate_rows(
             self.world,
             stored.rows,
             logits,
@@ -125,7 +130,12 @@ class KnownTruthSource:
             stored.groups,
             self.card,
         )
-        return metrics | {"gauc_weighting": stored.weighting}
+        for task in range(self.config.tasks):
+            mask = stored.mask[..., task] * stored.valid
+            rows = logits[..., task], stored.labels[..., task]
+            values = further_metrics.evaluate(metrics, *rows, mask=mask, groups=stored.groups)
+            found |= {f"{name}_{TASK_NAMES[task]}": v for name, v in values.items()} if task else values
+        return found | {"gauc_weighting": stored.weighting}
 
     def facts(self) -> dict[str, Any]:
         """Provenance: configuration, seeds, holdout and the card."""
@@ -162,7 +172,7 @@ class KnownTruthSource:
         if path is not None:
             buffer = io.BytesIO()
             np.savez(buffer, **_pack(found))  # type: ignore[arg-type]  (names are ours)
-            write_atomic(path, buffer.getvalue())
+            write_atomically(path, buffer.getvalue())
         return found
 
     def _compute_holdout(self) -> Holdout:

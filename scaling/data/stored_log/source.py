@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import grain
 import numpy as np
 
 from recscale.models.inputs import Batch, Schema
-from recscale.scaling.data.metrics import base_rate, constant_logloss, entropy, evaluate_binary
+from recscale.scaling.data.metrics import base_rate, constant_logloss, entropy, evaluate, evaluate_binary
 
 from .gather import gather
 from .order import Requests, permute
@@ -126,14 +126,14 @@ class GrainSource:
     def holdout_batches(self) -> int:
         return sum(-(-held.size // self.requests) for held in self._held.values())
 
-    def evaluate(self, logits: np.ndarray) -> dict[str, Any]:
+    def evaluate(self, logits: np.ndarray, metrics: Sequence[str] = ()) -> dict[str, Any]:
         """Metrics of the logits of `holdout()`, float [batches, R, C, Y], in float64 on the host.
 
         Keys of the first task: those of `evaluate_binary` with users as groups, plus constant_logloss and
         constant_ne, what predicting the training base rate for every row scores on the same rows; plain names
         are test,
         `valid_<name>` validation. Further tasks carry their name in front: `<task>_logloss`,
-        `valid_<task>_logloss`.
+        `valid_<task>_logloss`. `metrics` names further metrics, evaluated per split and task with users as groups.
 
         Raises:
             ValueError: the logits do not have the shape of the holdout.
@@ -150,7 +150,7 @@ class GrainSource:
             part = logits[first_batch : first_batch + count].reshape(-1, *expected[2:])[: held.size]
             first_batch += count
             if held.size:
-                result |= self._metrics(part, rows, exists, "" if name == "test" else f"{name}_")
+                result |= self._metrics(part, rows, exists, "" if name == "test" else f"{name}_", metrics)
         return result
 
     def facts(self) -> dict[str, Any]:
@@ -195,7 +195,9 @@ class GrainSource:
         labels, mask = self.log.labels[rows, 0], self.log.label_mask[rows, 0]
         return base_rate(labels, mask) if mask.any() else None
 
-    def _metrics(self, logits: np.ndarray, rows: np.ndarray, exists: np.ndarray, prefix: str) -> dict[str, Any]:
+    def _metrics(
+        self, logits: np.ndarray, rows: np.ndarray, exists: np.ndarray, prefix: str, further: Sequence[str]
+    ) -> dict[str, Any]:
         train = slice(*self.log.splits["train"])
         users = self.log.users[rows]
         result: dict[str, Any] = {}
@@ -206,6 +208,7 @@ class GrainSource:
             metrics["constant_logloss"] = constant_logloss(rate, labels, mask)
             own = entropy(metrics["base_rate"])
             metrics["constant_ne"] = metrics["constant_logloss"] / own if own else float("nan")
+            metrics |= evaluate(further, logits[..., y], labels, mask=mask, groups=users)
             name = prefix if y == 0 else f"{prefix}{task.name}_"
             result |= {name + key: value for key, value in metrics.items()}
         return result

@@ -1,11 +1,15 @@
 """Metrics against brute force over pairs and rows, on 200 rows with ties."""
 
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
 
-from recscale.scaling.data import metrics
+from recscale.scaling.data import make_source, metrics
+from recscale.scaling.records import overrides, runs
+from recscale.scaling.training import get_config, run_id, train
 
 ROWS = 200
 
@@ -42,7 +46,7 @@ def test_logloss_and_ne(log):
     assert metrics.logloss(logits, labels, mask) == pytest.approx(expected, rel=1e-13)
     assert metrics.base_rate(labels, mask) == pytest.approx(rate, rel=1e-15)
     own = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
-    assert metrics.normalized_entropy(logits, labels, mask) == pytest.approx(expected / own, rel=1e-13)
+    assert metrics.normalised_entropy(logits, labels, mask) == pytest.approx(expected / own, rel=1e-13)
     assert metrics.constant_logloss(rate, labels, mask) == pytest.approx(own, rel=1e-13)
 
 
@@ -122,11 +126,68 @@ def test_evaluate_binary_collects_the_same_numbers(log):
     )
     assert result["rows"] == mask.sum()
     assert result["logloss"] == metrics.logloss(logits, labels, mask)
-    assert result["ne"] == metrics.normalized_entropy(logits, labels, mask)
+    assert result["ne"] == metrics.normalised_entropy(logits, labels, mask)
     assert result["auc"] == metrics.auc(logits, labels, mask)
     assert result["gauc"] == metrics.gauc_by_rows(logits, labels, groups, mask).value
     assert result["gauc_weighting"] == "rows"
     assert result["base_rate"] == metrics.base_rate(labels, mask)
+
+
+def brier(logits, labels, *, mask, groups):
+    assert logits.ndim == 1 and logits.shape == labels.shape == mask.shape == groups.shape
+    return np.mean((1 / (1 + np.exp(-logits)) - labels)[mask] ** 2)
+
+
+BRIER = metrics.Metric("brier", "Brier score", function=brier)
+TAKEN = metrics.Metric("auc", function=brier)
+
+
+@pytest.fixture
+def addresses(monkeypatch):
+    module = types.ModuleType("made_up_metrics")
+    module.BRIER, module.TAKEN = BRIER, TAKEN
+    monkeypatch.setitem(sys.modules, "made_up_metrics", module)
+
+
+def test_metrics_by_name_and_address_are_evaluated_on_the_rows_that_count(log, addresses):
+    logits, labels, groups, mask = log
+    wanted = ["gauc", "made_up_metrics:BRIER", "ne", "calibration", "auc", "logloss"]
+    found = metrics.evaluate(wanted, *(x.reshape(4, 25, 2) for x in (logits, labels)), mask=mask, groups=groups)
+    whole = metrics.evaluate_binary(logits, labels, mask=mask, groups=groups)
+    assert found.pop("brier") == pytest.approx(np.mean((1 / (1 + np.exp(-logits)) - labels)[mask > 0] ** 2))
+    assert found == {name: whole[name] for name in ("gauc", "ne", "calibration", "auc", "logloss")}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("logos", "there is no metric 'logos'; did you mean 'logloss'"),
+        ("excess_logloss", "has no function"),
+        ("made_up_metrics:TAKEN", "calls itself 'auc'"),
+        ("math:pi", "expected a recscale.scaling.data.metrics.Metric"),
+    ],
+)
+def test_a_metric_that_cannot_be_evaluated_is_refused_when_the_run_is_planned(addresses, name, text):
+    with pytest.raises(ValueError, match=text):
+        make_source({"name": "known_truth", "preset": "smoke", "metrics": (name,)}, requests=8)
+
+
+def test_a_run_evaluates_the_metrics_it_asks_for_and_keeps_its_id_without(tmp_path, addresses):
+    config = get_config("dlrm_mlp")
+    asked = overrides.apply(config, overrides.parse(config, ["data.metrics=made_up_metrics:BRIER,gauc"]))
+    assert asked.data.metrics == ("made_up_metrics:BRIER", "gauc")
+    assert "metrics" not in overrides.apply(config, {"training.lr": 0.1}).data
+    assert run_id(asked) != run_id(config)
+    values = {"data.preset": "smoke", "data.holdout_rows": 512, "training.requests": 64, "training.examples": 640}
+    record = train(overrides.apply(asked, values), tmp_path)
+    assert 0.0 < record["metrics"]["brier"] < 0.3
+    assert runs.run_row(record)["brier"] == record["metrics"]["brier"]
+
+
+def test_what_is_known_of_a_column():
+    assert metrics.describe("auc").lower_is_better is False and metrics.describe("calibration").lower_is_better is None
+    assert metrics.describe("logloss").is_loss and not metrics.describe("progressive_logloss").is_loss
+    assert metrics.describe("my_column") == metrics.Metric("my_column")
 
 
 def test_observed_mask_needs_both():
