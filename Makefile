@@ -13,7 +13,7 @@ VENV_TPU ?= .venv-tpu
 VENV_GPU ?= .venv-gpu
 AOT_JAX ?= 0.10.2
 
-.PHONY: quickstart test test-slow lint types notebooks aot-tpu aot-gpu clean
+.PHONY: quickstart test test-slow lint notebooks aot-tpu aot-gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/recscale sweep quickstart --out runs/quickstart $(ARGS)
@@ -27,10 +27,7 @@ test-slow: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-# Types: not a gate yet, the stubs of pandas alone give some hundred findings.
-types: $(VENV)/.installed-dev
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Re-executes the notebooks in place.
 notebooks: $(VENV)/.installed-dev
@@ -56,7 +53,7 @@ $(VENV)/bin/python $(VENV_TPU)/bin/python $(VENV_GPU)/bin/python: %/bin/python:
 	$(PYTHON) -m venv $*
 
 $(VENV)/.installed: $(VENV)/bin/python setup.py pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[lab]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

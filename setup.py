@@ -4,12 +4,29 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOMS = ["pallas_kernels", "models", "scaling", "sweeps"]
+FOLDERS = ["pallas_kernels", "models", "scaling", "sweeps"]
 HERE = Path(__file__).parent
 
 packages = [
-    f"recscale.{name}" for room in ROOMS for name in [room, *(f"{room}.{p}" for p in find_packages(str(HERE / room)))]
+    f"recscale.{name}"
+    for folder in FOLDERS
+    for name in [folder, *(f"{folder}.{package}" for package in find_packages(str(HERE / folder)))]
 ]
+
+# What training, sweeps, fits and reports need; `recscale.models` and `recscale.pallas_kernels` do without.
+LAB = [
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11",
+    "grain>=0.2.12",
+    "wandb>=0.19",
+    "scipy>=1.14",
+    "pandas>=2.2",
+    "pyarrow>=17",
+    "matplotlib>=3.9",
+    "rich>=13",
+]
+TESTS = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20"]
+STYLE = ["ruff>=0.8", "pyright>=1.1.390", "pandas-stubs>=2.2"]
 
 setup(
     name="recscale",
@@ -20,39 +37,34 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    package_dir={f"recscale.{room}": room for room in ROOMS},
+    package_dir={f"recscale.{folder}": folder for folder in FOLDERS},
     packages=packages,
     package_data={
-        "recscale.scaling": ["laws/published/*.json", "laws/published/*.md"],
-        "recscale.pallas_kernels": ["*/tuned/*.json", "targets/*.txtpb"],
+        "recscale.scaling": ["py.typed", "laws/published/*.json", "laws/published/*.md"],
+        "recscale.pallas_kernels": ["py.typed", "*/tuned/*.json", "targets/*.txtpb"],
+        "recscale.models": ["py.typed"],
+        "recscale.sweeps": ["py.typed"],
     },
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
-        "optax>=0.2.5",
-        "orbax-checkpoint>=0.11",
-        "grain>=0.2.12",
+        "jaxtyping>=0.3",
         "ml-collections>=1.0",
-        "wandb>=0.19",
         "numpy>=2.0",
-        "scipy>=1.14",
-        "pandas>=2.2",
-        "pyarrow>=17",
-        "matplotlib>=3.9",
         "click>=8.1",
-        "rich>=13",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "pyright>=1.1.390"],
-        "notebooks": ["nbclient>=0.11", "nbformat>=5.10", "ipykernel>=6.29"],
-        "tpu": ["jax[tpu]>=0.10"],
-        "cuda": ["jax[cuda13]>=0.10"],
-        "slurm": ["submitit>=1.5"],
-        "bench": ["torch>=2.5"],
+        "lab": LAB,
+        "dev": [*LAB, *TESTS, *STYLE],
+        "notebooks": [*LAB, "nbclient>=0.11", "nbformat>=5.10", "ipykernel>=6.29"],
+        "tpu": [*LAB, "jax[tpu]>=0.10"],
+        "cuda": [*LAB, "jax[cuda13]>=0.10"],
+        "slurm": [*LAB, "submitit>=1.5"],
+        "bench": [*LAB, "torch>=2.5"],
     },
     entry_points={
         "console_scripts": ["recscale = recscale.scaling.cli:main"],
-        # The command line looks its commands up by name, so a room further down the import chain
+        # The command line looks its commands up by name, so a folder further down the import chain
         # (or another distribution) adds a command without `scaling` importing it.
         "recscale.commands": [
             "fit = recscale.scaling.laws.fit_command:fit",

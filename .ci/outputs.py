@@ -9,6 +9,8 @@ bit; only times, paths, host and version facts are left out.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -71,20 +73,33 @@ def settled(value: object) -> object:
 
 def run(bin_folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    (out / "commands.json").write_text(json.dumps(commands(bin_folder, out)), encoding="utf-8")
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "WANDB_MODE": "offline"}
-    for name, arguments in commands(bin_folder, out).items():
-        done = subprocess.run(
-            [str(bin_folder / "recscale"), *arguments, "--json"], capture_output=True, text=True, env=environment
-        )
-        try:
-            said = settled(last_json(done.stdout))
-        except json.JSONDecodeError:
-            said = done.stdout.strip().splitlines()[-1]
-        text = json.dumps({"code": done.returncode, "said": said}, indent=1, sort_keys=True)
-        (out / f"{name}.json").write_text(text.replace(str(ROOT), "").replace(str(out), ""), encoding="utf-8")
+    # One process for all of them: starting JAX takes longer than most of the commands.
+    subprocess.run([str(bin_folder / "python"), __file__, "inside", str(out), "-"], env=environment, check=True)
+    (out / "commands.json").unlink()
     for plan in sorted((out / "plans").glob("*/plan.jsonl")):
         lines = [json.dumps(settled(json.loads(line)), sort_keys=True) for line in plan.read_text().splitlines()]
         (out / f"planned-{plan.parent.name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def run_inside(out: Path) -> None:
+    """The commands of `commands.json`, in this process."""
+    from recscale.scaling.cli import main
+
+    for name, arguments in json.loads((out / "commands.json").read_text("utf-8")).items():
+        printed, code = io.StringIO(), 0
+        with contextlib.redirect_stdout(printed):
+            try:
+                main([*arguments, "--json"])
+            except SystemExit as end:
+                code = end.code or 0
+        try:
+            said = settled(last_json(printed.getvalue()))
+        except json.JSONDecodeError:
+            said = printed.getvalue().strip().splitlines()[-1]
+        text = json.dumps({"code": code, "said": said}, indent=1, sort_keys=True)
+        (out / f"{name}.json").write_text(text.replace(str(out), "").replace(str(ROOT), ""), encoding="utf-8")
 
 
 def diff(old: Path, new: Path) -> list[str]:
@@ -109,6 +124,8 @@ if __name__ == "__main__":
     mode, first, second = sys.argv[1], Path(sys.argv[2]).absolute(), Path(sys.argv[3]).absolute()
     if mode == "run":
         run(first, second)
+    elif mode == "inside":
+        run_inside(first)
     else:
         differing = diff(first, second)
         print("\n".join(differing) or "nothing differs")

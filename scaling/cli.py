@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -105,6 +106,10 @@ def main(args: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         error.show()
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if full or not _comes_with_the_lab(error.name or ""):
+            raise
+        _stop(f"Error: this needs {error.name}, which comes with the laboratory: pip install 'recscale[lab]'", 1)
     except Exception as error:
         if full or not _on_purpose(error):
             raise
@@ -115,6 +120,13 @@ def main(args: Sequence[str] | None = None) -> None:
 @functools.cache
 def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _comes_with_the_lab(module: str) -> bool:
+    """Whether a module that is missing is one of those that `recscale[lab]` installs and the modules do without."""
+    required = importlib.metadata.requires("recscale") or []
+    top = module.partition(".")[0]
+    return any(re.match(rf"{top}\b", line.replace("_", "-")) for line in required if 'extra == "lab"' in line)
 
 
 def _on_purpose(error: Exception) -> bool:
