@@ -13,14 +13,10 @@ from typing import Any
 
 import jax
 
-OPERATIONS = (
-    "product_key_topk",
-    "sparse_gather",
-    "hybrid_attention",
-    "w8a16_matmul",
-    "per_token_ffn",
-    "grouped_matmul",
-)
+from .dispatch import KERNELS
+from .names import nearest
+
+OPERATIONS = tuple(KERNELS)
 
 GROUPS = ("tiny", "ragged", "bench")
 
@@ -71,16 +67,10 @@ def cases(operation: str) -> tuple[Case, ...]:
         ValueError: no such operation.
     """
     if operation not in OPERATIONS:
-        raise ValueError(f"operation is {operation!r}, expected one of {', '.join(OPERATIONS)}")
+        raise ValueError(f"operation is {operation!r}{nearest(operation, OPERATIONS)}")
     return importlib.import_module(f".{operation}.shapes", __package__).CASES
 
 
 def kernels(operation: str, platform: str) -> tuple[str, ...]:
-    """The Pallas implementations an operation has on a platform, from its `shapes.KERNELS`.
-
-    Raises:
-        ValueError: no such operation.
-    """
-    cases(operation)
-    every = importlib.import_module(f".{operation}.shapes", __package__).KERNELS
-    return tuple(name for name in every if name.startswith(f"pallas_{platform}"))
+    """The Pallas implementations an operation has on a platform."""
+    return tuple(name for name in KERNELS[operation] if name.startswith(f"pallas_{platform}"))

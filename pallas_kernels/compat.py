@@ -29,7 +29,7 @@ def mosaic_gpu_kernel(
 ) -> Callable[..., Sequence[Any]]:
     """A Mosaic GPU kernel as a function of arrays: `body(*inputs, *outputs, **scratch)` on every block of the grid.
 
-    `plgpu.kernel` takes no cost estimate; `pl.kernel` does, and has no batching rule.
+    `plgpu.kernel` takes no cost estimate; `pl.kernel` does, but has no batching rule: replicas (vmap) run in turn.
 
     Args:
         out_type: ShapeDtypeStructs of the outputs.
@@ -56,7 +56,7 @@ def mosaic_gpu_kernel(
             lambda **allocated: body(*refs, **allocated), collective_axes=thread_name or (), **(scratch or {})
         )
 
-    return pl.kernel(
+    kernel = pl.kernel(
         scoped if scratch else body,
         list(out_type),
         mesh=mesh,
@@ -67,6 +67,7 @@ def mosaic_gpu_kernel(
         interpret=gpu_interpretation() if interpret is True else interpret,
         name=name,
     )
+    return jax.custom_batching.sequential_vmap(kernel)
 
 
 def gpu_interpretation(**changed: Any) -> Any:

@@ -55,7 +55,7 @@ class HistoryBlock(nnx.Module):
         hidden: F; None is 4*D.
         norm: "layer" or "rms".
         attention_bias: whether the four projections have biases; None as the network, `use_bias`.
-        implementation: of the attention, see `recscale.pallas_kernels.implementation`.
+        implementation: of the attention, see `recscale.pallas_kernels.dispatch`.
     """
 
     def __init__(

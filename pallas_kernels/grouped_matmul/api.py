@@ -8,22 +8,25 @@ Two runs on one device are bit-equal. FLOPs 2*N*D*F, whatever the group sizes.
 
 On TPUs XLA's ragged_dot is a grouped kernel already, so there is no other one here.
 
+A kernel (see `recscale.pallas_kernels.dispatch`) has, for x and w of one dtype,
+
+    obstacle(target, x_shape, w_shape, x_dtype) -> str | None
+    multiply(x, w, group_sizes, transposed, *, target, interpret) -> y [N, F]; transposed: w is [G, F, D]
+    contract(x, dy, group_sizes, *, target, interpret) -> dw float32 [G, D, F]
+
 Letters: N rows, G groups (experts, or tokens times experts), D inputs, F outputs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import importlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from recscale.pallas_kernels import targets
 from recscale.pallas_kernels.checks import if_checked
-from recscale.pallas_kernels.implementation import asked, resolve
+from recscale.pallas_kernels.dispatch import Backend, Implementation, choose
 from recscale.pallas_kernels.mixed_precision import full_precision
 
 from . import reference
@@ -34,9 +37,6 @@ Array = jax.Array
 # copies stay below this.
 _CHUNK_BYTES = 256 * 2**20
 
-# Pallas implementation -> its module, and the target it is interpreted for.
-_KERNELS = {"pallas_gpu": (".gpu", "h100")}
-
 # dw: rows are contracted, group by group.
 _CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
@@ -44,7 +44,12 @@ _CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(
 
 
 def grouped_matmul(
-    x: Array, w: Array, group_sizes: Array, *, implementation: str | None = None, interpret: bool = False
+    x: Array,
+    w: Array,
+    group_sizes: Array,
+    *,
+    implementation: Implementation | None = None,
+    interpret: bool = False,
 ) -> Array:
     """[N, F]: every row times the matrix of its group.
 
@@ -52,7 +57,7 @@ def grouped_matmul(
         x: float32 or bfloat16 [N, D], rows sorted by group.
         w: [G, D, F], float32 or the dtype of x.
         group_sizes: int32 [G], not negative, sum at most N. With RECSCALE_CHECK=1 in the environment that is checked.
-        implementation: see `recscale.pallas_kernels.implementation`; None takes kernels only where they were measured.
+        implementation: see `recscale.pallas_kernels.dispatch`; None takes kernels only where they were measured.
         interpret: run a kernel by interpretation.
 
     Raises:
@@ -60,69 +65,40 @@ def grouped_matmul(
         NotImplementedError: the named implementation cannot serve the request.
     """
     _check(x, w, group_sizes)
-    kernel = _choose(implementation, interpret, x, w)
+    request = x.shape, w.shape, x.dtype
+    backend = choose("grouped_matmul", implementation, interpret, *request, measured_only=True)
     if_checked(functools.partial(_refuse_sizes, x.shape[0]), lambda: (group_sizes,))
-    return reference.matmul(x, w, group_sizes) if kernel == "reference" else _grouped(kernel, x, w, group_sizes)
+    if backend.name == "reference":
+        return reference.matmul(x, w, group_sizes)
+    return _grouped(backend, x, w, group_sizes)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kernel:
-    """A module with `multiply` and `contract`, and what it is compiled for."""
-
-    module: Any
-    target: targets.Target
-    interpret: bool
-
-    def multiply(self, x: Array, w: Array, group_sizes: Array, transposed: bool) -> Array:
-        options = dict(transposed=transposed, target=self.target, interpret=self.interpret)
-        return self.module.multiply(x, w.astype(x.dtype), group_sizes, **options)
-
-    def contract(self, x: Array, dy: Array, group_sizes: Array) -> Array:
-        return self.module.contract(x, dy, group_sizes, target=self.target, interpret=self.interpret)
-
-
-class _XLA:
-    @staticmethod
-    def multiply(x: Array, w: Array, group_sizes: Array, transposed: bool) -> Array:
-        w = w.astype(x.dtype)
+def _multiply(backend: Backend, x: Array, w: Array, group_sizes: Array, transposed: bool) -> Array:
+    w = w.astype(x.dtype)
+    if backend.kernel is None:
         return _rows_times_groups(x, w.swapaxes(1, 2) if transposed else w, group_sizes)
+    return backend.call("multiply", x, w, group_sizes, transposed)
 
-    @staticmethod
-    def contract(x: Array, dy: Array, group_sizes: Array) -> Array:
+
+def _contract(backend: Backend, x: Array, dy: Array, group_sizes: Array) -> Array:
+    if backend.kernel is None:
         return _contract_rows(x, dy, group_sizes)
-
-
-def _choose(implementation: str | None, interpret: bool, x: Array, w: Array) -> Any:
-    """What serves the request: "reference", `_XLA` or a `_Kernel`."""
-    implementation = asked("grouped_matmul", implementation)
-    name = implementation or f"pallas_{targets.current_platform()}"
-    obstacles, kernel = {}, None
-    if name in _KERNELS:
-        module, interpreted = _KERNELS[name]
-        target = targets.get_target(interpreted) if interpret else targets.current()
-        kernel = _Kernel(importlib.import_module(module, __package__), target, interpret)
-        obstacles[name] = kernel.module.obstacle(target, x.shape, w.shape, x.dtype)
-    chosen = resolve("grouped_matmul", implementation, obstacles, measured_only=True)
-    if chosen in _KERNELS:
-        return kernel
-    if interpret:
-        raise NotImplementedError(f"interpret=True needs a Pallas implementation, not {chosen!r}")
-    return _XLA if chosen == "xla" else chosen
+    return backend.call("contract", x, dy, group_sizes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped(kernel: Any, x: Array, w: Array, group_sizes: Array) -> Array:
-    return kernel.multiply(x, w, group_sizes, False)
+def _grouped(backend: Backend, x: Array, w: Array, group_sizes: Array) -> Array:
+    return _multiply(backend, x, w, group_sizes, False)
 
 
-def _forward(kernel, x, w, group_sizes):
-    return _grouped(kernel, x, w, group_sizes), (x, w, group_sizes)
+def _forward(backend, x, w, group_sizes):
+    return _grouped(backend, x, w, group_sizes), (x, w, group_sizes)
 
 
-def _backward(kernel, saved, dy):
+def _backward(backend, saved, dy):
     x, w, group_sizes = saved
-    dx = kernel.multiply(dy, w, group_sizes, True)
-    return dx, kernel.contract(x, dy, group_sizes).astype(w.dtype), None
+    dx = _multiply(backend, dy, w, group_sizes, True)
+    return dx, _contract(backend, x, dy, group_sizes).astype(w.dtype), None
 
 
 _grouped.defvjp(_forward, _backward)

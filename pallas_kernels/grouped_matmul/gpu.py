@@ -20,7 +20,6 @@ Letters: N rows, G groups, D inputs, F outputs.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -50,10 +49,8 @@ _RESERVED = 4096
 _COPY_REGISTERS, _MULTIPLY_REGISTERS = 40, 232
 
 
-def obstacle(target: Target | None, x_shape: tuple[int, ...], w_shape: tuple[int, ...], x_dtype: Any) -> str | None:
+def obstacle(target: Target, x_shape: tuple[int, ...], w_shape: tuple[int, ...], x_dtype: Any) -> str | None:
     """Why these kernels cannot serve a product on that target, or None."""
-    if target is None or target.platform != "gpu":
-        return "it needs a Hopper GPU, or interpret=True"
     if x_dtype != jnp.bfloat16:
         return f"x is {jnp.dtype(x_dtype).name}, expected bfloat16: the matrix unit would round it"
     if 0 in x_shape or 0 in w_shape:
@@ -62,20 +59,9 @@ def obstacle(target: Target | None, x_shape: tuple[int, ...], w_shape: tuple[int
 
 
 def multiply(
-    x: Array, w: Array, group_sizes: Array, *, transposed: bool = False, target: Target, interpret: bool = False
+    x: Array, w: Array, group_sizes: Array, transposed: bool = False, *, target: Target, interpret: bool = False
 ) -> Array:
     """x [N, D] and w [G, D, F] (or [G, F, D] if `transposed`), both bfloat16 -> [N, F]."""
-    run = functools.partial(_multiply, transposed=transposed, target=target, interpret=interpret)
-    return jax.custom_batching.sequential_vmap(run)(x, w, group_sizes)
-
-
-def contract(x: Array, dy: Array, group_sizes: Array, *, target: Target, interpret: bool = False) -> Array:
-    """x [N, D] and dy [N, F], both bfloat16 -> float32 [G, D, F], the sum over each group's rows of x^T dy."""
-    run = functools.partial(_contract, target=target, interpret=interpret)
-    return jax.custom_batching.sequential_vmap(run)(x, dy, group_sizes)
-
-
-def _multiply(x: Array, w: Array, group_sizes: Array, *, transposed: bool, target: Target, interpret: bool) -> Array:
     (rows, inputs), outputs = x.shape, w.shape[1 if transposed else 2]
     row_tiles, depth = pl.cdiv(rows, _ROWS), pl.cdiv(inputs, _DEPTH)
     columns, stages = _blocks("multiply", target, row_tiles, inputs, outputs, x.dtype.itemsize)
@@ -143,7 +129,8 @@ def _multiply(x: Array, w: Array, group_sizes: Array, *, transposed: bool, targe
     return call(x, w, *_visits(group_sizes, rows, row_tiles))[0][:rows, :outputs]
 
 
-def _contract(x: Array, dy: Array, group_sizes: Array, *, target: Target, interpret: bool) -> Array:
+def contract(x: Array, dy: Array, group_sizes: Array, *, target: Target, interpret: bool = False) -> Array:
+    """x [N, D] and dy [N, F], both bfloat16 -> float32 [G, D, F], the sum over each group's rows of x^T dy."""
     (rows, inputs), outputs, groups = x.shape, dy.shape[1], group_sizes.shape[0]
     blocks = groups * pl.cdiv(inputs, _ROWS)
     columns, stages = _blocks("contract", target, blocks, SIDE, outputs, x.dtype.itemsize)

@@ -15,8 +15,6 @@ from recscale.pallas_kernels.cases import Case
 
 from .api import grouped_matmul
 
-KERNELS = ("pallas_gpu",)
-
 
 def _inputs(key, sizes: tuple[int, ...], spare: int, inputs: int, outputs: int):
     keys = jax.random.split(key, 3)

@@ -12,6 +12,20 @@ One rule: query row i of request r sees key j iff  q_pos[r, i] <= j < lengths[r]
 Two disjoint sets of keys are joined by `merge_attention`, so no code in here knows of global tokens or candidates'
 own keys: a candidate can enter a history's rows only if the caller puts it there.
 
+A kernel (see `recscale.pallas_kernels.dispatch`) has
+
+    obstacle(target, q_shape, k_shape, v_width, dtype) -> str | None
+    forward(q, k, v, lengths, positions, key_bias, scale, *, target, interpret) -> (o, lse)
+    backward(q, k, v, lengths, positions, key_bias, scale, o, lse, do, dlse, *, target, interpret)
+        -> (dq, dk, dv, dkey_bias)
+
+    q, do, o [R, N, H, d or dv]   k [R, S, Hk, d]   v [R, S, Hk, dv]   lengths int32 [R]   positions int32 [1 or R, N]
+    key_bias float32 [R, S, H]    lse, dlse float32 [R, N, H]
+
+with the candidates folded into N = C*Q rows (positions then are not monotone), one dtype for q, k, v, o and do, and
+gradients in the dtype of what they belong to. v is None for v = k: then dv is None and its part is in dk. No key_bias:
+dkey_bias is None. Rows that see no key: o = 0, lse = INVISIBLE, zero gradients, whatever dlse holds for them.
+
 Letters: R requests, C candidates, Q query rows, S keys, H heads, Hk key heads (1 or H), d head width, dv value width.
 """
 
@@ -19,21 +33,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from recscale.pallas_kernels.checks import if_checked
-from recscale.pallas_kernels.implementation import asked
+from recscale.pallas_kernels.dispatch import Backend, Implementation, choose, replicas_in_turn
 
-from . import dispatch, reference, xla
+from . import reference, xla
 from .reference import INVISIBLE
 
 Array = jax.Array
 
 MODES = ("full", "causal", "positions")
-
-_ROWS = {"reference": reference.attention, "xla": xla.attention}
 
 
 def hybrid_attention(
@@ -46,7 +59,7 @@ def hybrid_attention(
     q_pos: Array | None = None,
     scale: float,
     key_bias: Array | None = None,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     interpret: bool = False,
 ) -> tuple[Array, Array]:
     """Attention of every query row over its visible keys, and the log of its weights' sum.
@@ -63,7 +76,7 @@ def hybrid_attention(
         q_pos: int32 [Q] or [R, Q], non-decreasing; with mode="positions" only.
         scale: factor of the scores, always explicit.
         key_bias: float32 [R, S, H], added to the scaled scores.
-        implementation: see `recscale.pallas_kernels.implementation`; without a name, S <= d keys stay with XLA.
+        implementation: see `recscale.pallas_kernels.dispatch`; without a name, S <= d keys stay with XLA.
         interpret: run a Pallas kernel in interpret mode (for tests on a CPU).
 
     Returns:
@@ -75,16 +88,18 @@ def hybrid_attention(
         NotImplementedError: the named implementation cannot serve the request.
     """
     _check(q, k, v, lengths, mode, q_pos, key_bias)
-    implementation = asked("hybrid_attention", implementation)
     *lead, Q, H, _ = q.shape
     C = lead[1] if len(lead) == 2 else 1
     rows = q.reshape(lead[0], C * Q, H, q.shape[-1])
-    chosen = dispatch.choose(implementation, interpret, rows, k, v)
+    backend = _choose(implementation, interpret, rows, k, v)
     own = _positions(mode, q_pos, Q)
     if_checked(functools.partial(_refuse_values, k.shape[1]), lambda: (lengths, own))
     positions = jnp.tile(own, (1, C)) if C > 1 else own
-    attend = _ROWS.get(chosen) or functools.partial(dispatch.run_kernel, chosen, interpret)
-    o, lse = attend(rows, k, v, lengths, positions, key_bias, scale)
+    if backend.kernel is None:
+        attend = reference.attention if backend.name == "reference" else xla.attention
+        o, lse = attend(rows, k, v, lengths, positions, key_bias, scale)
+    else:
+        o, lse = _attend(rows, k, v, key_bias, lengths, positions, scale, backend)
     return o.reshape(*lead, Q, H, o.shape[-1]), lse.reshape(*lead, Q, H)
 
 
@@ -101,6 +116,45 @@ def merge_attention(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]
     total = sum(weights[1:], weights[0])
     o = sum((w / total)[..., None] * part.astype(jnp.float32) for w, part in zip(weights, outputs, strict=True))
     return o.astype(outputs[0].dtype), most + jnp.log(total)
+
+
+def _choose(implementation: Implementation | None, interpret: Any, q: Array, k: Array, v: Array | None) -> Backend:
+    """What serves q [R, N, H, d], k [R, S, Hk, d], v [R, S, Hk, dv] or None.
+
+    Without a name, few keys stay with XLA: where S <= d the scores of a row take no more memory than the row itself,
+    so there is no traffic for a kernel to save.
+    """
+    types = {str(x.dtype) for x in (q, k, v) if x is not None}
+    return choose(
+        "hybrid_attention",
+        implementation,
+        interpret,
+        *(q.shape, k.shape, (k if v is None else v).shape[-1], q.dtype),
+        obstacle=f"q, k and v are {', '.join(sorted(types))}; it needs one type" if len(types) > 1 else None,
+        stays_with_xla="few keys" if k.shape[1] <= k.shape[3] else "",
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _attend(q, k, v, key_bias, lengths, positions, scale: float, backend: Backend) -> tuple[Array, Array]:
+    """(o, lse) by a kernel; differentiable in q, k, v and key_bias."""
+    return _forward(q, k, v, key_bias, lengths, positions, scale, backend)[0]
+
+
+def _forward(q, k, v, key_bias, lengths, positions, scale, backend):
+    kernel = replicas_in_turn(functools.partial(backend.call, "forward"))
+    o, lse = kernel(q, k, v, lengths, positions, key_bias, scale)
+    return (o, lse), (q, k, v, key_bias, lengths, positions, o, lse)
+
+
+def _backward(scale, backend, saved, cotangents):
+    q, k, v, key_bias, lengths, positions, o, lse = saved
+    kernel = replicas_in_turn(functools.partial(backend.call, "backward"))
+    dq, dk, dv, dkey_bias = kernel(q, k, v, lengths, positions, key_bias, scale, o, lse, *cotangents)
+    return dq, dk, dv, dkey_bias, None, None
+
+
+_attend.defvjp(_forward, _backward)
 
 
 def _positions(mode: str, q_pos: Array | None, queries: int) -> Array:

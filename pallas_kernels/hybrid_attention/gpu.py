@@ -60,17 +60,12 @@ Array = jax.Array
 _MOST_WIDTH = 256
 
 
-def obstacle(target: Target | None, q_shape, k_shape, v_width: int, dtype) -> str | None:
+def obstacle(target: Target, q_shape, k_shape, v_width: int, dtype) -> str | None:
     """Why these kernels cannot serve a request, or None.
 
     Args:
-        target: the chip; None for a device that is in no table.
         q_shape, k_shape: [R, N, H, d] and [R, S, Hk, d]. v_width: dv. dtype: common type of q, k and v.
     """
-    if target is None:
-        return "the device is in no table of targets"
-    if target.platform != "gpu":
-        return f"the target is {target.name}, and this kernel is written for Hopper GPUs"
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return (
             f"the inputs are {jnp.dtype(dtype).name}; Hopper's matrix unit takes bfloat16 and float16, and its TF32 "

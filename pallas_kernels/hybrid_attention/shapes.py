@@ -29,8 +29,6 @@ from .api import hybrid_attention
 
 Array = jax.Array
 
-KERNELS = ("pallas_tpu", "pallas_gpu")
-
 
 @dataclasses.dataclass(frozen=True)
 class Shape:

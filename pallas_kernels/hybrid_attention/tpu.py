@@ -40,12 +40,8 @@ _VMEM_SHARE, _SMEM_SHARE = 0.75, 0.5
 _NO_WEIGHT = 1e30
 
 
-def obstacle(
-    target: Target | None, q_shape: tuple[int, ...], k_shape: tuple[int, ...], v_width: int, dtype
-) -> str | None:
+def obstacle(target: Target, q_shape: tuple[int, ...], k_shape: tuple[int, ...], v_width: int, dtype) -> str | None:
     """Why this kernel cannot serve q [R, N, H, d] and k [R, S, Hk, d] on that target, or None."""
-    if target is None or target.platform != "tpu":
-        return "it needs a TPU, or interpret=True"
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"q is {jnp.dtype(dtype).name}, expected float32 or bfloat16"
     if 0 in q_shape or 0 in k_shape or v_width == 0:

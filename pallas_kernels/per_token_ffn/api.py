@@ -15,14 +15,17 @@ x comes in one of three forms, and y in the same one:
 
 FLOPs: 2*B*T*D*F for one layer, 4*B*T*D*F for a network (O = D), 6*B*T*D*F for a gated one.
 
+A kernel (see `recscale.pallas_kernels.dispatch`, and `form` for what it is given) has
+
+    obstacle(target, form, x, weights) -> str | None        reads only shapes and dtypes
+    forward(form, x, weights, *, target, interpret) -> y, in the layout and dtype of x
+
 Letters: B rows, T tokens, D inputs, F hidden width (of one layer: its outputs), O outputs of the second layer.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +33,12 @@ import jax.numpy as jnp
 from recscale.pallas_kernels import targets
 from recscale.pallas_kernels.activations import ACTIVATIONS
 from recscale.pallas_kernels.blocks import beats_xla
-from recscale.pallas_kernels.implementation import asked, resolve
+from recscale.pallas_kernels.dispatch import Backend, Implementation, asked, choose
 
 from . import reference, xla
 from .form import Form, Weights
 
 Array = jax.Array
-
-# Pallas implementation -> its module, and the target it is interpreted for.
-_KERNELS = {"pallas_tpu": (".tpu", "tpu-v5e"), "pallas_gpu": (".gpu", "h100")}
 
 
 def per_token_matmul(
@@ -49,7 +49,7 @@ def per_token_matmul(
     act: str | None = None,
     transposed: bool = False,
     token_first: bool = False,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     interpret: bool = False,
 ) -> Array:
     """act(x_t w_t + bias_t) for every token t, in the form of x with F instead of D.
@@ -59,7 +59,7 @@ def per_token_matmul(
         w: [T, D, F], or [T, F, D] if `transposed`; float32 or the dtype of x.
         bias: [T, F].
         act: None, "gelu" (tanh form), "relu" or "silu".
-        implementation: see `recscale.pallas_kernels.implementation`; None takes kernels only where they were measured.
+        implementation: see `recscale.pallas_kernels.dispatch`; None takes kernels only where they were measured.
         interpret: run a kernel by interpretation.
 
     Raises:
@@ -81,7 +81,7 @@ def per_token_ffn(
     act: str | None = "gelu",
     transposed: bool = False,
     token_first: bool = False,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     interpret: bool = False,
 ) -> Array:
     """Two layers per token, in the form of x with O instead of D.
@@ -113,40 +113,26 @@ def fuses(act: str) -> bool:
 
 
 def _checked(
-    operation: str, form: Form, x: Array, weights: Weights, implementation: str | None, interpret: bool
+    function: str, form: Form, x: Array, weights: Weights, implementation: Implementation | None, interpret: bool
 ) -> Array:
     _check(form, x, weights)
-    implementation = asked("per_token_ffn", implementation)
-    name = implementation or f"pallas_{targets.current_platform()}"
-    obstacles, kernel, target = {}, None, None
-    if name in _KERNELS:
-        module, interpreted = _KERNELS[name]
-        kernel = importlib.import_module(module, __package__)
-        target = targets.get_target(interpreted) if interpret else targets.current()
-        obstacles[name] = kernel.obstacle(target, form, x, weights)
-    chosen = resolve(operation, implementation, obstacles, measured_only=True)
-    if chosen in _KERNELS:
-        return _run(_bound(kernel.forward, target, interpret), form, x, weights)
-    if interpret:
-        raise ValueError(f"interpret=True needs a Pallas implementation, but {chosen!r} was chosen; name one")
-    return reference.forward(form, x, weights) if chosen == "reference" else _run(xla.forward, form, x, weights)
-
-
-@functools.cache
-def _bound(forward: Callable[..., Array], target: targets.Target, interpret: bool) -> Callable[..., Array]:
-    return functools.partial(forward, target=target, interpret=interpret)
+    request = form, x, weights
+    backend = choose("per_token_ffn", implementation, interpret, *request, function=function, measured_only=True)
+    return reference.forward(*request) if backend.name == "reference" else _run(backend, *request)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(forward: Callable[[Form, Array, Weights], Array], form: Form, x: Array, weights: Weights) -> Array:
-    return forward(form, x, weights)
+def _run(backend: Backend, form: Form, x: Array, weights: Weights) -> Array:
+    if backend.kernel is None:
+        return xla.forward(form, x, weights)
+    return backend.call("forward", form, x, weights)
 
 
-def _forward(forward, form, x, weights):
-    return forward(form, x, weights), (x, weights)
+def _forward(backend, form, x, weights):
+    return _run(backend, form, x, weights), (x, weights)
 
 
-def _backward(forward, form, saved, dy):
+def _backward(backend, form, saved, dy):
     return xla.gradients(form, *saved, dy)
 
 

@@ -16,8 +16,6 @@ Letters: T tokens, B rows, D inputs, F hidden width, O outputs.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -38,10 +36,8 @@ _MOST_WIDTH = 256  # of one copy
 _RESERVED = 1024
 
 
-def obstacle(target: Target | None, form: Form, x: Array, weights: Weights) -> str | None:
+def obstacle(target: Target, form: Form, x: Array, weights: Weights) -> str | None:
     """Why this kernel cannot serve a request on that target, or None; reads only shapes and dtypes."""
-    if target is None or target.platform != "gpu":
-        return "it needs a Hopper GPU, or interpret=True"
     if x.dtype != jnp.bfloat16:
         return f"x is {x.dtype}, expected bfloat16: the matrix unit would round it"
     if weights.w2 is None:
@@ -61,11 +57,6 @@ def obstacle(target: Target | None, form: Form, x: Array, weights: Weights) -> s
 
 def forward(form: Form, x: Array, weights: Weights, *, target: Target, interpret: bool = False) -> Array:
     """y in the layout and dtype of x; see `tpu.forward`."""
-    run = functools.partial(_forward, form, target=target, interpret=interpret)
-    return jax.custom_batching.sequential_vmap(run)(x, weights)
-
-
-def _forward(form: Form, x: Array, weights: Weights, *, target: Target, interpret: bool) -> Array:
     shape = x.shape
     tokens, rows, inputs, hidden, outputs = form.sizes(x.shape, weights)
     weights = Weights(*(w if w is None or w.ndim == 2 else w.astype(x.dtype) for w in weights))

@@ -15,8 +15,6 @@ from recscale.pallas_kernels.cases import Case
 
 from .api import per_token_ffn, per_token_matmul
 
-KERNELS = ("pallas_tpu", "pallas_gpu")
-
 _DTYPE = jnp.bfloat16
 
 # v5p and 7x copy the biases [T, F] into the layout of [T, 1, F].

@@ -34,10 +34,8 @@ _ROWS, _PIECE = 512, 512
 _WEIGHTS_SHARE, _VMEM_SHARE = 0.5, 0.75
 
 
-def obstacle(target: Target | None, form: Form, x: Array, weights: Weights) -> str | None:
+def obstacle(target: Target, form: Form, x: Array, weights: Weights) -> str | None:
     """Why this kernel cannot serve a request on that target, or None; reads only shapes and dtypes."""
-    if target is None or target.platform != "tpu":
-        return "it needs a TPU, or interpret=True"
     tokens, rows, inputs, hidden, outputs = form.sizes(x.shape, weights)
     if 0 in (tokens, rows, inputs, hidden, outputs):
         return f"there is nothing to compute for x {x.shape}"

@@ -8,28 +8,30 @@
 With these ties the result equals the top-k over all M slots in that order, ids included, and costs O(n) instead of
 O(M): a pair of ranks (i, j) with (i+1)(j+1) > K has K better ones and is never looked at.
 
+A kernel (see `recscale.pallas_kernels.dispatch`) has
+
+    obstacle(target, q_shape, keys_shape, topk, (q_dtype, keys_dtype)) -> str | None
+    topk(q, keys, topk, scale, *, target, interpret) -> scores float32 [N, H, K], ids int32 [N, H, K]
+
+for keys [H, 2, n, p].
+
 Letters: N reads, H heads, n sub-keys per axis, p key width per axis, K winners.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 
 import jax
 import jax.numpy as jnp
 
 from recscale.pallas_kernels.checks import if_checked
-from recscale.pallas_kernels.implementation import asked, resolve
-from recscale.pallas_kernels.targets import Target, current, current_platform, get_target
+from recscale.pallas_kernels.dispatch import Backend, Implementation, choose
 
 from . import reference, xla
 
 Array = jax.Array
-
-# Kernel -> its module, and the target it is interpreted for where none is given.
-_KERNELS = {"pallas_tpu": (".tpu", "tpu-v5e"), "pallas_gpu": (".gpu", "h100")}
 
 
 def product_key_topk(
@@ -38,7 +40,7 @@ def product_key_topk(
     topk: int,
     *,
     scale: float = 1.0,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     interpret: bool = False,
 ) -> tuple[Array, Array]:
     """The `topk` best slots of every read and head, best first.
@@ -52,7 +54,7 @@ def product_key_topk(
         keys: [H, 2, n, p], or [2, n, p] for keys shared by all heads.
         topk: K <= n.
         scale: factor of the scores, a Python number.
-        implementation: see `recscale.pallas_kernels.implementation`.
+        implementation: see `recscale.pallas_kernels.dispatch`.
         interpret: run a Pallas kernel in interpret mode (for tests on a CPU).
 
     Returns:
@@ -64,60 +66,31 @@ def product_key_topk(
     """
     _check(q, keys, topk, scale)
     if_checked(_refuse_nan, lambda: (jnp.isnan(q).any(), jnp.isnan(keys).any()))
-    implementation = asked("product_key_topk", implementation)
     reads, heads = q.shape[:2]
     if keys.ndim == 3:  # shared by the heads: a head is then one more read
         q, keys = q.reshape(reads * heads, 1, *q.shape[2:]), keys[None]
-    chosen, target = _choose(implementation, interpret, q, keys, topk)
-    if chosen == "reference":
+    request = q.shape, keys.shape, topk, (q.dtype, keys.dtype)
+    backend = choose("product_key_topk", implementation, interpret, *request)
+    if backend.name == "reference":
         scores, ids = reference.topk(q, keys, topk, float(scale))
     else:
-        scores, ids = _topk(q, keys, topk, float(scale), chosen, target, interpret)
+        scores, ids = _topk(q, keys, topk, float(scale), backend)
     return scores.reshape(reads, heads, topk), ids.reshape(reads, heads, topk)
 
 
-def _choose(implementation: str | None, interpret: bool, q: Array, keys: Array, topk: int) -> tuple[str, Target | None]:
-    """The implementation that serves a request, and the target of a kernel."""
-    # Only a kernel that may be chosen is imported: another platform's may not even be importable here.
-    wanted = [implementation] if implementation else [f"pallas_{current_platform()}"]
-    targets = {name: _target(name, interpret) for name in wanted if name in _KERNELS}
-    obstacles = {
-        name: _kernel(name).obstacle(target, q.shape, keys.shape, topk, (q.dtype, keys.dtype))
-        for name, target in targets.items()
-    }
-    chosen = resolve("product_key_topk", implementation, obstacles)
-    if interpret and chosen not in _KERNELS:
-        raise ValueError(f"interpret=True needs a Pallas implementation, but {chosen!r} was chosen; name one")
-    return chosen, targets.get(chosen)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _topk(q: Array, keys: Array, topk: int, scale: float, backend: Backend) -> tuple[Array, Array]:
+    if backend.kernel is None:
+        return xla.topk(q, keys, topk, scale)
+    return backend.call("topk", q, keys, topk, scale)
 
 
-def _target(name: str, interpret: bool) -> Target | None:
-    """What programs are being built for if the kernel is for it, else the default of interpretation."""
-    target = current()
-    if target is not None and name == f"pallas_{target.platform}":
-        return target
-    return get_target(_KERNELS[name][1]) if interpret else None
-
-
-def _kernel(name: str):
-    return importlib.import_module(_KERNELS[name][0], __package__)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
-def _topk(
-    q: Array, keys: Array, topk: int, scale: float, name: str, target: Target | None, interpret: bool
-) -> tuple[Array, Array]:
-    if name in _KERNELS:
-        return _kernel(name).topk(q, keys, topk, scale, target=target, interpret=interpret)
-    return xla.topk(q, keys, topk, scale)
-
-
-def _forward(q, keys, topk, scale, name, target, interpret):
-    scores, ids = _topk(q, keys, topk, scale, name, target, interpret)
+def _forward(q, keys, topk, scale, backend):
+    scores, ids = _topk(q, keys, topk, scale, backend)
     return (scores, ids), (q, keys, ids)
 
 
-def _backward(topk, scale, name, target, interpret, saved, cotangents):
+def _backward(topk, scale, backend, saved, cotangents):
     q, keys, ids = saved
     dq, dkeys = xla.gradients(q, keys, ids, cotangents[0], scale)
     return dq.astype(q.dtype), dkeys.astype(keys.dtype)

@@ -55,10 +55,8 @@ _STAGES = 2
 _SPARE_BYTES = 1024
 
 
-def obstacle(target: Target | None, q_shape: Shape, keys_shape: Shape, k: int, dtypes) -> str | None:
+def obstacle(target: Target, q_shape: Shape, keys_shape: Shape, k: int, dtypes) -> str | None:
     """Why this kernel cannot serve q [N,H,2,p] and keys [H,2,n,p] of these dtypes on that target, or None."""
-    if target is None or target.platform != "gpu":
-        return "it needs a Hopper GPU, or interpret=True"
     for dtype in dtypes:
         if dtype not in (jnp.float32, jnp.bfloat16):
             return f"an input is {jnp.dtype(dtype).name}, expected float32 or bfloat16"
@@ -132,16 +130,6 @@ def topk(
         target: chip to compile for; one on which `obstacle` finds nothing.
         interpret: run by interpretation, on any device.
     """
-
-    # vmap (training replicas) goes through the kernel one replica after the other.
-    @jax.custom_batching.sequential_vmap
-    def search(q, keys):
-        return _search(q, keys, k, scale, target, interpret)
-
-    return search(q, keys)
-
-
-def _search(q: Array, keys: Array, k: int, scale: float, target: Target, interpret: bool) -> tuple[Array, Array]:
     reads, heads, _, width = q.shape
     dtypes = (q.dtype, keys.dtype)
     plan = _plan(q.shape, keys.shape, k, dtypes, target)

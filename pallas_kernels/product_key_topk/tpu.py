@@ -46,10 +46,8 @@ _MOST_SUB_KEYS = 16 * _PRODUCT
 _VMEM_SHARE = 0.75
 
 
-def obstacle(target: Target | None, q_shape: Shape, keys_shape: Shape, k: int, dtypes) -> str | None:
+def obstacle(target: Target, q_shape: Shape, keys_shape: Shape, k: int, dtypes) -> str | None:
     """Why this kernel cannot serve q [N,H,2,p] and keys [H,2,n,p] of these dtypes on that target, or None."""
-    if target is None or target.platform != "tpu":
-        return "it needs a TPU, or interpret=True"
     for dtype in dtypes:
         if dtype not in (jnp.float32, jnp.bfloat16):
             return f"an input is {jnp.dtype(dtype).name}, expected float32 or bfloat16"

@@ -10,6 +10,19 @@ The gradient of `values` is the caller's choice (`value_grad`):
             factored form: dV[m] = sum over hits of w * g
     none    frozen values
 
+A kernel (see `recscale.pallas_kernels.dispatch`) has
+
+    obstacle(target, values_shape, values_dtype, ids_shape, gate_fn) -> str | None
+    read(values, ids, weights, gate, gate_fn, *, target, interpret) -> (out, y or None)
+
+and, where it does better than XLA, any of
+
+    weight_gradient(values, ids, g, *, target, interpret) -> float32 [N, J]
+    value_gradient(rows, ids, weights, g, *, target, interpret) -> float32 [M, d]
+    gradients(values, ids, weights, g, *, target, interpret) -> (the latter, the former), in one pass
+
+y is what the gate's backward needs, in the gate's dtype; None without a gate. Ids below 0 are absent hits.
+
 Letters: N reads, J hits per read, M rows, d width.
 """
 
@@ -22,10 +35,10 @@ import jax
 import jax.numpy as jnp
 
 from recscale.pallas_kernels.checks import if_checked
-from recscale.pallas_kernels.implementation import asked
+from recscale.pallas_kernels.dispatch import Backend, Implementation, choose
 
-from . import dispatch, reference, xla
-from .gates import GATES
+from . import passes, reference, xla
+from .gates import GATES, with_gate
 
 Array = jax.Array
 
@@ -41,7 +54,7 @@ def sparse_gather(
     gate_fn: str = "none",
     probe: Array | None = None,
     value_grad: str = "dense",
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     interpret: bool = False,
 ) -> Array:
     """Weighted sums of rows, optionally gating another vector.
@@ -54,7 +67,7 @@ def sparse_gather(
         gate: [N, d], needed unless gate_fn is "none".
         probe: zeros [N, d], whose gradient is that of y; kernels take it at its word and do not add it.
         value_grad: "dense", "rows" or "none", see above.
-        implementation: see `recscale.pallas_kernels.implementation`.
+        implementation: see `recscale.pallas_kernels.dispatch`.
         interpret: run a Pallas kernel in interpret mode (for tests on a CPU).
 
     Returns:
@@ -65,49 +78,49 @@ def sparse_gather(
         NotImplementedError: the named implementation cannot serve the request.
     """
     _check(values, ids, weights, gate, gate_fn, probe, value_grad)
-    implementation = asked("sparse_gather", implementation)
-    plan = dispatch.plan_for("sparse_gather", implementation, interpret, values, ids.shape, gate_fn)
+    request = values.shape, values.dtype, ids.shape, gate_fn
+    backend = choose("sparse_gather", implementation, interpret, *request)
     if_checked(functools.partial(_refuse_ids, values.shape[0]), lambda: (jnp.max(ids, initial=-1),))
     if value_grad != "dense":
         values = jax.lax.stop_gradient(values)
-    if plan.name == "reference":
+    if backend.name == "reference":
         y = reference.read(values, ids, weights)
         y = y if probe is None else y + probe.astype(jnp.float32)
-        return dispatch.with_gate(y, values.dtype, gate, gate_fn)[0]
-    return _gather((plan, gate_fn, value_grad == "dense"), values, ids, weights, gate, probe)
+        return with_gate(y, values.dtype, gate, gate_fn)[0]
+    return _gather((backend, gate_fn, value_grad == "dense"), values, ids, weights, gate, probe)
 
 
-# Static: (plan, gate function, whether values get a gradient).
+# Static: (backend, gate function, whether values get a gradient).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather(static: tuple[dispatch.Plan, str, bool], values, ids, weights, gate, probe) -> Array:
+def _gather(static: tuple[Backend, str, bool], values, ids, weights, gate, probe) -> Array:
     return _forward(static, values, ids, weights, gate, probe)[0]
 
 
 def _forward(static, values, ids, weights, gate, probe):
-    plan, gate_fn, _ = static
+    backend, gate_fn, _ = static
     like_probe = None if probe is None else jnp.zeros(0, probe.dtype)
-    if probe is not None and plan.name == "xla":
+    if probe is not None and backend.name == "xla":
         y = xla.read(values, ids, weights) + probe.astype(jnp.float32)
-        out, y = dispatch.with_gate(y, values.dtype, gate, gate_fn)
+        out, y = with_gate(y, values.dtype, gate, gate_fn)
     else:
-        out, y = dispatch.read(plan, values, ids, weights, gate, gate_fn)
+        out, y = passes.read(backend, values, ids, weights, gate, gate_fn)
     # y itself is kept rather than read again: 1 row instead of J.
     return out, (values, ids, weights, gate, y, like_probe)
 
 
-def _backward(static: tuple[dispatch.Plan, str, bool], saved: Any, dout: Array):
+def _backward(static: tuple[Backend, str, bool], saved: Any, dout: Array):
     values, ids, weights, gate, y, like_probe = saved
-    plan, gate_fn, values_trained = static
+    backend, gate_fn, values_trained = static
     g, dgate = dout.astype(jnp.float32), None
     if gate is not None:
         opened, pull = jax.vjp(GATES[gate_fn], y.astype(jnp.float32))
         dgate = (g * opened).astype(gate.dtype)
         (g,) = pull(g * gate.astype(jnp.float32))
     if values_trained:
-        dvalues, dw = dispatch.gradients(plan, values, ids, weights, g)
+        dvalues, dw = passes.gradients(backend, values, ids, weights, g)
         dvalues = dvalues.astype(values.dtype)
     else:
-        dvalues, dw = None, dispatch.weight_gradient(plan, values, ids, g)
+        dvalues, dw = None, passes.weight_gradient(backend, values, ids, g)
     dprobe = None if like_probe is None else g.astype(like_probe.dtype)
     return dvalues, None, dw.astype(weights.dtype), dgate, dprobe
 
@@ -121,7 +134,7 @@ def sparse_dot(
     x: Array,
     *,
     value_grad: str = "dense",
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     interpret: bool = False,
 ) -> Array:
     """Products of a vector with a few rows each, s[t,j] = <x[t], values[ids[t,j]]>: the transpose of `sparse_gather`.
@@ -129,7 +142,7 @@ def sparse_dot(
     Args:
         values: [M, d]. ids: int32 [N, J], -1 = absent hit, whose product is 0. x: [N, d].
         value_grad: "dense", or "rows" and "none" for constant values: (ids, ds, x) is their gradient in factored form.
-        implementation: see `recscale.pallas_kernels.implementation`.
+        implementation: see `recscale.pallas_kernels.dispatch`.
         interpret: run a Pallas kernel in interpret mode (for tests on a CPU).
 
     Returns:
@@ -145,34 +158,34 @@ def sparse_dot(
         )
     if value_grad not in VALUE_GRADS:
         raise ValueError(f"sparse_dot: value_grad is {value_grad!r}, expected one of {', '.join(VALUE_GRADS)}")
-    implementation = asked("sparse_gather", implementation)
-    plan = dispatch.plan_for("sparse_dot", implementation, interpret, values, ids.shape)
+    request = values.shape, values.dtype, ids.shape, "none"
+    backend = choose("sparse_gather", implementation, interpret, *request, function="sparse_dot")
     if_checked(functools.partial(_refuse_ids, values.shape[0]), lambda: (jnp.max(ids, initial=-1),))
     if value_grad != "dense":
         values = jax.lax.stop_gradient(values)
-    if plan.name == "reference":
+    if backend.name == "reference":
         return reference.dot(values, ids, x)
-    return _dot((plan, value_grad == "dense"), values, ids, x)
+    return _dot((backend, value_grad == "dense"), values, ids, x)
 
 
-# Static: (plan, whether values get a gradient).
+# Static: (backend, whether values get a gradient).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dot(static: tuple[dispatch.Plan, bool], values: Array, ids: Array, x: Array) -> Array:
-    return dispatch.weight_gradient(static[0], values, ids, x.astype(jnp.float32))
+def _dot(static: tuple[Backend, bool], values: Array, ids: Array, x: Array) -> Array:
+    return passes.weight_gradient(static[0], values, ids, x.astype(jnp.float32))
 
 
 def _dot_forward(static, values, ids, x):
     return _dot(static, values, ids, x), (values, ids, x)
 
 
-def _dot_backward(static: tuple[dispatch.Plan, bool], saved: Any, ds: Array):
-    (plan, values_trained), (values, ids, x) = static, saved
+def _dot_backward(static: tuple[Backend, bool], saved: Any, ds: Array):
+    (backend, values_trained), (values, ids, x) = static, saved
     dvalues = None
     if values_trained:
-        dvalues = dispatch.value_gradient(plan, values.shape[0], ids, ds, x.astype(jnp.float32)).astype(values.dtype)
+        dvalues = passes.value_gradient(backend, values.shape[0], ids, ds, x.astype(jnp.float32)).astype(values.dtype)
     # Without a gate a read comes rounded to the dtype of the values, through an open one in float32.
     opened = None if values.dtype == jnp.float32 else jnp.ones(x.shape, jnp.float32)
-    dx, _ = dispatch.read(plan, values, ids, ds, opened, "none" if opened is None else "identity")
+    dx, _ = passes.read(backend, values, ids, ds, opened, "none" if opened is None else "identity")
     return dvalues, None, dx.astype(x.dtype)
 
 

@@ -58,15 +58,13 @@ _WIDTH_UNIT, _WIDEST = 64, 1024
 
 
 def obstacle(
-    target: Target | None,
+    target: Target,
     values_shape: tuple[int, ...],
     values_dtype: Any,
     ids_shape: tuple[int, ...],
     gate_fn: str,
 ) -> str | None:
     """Why this kernel cannot serve a read on that target, or None."""
-    if target is None or target.platform != "gpu":
-        return "it needs a Hopper GPU, or interpret=True"
     if jnp.dtype(values_dtype) not in (jnp.float32, jnp.bfloat16):
         return f"values are {jnp.dtype(values_dtype).name}, expected float32 or bfloat16"
     if 0 in values_shape or 0 in ids_shape:

@@ -23,8 +23,6 @@ from .costs import gradients_cost, read_cost
 
 Array = jax.Array
 
-KERNELS = ("pallas_tpu", "pallas_tpu_sc", "pallas_gpu")
-
 _MIB = 2**20
 
 

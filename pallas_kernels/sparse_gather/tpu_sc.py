@@ -31,7 +31,7 @@ from recscale.pallas_kernels.targets import Target
 
 from . import tpu
 from .costs import read_cost
-from .dispatch import with_gate
+from .gates import with_gate
 from .tpu import gradients, value_gradient, weight_gradient
 from .tpu_layout import LANES, as_words, split, tiling
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import difflib
 from collections.abc import Iterator
 
 import jax
+
+from recscale.pallas_kernels.names import nearest
 
 _KIB, _MIB = 2**10, 2**20
 
@@ -97,8 +98,7 @@ def get_target(name: str) -> Target:
         ValueError: no such target; the message names the nearest one.
     """
     if name not in TARGETS:
-        close = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.0)
-        raise ValueError(f"target is {name!r}; did you mean {close[0]!r}? Known: {', '.join(TARGETS)}")
+        raise ValueError(f"target is {name!r}{nearest(name, TARGETS)}")
     return TARGETS[name]
 
 

@@ -7,20 +7,25 @@ applied once, after the sum (once per group with group scales). |w - scale * wq|
 
 The gain is in weight bytes only: a quarter of float32, half of bfloat16. It vanishes where activations dominate.
 
+A kernel (see `recscale.pallas_kernels.dispatch`) has
+
+    obstacle(target, x_shape, wq_shape, scale_shape, x_dtype, act) -> str | None
+    matmul(x, wq, scale, bias, act, out_dtype, *, target, interpret) -> [B, F] or [T, B, F]
+
+for x [B, D] and wq [D, F], or x [T, B, D] and wq [T, D, F]; scale [(T,) G, F], bias [(T,) F] or None.
+
 Letters: B rows, T tokens, D inputs, F outputs.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
 
-from recscale.pallas_kernels import targets
 from recscale.pallas_kernels.activations import ACTIVATIONS
-from recscale.pallas_kernels.implementation import asked, resolve
+from recscale.pallas_kernels.dispatch import Backend, Implementation, choose
 from recscale.pallas_kernels.mixed_precision import full_precision
 
 from . import reference
@@ -28,9 +33,6 @@ from . import reference
 Array = jax.Array
 
 _LARGEST = 127
-
-# Pallas implementation -> its module, and the target it is interpreted for.
-_KERNELS = {"pallas_tpu": (".tpu", "tpu-v5e"), "pallas_gpu": (".gpu", "h100")}
 
 
 def quantize_int8(w: Array, *, group: int | None = None) -> tuple[Array, Array]:
@@ -68,7 +70,7 @@ def w8a16_matmul(
     act: str | None = None,
     out_dtype=jnp.bfloat16,
     token_first: bool = False,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     interpret: bool = False,
 ) -> Array:
     """act((x . wq) * scale + bias) with float32 sums, cast to `out_dtype`. Forward only: differentiating raises.
@@ -79,7 +81,7 @@ def w8a16_matmul(
         scale: float32 [F] or [T, F]; with group scales [G, F] or [T, G, F], each for D/G inputs.
         bias: [F] or [T, F].
         act: None, "gelu" (tanh form), "relu" or "silu", applied in float32.
-        implementation: see `recscale.pallas_kernels.implementation`; None takes kernels only where they were measured.
+        implementation: see `recscale.pallas_kernels.dispatch`; None takes kernels only where they were measured.
         interpret: run a kernel by interpretation.
 
     Returns:
@@ -96,43 +98,23 @@ def w8a16_matmul(
     rows = x if per_token else x.reshape(-1, x.shape[-1])
     if per_token and not token_first:
         rows = rows.swapaxes(0, 1)
-    multiply = _implementation(implementation, interpret, rows, wq, scale, act)
-    y = _forward_only(multiply, act, jnp.dtype(out_dtype).name, rows, wq, scale, bias)
+    request = rows.shape, wq.shape, scale.shape, rows.dtype, act
+    backend = choose("w8a16_matmul", implementation, interpret, *request, measured_only=True)
+    y = _forward_only(backend, act, jnp.dtype(out_dtype).name, rows, wq, scale, bias)
     if not per_token:
         return y.reshape(*x.shape[:-1], y.shape[-1])
     return y if token_first else y.swapaxes(0, 1)
 
 
-def _implementation(implementation: str | None, interpret: bool, x: Array, wq: Array, scale: Array, act: str | None):
-    """The function (x, wq, scale, bias, act, out_dtype) -> y that serves the request."""
-    implementation = asked("w8a16_matmul", implementation)
-    name = implementation or f"pallas_{targets.current_platform()}"
-    obstacles, kernel, target = {}, None, None
-    if name in _KERNELS:
-        module, interpreted = _KERNELS[name]
-        kernel = importlib.import_module(module, __package__)
-        target = targets.get_target(interpreted) if interpret else targets.current()
-        obstacles[name] = kernel.obstacle(target, x.shape, wq.shape, scale.shape, x.dtype, act)
-    chosen = resolve("w8a16_matmul", implementation, obstacles, measured_only=True)
-    if chosen in _KERNELS:
-        return _bound(kernel.matmul, target, interpret)
-    if interpret:
-        raise NotImplementedError(f"interpret=True needs a Pallas implementation, not {chosen!r}")
-    return _XLA_OR_REFERENCE[chosen]
-
-
-@functools.cache
-def _bound(matmul, target: targets.Target, interpret: bool):
-    return functools.partial(matmul, target=target, interpret=interpret)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _forward_only(multiply, act: str | None, out_dtype: str, x, wq, scale, bias) -> Array:
-    return multiply(x, wq, scale, bias, act, out_dtype)
+def _forward_only(backend: Backend, act: str | None, out_dtype: str, x, wq, scale, bias) -> Array:
+    if backend.kernel is not None:
+        return backend.call("matmul", x, wq, scale, bias, act, out_dtype)
+    return (_xla if backend.name == "xla" else reference.matmul)(x, wq, scale, bias, act, out_dtype)
 
 
 @_forward_only.defjvp
-def _no_derivative(multiply, act, out_dtype, primals, tangents):
+def _no_derivative(backend, act, out_dtype, primals, tangents):
     raise NotImplementedError(
         "w8a16_matmul is forward only: int8 weights are for serving. Differentiate the float model instead"
     )
@@ -153,9 +135,6 @@ def _xla(x: Array, wq: Array, scale: Array, bias: Array | None, act: str | None,
     if bias is not None:
         y = y + bias.astype(jnp.float32)[..., None, :]
     return ACTIVATIONS[act](y).astype(out_dtype)
-
-
-_XLA_OR_REFERENCE = {"xla": _xla, "reference": reference.matmul}
 
 
 def _check(x: Array, wq: Array, scale: Array, bias: Array | None, act: str | None, token_first: bool) -> None:

@@ -52,7 +52,7 @@ _RESERVED = 4096
 
 
 def obstacle(
-    target: Target | None,
+    target: Target,
     x_shape: tuple[int, ...],
     wq_shape: tuple[int, ...],
     scale_shape: tuple[int, ...],
@@ -60,8 +60,6 @@ def obstacle(
     act: str | None,
 ) -> str | None:
     """Why this kernel cannot serve these shapes (those of `matmul`) on that target, or None."""
-    if target is None or target.platform != "gpu":
-        return "it needs a Hopper GPU, or interpret=True"
     if x_dtype != jnp.bfloat16:
         return f"x is {jnp.dtype(x_dtype).name}, expected bfloat16: the matrix unit would round it"
     if 0 in x_shape or 0 in wq_shape:
@@ -105,16 +103,8 @@ def matmul(
     if wq.ndim == 2:
         bias = None if bias is None else bias[None]
         return matmul(x[None], wq[None], scale[None], bias, act, out_dtype, target=target, interpret=interpret)[0]
-    scale = scale[:, 0]
-    factors = (scale,) if bias is None else (scale, bias.astype(jnp.float32))
-    run = functools.partial(_run, act=act, out_dtype=jnp.dtype(out_dtype), target=target, interpret=interpret)
-    return jax.custom_batching.sequential_vmap(run)(x, wq, *factors)
-
-
-def _run(
-    x: Array, wq: Array, *factors: Array, act: str | None, out_dtype: Any, target: Target, interpret: bool
-) -> Array:
-    """The product with scale, and bias if there is one, as `factors` [T, F]."""
+    factors = [scale[:, 0]] if bias is None else [scale[:, 0], bias.astype(jnp.float32)]
+    out_dtype = jnp.dtype(out_dtype)
     tokens, rows, inputs = x.shape
     outputs = wq.shape[-1]
     plan = _plan(target, tokens, rows, inputs, outputs)

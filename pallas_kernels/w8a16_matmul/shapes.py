@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from recscale.pallas_kernels.cases import Case
+from recscale.pallas_kernels.dispatch import KERNELS
 
 from .api import w8a16_matmul
-
-KERNELS = ("pallas_tpu", "pallas_gpu")
 
 
 def _inputs(key, rows: int, inputs: int, outputs: int, tokens: int | None):
@@ -62,7 +61,7 @@ def _temporaries(group: str, rows: int, scales: int) -> dict[str, int]:
     7x lay the scales out anew, so many bytes.
     """
     if group != "bench":
-        return dict.fromkeys(KERNELS, 2**18)
+        return dict.fromkeys(KERNELS["w8a16_matmul"], 2**18)
     return {"pallas_tpu": scales, "pallas_gpu": 2**20 if rows <= 16 else 0}
 
 

@@ -34,7 +34,7 @@ _VMEM_SHARE = 0.75
 
 
 def obstacle(
-    target: Target | None,
+    target: Target,
     x_shape: tuple[int, ...],
     wq_shape: tuple[int, ...],
     scale_shape: tuple[int, ...],
@@ -42,8 +42,6 @@ def obstacle(
     act: str | None,
 ) -> str | None:
     """Why this kernel cannot serve these shapes (those of `matmul`) on that target, or None."""
-    if target is None or target.platform != "tpu":
-        return "it needs a TPU, or interpret=True"
     if x_dtype not in (jnp.float32, jnp.bfloat16):
         return f"x is {jnp.dtype(x_dtype).name}, expected float32 or bfloat16"
     if 0 in x_shape or 0 in wq_shape:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from recscale.pallas_kernels.implementation import Refused
+from recscale.pallas_kernels.dispatch import Refused
 from recscale.pallas_kernels.targets import Target, compiling_for
 
 COMPILED, REFUSED, FAILED = "compiled", "refused", "failed"

@@ -10,7 +10,6 @@ XLA the kernel then is at each shape: that decides whether it is the automatic c
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax
 from recscale.pallas_kernels import blocks, cases
 from recscale.pallas_kernels.blocks import Asked
 from recscale.pallas_kernels.cases import Case
+from recscale.pallas_kernels.dispatch import kernel_of
 from recscale.pallas_kernels.targets import Target
 
 from .kernel_timing import Effort, clock, errors, input_sets
@@ -27,8 +27,6 @@ from .kernel_timing import Effort, clock, errors, input_sets
 _GAIN = 0.98
 
 _WRONG = "error"
-
-_MODULES = {"pallas_tpu": "tpu", "pallas_tpu_sc": "tpu_sc", "pallas_gpu": "gpu"}
 
 Sizes = dict[str, dict[str, int]]
 
@@ -83,8 +81,7 @@ def tune_and_write(
 
 def offered(request: Asked) -> Iterator[dict[str, int]]:
     """The sizes to try for a request, those of the kernel's own rule left out."""
-    module = importlib.import_module(f"recscale.pallas_kernels.{request.operation}.{_MODULES[request.implementation]}")
-    candidates = getattr(module, "candidates", _neighbours)
+    candidates = getattr(kernel_of(request.operation, request.implementation), "candidates", _neighbours)
     for sizes in candidates(request.key, request.heuristic, request.target):
         if request.heuristic | dict(sizes) != request.heuristic:
             yield dict(sizes)

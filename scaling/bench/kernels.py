@@ -15,7 +15,7 @@ import jax
 
 from recscale.pallas_kernels import cases
 from recscale.pallas_kernels.cases import Case
-from recscale.pallas_kernels.implementation import Refused
+from recscale.pallas_kernels.dispatch import Refused
 from recscale.pallas_kernels.targets import Target, current
 from recscale.scaling.records.provenance import environment
 

@@ -32,7 +32,7 @@ from recscale.models.inputs.tables import (
     touched_lookup,
 )
 from recscale.models.layers.losses import training_loss
-from recscale.pallas_kernels.implementation import recording
+from recscale.pallas_kernels.dispatch import recording
 from recscale.pallas_kernels.targets import partitioned
 from recscale.scaling import parallel
 from recscale.scaling.data.source import Source

@@ -189,8 +189,6 @@ def test_tiles_are_visited_iff_needed(rows, keys):
     [
         (dict(dtype=jnp.float32), "TF32"),
         (dict(dtype=jnp.int8), "int8"),
-        (dict(target=None), "no table"),
-        (dict(target=get_target("tpu-v6e")), "Hopper"),
         (dict(q_shape=(2, 9, 1, 272)), "272"),
         (dict(v_width=320), "320"),
         (dict(k_shape=(2, 0, 1, 64)), "nothing"),

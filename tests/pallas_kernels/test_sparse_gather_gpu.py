@@ -183,8 +183,6 @@ def test_frozen_values_get_a_factored_gradient():
 @pytest.mark.parametrize(
     "target, shape, dtype, ids_shape, reason",
     [
-        (None, (8, 128), jnp.float32, (4, 4), "needs a Hopper GPU"),
-        (get_target("tpu-v5e"), (8, 128), jnp.float32, (4, 4), "needs a Hopper GPU"),
         (TARGET, (8, 128), jnp.float16, (4, 4), "float16"),
         (TARGET, (8, 72), jnp.float32, (4, 4), "72 wide, expected a multiple of 64"),
         (TARGET, (8, 2048), jnp.float32, (4, 4), "2048 wide, more than the 1024"),

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from recscale.models.inputs import reference_schema
 from recscale.pallas_kernels import cases
-from recscale.pallas_kernels.implementation import Refused, resolve
+from recscale.pallas_kernels.dispatch import Refused, resolve
 from recscale.pallas_kernels.targets import get_target, partitioned
 from recscale.scaling.aot import devices, environment, kernels, processes, program, train_steps
 from recscale.scaling.aot.aot_command import aot

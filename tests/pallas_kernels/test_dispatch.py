@@ -1,5 +1,6 @@
 """The choice of implementation: the device's kernel, a logged fallback, or a clear refusal."""
 
+import importlib.metadata
 import logging
 
 import jax
@@ -10,10 +11,10 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from recscale.models.layers.per_token import PerTokenFFN
-from recscale.pallas_kernels import blocks, cases, implementation, targets
+from recscale.pallas_kernels import blocks, cases, dispatch, names, targets
+from recscale.pallas_kernels.dispatch import asked, choose, recording, resolve
 from recscale.pallas_kernels.grouped_matmul import grouped_matmul
 from recscale.pallas_kernels.hybrid_attention import hybrid_attention
-from recscale.pallas_kernels.implementation import asked, recording, resolve
 from recscale.pallas_kernels.per_token_ffn import per_token_matmul
 from recscale.pallas_kernels.product_key_topk import product_key_topk
 from recscale.pallas_kernels.sparse_gather import sparse_dot, sparse_gather
@@ -58,9 +59,8 @@ def test_a_forced_implementation_serves_or_says_why_not():
 @pytest.fixture
 def on_h100(monkeypatch, tmp_path):
     """An H100 that is not there, and a folder of its own for what was measured on it."""
-    for module in (implementation, targets):
-        monkeypatch.setattr(module, "current", lambda: H100)
-        monkeypatch.setattr(module, "current_platform", lambda: "gpu")
+    monkeypatch.setattr(targets, "current", lambda: H100)
+    monkeypatch.setattr(targets, "current_platform", lambda: "gpu")
     monkeypatch.setattr(blocks, "tuned_path", lambda operation, kind: tmp_path / f"{operation}.json")
     blocks._tuned.cache_clear()
     yield
@@ -172,6 +172,60 @@ def test_a_layer_fuses_where_asked_for_or_measured(on_h100, monkeypatch):
     assert served() == {"per_token_ffn": ["pallas_gpu"]} and served("gelu_erf") == {}
     with targets.partitioned(2):
         assert served() == {}
+
+
+class Doubled:
+    """A foreign kernel: twice the product."""
+
+    @staticmethod
+    def obstacle(target, x_shape, w_shape, x_dtype):
+        return "too many rows for it" if x_shape[0] > 3 else None
+
+    @staticmethod
+    def multiply(x, w, group_sizes, transposed, *, target, interpret):
+        return 2 * jax.lax.ragged_dot(x, w, group_sizes)
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """Another distribution that brings a kernel of `grouped_matmul` named "doubled"."""
+    entry = importlib.metadata.EntryPoint("grouped_matmul.doubled", f"{__name__}:Doubled", dispatch._GROUP)
+    found = {dispatch._GROUP: {entry.name: entry}}
+
+    monkeypatch.setattr(names, "_brought", lambda group: found.get(group, {}))
+
+
+@pytest.mark.parametrize("name", ["doubled", f"{__name__}:Doubled"])
+def test_another_distribution_brings_a_kernel(foreign, name, monkeypatch):
+    """By its name or address, from a caller or the environment; refused and unknown names are as clear as ours."""
+    x, w, sizes = jnp.ones((3, 8)), jnp.ones((2, 8, 4)), jnp.asarray([1, 2])
+    served: dict = {}
+    with recording(served):
+        np.testing.assert_array_equal(grouped_matmul(x, w, sizes, implementation=name), 16)
+        monkeypatch.setenv("RECSCALE_IMPLEMENTATION", f"grouped_matmul={name}")
+        np.testing.assert_array_equal(grouped_matmul(x, w, sizes), 16)
+    assert served == {"grouped_matmul": {name: "asked for"}}
+    with pytest.raises(NotImplementedError, match="cannot run as .*: too many rows for it"):
+        grouped_matmul(jnp.ones((4, 8)), w, sizes)
+    monkeypatch.delenv("RECSCALE_IMPLEMENTATION")
+    np.testing.assert_array_equal(grouped_matmul(x, w, sizes), 8)
+    with pytest.raises(ValueError, match="did you mean 'doubled'"):
+        grouped_matmul(x, w, sizes, implementation="doubles")
+    with pytest.raises(ValueError, match="implementation is 'doubled'"):  # of another operation
+        hybrid_attention(*3 * [jnp.ones((2, 3, 2, 4))], jnp.asarray([1, 2]), scale=1.0, implementation="doubled")
+
+
+def test_a_kernel_is_compiled_for_a_target_of_its_platform(on_h100):
+    """Elsewhere it is refused, or interpreted as if there were one."""
+    request = ((4, 128), (2, 128, 64), jnp.bfloat16)
+    backend = choose("grouped_matmul", "pallas_gpu", False, *request)
+    assert (backend.name, backend.target, backend.interpret) == ("pallas_gpu", H100, False)
+    topk = ((4, 1, 2, 8), (1, 2, 16, 8), 4, (jnp.float32, jnp.float32))
+    with pytest.raises(NotImplementedError, match="it needs a TPU of a known kind, or interpret=True; .* for h100"):
+        choose("product_key_topk", "pallas_tpu", False, *topk)
+    assert choose("product_key_topk", "pallas_tpu", True, *topk).target == get_target("tpu-v5e")
+    with pytest.raises(ValueError, match="interpret=True needs a Pallas implementation, but 'xla' was chosen"):
+        choose("product_key_topk", "xla", True, *topk)
 
 
 def equations(jaxpr):
