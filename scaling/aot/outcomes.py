@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from recscale.scaling.report.wording import byte_text
+from recscale.scaling.records.number_text import byte_text
 
 _COLUMNS = (
     ("target", 8, "<"),

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from recscale.scaling.records.plain import plain
+
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 
 
@@ -189,7 +191,7 @@ def kernels(
     if out is not None:
         from recscale.scaling.records.files import write_atomically
 
-        write_atomically(out, json.dumps(result, indent=1, default=_plain) + "\n")
+        write_atomically(out, json.dumps(plain(result), indent=1) + "\n")
     _finish(result, as_json)
     ours = [row for row in rows if row["implementation"].startswith(("pallas", "xla"))]
     if any(row["status"] in ("wrong", "failed") for row in ours):
@@ -314,14 +316,7 @@ def _finish(result: dict[str, Any], as_json: bool) -> None:
     )
     click.echo(where["command"])
     if as_json:
-        click.echo(json.dumps(result, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    """NumPy scalars and arrays as JSON has them."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"a benchmark returned {type(value).__name__}, which JSON cannot hold: {value!r}")
+        click.echo(json.dumps(plain(result)))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

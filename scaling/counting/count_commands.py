@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from recscale.scaling.report.wording import byte_text
+from recscale.scaling.records.number_text import byte_text
 
 _SCHEMA = click.option(
     "--schema", "schema_name", default="reference", show_default=True, metavar="NAME",

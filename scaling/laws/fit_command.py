@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from recscale.scaling.records.files import write_atomically
+from recscale.scaling.records.plain import plain
 
 from .fitting.fit import LawFit
 from .fitting.fit import fit as fit_table
-from .fitting.record import build_record, plain
+from .fitting.record import build_record
 from .forms import registry as forms
 from .judgement.rolling import Rolling, ladder_ends, rolling_origin
 from .tables.axes import parse_axes

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
-import difflib
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
+
+from recscale.pallas_kernels.names import closest
 
 # Sections that hold settings of somebody else's vocabulary (fields of the data set's own configuration): new keys are
 # taken there as they are, and checked by their owner.
@@ -43,12 +45,8 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     Raises:
         OverrideError: unknown key (the nearest one is named), a section given as a value, or a value of a wrong type.
     """
-    config = _copy(config)
-    for key, value in overrides.items():
-        parent, name = _locate(config, key)
-        if key in OPTIONAL:
-            value = _names(key, value)
-        parent[name] = value if name not in parent else _typed(key, parent, name, value)
+    config = copy.deepcopy(config)
+    config.update_from_flattened_dict({key: _typed(config, key, value) for key, value in overrides.items()})
     return config
 
 
@@ -71,17 +69,6 @@ def parse(config: ConfigDict, assignments: Iterable[str]) -> dict[str, Any]:
             continue
         overrides[key] = _read(key, value.strip(), parent.get_type(name) if name in parent else None)
     return overrides
-
-
-def nearest(key: str, keys: Iterable[str]) -> str:
-    """The key a misspelt one most likely means; the last part counts as much as the whole."""
-
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
-        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(whole, last) + 0.5 * min(whole, last)
-
-    return max(keys, key=likeness)
 
 
 def _locate(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
@@ -109,13 +96,18 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
 
 def _unknown(config: ConfigDict, key: str) -> OverrideError:
     known = leaves(config)
-    hint = nearest(key, known)
+    hint = closest(key, known)
     where = f" (architecture {config.architecture!r})" if key.startswith("model.") and "architecture" in config else ""
     return OverrideError(f"unknown configuration key {key!r}{where}; the nearest key is {hint!r} = {known[hint]!r}")
 
 
-def _typed(key: str, parent: ConfigDict, name: str, value: Any) -> Any:
+def _typed(config: ConfigDict, key: str, value: Any) -> Any:
     """The value as the setting's type, or an error that names both."""
+    parent, name = _locate(config, key)
+    if key in OPTIONAL:
+        return _names(key, value)
+    if name not in parent:
+        return value
     expected, current = parent.get_type(name), parent[name]
     if isinstance(value, np.generic):  # np.logspace and the like; the plan stores plain values
         value = value.item()
@@ -152,17 +144,3 @@ def _read(key: str, text: str, expected: type | None) -> Any:
     if expected is int and type(literal) is float and literal.is_integer():
         return int(literal)
     return literal
-
-
-def _copy(config: ConfigDict) -> ConfigDict:
-    """A copy that keeps the types of empty (placeholder) settings, which resolving references would lose."""
-    copy = ConfigDict()
-    for name in config:
-        value = config[name]
-        if isinstance(value, ConfigDict):
-            copy[name] = _copy(value)
-        else:
-            expected = config.get_type(name)
-            empty = value is None and expected is not type(None)
-            copy[name] = FieldReference(None, field_type=expected) if empty else value
-    return copy

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ def environment() -> dict[str, Any]:
     `keeps_freed_memory`, `huge_pages`: see `recscale.scaling.host_memory`.
     """
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "command": command(),
         "versions": versions(),
         "device": device(),
@@ -42,6 +45,21 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def now() -> str:
+    """Date and time to the second, UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@functools.cache
+def commit() -> str | None:
+    """Commit of the checkout this package runs from, None outside one."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def command() -> str:
     """The command line of this process, without the folder of the program."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -55,10 +73,10 @@ def device() -> dict[str, Any]:
     return {"platform": first.platform, "kind": first.device_kind, "count": jax.local_device_count()}
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that decide results and speed."""
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of Python and of these packages, as far as they are installed: by default all that decide results."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

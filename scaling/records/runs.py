@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from .files import replacing, write_atomically
+from .plain import plain
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -48,13 +49,13 @@ def write_record(folder: Path | str, record: dict[str, Any]) -> None:
     """Replaces a run's record in one step: a reader sees the old or the new one, never a part."""
     if record.get("status") not in STATUSES:
         raise ValueError(f"status is {record.get('status')!r}, expected one of {', '.join(STATUSES)}")
-    write_atomically(Path(folder) / RECORD, json.dumps(_finite(record), indent=1, sort_keys=True) + "\n")
+    write_atomically(Path(folder) / RECORD, json.dumps(plain(record), indent=1, sort_keys=True) + "\n")
 
 
 def append_metrics(folder: Path | str, row: dict[str, Any]) -> None:
     """Appends one line to a run's metrics."""
     with open(Path(folder) / METRICS, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(_finite(row), sort_keys=True) + "\n")
+        handle.write(json.dumps(plain(row), sort_keys=True) + "\n")
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
@@ -227,16 +228,3 @@ _COUNTS = (
     "forward_flops_per_row",
     "train_flops_per_row",
 )
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: non-finite numbers become null, so every reader can parse the file."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return [_finite(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

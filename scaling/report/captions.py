@@ -9,8 +9,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from recscale.scaling.records.number_text import amount, decimals, value_text
+
 from .views import FITTED, HELD_OUT, Prediction, Quantity, Series, View
-from .wording import amount, axis_words, decimals, shortened, target_words, value_text
+from .wording import axis_words, shortened, target_words
 
 CHARACTERS = 158  # of a line across a figure
 

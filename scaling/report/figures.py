@@ -27,12 +27,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from recscale.scaling.data.metrics import describe
+from recscale.scaling.records.number_text import amount
 
 from . import captions
 from .frame import DPI, GREY, CaptionLine, behind, key, mark_of, png, save, style, svg, title, two_panels, write_caption
 from .truth import EXPONENT_UNITS, Truth
 from .views import FITTED, HELD_OUT, Series, View, predict
-from .wording import amount, architecture_words, axis_words, target_words
+from .wording import architecture_words, axis_words, target_words
 
 __all__ = ["DPI", "joint_figure", "law_figure", "png", "save", "svg"]
 

@@ -12,12 +12,13 @@ import pandas as pd
 
 from recscale.pallas_kernels import names
 from recscale.scaling.data.metrics import GROUP, METRICS, describe
+from recscale.scaling.records.number_text import value_text
 
 from .captions import basis, refusal_text
 from .summary import true_text
 from .truth import EXPONENT_UNITS
 from .views import Quantity, Series, View
-from .wording import axis_words, shortened, value_text
+from .wording import axis_words, shortened
 
 # Columns of the table of runs, where the run table has them.
 RUN_COLUMNS = (

@@ -12,11 +12,7 @@ What is written to `OUT/report/`:
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import platform
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +20,10 @@ from typing import Any
 import pandas as pd
 
 from recscale.scaling import laws
-from recscale.scaling.laws.fitting.record import plain
 from recscale.scaling.laws.tables import validate as tables
-from recscale.scaling.records import runs
+from recscale.scaling.records import provenance, runs
 from recscale.scaling.records.files import write_atomically
+from recscale.scaling.records.plain import plain
 
 from . import figures as plots
 from . import page as report_page
@@ -175,17 +171,9 @@ def _provenance(out: Path, table: pd.DataFrame) -> dict[str, Any]:
             trained.setdefault(name, set()).add(str(version))
     devices = sorted(table["device"].dropna().astype(str).unique()) if "device" in table.columns else []
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "date": provenance.now(),
+        "command": provenance.command(),
+        "versions": provenance.versions(_PACKAGES),
         "trained_on": devices,
         "trained_with": {name: sorted(found) for name, found in sorted(trained.items())},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        # A source tree on the path that was never installed.
-        return None

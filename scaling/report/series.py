@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling.laws import LawFit
-from recscale.scaling.laws.fitting.record import build_record, plain
+from recscale.scaling.laws.fitting.record import build_record
 from recscale.scaling.laws.judgement.rolling import MIN_CALIBRATION, RATIO_EDGES, RATIO_NAMES, Rolling, ladder_ends
-
-from .wording import value_text
+from recscale.scaling.records.number_text import value_text
+from recscale.scaling.records.plain import plain
 
 FITTED, HELD_OUT = "fitted", "held out"
 

@@ -13,11 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from recscale.scaling.data.metrics import describe
+from recscale.scaling.records.number_text import value_text
 
 from .captions import coverages, headline, missing_facts, series_text
 from .truth import Truth
 from .views import FITTED, HELD_OUT, Quantity, Series, View
-from .wording import axis_words, value_text
+from .wording import axis_words
 
 
 def build_summary(

@@ -23,9 +23,10 @@ from recscale.scaling import laws
 from recscale.scaling.laws.isoflop import frontier
 from recscale.scaling.laws.judgement.rolling import MIN_TEST, MIN_TRAIN, rolling_origin
 from recscale.scaling.laws.tables import validate as tables
+from recscale.scaling.records.number_text import amount
 
 from .series import FITTED, HELD_OUT, Prediction, Quantity, Series, View, predict, quantity
-from .wording import amount, axis_words
+from .wording import axis_words
 
 __all__ = [
     "AXES",

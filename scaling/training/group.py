@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +113,7 @@ class Group:
             old, tracking = records.read_record(run.run_dir) or {}, run.config.tracking
             finished = old.get("status") in records.FINISHED
             if not finished:
-                record = self._record(run, facts) | {"started": old.get("started") or _now()}
+                record = self._record(run, facts) | {"started": old.get("started") or provenance.now()}
                 records.write_record(run.run_dir, record)
             # The mirror of a finished run is complete, even if the run is trained again on the way to another.
             mode = "off" if finished else tracking.wandb
@@ -156,7 +155,7 @@ class Group:
         record = records.read_record(run.run_dir) or self._record(run, self.source.facts())
         lines = records.read_metrics(run.run_dir)
         progressive = progressive_metrics(lines, self.steps[id(run)])
-        record |= {"finished": _now(), "cost": cost, "kernels": kernels}
+        record |= {"finished": provenance.now(), "cost": cost, "kernels": kernels}
         if failed_at >= 0:
             record |= {"status": "diverged", "reasons": [f"loss was not finite at step {failed_at}"]}
             record["metrics"] = {"logloss": None, **progressive}
@@ -202,7 +201,3 @@ class Group:
                 "params_target": run.labels.get("params_target"),
             },
         }
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

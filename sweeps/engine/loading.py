@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from recscale.scaling.records.overrides import nearest
+from recscale.pallas_kernels.names import closest
 
 _REQUIRED = ("get_config", "get_sweep")
 
@@ -99,7 +99,7 @@ def _find(name: str) -> Path:
     if path.suffix == ".py" or len(path.parts) > 1:
         raise SweepFileError(f"no sweep file {path} (in {Path.cwd()}); installed sweep files are {', '.join(known)}")
     raise SweepFileError(
-        f"no sweep file and no installed sweep {name!r}; nearest installed name is {nearest(name, known)!r} "
+        f"no sweep file and no installed sweep {name!r}; nearest installed name is {closest(name, known)!r} "
         f"(installed: {', '.join(known)}); a file of your own is named by its path"
     )
 

@@ -24,12 +24,12 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
-from recscale.scaling.laws.fitting.record import plain
 from recscale.scaling.laws.forms import registry as forms
 from recscale.scaling.laws.isoflop.frontier import Excluded, decayed_rows
 from recscale.scaling.laws.judgement import gates
 from recscale.scaling.laws.judgement.gates import Gate
 from recscale.scaling.laws.tables import validate as table
+from recscale.scaling.records.plain import plain
 
 from . import checklist as claim
 from .pair_checks import difference_specifications, held_out_order, specification_text, specifications_agree

@@ -10,12 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
-from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -23,6 +18,8 @@ import pandas as pd
 
 from recscale.scaling.laws.judgement import gates
 from recscale.scaling.laws.uncertainty.bootstrap import residual_scale, residuals
+from recscale.scaling.records import provenance
+from recscale.scaling.records.plain import plain
 
 from . import solver
 
@@ -247,16 +244,6 @@ def _result(fit: LawFit) -> dict:
     return found
 
 
-@lru_cache(maxsize=1)
-def _commit() -> str | None:
-    """Commit of the checkout this code runs from, or None outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def table_hash(frame: pd.DataFrame) -> str:
     """SHA-256 over the rows and column names of a table, as text, so it survives a change of file format."""
     digest = hashlib.sha256("\x1f".join(map(str, frame.columns)).encode())
@@ -267,32 +254,13 @@ def table_hash(frame: pd.DataFrame) -> str:
 
 def _provenance(fit: LawFit) -> dict:
     return {
-        "commit": _commit(),
+        "commit": provenance.commit(),
         "table_sha256": table_hash(fit.rows.frame),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "date": provenance.now(),
+        "command": provenance.command(),
         "settings": {name: value for name, value in vars(fit.settings).items() if name != "notes"},
-        "versions": {"jax": jax.__version__, "numpy": np.__version__, "pandas": pd.__version__},
+        "versions": provenance.versions(("jax", "numpy", "pandas")),
     }
-
-
-def plain(value: Any) -> Any:
-    """JSON-safe copy: arrays to lists, NumPy scalars to Python, NaN and infinities to None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (np.floating, float)):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    if value is None or isinstance(value, (int, str)):
-        return value
-    return str(value)
 
 
 def to_json(record: dict, indent: int | None = 2) -> str:

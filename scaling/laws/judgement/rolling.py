@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling.laws.fitting.fit import LawFit, Refused, codes_of, fit, problem_of
-from recscale.scaling.laws.fitting.record import plain
 from recscale.scaling.laws.fitting.solver import Control, Problem, Solution, solve
 from recscale.scaling.laws.forms import registry as forms
 from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.tables import validate as table
 from recscale.scaling.laws.uncertainty import bootstrap as uncertainty
+from recscale.scaling.records.plain import plain
 
 from .gates import MIN_CLUSTERS
 

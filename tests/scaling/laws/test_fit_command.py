@@ -13,8 +13,9 @@ from recscale.scaling import cli
 from recscale.scaling.bench import laws as bench
 from recscale.scaling.laws import fit
 from recscale.scaling.laws.fit_command import fit as command
-from recscale.scaling.laws.fitting.record import plain, table_hash
+from recscale.scaling.laws.fitting.record import table_hash
 from recscale.scaling.laws.forms import metric_maps as metrics
+from recscale.scaling.records.plain import plain
 
 
 @pytest.fixture(scope="module")

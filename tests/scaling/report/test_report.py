@@ -16,10 +16,11 @@ from recscale.scaling.data.known_truth.config import preset
 from recscale.scaling.laws import fit
 from recscale.scaling.laws.tables.axes import parse_axes
 from recscale.scaling.records import runs
+from recscale.scaling.records.number_text import amount, value_text
 from recscale.scaling.report import captions, truth, views
 from recscale.scaling.report.plot_command import plot
 from recscale.scaling.report.report import make_report, print_summary
-from recscale.scaling.report.wording import amount, shortened, value_text
+from recscale.scaling.report.wording import shortened
 
 FAST = dict(bootstrap=60, profile=False)
 TRUE = {"dcnv2": (0.030, 0.55), "rankmixer": (0.024, 0.75)}
