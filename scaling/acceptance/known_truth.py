@@ -20,10 +20,9 @@ import jax
 import numpy as np
 import pandas as pd
 
-from recscale.scaling.data.known_truth.batches import build_world, make_batch, preset
+from recscale.scaling.data.known_truth import build_world, make_batch, preset
 from recscale.scaling.data.known_truth.card import card
-from recscale.scaling.data.known_truth.evaluate import oracle_logits, predict, surface
-from recscale.scaling.data.known_truth.exact import TruthRows, order_variances, sample, truth
+from recscale.scaling.data.known_truth.exact import TruthRows, oracle_logits, order_variances, sample, truth
 from recscale.scaling.data.known_truth.expectations import (
     divergence,
     entropy,
@@ -33,7 +32,7 @@ from recscale.scaling.data.known_truth.expectations import (
     on_grid,
     smoothed,
 )
-from recscale.scaling.data.known_truth.laws import missing_quanta
+from recscale.scaling.data.known_truth.laws import missing_quanta, predict, surface
 from recscale.scaling.data.known_truth.world import World
 from recscale.scaling.laws import fit
 

@@ -17,9 +17,8 @@ import numpy as np
 from recscale.scaling.data.known_truth.batches import request_numbers
 from recscale.scaling.data.known_truth.config import CROSS_FIELDS
 from recscale.scaling.data.known_truth.draw import draw
-from recscale.scaling.data.known_truth.ids import signs
 from recscale.scaling.data.known_truth.logit_parts import padded_words, term_values
-from recscale.scaling.data.known_truth.world import Terms, World
+from recscale.scaling.data.known_truth.world import Terms, World, signs
 
 _INTERCEPT_PRECISION = 1.0
 

@@ -20,9 +20,8 @@ import pandas as pd
 
 from recscale.scaling.counting.sizing import size
 from recscale.scaling.data import make_source
-from recscale.scaling.data.known_truth.batches import build_world, make_batch, preset
-from recscale.scaling.data.known_truth.evaluate import oracle_logits
-from recscale.scaling.data.known_truth.exact import truth
+from recscale.scaling.data.known_truth import build_world, make_batch, preset
+from recscale.scaling.data.known_truth.exact import oracle_logits, truth
 from recscale.scaling.data.known_truth.expectations import divergence
 from recscale.scaling.laws import fit
 from recscale.scaling.records import runs as records

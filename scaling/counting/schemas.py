@@ -24,7 +24,7 @@ def load_schema(name: str = REFERENCE) -> Schema:
     if name == REFERENCE:
         return reference_schema()
     if name.startswith(_KNOWN_TRUTH):
-        from recscale.scaling.data.known_truth.batches import make_schema, preset
+        from recscale.scaling.data.known_truth import make_schema, preset
 
         return make_schema(preset(name.removeprefix(_KNOWN_TRUTH)))
     if name.endswith(".json"):

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from recscale.pallas_kernels.names import nearest
+
 from .importing import movielens, movielens_files
 from .importing.download import DownloadError, copy_source, download_movielens_100k
-from .sources import unknown_name
 from .stored_log.card import DEFAULT_MAX_DROPPED
 
 
@@ -33,7 +34,8 @@ def data(name: str, out: Path, source: Path | None, max_dropped: float, allow_mo
         recscale sweep movielens --data DIR
     """
     if name != movielens_files.NAME:
-        raise click.BadParameter(unknown_name(name, [movielens_files.NAME]), param_hint="NAME")
+        known = nearest(name, [movielens_files.NAME])
+        raise click.BadParameter(f"unknown data set {name!r}{known}", param_hint="NAME")
     try:
         path = copy_source(source, out) if source else download_movielens_100k(out)
         log = movielens.load(path, max_dropped=max_dropped, allow_modified=allow_modified, cache_dir=out / "packed")

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from recscale.models import freeze_config
 from recscale.models.memories.msn import active_hidden, count_params
-from recscale.scaling.data.known_truth.batches import make_schema, preset
+from recscale.scaling.data.known_truth import make_schema, preset
 from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, by_dense_params, chain, product, seeds
 

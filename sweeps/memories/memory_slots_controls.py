@@ -13,7 +13,7 @@ Runs of `wide` have no slots; compare them by `dense_params`. At 2^16 slots its 
 
 from recscale.models import freeze_config
 from recscale.models.memories.memory_mixer import count_params
-from recscale.scaling.data.known_truth.batches import make_schema, preset
+from recscale.scaling.data.known_truth import make_schema, preset
 from recscale.sweeps import Sweep, architectures, axis, chain, product, seeds
 from recscale.sweeps.memories.memory_slots_ladder import BACKBONE, RATES, WORLD, get_config
 

@@ -9,7 +9,7 @@ less than half a hidden unit of every token and layer, at the smallest sizes, bo
 
 from recscale.models import freeze_config
 from recscale.models.memories.msn import active_hidden, count_params
-from recscale.scaling.data.known_truth.batches import make_schema, preset
+from recscale.scaling.data.known_truth import make_schema, preset
 from recscale.sweeps import Sweep, architectures, product, seeds
 from recscale.sweeps.memories.memory_ablations import get_config
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from recscale.models import count
 from recscale.models.sizing import solve_affine
-from recscale.scaling.data.known_truth.batches import make_schema, preset
+from recscale.scaling.data.known_truth import make_schema, preset
 from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, chain, product, seeds
 

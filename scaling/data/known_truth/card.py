@@ -1,4 +1,4 @@
-"""The card of a known-truth world: its constants, computed once and kept in memory and on disk."""
+"""The constants of a known-truth log (base rate, irreducible loss, best AUC, variances), computed once and kept."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from scipy.special import expit
 from recscale.scaling.records.files import write_atomically
 
 from .config import BLOCK, TASK_NAMES, KnownTruthConfig
-from .drift import states
-from .exact import order_variances, part_variances, sample
+from .exact import drift_offsets, order_variances, part_variances, sample
 from .expectations import entropy, entropy_of_logit, expected_auc, noise_mean, on_grid, t_of_auc
 from .world import World, popularity
 
@@ -95,7 +94,7 @@ def _constants(world: World, samples: dict[str, np.ndarray], task: int) -> dict[
     variances = part_variances(config, task)
     deviation = z - config.task_bias(task)
     controls = np.stack([deviation, deviation**2 - sum(variances.values())], axis=1)
-    latent = _latent_means(_drift_offsets(world, task), z, sd, amplitude)
+    latent = _latent_means(drift_offsets(world, task), z, sd, amplitude)
     values = {"base_rate": p, "entropy_floor": entropy(p), **latent}
     means, errors = {}, {}
     for name, value in values.items():
@@ -119,13 +118,6 @@ def _constants(world: World, samples: dict[str, np.ndarray], task: int) -> dict[
     }
 
 
-def _drift_offsets(world: World, task: int) -> np.ndarray:
-    """Logit of every combination of hidden states; drift belongs to the first label."""
-    if task or not world.config.drift:
-        return np.zeros(1)
-    return states(world.config.drift) @ (world.drift_weight / world.scale)
-
-
 def _latent_means(offsets: np.ndarray, z: np.ndarray, sd: np.ndarray, amplitude: np.ndarray) -> dict[str, np.ndarray]:
     """E h(p) and E p(1-p) at p = sigmoid(everything), over what is unobservable in each row."""
     signs = (-1.0, 1.0) if amplitude.any() else (1.0,)
@@ -146,8 +138,7 @@ def _draw_latent(world: World, z: np.ndarray, sd: np.ndarray, amplitude: np.ndar
     """One draw per row of z plus all that is unobservable."""
     rng = np.random.Generator(np.random.Philox(key=[CARD_SEED, task]))
     drawn = z + sd * rng.standard_normal(z.size) + amplitude * rng.choice([-1.0, 1.0], z.size)
-    drawn = drawn + rng.choice(_drift_offsets(world, task), z.size)
-    return drawn
+    return drawn + rng.choice(drift_offsets(world, task), z.size)
 
 
 def _controlled_mean(
@@ -175,8 +166,5 @@ def _curves(config: KnownTruthConfig) -> dict[str, Any]:
         out["history"] = {"known": length.tolist(), "variance": config.missing_history(length).tolist()}
     if config.has_m:
         ranks = 2 ** np.arange(int(np.log2(config.pair_items)) + 1)
-        out["ranks"] = {
-            "known": ranks.tolist(),
-            "variance": (config.c_m * config.missed_mass(ranks)).tolist(),
-        }
+        out["ranks"] = {"known": ranks.tolist(), "variance": (config.c_m * config.missed_mass(ranks)).tolist()}
     return out

@@ -22,9 +22,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-from typing import Any
+import typing
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float64
 from scipy.special import zeta
 
 from recscale.models.options import freeze
@@ -38,29 +40,20 @@ MAX_ORDER = 4
 REQUEST_FIELDS = ("user", "u1", "u2", "c1", "c2")
 CANDIDATE_FIELDS = ("item", "i1", "i2")
 CROSS_FIELDS = REQUEST_FIELDS + CANDIDATE_FIELDS
-BIASED_FIELDS = (
-    "user",
-    "item",
-)  # carry B, so never an order-1 term of N: both would be functions of the same id
+BIASED_FIELDS = ("user", "item")  # carry B, so never an order-1 term of N: both would be functions of the same id
 TASK_NAMES = ("click", "convert")
 
-CODES = ("learned", "oracle", "oracle_history", "none")
+Codes = Literal["learned", "oracle", "oracle_history", "none"]
 
 # Fields that change what a model is given but neither z nor the labels: they do not invalidate stored truth.
-_INPUT_ONLY = (
-    "embedding_width",
-    "memory_embedding_width",
-    "timestamps",
-    "soft_labels",
-    "permute_ids",
-    "pair_field",
-)
+_INPUT_ONLY = ("embedding_width", "memory_embedding_width", "timestamps", "soft_labels", "permute_ids", "pair_field")
 
 
 @dataclasses.dataclass(frozen=True)
 class KnownTruthConfig:
-    """Everything that defines a world. Frozen and hashable; `hash` identifies the log, `truth_hash` its
-    truth.
+    """Everything that defines a known-truth log.
+
+    Frozen and hashable; `hash` identifies the log, `truth_hash` its truth.
 
     Attributes:
         b: mean logit of the first label.
@@ -96,7 +89,7 @@ class KnownTruthConfig:
         timestamps: histories carry `delta_s`; it holds no information about the label.
         embedding_width, memory_embedding_width: widths of id fields, and of `mem_u`, `mem_i` and the pair id
             (None: the same). A `mem_i` table of width w holds up to w / clusters of M by itself.
-        world_seed: the teacher.
+        world_seed: seed of every constant of the log.
     """
 
     b: float = -2.0
@@ -116,7 +109,7 @@ class KnownTruthConfig:
     code_width: int = 16
     clusters: int = 64
     pair_items: int = 2**14
-    codes: str = "learned"
+    codes: Codes = "learned"
     domains: int = 1
     domain_shared: float = 0.5
     domain_spread: float = 0.4
@@ -143,8 +136,6 @@ class KnownTruthConfig:
         orders = tuple(float(share) for share in self.order_shares)
         object.__setattr__(self, "order_shares", orders + (0.0,) * (MAX_ORDER - len(orders)))
         _check(self)
-
-    # Parts ------------------------------------------------------------------------------------------------
 
     @property
     def c_n(self) -> float:
@@ -209,26 +200,23 @@ class KnownTruthConfig:
     def history_exponent(self, task: int) -> float:
         return (self.lam, self.task_lam)[task]
 
-    # Closed forms
-    # --------------------------------------------------------------------------------------------
+    def quanta_variances(self) -> Float64[np.ndarray, " K"]:
+        """Variance of every term of N: a_k^2 = c_N [k^-alpha - (k+1)^-alpha], k = 1 ... quanta."""
+        return power_differences(self.c_n, self.alpha, self.quanta)
 
-    def quanta_variances(self) -> np.ndarray:
-        """a_k^2 = c_N [k^-alpha - (k+1)^-alpha], k = 1 ... quanta: float64 [K]."""
-        return _differences(self.c_n, self.alpha, self.quanta)
-
-    def history_variances(self, task: int = 0) -> np.ndarray:
-        """kappa_l^2 = c_L [l^-lam - (l+1)^-lam], l = 1 ... history_max: float64 [S]."""
-        return _differences(self.c_l, self.history_exponent(task), self.history_max)
+    def history_variances(self, task: int = 0) -> Float64[np.ndarray, " S"]:
+        """Variance that every event adds: kappa_l^2 = c_L [l^-lam - (l+1)^-lam], l = 1 ... history_max."""
+        return power_differences(self.c_l, self.history_exponent(task), self.history_max)
 
     def quanta_tail(self) -> float:
-        """c_N (K+1)^-alpha: variance of the terms beyond the last, part of the noise."""
+        """Variance of the terms beyond the last, part of the noise: c_N (K+1)^-alpha."""
         return self.c_n * (self.quanta + 1.0) ** -self.alpha
 
     def history_tail(self, task: int = 0) -> float:
-        """c_L (history_max+1)^-lam: variance of the events beyond the last, part of the noise."""
+        """Variance of the events beyond the last, part of the noise: c_L (history_max+1)^-lam."""
         return self.c_l * (self.history_max + 1.0) ** -self.history_exponent(task)
 
-    def missing_history(self, seen: Any, task: int = 0) -> np.ndarray:
+    def missing_history(self, seen: Any, task: int = 0) -> Float64[np.ndarray, " ..."] | np.float64:
         """Variance of L that the newest `seen` events leave out, mean over requests; array of real numbers >= 0.
 
         A full history goes on beyond its last event: its tail counts, and infinitely many events would hold it. A
@@ -243,19 +231,19 @@ class KnownTruthConfig:
         return short @ law[:-1] + law[-1] * whole
 
     def noise_variance(self, task: int = 0) -> float:
-        """s_eta^2 of a request with a full history: both tails."""
+        """Variance s_eta^2 of the unobservable noise of a request with a full history: both tails."""
         return self.quanta_tail() + self.history_tail(task)
 
-    def missed_mass(self, ranks: Any) -> np.ndarray:
-        """T(ranks) = sum of p_k over k > ranks under p_k = k^-a / zeta(a); any real array of ranks >= 0."""
+    def missed_mass(self, ranks: Any) -> Float64[np.ndarray, " ..."] | np.float64:
+        """Share of rows whose pair is none of the `ranks` (real) most popular: sum over k > ranks of k^-a / zeta(a)."""
         return zeta(self.a, np.asarray(ranks, np.float64) + 1.0) / zeta(self.a, 1.0)
 
     def fresh_share(self) -> float:
         """Probability of a pair beyond `pair_items`, whose sign is unobservable."""
         return float(self.missed_mass(self.pair_items)) if self.has_m else 0.0
 
-    def length_law(self) -> np.ndarray:
-        """Probability of each history length 0 ... history_max: float64 [S+1]."""
+    def length_law(self) -> Float64[np.ndarray, " lengths"]:
+        """Probability of each history length 0 ... history_max: [S + 1]."""
         law = np.zeros(self.history_max + 1)
         if not self.ragged:
             law[-1] = 1.0
@@ -263,8 +251,8 @@ class KnownTruthConfig:
         lengths = (np.arange(2**16, dtype=np.int64) * (self.history_max + 1)) >> 16
         return np.bincount(lengths, minlength=self.history_max + 1) / 2.0**16
 
-    def domain_law(self) -> np.ndarray:
-        """Probability of each domain, proportional to 1 / (g + 1) before rounding to 2^-16: float64 [G]."""
+    def domain_law(self) -> Float64[np.ndarray, " G"]:
+        """Probability of each domain, proportional to 1 / (g + 1) before rounding to 2^-16."""
         weights = 1.0 / np.arange(1, self.domains + 1)
         edges = np.round(2.0**16 * np.cumsum(weights) / weights.sum())
         return np.diff(edges, prepend=0.0) / 2.0**16
@@ -338,7 +326,8 @@ def replace(config: KnownTruthConfig, **overrides: Any) -> KnownTruthConfig:
     return freeze(KnownTruthConfig, plain | overrides, "known-truth log")
 
 
-def _differences(c: float, exponent: float, terms: int) -> np.ndarray:
+def power_differences(c: float, exponent: float, terms: int) -> Float64[np.ndarray, " {terms}"]:
+    """Differences of a power law, c [k^-exponent - (k+1)^-exponent], k = 1 ... terms."""
     k = np.arange(1, terms + 1, dtype=np.float64)
     # expm1 keeps the relative accuracy of a difference of nearly equal powers.
     return -c * k**-exponent * np.expm1(-exponent * np.log1p(1.0 / k))
@@ -370,7 +359,8 @@ def _check(config: KnownTruthConfig) -> None:
     require(config.quanta >= 1, "quanta", "at least 1")
     require(power(config.blocks, 1, 2**15), "blocks", "a power of two up to 32768")
     require(1 <= config.code_bits <= BLOCK - 1, "code_bits", "1 to 31")
-    require(config.codes in CODES, "codes", f"one of {', '.join(CODES)}")
+    codes = typing.get_args(Codes)
+    require(config.codes in codes, "codes", f"one of {', '.join(codes)}")
     require(config.codes != "none" or not config.has_n, "codes", "another value unless N has no share")
     require(
         2 <= config.history_max <= 2**15 and config.history_max % 2 == 0,

@@ -1,4 +1,4 @@
-"""Draws of the known-truth log: what the rows of a request are, and their labels, from counter-based random words."""
+"""What the rows of a request of the known-truth log are, and their labels, drawn from counter-based random words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,26 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Int32, UInt32
 
 from .config import REQUEST_FIELDS, KnownTruthConfig
+from .expectations import hermite
 from .history import draw_history
-from .ids import code_words, popular_id, top_bits
 from .logit_parts import Rows, parts, total
-from .words import CANDIDATE, DRIFT, NOISE, REQUEST, candidate_words, event_words, normal, stream_key, uniform, words
-from .world import World
+from .words import (
+    CANDIDATE,
+    DRIFT,
+    NOISE,
+    REQUEST,
+    Key,
+    candidate_words,
+    event_words,
+    normal,
+    stream_key,
+    uniform,
+    words,
+)
+from .world import World, code_words, popular_id, top_bits
 
 _SOFT_NODES = 21
 
@@ -39,8 +52,8 @@ class Drawn:
     label_mask: Any
 
 
-def draw(world: World, log_seed: Any, request: jax.Array, candidates: int, shown: int | None = None) -> Drawn:
-    """Draws requests, uint32 [R]; each is a pure function of (world, log_seed, request).
+def draw(world: World, log_seed: Any, request: UInt32[Array, " R"], candidates: int, shown: int | None = None) -> Drawn:
+    """Draws requests by their numbers; each is a pure function of (world, log_seed, request).
 
     shown: how many of the newest events are kept; None is all. Labels depend on all of them.
     """
@@ -87,15 +100,14 @@ def draw(world: World, log_seed: Any, request: jax.Array, candidates: int, shown
     return Drawn(rows, request_ids, candidate_ids, fresh, values, observed, labels, mask)
 
 
-def _lengths(config: KnownTruthConfig, word: jax.Array) -> jax.Array:
+def _lengths(config: KnownTruthConfig, word: UInt32[Array, " R"]) -> Int32[Array, " R"]:
     if not config.ragged:
         return jnp.full(word.shape, config.history_max, jnp.int32)
     return (((word >> 16) * np.uint32(config.history_max + 1)) >> 16).astype(jnp.int32)
 
 
-def _drift(world: World, key):
-    """Hidden states at request time int32 [R, r] and their noisy signs per event float32 [R, S, r], or (None,
-    None).
+def _drift(world: World, key: Key) -> tuple[Int32[Array, "R r"] | None, Float32[Array, "R S r"] | None]:
+    """Hidden states at request time and their noisy signs per event, or (None, None).
 
     The chain is reversible, so it is walked from the newest event back: going one event back, state i is
     redrawn with probability rho_i. One word per (event, state): 16 bits redraw, 15 bits flip, 1 bit state.
@@ -114,8 +126,16 @@ def _drift(world: World, key):
     return state[:, 0], jnp.where(flip, -state, state).astype(jnp.float32)
 
 
-def _labels(world: World, rows: Rows, values, key, coin: jax.Array, fresh: jax.Array, hidden: jax.Array | None):
-    """Labels and mask, float32 [R, C, Y]: 1 where z + eta > logit(u), eta normal, u uniform."""
+def _labels(
+    world: World,
+    rows: Rows,
+    values: tuple[dict[str, Array], ...],
+    key: Key,
+    coin: Array,
+    fresh: Array,
+    hidden: Array | None,
+) -> tuple[Float32[Array, "R C Y"], Float32[Array, "R C Y"]]:
+    """Labels and mask: 1 where z + eta > logit(u), eta normal, u uniform."""
     config = world.config
     noise = candidate_words(key, NOISE, coin.shape[1], 4 * config.tasks)
     labels = []
@@ -140,20 +160,19 @@ def _labels(world: World, rows: Rows, values, key, coin: jax.Array, fresh: jax.A
     return jnp.stack(labels, axis=-1), jnp.stack([mask] * config.tasks, axis=-1)
 
 
-def _noise_variance(config: KnownTruthConfig, rows: Rows, task: int) -> jax.Array:
-    """s_eta^2: [1, 1], or [R, 1] with ragged histories, where only full ones have a tail."""
+def _noise_variance(config: KnownTruthConfig, rows: Rows, task: int) -> Array:
+    """Variance of the noise: [1, 1], or [R, 1] with ragged histories, where only full ones have a tail."""
     if not (config.ragged and config.has_l):
         return jnp.full((1, 1), config.noise_variance(task), jnp.float32)
     full = (rows.length == config.history_max)[:, None]
     return jnp.float32(config.quanta_tail()) + jnp.where(full, jnp.float32(config.history_tail(task)), 0.0)
 
 
-def _soft_label(world: World, z: jax.Array, fresh: jax.Array, spread: jax.Array) -> jax.Array:
-    """p* by Gauss-Hermite quadrature in float32, averaged over the sign of fresh pairs: [R, C]."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_SOFT_NODES)
-    weights = (weights / weights.sum()).astype(np.float32)
+def _soft_label(world: World, z: Array, fresh: Array, spread: Array) -> Array:
+    """Click probability by Gauss-Hermite quadrature in float32, averaged over the sign of fresh pairs: [R, C]."""
+    nodes, weights = (x.astype(np.float32) for x in hermite(_SOFT_NODES))
     mean = jnp.zeros(z.shape, jnp.float32)
-    for node, weight in zip(nodes.astype(np.float32), weights, strict=True):
+    for node, weight in zip(nodes, weights, strict=True):
         for sign in (-1, 1):
             logit = (z + sign * fresh).astype(jnp.float32) * jnp.float32(1.0 / world.scale)
             mean = mean + 0.5 * weight * jax.nn.sigmoid(logit + spread * node)

@@ -1,10 +1,6 @@
-"""Exact metrics of a model's logits on the known-truth log, and the functions that go with them.
+"""Exact metrics of a model's logits on the known-truth log.
 
-    rows   = truth(world, batch)                 # per row, float64 on the host
-    known  = card(world)                         # constants: base rate, v, E_inf, H*, AUC*, variances, plateaus
     report = evaluate(world, batches, logits)    # excess logloss KL(p*||p), expected AUC, recovery per part
-    logits = oracle_logits(world, batch, quanta=64)
-    loss   = predict(world, quanta=[64, 256], examples=1e6)
 
 No metric here has label noise except the ones called observed.
 """
@@ -18,21 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num
 from scipy.special import expit
 
 from recscale.models.inputs import Batch
 
 from .card import card
 from .config import REQUEST_FIELDS, TASK_NAMES
-from .exact import TruthRows, oracle_logits, truth
+from .exact import TruthRows, truth
 from .expectations import divergence, entropy, expected_auc, logit
-from .laws import predict, surface
 from .logit_parts import term_values
-from .world import World, popularity
-
-__all__ = [
-    "card", "evaluate", "evaluate_rows", "oracle_logits", "predict", "row_groups", "stack_truth", "surface", "truth",
-]  # fmt: skip
+from .world import Terms, World, popularity
 
 _DECILES = 10
 _CONSTANT = 1e-9  # logits closer together than this are one constant: nothing is recovered
@@ -40,9 +32,12 @@ _PIECE = 4096  # rows whose terms are formed at a time
 
 
 def evaluate(
-    world: World, batches: Iterable[Batch], logits: np.ndarray, constants: Mapping[str, Any] | None = None
+    world: World,
+    batches: Iterable[Batch],
+    logits: Float[np.ndarray, "batches R C Y"],
+    constants: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Metrics of logits [number of batches, R, C, Y] on batches with whole histories; see `evaluate_rows`.
+    """Metrics of logits on batches with whole histories; see `evaluate_rows`.
 
     `constants`: the card, if it is at hand. Rows that are not `valid` take no part.
     """
@@ -57,14 +52,14 @@ def evaluate(
 def evaluate_rows(
     world: World,
     rows: TruthRows,
-    logits: np.ndarray,
-    labels: np.ndarray,
-    mask: np.ndarray,
-    valid: np.ndarray,
-    groups: np.ndarray,
+    logits: Float[np.ndarray, " ..."],
+    labels: Num[np.ndarray, "*rows Y"],
+    mask: Num[np.ndarray, "*rows Y"],
+    valid: Bool[np.ndarray, "*rows"],
+    groups: Int[np.ndarray, "*rows"],
     constants: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Metrics of logits [..., Y] against truth of the same shape; valid, groups: [...]; constants: the card.
+    """Metrics of logits [*rows, Y] against truth of the same shape; constants: the card.
 
     Keys: rows; excess_logloss = mean KL(p*||p); logloss = H* + excess_logloss; entropy_floor; asymptote; base_rate; ne;
     auc, gauc: in expectation over labels; calibration = mean p / mean p*; calibration_deciles: the same by decile of
@@ -97,8 +92,8 @@ def evaluate_rows(
     return out
 
 
-def row_groups(batches: list[Batch]) -> tuple[np.ndarray, str]:
-    """Group of every row for GAUC, int64 [number of batches, R, C], and the statement of its weighting.
+def row_groups(batches: list[Batch]) -> tuple[Int[np.ndarray, "batches R C"], str]:
+    """Group of every row for GAUC, and the statement of its weighting.
 
     The request where it has several candidates; else the user, as far as the inputs tell users apart, else all rows.
     """
@@ -124,7 +119,14 @@ def stack_truth(rows: list[TruthRows]) -> TruthRows:
     return jax.tree.map(lambda *values: np.stack(values), *rows)
 
 
-def _exact_metrics(predicted, p, q, weight, groups, facts) -> dict[str, Any]:
+def _exact_metrics(
+    predicted: np.ndarray,
+    p: np.ndarray,
+    q: np.ndarray,
+    weight: np.ndarray,
+    groups: np.ndarray,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
     total = weight.sum()
     excess = float(weight @ divergence(p, q, predicted) / total)
     probability = expit(predicted)
@@ -147,7 +149,7 @@ def _exact_metrics(predicted, p, q, weight, groups, facts) -> dict[str, Any]:
     }
 
 
-def _observed(predicted, p, q, labels) -> dict[str, Any]:
+def _observed(predicted: np.ndarray, p: np.ndarray, q: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Logloss on the labels drawn (soft labels included), and its paired difference to that of p*."""
     if not len(labels):
         return {"observed_logloss": math.nan, "observed_excess": math.nan, "observed_excess_se": math.nan}
@@ -205,7 +207,9 @@ def _by_popularity(world: World, own: np.ndarray, bias: np.ndarray, block: np.nd
     return found
 
 
-def _term_recovery(world: World, task: int, target: np.ndarray, words: np.ndarray, domain: np.ndarray):
+def _term_recovery(
+    world: World, task: int, target: np.ndarray, words: np.ndarray, domain: np.ndarray
+) -> tuple[dict[str, float], np.ndarray]:
     """(recovered share by order, projection of `target` on all terms): terms are orthonormal, so both are sums of dots.
 
     With rows enough a second pass takes out what the sample's terms have in common by chance.
@@ -217,9 +221,7 @@ def _term_recovery(world: World, task: int, target: np.ndarray, words: np.ndarra
     for _ in range(2 if n >= 4 * len(learned) else 1):
         rest = (target - projected).astype(np.float32)
         sums = [_dots(terms, *given, rest[piece]) for given, piece in zip(inputs, pieces, strict=True)]
-        dots, norms = (
-            np.sum([np.asarray(x, np.float64) for x in column], axis=0) for column in zip(*sums, strict=True)
-        )
+        dots, norms = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
         learned += dots / np.maximum(norms, 1.0)
         weights = learned.astype(np.float32)
         projected = np.concatenate([_combine(terms, *given, weights) for given in inputs]).astype(np.float64)
@@ -236,11 +238,11 @@ def _term_recovery(world: World, task: int, target: np.ndarray, words: np.ndarra
 
 
 @jax.jit
-def _dots(terms, words, domain, target):
+def _dots(terms: Terms, words: Array, domain: Array | None, target: Array) -> tuple[Array, Array]:
     values = term_values(words, terms, domain)
     return jnp.matmul(values, target, precision="highest"), jnp.sum(jnp.abs(values), axis=1)
 
 
 @jax.jit
-def _combine(terms, words, domain, coefficients):
+def _combine(terms: Terms, words: Array, domain: Array | None, coefficients: Array) -> Array:
     return jnp.matmul(coefficients, term_values(words, terms, domain), precision="highest")

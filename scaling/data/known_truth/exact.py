@@ -1,10 +1,13 @@
-"""Truth of known-truth rows: logit, its parts, Bayes click probability, and what partial knowledge would predict.
+"""What is true of every row of the known-truth log: its logit, the parts of it, its best possible click probability.
+
+Also what a model would predict that knows only so many terms, events and pairs.
 
 Host side, float64; integer parts come from the same arithmetic as the generator, so z is exact.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -12,14 +15,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float64
 
 from recscale.models.inputs import Batch
 
 from .batches import assemble, request_numbers
 from .config import BLOCK, KnownTruthConfig
 from .draw import draw
-from .drift import posterior, state_weights, states
-from .expectations import logit, smoothed
+from .expectations import logit, posterior, smoothed, state_weights, states
 from .logit_parts import DRIFT_FIELD, SEQUENCE, Rows, decode, padded_words, parts
 from .world import Terms, World, domain_biases
 
@@ -33,8 +36,9 @@ class TruthRows:
     z: logit without noise, drift states and the unobservable sign of fresh pairs; parts: its parts by name (`PARTS`),
     and `N_request`, the share of N that is constant in a request; noise_sd: s_eta of the row; fresh: bool [R, C], the
     pair's sign is unobservable; p: Bayes probability p* of the label given everything a model can see (for a cascade's
-    second label: given the first was 1); q: 1 - p; words: uint32 [R, C, 9], code words as in `known_truth_parts`;
-    domain: int32 [R, C]; item_block: int32 [R, C], popularity block of the item, 0 the most popular (-1 without B).
+    second label: given the first was 1); q: 1 - p; words: uint32 [R, C, 9], code words of
+    `logit_parts.padded_words`; domain: int32 [R, C]; item_block: int32 [R, C], popularity block of the item, 0 the most
+    popular (-1 without B).
     """
 
     z: Any
@@ -48,14 +52,9 @@ class TruthRows:
     item_block: Any
 
     @property
-    def v(self) -> np.ndarray:
-        """p* (1 - p*) per row."""
+    def v(self) -> Float64[np.ndarray, " ..."]:
+        """Variance p* (1 - p*) of the label, per row."""
         return self.p * self.q
-
-    @property
-    def p_both(self) -> np.ndarray:
-        """p* of the first label times p* of the second: [R, C]. Needs two labels."""
-        return self.p[..., 0] * self.p[..., 1]
 
 
 @flax.struct.dataclass
@@ -99,8 +98,8 @@ def oracle_logits(
     ranks: int | None = None,
     orders: int | None = None,
     biases: bool = True,
-) -> np.ndarray:
-    """Bayes logit of a model that knows exactly that much: float64 [R, C, Y].
+) -> Float64[np.ndarray, "R C Y"]:
+    """Bayes logit of a model that knows exactly that much.
 
     Known: N terms k <= quanta of order <= orders, the newest `history` events, pair ranks <= ranks, biases of user and
     item (and always the domain's); None means all there is. The rest is integrated out: missing terms and events as
@@ -151,8 +150,15 @@ def order_variances(world: World, task: int = 0) -> dict[str, float]:
     return out
 
 
-def noise_sd(config: KnownTruthConfig, batch: Batch) -> np.ndarray:
-    """s_eta per row: float64 [1, 1, Y], or [R, 1, Y] with ragged histories."""
+def drift_offsets(world: World, task: int = 0) -> Float64[np.ndarray, " n"]:
+    """What every combination of hidden states adds to the logit; drift belongs to the first label."""
+    if task or not world.config.drift:
+        return np.zeros(1)
+    return states(world.config.drift) @ (world.drift_weight / world.scale)
+
+
+def noise_sd(config: KnownTruthConfig, batch: Batch) -> Float64[np.ndarray, "_ 1 Y"]:
+    """Standard deviation s_eta of each row's unobservable noise: [1, 1, Y], or [R, 1, Y] with ragged histories."""
     variance = np.asarray([config.noise_variance(task) for task in range(config.tasks)])[None, None, :]
     if config.ragged and config.has_l:
         short = np.asarray(batch.user.histories[SEQUENCE].length) < config.history_max
@@ -167,7 +173,7 @@ def _truth_rows(world: World, batch: Batch, integers: _Integers) -> TruthRows:
     z = _logit(world, values)
     sd = noise_sd(world.config, batch)
     amplitude = _amplitude(world, integers.fresh)
-    offsets, weights = _drift_mixture(world, batch)
+    offsets, weights = drift_offsets(world), _state_weights(world, batch)
     p, q = np.zeros(z.shape), np.zeros(z.shape)
     for offset, weight in zip(offsets, np.moveaxis(weights, -1, 0), strict=True):
         # Like M, drift belongs to the first label.
@@ -196,20 +202,20 @@ def _integers(world: World, batch: Batch) -> _Integers:
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _sample(world: World, log_seed, index, requests: int, candidates: int) -> tuple[Batch, _Integers]:
+def _sample(world: World, log_seed: Any, index: Any, requests: int, candidates: int) -> tuple[Batch, _Integers]:
     # Events fill the memory; only drift's observations are needed for the truth.
     shown = None if world.config.drift else 0
     drawn = draw(world, log_seed, request_numbers(index, requests, evaluation=True), candidates, shown)
     batch = assemble(world, drawn)
     bare = {
-        name: history.replace(ids={}, delta_s=None, length=drawn.rows.length)
+        name: dataclasses.replace(history, ids={}, delta_s=None, length=drawn.rows.length)
         for name, history in batch.user.histories.items()
     }
-    batch = batch.replace(user=batch.user.replace(histories=bare))
+    batch = dataclasses.replace(batch, user=dataclasses.replace(batch.user, histories=bare))
     return batch, _collect(drawn.rows, drawn.parts, drawn.fresh, world.config.has_b)
 
 
-def _collect(rows: Rows, values: tuple[dict[str, jax.Array], ...], fresh: jax.Array, biased: bool) -> _Integers:
+def _collect(rows: Rows, values: tuple[dict[str, Array], ...], fresh: Array, biased: bool) -> _Integers:
     domain = jnp.zeros(fresh.shape, jnp.int32) + (0 if rows.domain is None else rows.domain[:, None])
     rank = jnp.zeros(fresh.shape, jnp.int32) if rows.rank is None else rows.rank
     stacked = {name: jnp.stack([value[name] for value in values], axis=-1) for name in values[0]}
@@ -229,28 +235,27 @@ def _amplitude(world: World, unknown: np.ndarray) -> np.ndarray:
     return np.where(unknown[..., None] & first, world.pair_amplitude / world.scale, 0.0)
 
 
-def _drift_mixture(world: World, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Logit offsets of every combination of hidden states [n] and their posterior weights [R, n]."""
-    config = world.config
-    if not config.drift:
-        return np.zeros(1), np.ones((batch.valid.shape[0], 1))
+def _state_weights(world: World, batch: Batch) -> np.ndarray:
+    """Posterior weight of every combination of hidden states, given the visible events: [R, n]."""
+    if not world.config.drift:
+        return np.ones((batch.valid.shape[0], 1))
     history = batch.user.histories[SEQUENCE]
-    up = posterior(
-        history.dense[DRIFT_FIELD], history.length, world.drift_refresh / 2.0**16, world.drift_flip / 2.0**15
-    )
-    return states(config.drift) @ (world.drift_weight / world.scale), state_weights(up)
+    observed, length = np.asarray(history.dense[DRIFT_FIELD]), np.asarray(history.length)
+    return state_weights(posterior(observed, length, world.drift_refresh / 2.0**16, world.drift_flip / 2.0**15))
 
 
 def _limited(world: World, quanta: int | None, orders: int | None, history: int | None) -> World:
     """The world with the coefficients of unknown terms and events set to 0: same shapes, so the same program."""
     terms = tuple(
-        task.replace(coefficient=np.where(_known(task, quanta, orders), task.coefficient, 0).astype(np.int32))
+        dataclasses.replace(
+            task, coefficient=np.where(_known(task, quanta, orders), task.coefficient, 0).astype(np.int32)
+        )
         for task in world.terms
     )
     weight = np.array(world.event_weight)
     if history is not None:
         weight[:, history:] = 0
-    return world.replace(terms=terms, event_weight=weight)
+    return dataclasses.replace(world, terms=terms, event_weight=weight)
 
 
 def _known(terms: Terms, quanta: int | None, orders: int | None) -> np.ndarray:
@@ -259,7 +264,9 @@ def _known(terms: Terms, quanta: int | None, orders: int | None) -> np.ndarray:
     return (np.asarray(terms.number) <= limits[0]) & (order <= limits[1])
 
 
-def _missing_variance(world: World, batch: Batch, quanta, orders, history) -> np.ndarray:
+def _missing_variance(
+    world: World, batch: Batch, quanta: int | None, orders: int | None, history: int | None
+) -> np.ndarray:
     """Variance of the terms and events an oracle does not know, tails left out: [1, 1, Y], or [R, 1, Y] if ragged."""
     config = world.config
     unknown = 0.0

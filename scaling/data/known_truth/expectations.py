@@ -6,12 +6,16 @@ Nothing here knows the generator: inputs are logits, click probabilities and sta
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int, Shaped
 from scipy.interpolate import CubicSpline
 from scipy.special import expit, log_expit, ndtri, xlogy
+
+Reals = Float64[np.ndarray, " ..."] | np.float64  # of scalars, a scalar
 
 NODES = 41
 _SPLINE_STEP = 1.0 / 128
@@ -19,14 +23,16 @@ _CHUNK = 1 << 15  # rows per quadrature block: the [rows, nodes] block stays in 
 
 
 @functools.lru_cache(maxsize=8)
-def hermite(nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
+def hermite(nodes: int = NODES) -> tuple[Float64[np.ndarray, " {nodes}"], Float64[np.ndarray, " {nodes}"]]:
     """Nodes and weights of E f(xi), xi standard normal (probabilists' Gauss-Hermite, weights sum to 1)."""
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     return points, weights / weights.sum()
 
 
-def smoothed(z: Any, sd: Any, amplitude: Any = 0.0, nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
-    """(p, 1 - p) with p = E sigmoid(z + sd xi + amplitude c), xi standard normal, c a fair sign.
+def smoothed(
+    z: Any, sd: Any, amplitude: Any = 0.0, nodes: int = NODES
+) -> tuple[Float64[np.ndarray, "*shape"], Float64[np.ndarray, "*shape"]]:
+    """Click probability under noise: (p, 1 - p), p = E sigmoid(z + sd xi + amplitude c), xi normal, c a fair sign.
 
     All arguments broadcast; `amplitude` is the size of an unobservable +-amplitude, 0 where there is none.
     """
@@ -46,14 +52,14 @@ def _normal_mean(z: np.ndarray, sd: np.ndarray, nodes: int) -> np.ndarray:
     return np.concatenate([expit(z[b, None] + sd[b, None] * points) @ weights for b in blocks] or [np.zeros(0)])
 
 
-def entropy(p: Any, q: Any | None = None) -> np.ndarray:
-    """-p ln p - q ln q in nats, q = 1 - p unless given."""
+def entropy(p: Any, q: Any = None) -> Reals:
+    """Entropy of a label, -p ln p - q ln q in nats, q = 1 - p unless given."""
     p = np.asarray(p, np.float64)
     q = 1.0 - p if q is None else np.asarray(q, np.float64)
     return -(xlogy(p, p) + xlogy(q, q))
 
 
-def on_grid(function: Callable[[np.ndarray], np.ndarray], z: np.ndarray) -> np.ndarray:
+def on_grid(function: Callable[[np.ndarray], np.ndarray], z: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
     """function(z) for a smooth function of many logits: evaluated on a grid of step 1/128, cubic spline between.
 
     The error is below 1e-10 for averages of sigmoids and their entropies.
@@ -63,26 +69,30 @@ def on_grid(function: Callable[[np.ndarray], np.ndarray], z: np.ndarray) -> np.n
     return CubicSpline(grid, function(grid))(z)
 
 
-def noise_mean(function: Callable[[np.ndarray], np.ndarray], sd: float, nodes: int = NODES) -> Callable:
-    """z -> E function(z + sd xi)."""
+def noise_mean(
+    function: Callable[[np.ndarray], np.ndarray], sd: float, nodes: int = NODES
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function z -> E function(z + sd xi), xi standard normal."""
     points, weights = hermite(nodes)
     return lambda z: function(np.asarray(z)[..., None] + sd * points) @ weights
 
 
-def entropy_of_logit(z: Any) -> np.ndarray:
-    """h(sigmoid(z)), exact for logits of any size."""
+def entropy_of_logit(z: Any) -> Reals:
+    """Entropy of a label with logit z, exact for logits of any size."""
     p, q = expit(z), expit(-np.asarray(z))
     return -(p * log_expit(z) + q * log_expit(-np.asarray(z)))
 
 
-def divergence(p: np.ndarray, q: np.ndarray, logits: np.ndarray) -> np.ndarray:
+def divergence(
+    p: Float64[np.ndarray, "*shape"], q: Float64[np.ndarray, "*shape"], logits: Shaped[np.ndarray, "*shape"]
+) -> Float64[np.ndarray, "*shape"]:
     """KL(Bernoulli(p) || Bernoulli(sigmoid(logits))) per row in nats, q = 1 - p."""
     logits = np.asarray(logits, np.float64)
     return p * (np.log(p) - log_expit(logits)) + q * (np.log(q) - log_expit(-logits))
 
 
-def logit(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """ln(p / q)."""
+def logit(p: Float64[np.ndarray, "*shape"], q: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """Logit ln(p / q) of a probability p, q = 1 - p."""
     return np.log(p) - np.log(q)
 
 
@@ -112,7 +122,7 @@ def gaussian_constants(b: float, variance: float, nodes: int = 101) -> dict[str,
 
 
 def t_of_auc(auc: float) -> float:
-    """t = 2 Phi^-1(AUC)^2: the logit signal variance of normal logits at a small base rate."""
+    """Variance of normal logits that have this AUC at a small base rate: t = 2 Phi^-1(AUC)^2."""
     return float(2.0 * ndtri(auc) ** 2)
 
 
@@ -143,3 +153,39 @@ def expected_auc(scores: Any, positive: Any, negative: Any, groups: Any | None =
     single = np.diff(np.r_[tie_starts[group_starts], score.size]) == 1
     pairs, wins = np.where(single, 0.0, pairs), np.where(single, 0.0, wins)
     return float(wins.sum() / pairs.sum()) if pairs.sum() > 0 else float("nan")
+
+
+def posterior(
+    observed: Shaped[np.ndarray, "R S r"],
+    length: Int[np.ndarray, " R"],
+    refresh: Float64[np.ndarray, " r"],
+    flip: Float64[np.ndarray, " r"],
+) -> Float64[np.ndarray, "R r"]:
+    """Probability that each drifting hidden state is +1 at request time, given the visible events.
+
+    Each request has r independent +-1 states; going one event forward in time, state i is redrawn with probability
+    refresh_i, and every event shows it flipped with probability flip_i. Exact by a forward recursion from the oldest
+    visible event, started at 1/2 (the chain is stationary).
+
+    observed: noisy states -1 or 1, newest event first; length: visible events.
+    """
+    up = np.full((observed.shape[0], observed.shape[2]), 0.5)
+    for event in reversed(range(observed.shape[1])):
+        predicted = (1.0 - refresh) * up + 0.5 * refresh
+        likelihood_up = np.where(observed[:, event] > 0, 1.0 - flip, flip)
+        joint = predicted * likelihood_up
+        filtered = joint / (joint + (1.0 - predicted) * (1.0 - likelihood_up))
+        up = np.where((event < length)[:, None], filtered, up)
+    return up
+
+
+def states(count: int) -> Float64[np.ndarray, "vectors {count}"]:
+    """All 2^count sign vectors of `count` states."""
+    return np.asarray(list(itertools.product((-1.0, 1.0), repeat=count)))
+
+
+def state_weights(up: Float64[np.ndarray, "R r"]) -> Float64[np.ndarray, "R vectors"]:
+    """Probability of each sign vector of `states` given independent marginals `up`."""
+    signs = states(up.shape[1])
+    chosen = np.where(signs[None] > 0, up[:, None, :], 1.0 - up[:, None, :])
+    return chosen.prod(axis=2)

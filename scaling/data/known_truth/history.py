@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int32, UInt32
 
 from recscale.pallas_kernels.targets import current_platform
 
 from .config import KnownTruthConfig
-from .ids import history_word, popular_id, signs
-from .words import HISTORY, USER_EVENTS, event_words, stream_key
-from .world import World
+from .words import HISTORY, USER_EVENTS, Key, event_words, stream_key
+from .world import World, history_word, popular_id, signs
 
 # Random words of a piece of a batch: int32 arrays of 128 KiB, several of which fit a core's cache of 1 MiB.
 _CACHED = 2**15
@@ -31,22 +31,22 @@ _LEAST = 8
 def draw_history(
     world: World,
     log_seed: Any,
-    request: jax.Array,
-    key: tuple[jax.Array, jax.Array],
-    user: jax.Array,
-    length: jax.Array,
-    item: jax.Array,
-    category: jax.Array,
+    request: UInt32[Array, " R"],
+    key: Key,
+    user: Int32[Array, " R"],
+    length: Int32[Array, " R"],
+    item: Int32[Array, "R C"],
+    category: Int32[Array, "R C"],
     shown: int,
-) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Items and categories of the newest `shown` events, int32 [R, shown], and L of every task, int32 [R, C] each.
+) -> tuple[Int32[Array, "R shown"], Int32[Array, "R shown"], tuple[Int32[Array, "R C"], ...]]:
+    """Items and categories of the newest `shown` events, and L of every task.
 
-    request: uint32 [R], and their key; user: int32 [R]; length: int32 [R], events that count; item, category: int32
-    [R, C], the candidate's. How many events are shown changes no sum.
+    request: numbers of the requests, and their key; length: events that count; item, category: the candidate's. How
+    many events are shown changes no sum.
     """
     config = world.config
 
-    def draw(rows: Any) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    def draw(rows: Any) -> tuple[Array, Array, tuple[Array, ...]]:
         request, key, user, length, category, towards = jax.lax.optimization_barrier(rows)
         halves = []
         sums = [jnp.zeros(category.shape, jnp.int32)] * config.tasks
@@ -64,12 +64,12 @@ def draw_history(
         return items, categories, tuple(sums)
 
     towards = tuple(facing(world, history_word(world, item), task) for task in range(config.tasks))
-    words = config.history_max // (2 if _paired(config) else 1)
+    words = config.history_max // (2 if _two_events_a_hash(config) else 1)
     return _in_pieces(draw, (request, key, user, length, category, towards), _pieces(request.shape[0], words))
 
 
-def facing(world: World, word: jax.Array, task: int) -> jax.Array:
-    """H e(c) of candidates from their history words [R, C]: int32 [R, C, d]."""
+def facing(world: World, word: UInt32[Array, "R C"], task: int) -> Int32[Array, "R C d"]:
+    """What a candidate rewards in an event, H e(c), from the history words of candidates."""
     matrix = jnp.asarray(world.matrix)[task]
     code = signs(word, world.config.code_width, 0)
     return jnp.sum(matrix * code[..., None, :], axis=-1, dtype=jnp.int32)
@@ -78,17 +78,16 @@ def facing(world: World, word: jax.Array, task: int) -> jax.Array:
 def event_sum(
     world: World,
     task: int,
-    toward: jax.Array,
-    category: jax.Array,
-    word: jax.Array,
-    event_category: jax.Array,
-    length: jax.Array,
+    toward: Int32[Array, "R C d"],
+    category: Int32[Array, "R C"],
+    word: UInt32[Array, "R events"],
+    event_category: Int32[Array, "R events"],
+    length: Int32[Array, " R"],
     first: int = 0,
-) -> jax.Array:
-    """sum of K_l [cat_l = cat_c] (e(i_l) . H e(c)) over the events first, first + 1, ...: int32 [R, C].
+) -> Int32[Array, "R C"]:
+    """What events add to the logit: sum of K_l [cat_l = cat_c] (e(i_l) . H e(c)) over events first, first + 1, ...
 
-    toward: int32 [R, C, d], of `facing`; category: int32 [R, C]; word, event_category: [R, events]; length: int32 [R],
-    events that count.
+    toward: of `facing`; word: history words of the events; length: events that count.
     """
     events = word.shape[1]
     weight = jnp.asarray(world.event_weight)[task, first : first + events][None, :]
@@ -102,10 +101,10 @@ def event_sum(
     return jnp.sum(jnp.where(match, weight[:, None, :] * dot, 0), axis=-1, dtype=jnp.int32)
 
 
-def _events(world: World, log_seed: Any, request: jax.Array, key: Any, user: jax.Array):
+def _events(world: World, log_seed: Any, request: Array, key: Key, user: Array) -> list[tuple[Array, Array]]:
     """(items, categories) of all events, newest first, in one or two stretches: int32 [R, events] each."""
     config, size = world.config, world.config.history_max
-    if _paired(config):
+    if _two_events_a_hash(config):
         words = event_words(key, HISTORY, jnp.arange(size // 2, dtype=jnp.uint32))
         return [(popular_id(world, word), _category(config, word)) for word in words]
     count = jnp.arange(size, dtype=jnp.uint32)
@@ -117,8 +116,8 @@ def _events(world: World, log_seed: Any, request: jax.Array, key: Any, user: jax
     return [(popular_id(world, first), _category(config, first if _one_word(config) else second))]
 
 
-def _paired(config: KnownTruthConfig) -> bool:
-    """Whether the two words of a hash are two events: the second words are those of the older half of the history."""
+def _two_events_a_hash(config: KnownTruthConfig) -> bool:
+    """Whether both words of one hash are events: the second words are then those of the older half of the history."""
     return _one_word(config) and not config.continuing
 
 
@@ -127,7 +126,7 @@ def _one_word(config: KnownTruthConfig) -> bool:
     return config.match_groups * config.blocks <= 2**15
 
 
-def _category(config: KnownTruthConfig, word: jax.Array) -> jax.Array:
+def _category(config: KnownTruthConfig, word: Array) -> Array:
     return (word & np.uint32(config.match_groups - 1)).astype(jnp.int32)
 
 
@@ -151,7 +150,7 @@ def _in_pieces(function: Callable[[Any], Any], rows: Any, pieces: int) -> Any:
     def piece(index: Any) -> Any:
         return function(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), folded))
 
-    def put(index: jax.Array, results: Any) -> Any:
+    def put(index: Any, results: Any) -> Any:
         put_one = lambda into, x: jax.lax.dynamic_update_slice_in_dim(into, x[:, None], index, 1)  # noqa: E731
         return jax.tree.map(put_one, results, piece(index))
 

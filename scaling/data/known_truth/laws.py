@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int64
 
 from .card import card
-from .config import BLOCK, KnownTruthConfig
-from .expectations import entropy, hermite, smoothed
-from .world import World, popularity
+from .config import KnownTruthConfig, power_differences
+from .expectations import Reals, entropy, hermite, smoothed
+from .world import World
 
 # Quanta stand for infinity beyond this many terms; what is left of the series is then counted as not yet learned.
 _MANY_TERMS = 2**21
@@ -26,11 +27,11 @@ _MANY_TERMS = 2**21
 
 @dataclasses.dataclass(frozen=True)
 class Surface:
-    """Loss on a grid: quanta int64 [n], examples float64 [D], loss float64 [n, D]."""
+    """Loss on a grid of known terms and rows seen."""
 
-    quanta: np.ndarray
-    examples: np.ndarray
-    loss: np.ndarray
+    quanta: Int64[np.ndarray, " n"]
+    examples: Float64[np.ndarray, " D"]
+    loss: Float64[np.ndarray, "n D"]
 
 
 def surface(alpha: float, c: float = 1.0, v: float = 0.15, E: float = 0.42) -> Surface:
@@ -41,50 +42,25 @@ def surface(alpha: float, c: float = 1.0, v: float = 0.15, E: float = 0.42) -> S
     quanta = np.geomspace(30, 3e4, 11).astype(np.int64)
     examples = np.geomspace(3e2, 3e8, 13)
     missing = missing_quanta(quanta[:, None], examples[None, :], alpha, c, v)
-    return Surface(quanta, examples, E + 0.5 * v * missing)
+    return Surface(quanta, examples, np.asarray(E + 0.5 * v * missing))
 
 
-def missing_quanta(quanta: Any, examples: Any, alpha: float, c: float, v: float) -> np.ndarray:
+def missing_quanta(quanta: Any, examples: Any, alpha: float, c: float, v: float) -> Reals:
     """f(n, D), the logit variance a linear learner on n known terms misses after D examples; arguments broadcast.
 
     D may be infinite; an infinite n stands for 2^21 terms.
     """
     quanta, examples = np.broadcast_arrays(np.asarray(quanta, np.float64), np.asarray(examples, np.float64))
     known = np.floor(np.minimum(quanta, _MANY_TERMS)).astype(np.int64)
-    out = c * (np.where(np.isinf(quanta), _MANY_TERMS, quanta) + 1.0) ** -alpha
+    out = np.asarray(c * (np.where(np.isinf(quanta), _MANY_TERMS, quanta) + 1.0) ** -alpha)
     if np.isinf(examples).all():
         return np.where(np.isinf(quanta), 0.0, out)
-    k = np.arange(1, known.max() + 1, dtype=np.float64)
-    squares = -c * k**-alpha * np.expm1(-alpha * np.log1p(1.0 / k))
+    squares = power_differences(c, alpha, int(known.max()))
     for value in np.unique(examples[np.isfinite(examples)]):
         here = examples == value
         learned = np.r_[0.0, np.cumsum(squares / (1.0 + v * value * squares))]
         out[here] += learned[known[here]]
     return out
-
-
-def effective_quanta(examples: Any, alpha: float, c: float, v: float) -> np.ndarray:
-    """n_eff(D) = (c alpha v D)^(1 / (1 + alpha)): more terms than this cannot be learned from D examples."""
-    return (c * alpha * v * np.asarray(examples, np.float64)) ** (1.0 / (1.0 + alpha))
-
-
-def missing_pairs(config: KnownTruthConfig, examples: Any, v: float) -> np.ndarray:
-    """c_M sum_k p_k / (1 + v c_M n_k), n_k = D p_k / (4 clusters): M after D examples of a learner that sees ids.
-
-    Ranks beyond `pair_items` are never learned. Exponent (a - 1) / a.
-    """
-    ranks = np.arange(1, config.pair_items + 1)
-    p = config.missed_mass(ranks - 1) - config.missed_mass(ranks)
-    seen = np.asarray(examples, np.float64)[..., None] * p / (4 * config.clusters)
-    return config.c_m * ((p / (1.0 + v * config.c_m * seen)).sum(-1) + config.missed_mass(config.pair_items))
-
-
-def missing_biases(world: World, examples: Any, v: float) -> np.ndarray:
-    """sum over user and item of sum_i p_i tau^2 / (1 + v D p_i tau^2): B after D examples."""
-    tau2 = world.config.c_b / 2
-    block = popularity(world)
-    seen = np.asarray(examples, np.float64)[..., None] * block / BLOCK
-    return 2.0 * (block * tau2 / (1.0 + v * seen * tau2)).sum(-1)
 
 
 def predict(
@@ -97,7 +73,7 @@ def predict(
     ranks: Any = None,
     exact: bool = False,
     constants: Mapping[str, Any] | None = None,
-) -> np.ndarray:
+) -> Reals:
     """Loss of the learner that knows exactly so much of each resource; arguments are scalars or arrays and broadcast.
 
     Args:

@@ -1,4 +1,4 @@
-"""Logit parts of the known-truth log as int32 arithmetic on decoded rows: exact on every backend, in any order.
+"""The parts that add up to a click's logit, as int32 arithmetic on the rows of a batch: exact everywhere, in any order.
 
 `Rows` is what a row is made of: code words, item ids of the events, pair ranks, domain. The generator draws
 it, `decode` recovers it from a batch; both feed the same `parts`.
@@ -6,18 +6,19 @@ it, `decode` recovers it from a batch; both feed the same `parts`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, Int, Int32, UInt32
 
 from recscale.models.inputs import Batch
 
 from .config import BLOCK, CANDIDATE_FIELDS, CROSS_FIELDS, MAX_ORDER, REQUEST_FIELDS, KnownTruthConfig
 from .history import event_sum, facing
-from .ids import code_words, history_word
-from .world import Terms, World
+from .world import Terms, World, code_words, history_word
 
 SEQUENCE = "clicks"
 HISTORY_CODE = "history_code"  # signs of L, of a candidate and of an event
@@ -56,23 +57,16 @@ class Rows:
     history: Any = None
 
 
-def parts(world: World, rows: Rows, task: int = 0) -> dict[str, jax.Array]:
-    """Integer logit parts of one task, each int32 [R, C]; the logit is `(task_bias + their sum) / scale`.
+def parts(world: World, rows: Rows, task: int = 0) -> dict[str, Int32[Array, "R C"]]:
+    """Integer logit parts of one task; the logit is `(task_bias + their sum) / scale`.
 
-    N1 ... N4: N by order, request-only terms included; N_request: the request-only terms again (not part of
-    the sum); L, M (0 on fresh rows and for the second label), B_user, B_item, X.
+    N1 ... N4: N by order, request-only terms included; N_request: the request-only terms again (not part of the sum);
+    L, M (0 on fresh rows and for the second label), B_user, B_item, X.
     """
     config = world.config
     shape = rows.candidate_words.shape[1:]
     zero = jnp.zeros(shape, jnp.int32)
-    out = {
-        **_n_parts(world, rows, task, zero),
-        "L": zero,
-        "M": zero,
-        "B_user": zero,
-        "B_item": zero,
-        "X": zero,
-    }
+    out = _n_parts(world, rows, task, zero) | dict.fromkeys(("L", "M", "B_user", "B_item", "X"), zero)
     if config.has_l:
         out["L"] = _history_part(world, rows, task) if rows.history is None else rows.history[task]
     if config.has_m and task == 0:
@@ -85,25 +79,32 @@ def parts(world: World, rows: Rows, task: int = 0) -> dict[str, jax.Array]:
     return out
 
 
-def total(world: World, values: dict[str, jax.Array], task: int = 0) -> jax.Array:
-    """Integer logit `task_bias + N + L + M + B + X`: int32 [R, C]."""
+def total(world: World, values: dict[str, Int32[Array, "R C"]], task: int = 0) -> Int32[Array, "R C"]:
+    """Integer logit `task_bias + N + L + M + B + X`."""
     return sum((values[n] for n in values if n != "N_request"), jnp.asarray(world.task_bias)[task])
 
 
-def term_sums(words: jax.Array, terms: Terms, domain: jax.Array | None = None, layout: str | None = None) -> jax.Array:
-    """sum_k A_k psi_k of every group of terms: int32 [groups, n].
+def term_sums(
+    words: UInt32[Array, "9 n"],
+    terms: Terms,
+    domain: Int32[Array, " n"] | None = None,
+    layout: Literal["rows", "terms"] | None = None,
+) -> Int32[Array, "groups n"]:
+    """What every group of terms adds to the integer logit, sum_k A_k psi_k.
 
-    words: uint32 [9, n], one code word per cross field and row, the last row 0; domain: int32 [n], needed with more
-    than one domain. layout: "rows" walks the terms and keeps rows vectorised (fastest on CPUs), "terms" forms [chunk of
-    terms, n] blocks that fuse with their sum (accelerators); None picks by platform. Neither ever holds [terms, n].
+    words: one code word per cross field and row, the last row 0; domain: needed with more than one domain. layout:
+    "rows" walks the terms and keeps rows vectorised (fastest on CPUs), "terms" forms [chunk of terms, n] blocks that
+    fuse with their sum (accelerators); None picks by platform. Neither ever holds [terms, n].
     """
     if layout is None:
         return jax.lax.platform_dependent(words, domain, terms, cpu=_by_rows, default=_by_terms)
     return {"rows": _by_rows, "terms": _by_terms}[layout](words, domain, terms)
 
 
-def term_values(words: jax.Array, terms: Terms, domain: jax.Array | None = None) -> jax.Array:
-    """psi of every entry of the terms, float32 [entries, n] in {-1, 1}; 0 where an entry is another domain's.
+def term_values(
+    words: UInt32[Array, "9 n"], terms: Terms, domain: Int32[Array, " n"] | None = None
+) -> Float32[Array, "entries n"]:
+    """Every term's product of signs, -1 or 1; 0 where an entry is another domain's.
 
     words, domain: as for `term_sums`, which never builds this array and is what the generator uses.
     """
@@ -117,15 +118,17 @@ def term_values(words: jax.Array, terms: Terms, domain: jax.Array | None = None)
     return jnp.where((owner < 0) | (owner == domain), values, 0.0)
 
 
-def padded_words(rows: Rows) -> jax.Array:
-    """Code words of all cross fields per row and the zero word that pads short terms: uint32 [9, R, C]."""
+def padded_words(rows: Rows) -> UInt32[Array, "9 R C"]:
+    """Code words of all cross fields per row, and the zero word that pads short terms."""
     shape = rows.candidate_words.shape[1:]
     repeated = jnp.broadcast_to(rows.request_words[:, :, None], (len(REQUEST_FIELDS), *shape))
     return jnp.concatenate([repeated, rows.candidate_words, jnp.zeros((1, *shape), jnp.uint32)])
 
 
-def permute(world: World, first: int, ids: jax.Array) -> jax.Array:
-    """Popularity-ordered ids [fields, ...] of consecutive cross fields -> ids in batches.
+def permute(
+    world: World, first: int, ids: Int[Array | np.ndarray, " fields *shape"]
+) -> Int[Array | np.ndarray, " fields *shape"]:
+    """Popularity-ordered ids of consecutive cross fields -> ids in batches.
 
     A fixed bijection per field (xor-shifts and odd multiplications modulo the vocabulary); the identity unless
     `permute_ids`.
@@ -141,7 +144,7 @@ def permute(world: World, first: int, ids: jax.Array) -> jax.Array:
     return x.astype(jnp.int32)
 
 
-def unpermute(world: World, first: int, ids: jax.Array) -> jax.Array:
+def unpermute(world: World, first: int, ids: Int[Array | np.ndarray, " fields *shape"]) -> Int[Array, " fields *shape"]:
     """Inverse of `permute`."""
     if not world.config.permute_ids:
         return jnp.asarray(ids)
@@ -154,7 +157,7 @@ def unpermute(world: World, first: int, ids: jax.Array) -> jax.Array:
     return x.astype(jnp.int32)
 
 
-def odd_inverse(odd: jax.Array) -> jax.Array:
+def odd_inverse(odd: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     """Inverse of an odd uint32 modulo 2^32 by Newton's iteration (3 correct bits, doubled five times)."""
     inverse = odd
     for _ in range(5):
@@ -162,16 +165,14 @@ def odd_inverse(odd: jax.Array) -> jax.Array:
     return inverse
 
 
-def pair_column(world: World, cluster: jax.Array, rank: jax.Array) -> jax.Array:
-    """pi_u(k) = (odd_u k + offset_u) mod pair_items: the item column of pair rank k (from 0) in cluster u."""
+def pair_column(world: World, cluster: Int32[Array, "*lead"], rank: Int32[Array, "*shape"]) -> Int32[Array, "*shape"]:
+    """Item column of the k-th most popular pair of cluster u, k from 0: (odd_u k + offset_u) mod pair_items."""
     odd, offset = jnp.asarray(world.pair_odd)[cluster], jnp.asarray(world.pair_offset)[cluster]
     return ((rank.astype(jnp.uint32) * odd + offset) & jnp.uint32(world.config.pair_items - 1)).astype(jnp.int32)
 
 
 def decode(world: World, batch: Batch) -> Rows:
-    """Rows of a batch, from its inputs alone (labels unused). The history must be whole, not cut to fewer
-    events.
-    """
+    """Rows of a batch, from its inputs alone (labels unused). The history must be whole, not cut to fewer events."""
     config = world.config
     user, candidates = batch.user, batch.candidates
     requests, count = batch.valid.shape
@@ -212,13 +213,13 @@ def decode(world: World, batch: Batch) -> Rows:
     return Rows(**fields)
 
 
-def pair_id(config: KnownTruthConfig, mem_u: jax.Array, mem_i: jax.Array) -> jax.Array:
-    """Crossed id of (`mem_u` [R], `mem_i` [R, C]); every fresh pair shares the last id: int32 [R, C]."""
+def pair_id(config: KnownTruthConfig, mem_u: Int32[Array, " R"], mem_i: Int32[Array, "R C"]) -> Int32[Array, "R C"]:
+    """Crossed id of (`mem_u`, `mem_i`); every fresh pair shares the last id."""
     columns = 2 * config.pair_items
     return jnp.where(mem_i < columns, mem_u[:, None] * columns + mem_i, 2 * config.clusters * columns)
 
 
-def _decode_pairs(world: World, batch: Batch) -> dict[str, jax.Array]:
+def _decode_pairs(world: World, batch: Batch) -> dict[str, Array]:
     config = world.config
     columns = 2 * config.pair_items
     if config.pair_field:
@@ -237,7 +238,7 @@ def _decode_pairs(world: World, batch: Batch) -> dict[str, jax.Array]:
     return {"cluster": cluster, "request_bit": request_bit, "rank": rank, "candidate_bit": mem_i % 2}
 
 
-def _n_parts(world: World, rows: Rows, task: int, zero: jax.Array) -> dict[str, jax.Array]:
+def _n_parts(world: World, rows: Rows, task: int, zero: Array) -> dict[str, Array]:
     out = {f"N{order}": zero for order in range(1, MAX_ORDER + 1)} | {"N_request": zero}
     if not world.terms:
         return out
@@ -254,15 +255,15 @@ def _n_parts(world: World, rows: Rows, task: int, zero: jax.Array) -> dict[str, 
     return out
 
 
-def _history_part(world: World, rows: Rows, task: int) -> jax.Array:
-    """L from decoded events: int32 [R, C]."""
+def _history_part(world: World, rows: Rows, task: int) -> Array:
+    """What the history adds to the logit, L, from decoded events: int32 [R, C]."""
     word = history_word(world, rows.item) if rows.item_word is None else rows.item_word
     events = history_word(world, rows.event_item) if rows.event_word is None else rows.event_word
     return event_sum(world, task, facing(world, word, task), rows.category, events, rows.event_category, rows.length)
 
 
-def _pair_part(world: World, rows: Rows) -> jax.Array:
-    """m s(u, k) (-1)^(i+j), 0 on fresh rows: int32 [R, C]."""
+def _pair_part(world: World, rows: Rows) -> Array:
+    """What a pair adds to the logit, m s(u, k) (-1)^(i+j), 0 on fresh rows: int32 [R, C]."""
     config = world.config
     cluster = rows.cluster if rows.cluster.ndim == 2 else rows.cluster[:, None]
     request_bit = rows.request_bit if rows.request_bit.ndim == 2 else rows.request_bit[:, None]
@@ -274,12 +275,12 @@ def _pair_part(world: World, rows: Rows) -> jax.Array:
     return jnp.where(known, world.pair_amplitude * sign, 0)
 
 
-def _bias(world: World, which: int, ids: jax.Array) -> jax.Array:
+def _bias(world: World, which: int, ids: Array) -> Array:
     block, member = ids // BLOCK, ids % BLOCK
     return jnp.asarray(world.bias_scores)[(member ^ jnp.asarray(world.bias_words)[which][block].astype(jnp.int32))]
 
 
-def _by_rows(words: jax.Array, domain: jax.Array | None, terms: Terms) -> jax.Array:
+def _by_rows(words: Array, domain: Array | None, terms: Terms) -> Array:
     field, bit, coefficient = (jnp.asarray(x) for x in (terms.field, terms.bit, terms.coefficient))
     group, owner = jnp.asarray(terms.group), jnp.asarray(terms.domain)
 
@@ -298,7 +299,7 @@ def _by_rows(words: jax.Array, domain: jax.Array | None, terms: Terms) -> jax.Ar
     return jax.lax.fori_loop(0, field.shape[0], step, start)
 
 
-def _by_terms(words: jax.Array, domain: jax.Array | None, terms: Terms) -> jax.Array:
+def _by_terms(words: Array, domain: Array | None, terms: Terms) -> Array:
     field, bit, coefficient = (jnp.asarray(x) for x in (terms.field, terms.bit, terms.coefficient))
     owner = jnp.asarray(terms.domain)[:, None]
     sums = []
@@ -318,20 +319,19 @@ def _by_terms(words: jax.Array, domain: jax.Array | None, terms: Terms) -> jax.A
     return jnp.stack(sums)
 
 
-def _pack(dense: jax.Array) -> jax.Array:
-    """Inverse of the oracle codes: signs [..., bits] -> uint32 words with bit j + 1 set where sign j is
-    negative.
-    """
+def _pack(dense: Array | np.ndarray) -> Array:
+    """Inverse of the oracle codes: signs [..., bits] -> uint32 words with bit j + 1 set where sign j is negative."""
     shift = jnp.arange(1, dense.shape[-1] + 1, dtype=jnp.uint32)
     return jnp.sum((jnp.asarray(dense) < 0).astype(jnp.uint32) << shift, axis=-1, dtype=jnp.uint32)
 
 
-def _mix_sizes(config: KnownTruthConfig) -> tuple[jax.Array, jax.Array]:
+def _mix_sizes(config: KnownTruthConfig) -> tuple[Array, Array]:
     bits = config.vocabulary.bit_length() - 1
     return jnp.uint32(config.vocabulary - 1), jnp.uint32((bits + 1) // 2)
 
 
-def _mix_constants(world: World, first: int, ids: jax.Array, r: int) -> tuple[jax.Array, jax.Array]:
+def _mix_constants(world: World, first: int, ids: Array | np.ndarray, r: int) -> tuple[Array, Array]:
     shape = (ids.shape[0], *(1,) * (ids.ndim - 1))
     rows = slice(first, first + ids.shape[0])
-    return tuple(jnp.asarray(x)[rows, r].reshape(shape) for x in (world.id_multiplier, world.id_offset))
+    multiplier, offset = (jnp.asarray(x)[rows, r].reshape(shape) for x in (world.id_multiplier, world.id_offset))
+    return multiplier, offset

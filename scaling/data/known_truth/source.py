@@ -1,41 +1,45 @@
-"""The known-truth click log as a data source: batches generated inside the training step, exact holdout metrics."""
+"""The known-truth click log as a data set: batches generated inside the training step, exact metrics of the holdout."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from recscale.models.inputs import Batch
 from recscale.scaling.data import metrics as further_metrics
+from recscale.scaling.data.source import SourceRequest
 from recscale.scaling.records.files import write_atomically
 
-from .batches import build_world, make_batch, make_schema
+from .batches import make_batch, make_schema
 from .card import SAMPLE_ROWS, card
 from .config import GENERATOR_VERSION, TASK_NAMES, KnownTruthConfig, preset, replace
 from .evaluate import evaluate_rows, row_groups, stack_truth
 from .exact import TruthRows, sample
+from .world import build_world
 
+DEFAULT_PRESET = "base"
+DEFAULT_HOLDOUT_ROWS = 65_536
 _READ_AHEAD = 2
-_ROW_ARRAYS = ("z", "noise_sd", "fresh", "p", "q", "words", "domain", "item_block")
 
 
 @dataclasses.dataclass(frozen=True)
 class Holdout:
-    """What metrics need of the holdout, batches stacked: truth, labels, mask [n, R, C, Y]; valid, groups [n, R, C]."""
+    """What metrics need of the n holdout batches, stacked: truth, labels, groups and how they are weighted."""
 
     rows: TruthRows
-    labels: np.ndarray
-    mask: np.ndarray
-    valid: np.ndarray
-    groups: np.ndarray
+    labels: Float[np.ndarray, "n R C Y"]
+    mask: Float[np.ndarray, "n R C Y"]
+    valid: Bool[np.ndarray, "n R C"]
+    groups: Int[np.ndarray, "n R C"]
     weighting: str
 
 
@@ -64,12 +68,12 @@ class KnownTruthSource:
 
     def __init__(
         self,
-        config: str | KnownTruthConfig = "base",
+        config: str | KnownTruthConfig = DEFAULT_PRESET,
         *,
         requests: int,
         candidates: int = 1,
         log_seed: int = 0,
-        holdout_rows: int = 65_536,
+        holdout_rows: int = DEFAULT_HOLDOUT_ROWS,
         history_length: int | None = None,
         overrides: Mapping[str, Any] | None = None,
         cache_dir: str | Path | None = None,
@@ -114,22 +118,14 @@ class KnownTruthSource:
         for index in range(self.holdout_batches):
             yield self._make_holdout(np.uint32(index))
 
-    def evaluate(self, logits: np.ndarray, metrics: Sequence[str] = ()) -> dict[str, Any]:
-        """Exact metrics of holdout logits [number of batches, R, C, Y]: keys of `evaluate_rows` and gauc_weighting.
+    def evaluate(self, logits: Float[np.ndarray, "batches R C Y"], metrics: Sequence[str] = ()) -> dict[str, Any]:
+        """Exact metrics of holdout logits: keys of `evaluate_rows` and gauc_weighting.
 
         metrics: names of further metrics, evaluated on the labels drawn.
         """
         stored = self.truth
-        found = evaluate_rows(
-            self.world,
-            stored.rows,
-            logits,
-            stored.labels,
-            stored.mask,
-            stored.valid,
-            stored.groups,
-            self.card,
-        )
+        given = stored.labels, stored.mask, stored.valid, stored.groups
+        found = evaluate_rows(self.world, stored.rows, logits, *given, self.card)
         for task in range(self.config.tasks):
             mask = stored.mask[..., task] * stored.valid
             rows = logits[..., task], stored.labels[..., task]
@@ -154,7 +150,7 @@ class KnownTruthSource:
 
     @functools.cached_property
     def card(self) -> dict[str, Any]:
-        """Constants of the world; see `known_truth_card.card`."""
+        """Constants of the world; see `card.card`."""
         return card(self.world, cache_dir=self.cache_dir)
 
     @functools.cached_property
@@ -193,29 +189,56 @@ class KnownTruthSource:
         return Holdout(rows, labels, mask, valid, fold(groups), weighting)
 
     @functools.cached_property
-    def _make(self):
+    def _make(self) -> Callable[[Any], Batch]:
         return jax.jit(self.batch)
 
     @functools.cached_property
-    def _make_holdout(self):
-        def make(index):
+    def _make_holdout(self) -> Callable[[Any], Batch]:
+        def make(index: Any) -> Batch:
             sizes = self.requests, self.candidates
             batch = make_batch(self.world, self.log_seed, index, *sizes, True, self.history_length)
             row = index.astype(jnp.int32) * self.requests * self.candidates + jnp.arange(batch.valid.size)
-            return batch.replace(valid=(row < self.holdout_rows).reshape(batch.valid.shape))
+            return dataclasses.replace(batch, valid=(row < self.holdout_rows).reshape(batch.valid.shape))
 
         return jax.jit(make)
 
 
+def known_truth(asked: SourceRequest) -> KnownTruthSource:
+    """The data set `known_truth` of a run.
+
+    Raises:
+        ValueError: passes, an order or several hosts asked of an endless stream, or a wrong configuration of the log.
+    """
+    config = asked.config
+    if config.passes != 1 or config.order != "time":
+        raise ValueError(
+            f"{config.name} is an endless stream: order is {config.order!r} and passes {config.passes}, "
+            "expected 'time' and 1"
+        )
+    if asked.hosts != 1:
+        raise ValueError(f"{config.name} is generated inside the step, sharded by the mesh; hosts must be 1")
+    return KnownTruthSource(
+        config.preset or DEFAULT_PRESET,
+        requests=asked.requests,
+        candidates=asked.candidates,
+        log_seed=config.log_seed,
+        holdout_rows=config.holdout_rows or DEFAULT_HOLDOUT_ROWS,
+        history_length=config.history_length,
+        overrides=config.overrides,
+        cache_dir=asked.cache_dir,
+    )
+
+
 def _pack(holdout: Holdout) -> dict[str, np.ndarray]:
-    rows = {f"row_{name}": getattr(holdout.rows, name) for name in _ROW_ARRAYS}
+    rows = {f"row_{name}": value for name, value in vars(holdout.rows).items() if name != "parts"}
     parts = {f"part_{name}": value for name, value in holdout.rows.parts.items()}
-    rest = {name: getattr(holdout, name) for name in ("labels", "mask", "valid", "groups")}
-    return rows | parts | rest | {"weighting": np.asarray(holdout.weighting)}
+    return rows | parts | {name: np.asarray(value) for name, value in vars(holdout).items() if name != "rows"}
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> Holdout:
-    parts = {name.removeprefix("part_"): arrays[name] for name in arrays if name.startswith("part_")}
-    rows = TruthRows(parts=parts, **{name: arrays[f"row_{name}"] for name in _ROW_ARRAYS})
+    def named(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
     rest = {name: arrays[name] for name in ("labels", "mask", "valid", "groups")}
+    rows = TruthRows(parts=named("part_"), **named("row_"))
     return Holdout(rows=rows, weighting=str(arrays["weighting"]), **rest)

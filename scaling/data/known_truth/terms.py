@@ -1,4 +1,4 @@
-"""The N terms of the known-truth log: which products of code signs make up the cross-feature signal.
+"""Which products of the signs of several fields make up the cross-feature signal of the known-truth log, its part N.
 
 Term k has a set of (field, bit) pairs with distinct fields; psi_k is the product of those signs. Distinct
 sets give exactly orthonormal psi, so Var z_N is the sum of the a_k^2 and every subset of terms has a known
@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from .config import BIASED_FIELDS, CROSS_FIELDS, MAX_ORDER, REQUEST_FIELDS, KnownTruthConfig
 from .words import Draws
@@ -26,16 +27,16 @@ Term = tuple[tuple[int, int], ...]  # ((field, bit), ...), sorted
 class TermPlan:
     """Every term of a world.
 
-    order: int [K]; request_only: bool [K], the term is constant within a request; shared: bool [K], the same
-    in all domains; common: bool [K], the same for both labels; parent: int [K], index of the term it extends,
-    -1 if none (first label, first domain); terms[task][domain][k]: the (field, bit) pairs.
+    order: number of signs multiplied; request_only: the term is constant within a request; shared: the same in all
+    domains; common: the same for both labels; parent: index of the term it extends, -1 if none (first label, first
+    domain); terms[task][domain][k]: the (field, bit) pairs.
     """
 
-    order: np.ndarray
-    request_only: np.ndarray
-    shared: np.ndarray
-    common: np.ndarray
-    parent: np.ndarray
+    order: Int[np.ndarray, " K"]
+    request_only: Bool[np.ndarray, " K"]
+    shared: Bool[np.ndarray, " K"]
+    common: Bool[np.ndarray, " K"]
+    parent: Int[np.ndarray, " K"]
     terms: tuple[tuple[tuple[Term, ...], ...], ...]
 
 
@@ -102,7 +103,7 @@ class _Walk:
 
 
 class _Chooser:
-    """Draws distinct tuples, extending earlier terms where the teacher is nested."""
+    """Draws distinct tuples, extending earlier terms where the configuration is nested."""
 
     def __init__(self, config: KnownTruthConfig):
         self.config = config
@@ -118,8 +119,7 @@ class _Chooser:
         self.first_order: list[Term] = [(free[i],) for i in self.draws.permutation(len(free))]
 
     def place(self, ranking: list[int], shared: bool, common: bool) -> tuple[int | None, int]:
-        """Adds one term to every (task, domain), of the first order of the ranking that has enough tuples
-        left.
+        """Adds one term to every (task, domain), of the first order of the ranking that has enough tuples left.
 
         Returns the order (None if none has) and the parent's index in the first task and domain (-1: none).
         """

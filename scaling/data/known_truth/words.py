@@ -12,11 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Int, Int64, UInt32
 
 REQUEST, CANDIDATE, HISTORY, NOISE, DRIFT, USER_EVENTS = range(6)
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+
+
+Key = tuple[UInt32[Array, " R"], UInt32[Array, " R"]]  # one per request, or per user
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -41,13 +45,13 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     return x, y
 
 
-def _group(group, state):
+def _group(group: Array, state: Any) -> Any:
     x, y, (ka, kb, kc), (ra, rb) = state
     x, y = _rounds(x, y, ra)
     return x + ka, y + kb + (group + 1).astype(jnp.uint32), (kb, kc, ka), (rb, ra)
 
 
-def _rounds(x, y, rotations):
+def _rounds(x: Any, y: Any, rotations: Any) -> tuple[Any, Any]:
     for i in range(4):
         rotation = rotations[i] if isinstance(rotations, jax.Array) else np.uint32(rotations[i])
         x = x + y
@@ -55,51 +59,55 @@ def _rounds(x, y, rotations):
     return x, y
 
 
-def stream_key(log_seed: Any, stream: int, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+def stream_key(
+    log_seed: Any, stream: int, index: UInt32[Array, " R"]
+) -> tuple[UInt32[Array, " R"], UInt32[Array, " R"]]:
     """Key of `index` (request or user, uint32) in a log. log_seed: int or scalar array, reduced to 32 bits."""
     seed = jnp.asarray(log_seed).astype(jnp.uint32)
     return threefry((seed, jnp.uint32(stream)), (index, jnp.zeros_like(index)))
 
 
-def words(key: tuple[jax.Array, jax.Array], stream: int, count: int) -> jax.Array:
-    """`count` (even) words per key: uint32 [count, R]."""
+def words(key: Key, stream: int, count: int) -> UInt32[Array, "{count} R"]:
+    """`count` (even) words per key."""
     counter = jnp.arange(count // 2, dtype=jnp.uint32)[:, None]
     return jnp.concatenate(threefry(key, (counter, jnp.uint32(stream))))
 
 
-def candidate_words(key: tuple[jax.Array, jax.Array], stream: int, candidates: int, count: int) -> jax.Array:
-    """`count` (even) words per (request, candidate): uint32 [count, R, C]; the same however many candidates follow."""
+def candidate_words(key: Key, stream: int, candidates: int, count: int) -> UInt32[Array, "{count} R {candidates}"]:
+    """`count` (even) words per (request, candidate); the same however many candidates follow."""
     wide = (key[0][:, None], key[1][:, None])
     first = count // 2 * jnp.arange(candidates, dtype=jnp.uint32)
     counter = jnp.arange(count // 2, dtype=jnp.uint32)[:, None, None] + first
     return jnp.concatenate(threefry(wide, (counter, jnp.uint32(stream))))
 
 
-def event_words(key: tuple[jax.Array, jax.Array], stream: int, counter: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both words of counters [S] or [R, S] under keys [R]: two uint32 arrays [R, S]."""
+def event_words(
+    key: Key, stream: int, counter: UInt32[Array, "*lead S"]
+) -> tuple[UInt32[Array, "R S"], UInt32[Array, "R S"]]:
+    """Both words of counters [S] or [R, S] under keys [R]."""
     wide = (key[0][:, None], key[1][:, None])
     return threefry(wide, (counter, jnp.uint32(stream)))
 
 
-def uniform(word: jax.Array) -> jax.Array:
-    """Float32 in the open interval (0, 1) from the top 23 bits: the midpoints of 2^23 equal cells, all exact."""
+def uniform(word: UInt32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+    """Numbers in the open interval (0, 1) from the top 23 bits: the midpoints of 2^23 equal cells, all exact."""
     return ((word >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)
 
 
-def normal(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Standard normal float32 from two words (Box-Muller); |value| < 5.7."""
+def normal(first: UInt32[Array, "*shape"], second: UInt32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+    """Standard normal numbers from two words (Box-Muller); |value| < 5.7."""
     radius = jnp.sqrt(-2.0 * jnp.log(uniform(first)))
     return radius * jnp.cos(jnp.float32(2.0 * np.pi) * uniform(second))
 
 
 class Draws:
-    """Integers for the teacher on the host, from the raw words of NumPy's Philox (stable across versions)."""
+    """Integers that a world is built from, on the host: raw words of NumPy's Philox (stable across versions)."""
 
     def __init__(self, seed: int, stream: int):
         self._bits = np.random.Philox(key=[seed, stream])
 
-    def words(self, *shape: int) -> np.ndarray:
-        """uint32 words of the given shape."""
+    def words(self, *shape: int) -> UInt32[np.ndarray, " ..."]:
+        """Words of the given shape."""
         raw = self._bits.random_raw(int(np.prod(shape, dtype=np.int64)))
         return (np.asarray(raw, np.uint64) >> np.uint64(32)).astype(np.uint32).reshape(shape)
 
@@ -107,10 +115,10 @@ class Draws:
         """One integer in [0, bound)."""
         return int((int(self.words(1)[0]) * bound) >> 32)
 
-    def below_array(self, bound: int, *shape: int) -> np.ndarray:
-        """int64 integers in [0, bound)."""
+    def below_array(self, bound: int, *shape: int) -> Int64[np.ndarray, " ..."]:
+        """Integers in [0, bound) of the given shape."""
         return ((self.words(*shape).astype(np.uint64) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
 
-    def permutation(self, n: int) -> np.ndarray:
+    def permutation(self, n: int) -> Int[np.ndarray, " {n}"]:
         """A permutation of 0 ... n-1: the order of n 64-bit words."""
         return np.argsort(np.asarray(self._bits.random_raw(n), np.uint64), kind="stable")

@@ -1,8 +1,10 @@
-"""The teacher of the known-truth log: code words, popularity, coefficients, matrices and pair signs.
+"""What decides every click of the known-truth log: the signs and popularity of ids, and the coefficients of each part.
 
-Everything the generator reads is an integer array, built once on the host. Coefficients are round(scale *
-value) with scale = 2^22, or the largest smaller power of two whose int32 sums cannot overflow, so sums are
-exact in any order.
+Built once on the host from a configuration, as integer arrays. Coefficients are round(scale * value) with scale = 2^22,
+or the largest smaller power of two whose int32 sums cannot overflow, so sums are exact in any order.
+
+    id  = 32 * block + member, ordered by popularity; blocks follow a Zipf law, the 32 members of one are equally likely
+    sign j of an id = -1 where bit j of its word is set: the block's word XOR the Walsh functions of the member
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import functools
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float64, Int, Int32, UInt32
 from scipy.special import ndtri
 
 from .config import BIASED_FIELDS, BLOCK, CROSS_FIELDS, MAX_ORDER, KnownTruthConfig
@@ -25,7 +29,7 @@ _THRESHOLD_BITS = 12
 
 @dataclasses.dataclass(frozen=True)
 class TermGroup:
-    """Entries start ... stop - 1 of a list of terms have this order and side."""
+    """Neighbours in a list of terms, entries start ... stop - 1, that share their order and side."""
 
     order: int
     request_only: bool
@@ -53,11 +57,12 @@ class Terms:
 
 @flax.struct.dataclass
 class World:
-    """A teacher: host arrays and static sizes; a pytree that can be closed over or passed to a jitted
-    function.
+    """All constants of one known-truth log: what labels depend on, as integer arrays, and its configuration.
+
+    Host arrays and static sizes; a pytree that can be closed over or passed to a jitted function.
 
     alias: uint32 [blocks], threshold (in 2^-12) << 16 | other block of the popularity's alias table; code_words: uint32
-    [8, blocks] and history_words: uint32 [blocks], per block, see `known_truth_parts.code_words`; event_weight: int32
+    [8, blocks] and history_words: uint32 [blocks], per block, see `code_words`; event_weight: int32
     [Y, S]; matrix: int32 [Y, d, d]; rank_threshold: uint32 [pair_items]; pair_odd, pair_offset: uint32 [clusters];
     pair_signs: uint32 [clusters, pair_items / 32], packed; bias_words: uint32 [2, blocks]; bias_scores: int32 [32];
     domain_threshold: uint32 [G]; domain_bias: int32 [G]; id_multiplier, id_offset: uint32 [8, 3]; drift_*: uint32 or
@@ -94,7 +99,7 @@ class World:
 
     @property
     def pair_amplitude(self) -> int:
-        """round(scale * sqrt(c_M))."""
+        """What a pair adds to the integer logit or takes from it: round(scale * sqrt(c_M))."""
         return int(round(self.scale * self.config.c_m**0.5))
 
     @property
@@ -105,7 +110,7 @@ class World:
 
 @functools.lru_cache(maxsize=16)
 def build_world(config: KnownTruthConfig) -> World:
-    """The teacher of a configuration: a deterministic function of it, identical in every process."""
+    """The constants of a configuration's log: a deterministic function of it, identical in every process."""
     bits = scale_bits(config)
     scale = 2.0**bits
     blocks, seed = config.blocks, config.world_seed
@@ -140,9 +145,8 @@ def build_world(config: KnownTruthConfig) -> World:
     )
 
 
-def popularity(world: World, field: str = "item") -> np.ndarray:
-    """Probability of each block of 32 ids of a cross field, exactly as drawn (alias thresholds rounded):
-    [blocks].
+def popularity(world: World, field: str = "item") -> Float64[np.ndarray, " blocks"]:
+    """Probability of each block of 32 ids of a cross field, exactly as drawn (alias thresholds rounded).
 
     Within a block the 32 ids are equally likely. All cross fields follow the same law.
     """
@@ -151,6 +155,48 @@ def popularity(world: World, field: str = "item") -> np.ndarray:
     keep = (world.alias >> np.uint32(16)) / 2.0**_THRESHOLD_BITS
     other = (world.alias & np.uint32(0xFFFF)).astype(np.int64)
     return (keep + np.bincount(other, weights=1 - keep, minlength=len(keep))) / len(keep)
+
+
+def popular_id(world: World, word: UInt32[Array, "*shape"]) -> Int32[Array, "*shape"]:
+    """Id in popularity order from one word: top bits alias column, 5 bits member, 12 bits alias threshold."""
+    column_bits = world.config.blocks.bit_length() - 1
+    column = top_bits(word, world.config.blocks)
+    member = (word >> np.uint32(27 - column_bits)) & np.uint32(BLOCK - 1)
+    threshold = (word >> np.uint32(15 - column_bits)) & np.uint32(4095)
+    entry = jnp.asarray(world.alias)[column]
+    block = jnp.where(threshold < entry >> 16, column, entry & np.uint32(0xFFFF))
+    return (block * np.uint32(BLOCK) + member).astype(jnp.int32)
+
+
+def top_bits(word: UInt32[Array, "*shape"], values: int) -> UInt32[Array, "*shape"]:
+    """Uniform integer below a power of two from the top bits of a word."""
+    bits = values.bit_length() - 1
+    return word >> np.uint32(32 - bits) if bits else jnp.zeros_like(word)
+
+
+def code_words(
+    world: World, first: int, ids: Int[Array | np.ndarray, " fields *shape"]
+) -> UInt32[Array, " fields *shape"]:
+    """Words of the ids (popularity order) of consecutive cross fields first, first + 1, ...
+
+    Bit j, 1 <= j <= code_bits, is set where sign j is -1: bit j of the block's word XOR
+    parity(member AND j), so that over the 32 ids of a block the signs are Walsh functions.
+    """
+    field = (first + jnp.arange(ids.shape[0])).reshape(-1, *(1,) * (ids.ndim - 1))
+    mask = np.uint32(2 ** (world.config.code_bits + 1) - 2)
+    return jnp.asarray(world.code_words)[field, ids // BLOCK] ^ (_walsh(ids) & mask)
+
+
+def history_word(world: World, ids: Int[Array | np.ndarray, "*shape"]) -> UInt32[Array, "*shape"]:
+    """Word of item ids: bit j, 0 <= j < d, is set where history sign j is -1 (Walsh functions 1 ... d)."""
+    mask = np.uint32(2**world.config.code_width - 1)
+    return jnp.asarray(world.history_words)[ids // BLOCK] ^ ((_walsh(ids) >> np.uint32(1)) & mask)
+
+
+def signs(word: UInt32[Array, "*shape"], count: int, first: int) -> Int32[Array, "*shape {count}"]:
+    """Signs of bits first ... first + count - 1 of each word, -1 or 1, appended as a last axis."""
+    shift = jnp.arange(first, first + count, dtype=jnp.uint32)
+    return 1 - 2 * ((word[..., None] >> shift) & 1).astype(jnp.int32)
 
 
 def scale_bits(config: KnownTruthConfig) -> int:
@@ -167,14 +213,14 @@ def scale_bits(config: KnownTruthConfig) -> int:
     return bits
 
 
-def bias_scores() -> np.ndarray:
-    """32 normal scores, standardised to mean 0 and variance 1: float64 [32]."""
+def bias_scores() -> Float64[np.ndarray, " 32"]:
+    """32 normal scores, standardised to mean 0 and variance 1."""
     scores = ndtri((np.arange(BLOCK) + 0.5) / BLOCK)
     return scores / np.sqrt(np.mean(scores**2))
 
 
-def domain_biases(config: KnownTruthConfig) -> np.ndarray:
-    """Domain biases with mean 0 and standard deviation `domain_spread` under the domain law: float64 [G]."""
+def domain_biases(config: KnownTruthConfig) -> Float64[np.ndarray, " G"]:
+    """Domain biases with mean 0 and standard deviation `domain_spread` under the domain law."""
     if config.domains == 1:
         return np.zeros(1)
     law = config.domain_law()
@@ -184,10 +230,16 @@ def domain_biases(config: KnownTruthConfig) -> np.ndarray:
     return config.domain_spread * raw / np.sqrt(law @ raw**2)
 
 
+def _walsh(ids: Array | np.ndarray) -> Array:
+    """Bit j, 0 <= j < 32, is parity(member AND j): the XOR of the j-patterns of the member's five bits."""
+    word = jnp.uint32(0)
+    for i, pattern in enumerate((0xAAAAAAAA, 0xCCCCCCCC, 0xF0F0F0F0, 0xFF00FF00, 0xFFFF0000)):
+        word = word ^ jnp.where((ids >> i) & 1 == 1, np.uint32(pattern), np.uint32(0))
+    return word
+
+
 def _alias_table(blocks: int, zipf: float) -> tuple[np.ndarray, np.ndarray]:
-    """Vose's alias table of p_j proportional to (j+1)^-zipf, thresholds in units of 2^-12: two uint32
-    [blocks].
-    """
+    """Vose's alias table of p_j proportional to (j+1)^-zipf, thresholds in units of 2^-12: two uint32 [blocks]."""
     weights = np.arange(1, blocks + 1, dtype=np.float64) ** -zipf
     weights *= blocks / weights.sum()
     threshold = np.full(blocks, 2**_THRESHOLD_BITS, np.uint32)
@@ -205,7 +257,7 @@ def _alias_table(blocks: int, zipf: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _event_weights(config: KnownTruthConfig) -> list[np.ndarray]:
-    """kappa_l sqrt(Gamma) / d per task: float64 [S]."""
+    """Weight of every event in the logit, kappa_l sqrt(Gamma) / d, per task: float64 [S]."""
     factor = config.match_groups**0.5 / config.code_width
     return [factor * np.sqrt(config.history_variances(task)) for task in range(config.tasks)]
 
@@ -246,8 +298,7 @@ def _domain_thresholds(config: KnownTruthConfig) -> np.ndarray:
 
 
 def _drift(config: KnownTruthConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Refresh thresholds (of 2^16), flip thresholds (of 2^15) and logit weights of the hidden states, each
-    [r].
+    """Refresh thresholds (of 2^16), flip thresholds (of 2^15) and logit weights of the hidden states, each [r].
 
     Refresh probabilities are log-uniform in [1 / history_max, 1/4], flip probabilities uniform in [.1, .4].
     """

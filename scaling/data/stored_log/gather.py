@@ -1,8 +1,11 @@
-"""Rows of a packed log -> one request-major batch, column by column; no Python per row."""
+"""One request-major batch from numbered rows of a packed log, column by column; no Python per row."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
+from jaxtyping import Bool, Int
 
 from recscale.models.inputs import Batch, CandidateSide, Field, History, Sequence, UserSide
 
@@ -10,10 +13,12 @@ from .histories import newest_first, seconds_before
 from .packed import PackedLog
 
 
-def gather(log: PackedLog, sequences: tuple[Sequence, ...], rows: np.ndarray, valid: np.ndarray) -> Batch:
+def gather(
+    log: PackedLog, sequences: tuple[Sequence, ...], rows: Int[np.ndarray, "R C"], valid: Bool[np.ndarray, "R C"]
+) -> Batch:
     """The batch whose request r, candidate c is row rows[r, c] where valid[r, c], and zeros elsewhere.
 
-    rows: int64 [R, C], legal row numbers even where not valid; all rows of a request share user and time, so
+    rows: legal row numbers even where not valid; all rows of a request share user and time, so
     the user side is read from column 0. A request is real if its first candidate is. sequences: the schema's,
     at the length to read. Returns NumPy arrays in the layout of `Batch`.
     """
@@ -34,7 +39,7 @@ def gather(log: PackedLog, sequences: tuple[Sequence, ...], rows: np.ndarray, va
 
 
 def _fields(
-    log: PackedLog, fields: list[Field] | tuple[Field, ...], rows: np.ndarray, real: np.ndarray
+    log: PackedLog, fields: Iterable[Field], rows: np.ndarray, real: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(ids, dense) of the fields at `rows`, zero where not real; id 0 is padding."""
     ids: dict[str, np.ndarray] = {}

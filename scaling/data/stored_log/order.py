@@ -1,19 +1,18 @@
-"""Which requests batch k holds: requests of a split, and a keyed permutation of them that needs no index
-array.
-"""
+"""Which rows form a request, and in which order requests are read: a keyed permutation that needs no index array."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+from jaxtyping import Bool, Int, Int64
 
 _ROUNDS = 6
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def permute(positions: np.ndarray, size: int, seed: int, epoch: int = 0) -> np.ndarray:
-    """Image of `positions` under a permutation of 0 ... size-1 keyed by (seed, epoch); int64, same shape.
+def permute(positions: Int[np.ndarray, "*shape"], size: int, seed: int, epoch: int = 0) -> Int64[np.ndarray, "*shape"]:
+    """Image of `positions` under a permutation of 0 ... size-1 keyed by (seed, epoch).
 
     A Feistel network on the rectangle a x b >= size, a = ceil(sqrt(size)): x = left * b + right, and in turn
     left += hash(right) mod a and right += hash(left) mod b. Images at or beyond `size` walk the cycle until
@@ -37,17 +36,23 @@ def permute(positions: np.ndarray, size: int, seed: int, epoch: int = 0) -> np.n
 
 
 class Requests:
-    """Requests of one split: request q holds rows first[q] ... first[q] + size[q] - 1, at most `candidates`
-    of them.
+    """Requests of one split, start ... end - 1: request q holds at most `candidates` neighbouring rows.
 
-    With one candidate every row is a request and nothing is stored. With more, neighbouring rows of one user
-    and one time form a request; longer runs are cut into several.
+    With one candidate every row is a request and nothing is stored. With more, neighbouring rows of one user and one
+    time form a request; longer runs are cut into several.
 
     Raises:
         ValueError: several candidates are asked of a set without times.
     """
 
-    def __init__(self, start: int, end: int, candidates: int, users: np.ndarray, times: np.ndarray | None):
+    def __init__(
+        self,
+        start: int,
+        end: int,
+        candidates: int,
+        users: Int[np.ndarray, " rows"],
+        times: Int[np.ndarray, " rows"] | None,
+    ):
         self.start, self.end = start, end
         self._first: np.ndarray | None = None
         if candidates == 1:
@@ -67,10 +72,10 @@ class Requests:
     def __len__(self) -> int:
         return self.end - self.start if self._first is None else int(self._first.size)
 
-    def rows(self, requests: np.ndarray, candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers int64 [R, C] of the requests and which of them exist, bool [R, C]; absent ones repeat
-        the first.
-        """
+    def rows(
+        self, requests: Int[np.ndarray, " R"], candidates: int
+    ) -> tuple[Int64[np.ndarray, "R C"], Bool[np.ndarray, "R C"]]:
+        """Row numbers of the requests and which of them exist; absent ones repeat the first."""
         if self._first is None:
             return self.start + requests[:, None], np.ones((requests.size, 1), bool)
         slot = np.arange(candidates)[None, :]

@@ -4,11 +4,10 @@
     <folder>/rows/<field>.npy        [rows] or [rows, bag] int32 ids, [rows, width] float32 dense
     <folder>/rows/labels.npy         [rows, Y] uint8, rows/label_mask.npy the same
     <folder>/rows/time.npy           [rows] int64 request times, absent for sets without times
-    <folder>/events/<sequence>/      offsets.npy [users + 1] int64, time.npy [events] int64, <field>.npy
-    [events, ...];
+    <folder>/events/<sequence>/      offsets.npy [users + 1] int64, time.npy [events] int64, <field>.npy [events, ...];
                                      events sorted by (user, time)
-    <folder>/index.npy               [rows, 1 + sequences] int64: user, then the end of the row's history in
-    each store <folder>/vocabulary/<table>.npy  values in id order
+    <folder>/index.npy               [rows, 1 + sequences] int64: user, then the end of the row's history in each store
+    <folder>/vocabulary/<table>.npy  values in id order
 
 Rows of one split are neighbours, in the set's training order, and rows of one request are neighbours too. A
 history of any length is a slice ending at the index, so its length is chosen when reading. All numbers are
@@ -25,11 +24,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence as Indices
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Int64, Shaped, UInt8
 
 from recscale.models.inputs import Field, Schema, Sequence, Task
 
@@ -37,22 +36,19 @@ from .card import ReadReport
 
 CONVERTER_VERSION = 1
 _META = "meta.json"
-_COPY_ROWS = 1 << 20  # rows copied at a time, so that a memory-mapped input never sits in memory whole
 
 
 class IncompletePackedLog(ValueError):
-    """A folder that is not a whole packed log: torn, truncated, or of another converter version."""
+    """A folder that is no whole packed log: torn, truncated, or of another converter version."""
 
 
 @dataclasses.dataclass
 class EventStore:
-    """Events of one sequence, sorted by (user, time): offsets int64 [users + 1], times int64 [events],
-    columns by field.
-    """
+    """Events of one sequence, sorted by (user, time): those of user u are offsets[u] ... offsets[u + 1] - 1."""
 
-    offsets: np.ndarray
-    times: np.ndarray
-    columns: dict[str, np.ndarray]
+    offsets: Int[np.ndarray, " users_and_end"]
+    times: Int[np.ndarray, " events"]
+    columns: dict[str, Shaped[np.ndarray, "events ..."]]
 
 
 @dataclasses.dataclass
@@ -63,35 +59,31 @@ class LogArrays:
         name: registered name of the data set. schema: fields, histories and tasks.
         splits: name -> (first row, end row), contiguous.
         rows: field name -> ids or dense values, one entry per row.
-        labels, label_mask: uint8 [rows, Y].
-        users: int64 [rows], index into every store's offsets and the group of GAUC.
-        times: int64 [rows] request times, or None; ticks_per_second: 1 for seconds, 1000 for milliseconds.
-        events, ends: by sequence name: its store, and int64 [rows] end of the row's history.
+        users: index into every store's offsets and the group of GAUC.
+        times: request times, or None; ticks_per_second: 1 for seconds, 1000 for milliseconds.
+        events, ends: by sequence name: its store, and the end of each row's history in it.
         vocabularies: table name -> values in id order.
-        report: what happened to the rows read. facts: JSON-able provenance (sources, licence, citation,
-        constants).
+        report: what happened to the rows read. facts: JSON-able provenance (sources, licence, citation, constants).
     """
 
     name: str
     schema: Schema
     splits: dict[str, tuple[int, int]]
-    rows: dict[str, np.ndarray]
-    labels: np.ndarray
-    label_mask: np.ndarray
-    users: np.ndarray
-    times: np.ndarray | None
+    rows: dict[str, Shaped[np.ndarray, "rows ..."]]
+    labels: UInt8[np.ndarray, "rows Y"]
+    label_mask: UInt8[np.ndarray, "rows Y"]
+    users: Int[np.ndarray, " rows"]
+    times: Int[np.ndarray, " rows"] | None
     events: dict[str, EventStore]
-    ends: dict[str, np.ndarray]
-    vocabularies: dict[str, np.ndarray]
+    ends: dict[str, Int[np.ndarray, " rows"]]
+    vocabularies: dict[str, Shaped[np.ndarray, " values"]]
     report: ReadReport
     facts: dict[str, Any]
     ticks_per_second: int = 1
 
 
 def write_packed(log: LogArrays, folder: str | os.PathLike[str]) -> PackedLog:
-    """Writes a packed log to `folder` and opens it; a complete log already there (another process won) is
-    kept.
-    """
+    """Writes a packed log to `folder` and opens it; a complete log already there (another process won) is kept."""
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -130,14 +122,14 @@ def is_complete(folder: str | os.PathLike[str]) -> bool:
 
 
 class PackedLog:
-    """A packed log, read through memory maps; a random-access source of rows in the sense of Grain.
+    """A log on disk, read through memory maps.
 
-    `len(log)`, `log[i]` and `log.__getitems__([...])` give rows as dictionaries, slowly, for inspection and
-    tests; batches are gathered column by column. Pickles as its folder name: no open handle travels.
+    `len(log)` and `log[i]` give rows as dictionaries, slowly, for inspection; batches are gathered column by column.
+    Pickles as its folder name: no open handle travels.
 
     Raises:
-        FileNotFoundError: the folder has no meta.json. IncompletePackedLog: a file is missing or has the
-        wrong size.
+        FileNotFoundError: the folder has no meta.json.
+        IncompletePackedLog: a file is missing or has the wrong size.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -166,64 +158,58 @@ class PackedLog:
         self.splits: dict[str, tuple[int, int]] = {k: (v[0], v[1]) for k, v in meta["splits"].items()}
         self.report = ReadReport.from_dict(meta["report"])
         self.ticks_per_second: int = meta["ticks_per_second"]
-        # Every column is mapped here, by one thread: NumPy parses a header with `ast`, and two threads doing that
-        # at once (a reader's first two batches) fail now and then on Python 3.11 ("AST constructor recursion depth
+        # Every column is mapped here, by one thread: NumPy parses a header with `ast`, and two threads doing that at
+        # once (a reader's first two batches) fail now and then on Python 3.11 ("AST constructor recursion depth
         # mismatch").
         self._columns = {path: self._map(path) for path in meta["files"]}
 
-    def column(self, field: str) -> np.ndarray:
+    def column(self, field: str) -> Shaped[np.ndarray, "rows ..."]:
         """Memory-mapped values of one field, one entry per row."""
-        return self._open(f"rows/{field}.npy")
+        return self._columns[f"rows/{field}.npy"]
 
     @property
-    def labels(self) -> np.ndarray:
-        return self._open("rows/labels.npy")
+    def labels(self) -> UInt8[np.ndarray, "rows Y"]:
+        return self._columns["rows/labels.npy"]
 
     @property
-    def label_mask(self) -> np.ndarray:
-        return self._open("rows/label_mask.npy")
+    def label_mask(self) -> UInt8[np.ndarray, "rows Y"]:
+        return self._columns["rows/label_mask.npy"]
 
     @property
-    def times(self) -> np.ndarray | None:
-        """Request times int64 [rows], or None for a set without times."""
-        return self._open("rows/time.npy") if "rows/time.npy" in self.meta["files"] else None
+    def times(self) -> Int64[np.ndarray, " rows"] | None:
+        """Request times, or None for a set without times."""
+        return self._columns.get("rows/time.npy")
 
     @property
-    def users(self) -> np.ndarray:
-        return self._open("index.npy")[:, 0]
+    def users(self) -> Int64[np.ndarray, " rows"]:
+        return self._columns["index.npy"][:, 0]
 
-    def ends(self, sequence: str) -> np.ndarray:
-        """End of each row's history in the store of `sequence`, int64 [rows]."""
+    def ends(self, sequence: str) -> Int64[np.ndarray, " rows"]:
+        """End of each row's history in the store of `sequence`."""
         names = [s.name for s in self.schema.sequences]
-        return self._open("index.npy")[:, 1 + names.index(sequence)]
+        return self._columns["index.npy"][:, 1 + names.index(sequence)]
 
     def events(self, sequence: str) -> EventStore:
         """Memory-mapped event store of one sequence."""
         fields = next(s.fields for s in self.schema.sequences if s.name == sequence)
         folder = f"events/{sequence}"
         return EventStore(
-            offsets=self._open(f"{folder}/offsets.npy"),
-            times=self._open(f"{folder}/time.npy"),
-            columns={field.name: self._open(f"{folder}/{field.name}.npy") for field in fields},
+            offsets=self._columns[f"{folder}/offsets.npy"],
+            times=self._columns[f"{folder}/time.npy"],
+            columns={field.name: self._columns[f"{folder}/{field.name}.npy"] for field in fields},
         )
 
-    def vocabulary(self, table: str) -> np.ndarray:
+    def vocabulary(self, table: str) -> Shaped[np.ndarray, " values"]:
         """Values of a table in id order; the first has id 2."""
-        return self._open(f"vocabulary/{table}.npy")
+        return self._columns[f"vocabulary/{table}.npy"]
 
     def __len__(self) -> int:
         return self.meta["rows"]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Row `index`: fields, labels, label_mask, user, time, and per sequence its events oldest first,
-        whole.
-        """
+        """Row `index`: fields, labels, label_mask, user, time, and per sequence its events oldest first, whole."""
         row: dict[str, Any] = {field.name: self.column(field.name)[index] for field in self.schema.fields}
-        row |= {
-            "labels": self.labels[index],
-            "label_mask": self.label_mask[index],
-            "user_index": self.users[index],
-        }
+        row |= {"labels": self.labels[index], "label_mask": self.label_mask[index], "user_index": self.users[index]}
         if self.times is not None:
             row["request_time"] = self.times[index]
         for sequence in self.schema.sequences:
@@ -232,17 +218,11 @@ class PackedLog:
             row[sequence.name] = {"time": store.times[seen], **{k: v[seen] for k, v in store.columns.items()}}
         return row
 
-    def __getitems__(self, indices: Indices[int]) -> list[dict[str, Any]]:
-        return [self[index] for index in indices]
-
     def __repr__(self) -> str:
         return f"PackedLog({str(self.folder)!r})"
 
     def __reduce__(self):
         return PackedLog, (str(self.folder),)
-
-    def _open(self, path: str) -> np.ndarray:
-        return self._columns[path]
 
     def _map(self, path: str) -> np.ndarray:
         array = np.load(self.folder / path, mmap_mode="r", allow_pickle=False)
@@ -279,12 +259,8 @@ def _columns(log: LogArrays) -> dict[str, np.ndarray]:
 
 def _write_array(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    little = array.dtype.newbyteorder("<")
     with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(little), "fortran_order": False, "shape": array.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(array), _COPY_ROWS):
-            np.ascontiguousarray(array[start : start + _COPY_ROWS], dtype=little).tofile(file)
+        np.save(file, array.astype(array.dtype.newbyteorder("<"), copy=False))
 
 
 def _publish(building: Path, folder: Path) -> PackedLog:

@@ -1,23 +1,23 @@
-"""A packed log as a `Source`: batch k by number, read ahead through Grain, evaluated on held-out splits."""
+"""A stored log as a data set: batches by number, read ahead by Grain's threads, evaluated on held-out splits."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Float
 
 from recscale.models.inputs import Batch, Schema
 from recscale.scaling.data.metrics import base_rate, constant_logloss, entropy, evaluate, evaluate_binary
+from recscale.scaling.data.source import Order, SourceRequest, check_order
 
 from .gather import gather
 from .order import Requests, permute
 from .packed import PackedLog
-
-ORDERS = ("time", "shuffle")
 
 
 class GrainSource:
@@ -51,7 +51,7 @@ class GrainSource:
         candidates: int = 1,
         history_length: int | None = None,
         holdout_rows: int | None = None,
-        order: Literal["time", "shuffle"] = "time",
+        order: Order = "time",
         seed: int = 0,
         passes: int = 1,
         host: int = 0,
@@ -82,8 +82,7 @@ class GrainSource:
         return end - start
 
     def batch(self, index: int) -> Batch:
-        """Batch `index` as NumPy arrays (this host's slice); the same arrays whenever and wherever it is
-        asked for.
+        """Batch `index` as NumPy arrays (this host's slice), the same whenever and wherever it is asked for.
 
         Raises:
             IndexError: index is outside 0 ... batches - 1.
@@ -114,8 +113,9 @@ class GrainSource:
         return iter(grain.MapDataset.range(start, self.batches).map(self.batch).to_iter_dataset(self._read))
 
     def holdout(self) -> Iterator[Batch]:
-        """The held-out batches, validation first, then test; every one of R requests, the last of each split
-        padded. The same whole batches on every host.
+        """The held-out batches, validation first, then test; every one of R requests, the last of each split padded.
+
+        The same whole batches on every host.
         """
         for name, held in self._held.items():
             for start in range(0, held.size, self.requests):
@@ -126,19 +126,17 @@ class GrainSource:
     def holdout_batches(self) -> int:
         return sum(-(-held.size // self.requests) for held in self._held.values())
 
-    def evaluate(self, logits: np.ndarray, metrics: Sequence[str] = ()) -> dict[str, Any]:
-        """Metrics of the logits of `holdout()`, float [batches, R, C, Y], in float64 on the host.
+    def evaluate(self, logits: Float[np.ndarray, " ..."], metrics: Sequence[str] = ()) -> dict[str, Any]:
+        """Metrics of the logits of `holdout()`, [batches, R, C, Y], in float64 on the host.
 
-        Keys of the first task: those of `evaluate_binary` with users as groups, plus constant_logloss and
-        constant_ne, what predicting the training base rate for every row scores on the same rows; plain names
-        are test,
+        Keys of the first task: those of `evaluate_binary` with users as groups, plus constant_logloss and constant_ne,
+        what predicting the training base rate for every row scores on the same rows; plain names are test,
         `valid_<name>` validation. Further tasks carry their name in front: `<task>_logloss`,
         `valid_<task>_logloss`. `metrics` names further metrics, evaluated per split and task with users as groups.
 
         Raises:
             ValueError: the logits do not have the shape of the holdout.
         """
-        logits = np.asarray(logits)
         expected = (self.holdout_batches, self.requests, self.candidates, len(self.schema.tasks))
         if logits.shape != expected:
             raise ValueError(f"holdout logits have shape {logits.shape}, expected [batches, R, C, Y] = {expected}")
@@ -214,21 +212,32 @@ class GrainSource:
         return result
 
 
+def grain_source(log: PackedLog, asked: SourceRequest) -> GrainSource:
+    """The source of a packed log that a run asks for."""
+    config = asked.config
+    return GrainSource(
+        log,
+        requests=asked.requests,
+        candidates=asked.candidates,
+        history_length=config.history_length,
+        holdout_rows=config.holdout_rows,
+        order=config.order,
+        seed=config.log_seed,
+        passes=config.passes,
+        host=asked.host,
+        hosts=asked.hosts,
+    )
+
+
 def _check(
     requests: int, candidates: int, history_length: int | None, order: str, passes: int, host: int, hosts: int
 ) -> None:
-    for name, value in (
-        ("requests", requests),
-        ("candidates", candidates),
-        ("passes", passes),
-        ("hosts", hosts),
-    ):
+    for name, value in dict(requests=requests, candidates=candidates, passes=passes, hosts=hosts).items():
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     if history_length is not None and history_length < 1:
         raise ValueError(f"history_length is {history_length}, expected at least 1 (None keeps the schema's)")
-    if order not in ORDERS:
-        raise ValueError(f"order is {order!r}, expected one of {', '.join(ORDERS)}")
+    check_order(order)
     if requests % hosts or not 0 <= host < hosts:
         raise ValueError(
             f"host {host} of {hosts} cannot share {requests} requests: hosts must divide them, host < hosts"
@@ -236,18 +245,14 @@ def _check(
 
 
 def _with_history_length(schema: Schema, length: int | None) -> Schema:
-    """The event store holds whole histories, so unlike `Schema.with_history_length` this may also lengthen
-    them.
-    """
+    """The event store holds whole histories, so unlike `Schema.with_history_length` this may also lengthen them."""
     if length is None:
         return schema
     return dataclasses.replace(schema, sequences=tuple(dataclasses.replace(s, length=length) for s in schema.sequences))
 
 
 def _evenly(part: Requests, most_rows: int | None, candidates: int) -> np.ndarray:
-    """Request numbers of a holdout: all, or about most_rows / candidates of them, evenly spaced over the
-    split.
-    """
+    """Request numbers of a holdout: all, or about most_rows / candidates of them, evenly spaced over the split."""
     count = len(part)
     if most_rows and most_rows < part.end - part.start:
         count = min(count, max(most_rows // candidates, 1))

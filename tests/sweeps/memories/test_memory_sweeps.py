@@ -12,7 +12,7 @@ from scipy.stats import binom, poisson
 
 from recscale.models.inputs.examples import random_inputs
 from recscale.scaling.counting.abstract import abstract_model
-from recscale.scaling.data.known_truth.batches import make_schema, preset
+from recscale.scaling.data.known_truth import make_schema, preset
 from recscale.scaling.data.known_truth.laws import predict
 from recscale.scaling.data.known_truth.world import build_world
 from recscale.sweeps.engine.loading import load

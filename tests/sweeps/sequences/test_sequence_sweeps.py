@@ -10,9 +10,9 @@ import pytest
 
 from recscale import models
 from recscale.scaling.data import make_source
-from recscale.scaling.data.known_truth.batches import build_world, preset
+from recscale.scaling.data.known_truth import build_world, preset
 from recscale.scaling.data.known_truth.card import card
-from recscale.scaling.data.known_truth.evaluate import predict
+from recscale.scaling.data.known_truth.laws import predict
 from recscale.sweeps import axis, by_history_length, product
 from recscale.sweeps.engine.loading import load
 from recscale.sweeps.engine.plan import make_plan

@@ -51,4 +51,4 @@ def test_requests_are_runs_of_one_user_and_time():
 
 def test_candidates_without_times_are_refused():
     with pytest.raises(ValueError, match="no request times"):
-        Requests(0, 3, 2, np.zeros(3), None)
+        Requests(0, 3, 2, np.zeros(3, int), None)

@@ -46,8 +46,7 @@ def test_rows_one_at_a_time(made_up_arrays, made_up_log):
         e for e in range(store.offsets[user], store.offsets[user + 1]) if store.times[e] < made_up_arrays.times[17]
     ]
     np.testing.assert_array_equal(row["clicks"]["item"], store.columns["item"][before])
-    several = made_up_log.__getitems__([17, 3])
-    assert several[0]["item"] == row["item"] and several[1]["item"] == made_up_arrays.rows["item"][3]
+    assert made_up_log[3]["item"] == made_up_arrays.rows["item"][3]
 
 
 def test_pickles_as_its_folder(made_up_log):

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from recscale.scaling.data.known_truth.batches import build_world, make_batch, popularity, preset
+from recscale.scaling.data.known_truth import build_world, make_batch, preset
 from recscale.scaling.data.known_truth.card import card
-from recscale.scaling.data.known_truth.drift import posterior, state_weights, states
-from recscale.scaling.data.known_truth.evaluate import evaluate, oracle_logits, predict, stack_truth, surface, truth
-from recscale.scaling.data.known_truth.exact import sample
+from recscale.scaling.data.known_truth.evaluate import evaluate, stack_truth
+from recscale.scaling.data.known_truth.exact import oracle_logits, sample, truth
 from recscale.scaling.data.known_truth.expectations import (
     divergence,
     entropy,
@@ -22,9 +21,12 @@ from recscale.scaling.data.known_truth.expectations import (
     logit,
     noise_mean,
     on_grid,
+    posterior,
     smoothed,
+    state_weights,
+    states,
 )
-from recscale.scaling.data.known_truth.laws import effective_quanta, missing_biases, missing_pairs, missing_quanta
+from recscale.scaling.data.known_truth.laws import missing_quanta, predict, surface
 
 REQUESTS, CANDIDATES, BATCHES = 4096, 4, 2
 
@@ -151,15 +153,13 @@ def test_control_variates_change_the_error_not_the_value(world, constants):
 
 
 def test_card_depends_on_the_world_alone_and_is_stored(world, constants, tmp_path, monkeypatch):
-    from recscale.scaling.data.known_truth import card as known_truth_card
-
     assert card(world, rows=2**17) == constants
     wider = build_world(preset("smoke", embedding_width=4))
     assert card(wider, rows=2**17) == constants
-    monkeypatch.setattr(known_truth_card, "_CARDS", {})
+    monkeypatch.setattr("recscale.scaling.data.known_truth.card._CARDS", {})
     fresh = card(world, rows=4096, cache_dir=tmp_path)
     (path,) = tmp_path.iterdir()
-    monkeypatch.setattr(known_truth_card, "_CARDS", {})
+    monkeypatch.setattr("recscale.scaling.data.known_truth.card._CARDS", {})
     assert card(world, rows=4096, cache_dir=tmp_path) == fresh == json.loads(path.read_text())
 
 
@@ -331,6 +331,11 @@ def slope(x, y):
     return -np.polyfit(np.log(x), np.log(y), 1)[0]
 
 
+def effective_quanta(examples, alpha, c, v):
+    """n_eff(D): more terms than this cannot be learned from D examples."""
+    return (c * alpha * v * np.asarray(examples)) ** (1.0 / (1.0 + alpha))
+
+
 @pytest.mark.parametrize("alpha", [0.2, 0.35, 0.5, 0.7, 1.0])
 def test_edge_slopes_inside_the_windows(alpha):
     """Where capacity binds the slope is alpha, where data bind it is alpha / (1 + alpha)."""
@@ -410,19 +415,6 @@ def test_pairs_are_two_points_and_not_a_normal():
     expected = (1 - missed) * entropy_without(spread, False) + missed * entropy_without(spread, True)
     found = predict(world, quanta=8, ranks=2.0, constants={"asymptote": everything, "v": 0.15}, exact=True)
     assert float(found) == pytest.approx(expected, abs=2e-3)
-
-
-def test_data_laws_of_pairs_and_biases():
-    config = preset("base", pair_items=2**18)
-    examples = np.geomspace(1e7, 1e9, 12)
-    found = slope(examples, missing_pairs(config, examples, 0.116))
-    assert found == pytest.approx((config.a - 1) / config.a, abs=0.03)
-    assert missing_pairs(config, 0.0, 0.116) == pytest.approx(config.c_m)
-    world = build_world(preset("base", blocks=256))
-    assert missing_biases(world, 0.0, 0.116) == pytest.approx(config.c_b)
-    late = np.geomspace(1e9, 1e11, 5)
-    assert slope(late, missing_biases(world, late, 0.116)) == pytest.approx(1.0, abs=0.02)
-    assert popularity(world).sum() == pytest.approx(1.0)
 
 
 # Drift ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from recscale.scaling.data.known_truth.batches import build_world, make_batch, preset
+from recscale.scaling.data.known_truth import build_world, make_batch, preset
 from recscale.scaling.data.known_truth.card import SAMPLE_ROWS
 from recscale.scaling.data.known_truth.evaluate import stack_truth
 from recscale.scaling.data.known_truth.exact import order_variances, part_variances, sample

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from recscale.scaling.data.known_truth.batches import build_world, make_batch, preset
+from recscale.scaling.data.known_truth import build_world, make_batch, preset
 from recscale.scaling.data.known_truth.card import card
 from recscale.scaling.data.known_truth.evaluate import evaluate
 from recscale.scaling.data.known_truth.expectations import logit

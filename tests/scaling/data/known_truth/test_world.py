@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import zeta
 
-from recscale.scaling.data.known_truth.batches import PRESETS, build_world, make_schema, popularity, preset
+from recscale.scaling.data.known_truth import PRESETS, build_world, make_schema, popularity, preset
 from recscale.scaling.data.known_truth.config import BLOCK, CROSS_FIELDS
 from recscale.scaling.data.known_truth.exact import order_variances
-from recscale.scaling.data.known_truth.ids import code_words, history_word, signs
 from recscale.scaling.data.known_truth.terms import plan_terms
 from recscale.scaling.data.known_truth.words import threefry
-from recscale.scaling.data.known_truth.world import bias_scores, scale_bits
+from recscale.scaling.data.known_truth.world import bias_scores, code_words, history_word, scale_bits, signs
 
 SMALL = dict(history_max=16, quanta=300, blocks=8, clusters=16, pair_items=64)
 
