@@ -54,54 +54,46 @@ class _File:
 
 @dataclasses.dataclass(frozen=True)
 class _Format:
+    """One way the set is published: its files of ratings, users and items."""
+
     name: str
-    ratings: _File
-    users: _File
-    items: _File
-
-    @property
-    def files(self) -> tuple[_File, _File, _File]:
-        return self.ratings, self.users, self.items
+    files: tuple[_File, _File, _File]
 
 
-# The md5 of the .inter file is the publisher's reference for the copy; the others were computed from the
-# wheel whose sha256 the download checks, and from a GroupLens copy whose u.data equals the body of that
-# .inter file.
 _RATINGS = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
 _USERS = ("user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token")
 _ITEMS = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
-RECBOLE = _Format(
-    "recbole",
+# The md5 of the .inter file is the publisher's reference for the copy; the others were computed from the wheel whose
+# sha256 the download checks, and from a GroupLens copy whose u.data equals the body of that .inter file.
+RECBOLE = _Format("recbole", (
     _File("ml-100k.inter", 1_979_230, "a8a8c3f165aedc53f63b5dc0a0463b14", "\t", _RATINGS),
     _File("ml-100k.user", 22_697, "ac50ecbab626dbefa83288a3593f92ab", "\t", _USERS),
     _File("ml-100k.item", 66_632, "fb748e97e64d9a35421d06d7083d0959", "\t", _ITEMS),
-)
-GROUPLENS = _Format(
-    "grouplens",
+))  # fmt: skip
+GROUPLENS = _Format("grouplens", (
     _File("u.data", 1_979_173, "6e47046882bad158b0efbb84cd5cb987", "\t", 4),
     _File("u.user", 22_628, "1b53539edc13caad0282c8500608a319", "|", 5),
     _File("u.item", 236_344, "c9e7f390115d79079537301d5204f3f7", "|", 5 + len(GENRES), "latin-1"),
-)
+))  # fmt: skip
 _FOLDERS = ("", "ml-100k", "recbole/dataset_example/ml-100k")
 _ARCHIVES = ("recbole-1.2.1*.whl", "ml-100k.zip")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """The three files of one copy, as bytes. origin: the folder or archive they come from."""
+    """The three files of one copy, ratings, users and items, as bytes. origin: the folder or archive they come from."""
 
     format: _Format
     origin: Path
-    ratings: bytes
-    users: bytes
-    items: bytes
+    contents: tuple[bytes, ...]
 
-    def content(self) -> tuple[tuple[_File, bytes], ...]:
-        return tuple(zip(self.format.files, (self.ratings, self.users, self.items), strict=True))
+    def content(self) -> list[tuple[_File, bytes]]:
+        """Each file's description and bytes."""
+        return list(zip(self.format.files, self.contents, strict=True))
 
     def digest(self) -> str:
         """sha256 of format and contents: what a packed copy is made of."""
-        return hashlib.sha256(b"\0".join([self.format.name.encode(), self.ratings, self.users, self.items])).hexdigest()
+        return hashlib.sha256(b"\0".join([self.format.name.encode(), *self.contents])).hexdigest()
 
 
 def md5(content: bytes) -> str:
@@ -162,7 +154,7 @@ def parse_ratings(
     """Accepted ratings (user, item, rating, unix seconds) in file order; `report` counts every other line."""
     accepted: list[tuple[int, int, int, int]] = []
     seen: set[tuple[int, int]] = set()
-    for where, cells, line in _lines(tables.format.ratings, tables.ratings, report):
+    for where, cells, line in _lines(*tables.content()[0], report):
         problem = _rating_problem(cells, users, items, seen)
         if problem is not None:
             report.drop(problem, f"{where}: {line!r}")
@@ -176,7 +168,7 @@ def parse_ratings(
 def parse_users(tables: Tables, report: ReadReport) -> dict[int, tuple[int, str, str, str]]:
     """Profiles by user: age (missing if it is no number), gender, occupation, first character of the zip code."""
     users: dict[int, tuple[int, str, str, str]] = {}
-    for where, cells, line in _lines(tables.format.users, tables.users, report):
+    for where, cells, line in _lines(*tables.content()[1], report):
         user = _key(cells[0], users, report, where, line)
         if user is None:
             continue
@@ -190,7 +182,7 @@ def parse_users(tables: Tables, report: ReadReport) -> dict[int, tuple[int, str,
 def parse_items(tables: Tables, report: ReadReport) -> dict[int, tuple[int, list[str]]]:
     """Year and genres by item. The year is the last parenthesis of the title if it is a year, else missing."""
     items: dict[int, tuple[int, list[str]]] = {}
-    for where, cells, line in _lines(tables.format.items, tables.items, report):
+    for where, cells, line in _lines(*tables.content()[2], report):
         item = _key(cells[0], items, report, where, line)
         if item is None:
             continue
@@ -227,7 +219,7 @@ def _read(kind: _Format, origin: Path, read: Callable[[str], bytes]) -> Tables:
             raise FileNotFoundError(
                 f"{NAME}: {file.name} is missing from {origin}, which holds others of the set. {HOW_TO_GET}"
             ) from error
-    return Tables(kind, origin, *content)
+    return Tables(kind, origin, tuple(content))
 
 
 def _lines(file: _File, content: bytes, report: ReadReport) -> Iterator[tuple[str, list[str], str]]:

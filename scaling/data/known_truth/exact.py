@@ -51,11 +51,6 @@ class TruthRows:
     domain: Any
     item_block: Any
 
-    @property
-    def v(self) -> Float64[np.ndarray, " ..."]:
-        """Variance p* (1 - p*) of the label, per row."""
-        return self.p * self.q
-
 
 @flax.struct.dataclass
 class _Integers:

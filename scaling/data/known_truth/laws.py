@@ -104,7 +104,7 @@ def predict(
     if config.has_l:
         length = config.history_max if history_length is None else history_length
         missing = missing + config.missing_history(length)
-    mass = _missed(config, ranks) if config.has_m else np.zeros(())
+    mass = np.asarray(config.missed_mass(ranks)) if config.has_m else np.zeros(())
     if exact:
         return constants["asymptote"] + _exact_excess(config, *np.broadcast_arrays(missing, mass))
     return constants["asymptote"] + 0.5 * v * (missing + config.c_m * mass)
@@ -113,12 +113,6 @@ def predict(
 def has_exact(config: KnownTruthConfig) -> bool:
     """Whether `predict` can integrate exactly: one label whose logit has the same law in every request."""
     return config.tasks == 1 and config.domains == 1 and not (config.drift or config.ragged)
-
-
-def _missed(config: KnownTruthConfig, ranks: Any) -> np.ndarray:
-    ranks = np.asarray(ranks, np.float64)
-    finite = np.where(np.isinf(ranks), 0.0, ranks)
-    return np.where(np.isinf(ranks), 0.0, config.missed_mass(finite))
 
 
 def _exact_excess(config: KnownTruthConfig, missing: np.ndarray, mass: np.ndarray) -> np.ndarray:

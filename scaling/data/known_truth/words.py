@@ -1,8 +1,7 @@
 """Counter-based random words: word (request, stream, n) is a pure function of (seed, request, stream, n).
 
-Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), written for
-any array namespace, so JAX inside a step and NumPy on a host give the same bits whatever the backend, the
-batch size or the library's random-number settings. Both output words of a hash are used.
+Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): the same bits whatever
+the backend, the batch size or the library's random-number settings. Both output words of a hash are used.
 """
 
 from __future__ import annotations
@@ -23,20 +22,18 @@ _PARITY = 0x1BD11BDA
 Key = tuple[UInt32[Array, " R"], UInt32[Array, " R"]]  # one per request, or per user
 
 
-def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Threefry-2x32-20 of a two-word counter under a two-word key, broadcast: uint32 arrays in, two uint32 arrays out.
+def threefry(
+    key: tuple[UInt32[Array, " ..."], UInt32[Array, " ..."]],
+    counter: tuple[UInt32[Array, " ..."], UInt32[Array, " ..."]],
+) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
+    """Threefry-2x32-20 of a two-word counter under a two-word key, broadcast.
 
-    JAX arrays go through a loop of five groups of four rounds: the loop ends every fusion, so that compilers neither
-    unroll the hash into each of its readers nor take minutes over it.
+    A loop of five groups of four rounds: the loop ends every fusion, so that compilers neither unroll the hash into
+    each of its readers nor take minutes over it.
     """
     k0, k1 = key
     k2 = k0 ^ k1 ^ np.uint32(_PARITY)
     x, y = counter[0] + k0, counter[1] + k1
-    if not isinstance(x, jax.Array):
-        for group in range(5):
-            x, y = _rounds(x, y, _ROTATIONS[group % 2])
-            x, y = x + (k1, k2, k0)[group % 3], y + (k2, k0, k1)[group % 3] + np.uint32(group + 1)
-        return x, y
     shape = jnp.broadcast_shapes(x.shape, y.shape)
     schedule = tuple(jnp.broadcast_to(k, jnp.broadcast_shapes(k0.shape, k1.shape)) for k in (k1, k2, k0))
     rotations = tuple(jnp.asarray(r, jnp.uint32) for r in _ROTATIONS)
@@ -47,16 +44,10 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
 
 def _group(group: Array, state: Any) -> Any:
     x, y, (ka, kb, kc), (ra, rb) = state
-    x, y = _rounds(x, y, ra)
-    return x + ka, y + kb + (group + 1).astype(jnp.uint32), (kb, kc, ka), (rb, ra)
-
-
-def _rounds(x: Any, y: Any, rotations: Any) -> tuple[Any, Any]:
     for i in range(4):
-        rotation = rotations[i] if isinstance(rotations, jax.Array) else np.uint32(rotations[i])
         x = x + y
-        y = ((y << rotation) | (y >> (np.uint32(32) - rotation))) ^ x
-    return x, y
+        y = ((y << ra[i]) | (y >> (np.uint32(32) - ra[i]))) ^ x
+    return x + ka, y + kb + (group + 1).astype(jnp.uint32), (kb, kc, ka), (rb, ra)
 
 
 def stream_key(

@@ -102,11 +102,6 @@ class World:
         """What a pair adds to the integer logit or takes from it: round(scale * sqrt(c_M))."""
         return int(round(self.scale * self.config.c_m**0.5))
 
-    @property
-    def id(self) -> str:
-        """Identity of the log this world defines."""
-        return self.config.hash
-
 
 @functools.lru_cache(maxsize=16)
 def build_world(config: KnownTruthConfig) -> World:
