@@ -216,27 +216,27 @@ class KnownTruthConfig:
         """Variance of the events beyond the last, part of the noise: c_L (history_max+1)^-lam."""
         return self.c_l * (self.history_max + 1.0) ** -self.history_exponent(task)
 
-    def missing_history(self, seen: Any, task: int = 0) -> Float64[np.ndarray, " ..."] | np.float64:
+    def missing_history(self, seen: Any, task: int = 0) -> Float64[np.ndarray, " ..."]:
         """Variance of L that the newest `seen` events leave out, mean over requests; array of real numbers >= 0.
 
         A full history goes on beyond its last event: its tail counts, and infinitely many events would hold it. A
         ragged one of m events ends there: E_m c_L [(min(seen, m) + 1)^-lam - (m + 1)^-lam].
         """
         exponent, seen = -self.history_exponent(task), np.asarray(seen, np.float64)
-        whole = self.c_l * (seen + 1.0) ** exponent
+        whole = np.asarray(self.c_l * (seen + 1.0) ** exponent)
         if not self.ragged:
             return whole
         law, m = self.length_law(), np.arange(self.history_max)
         short = self.c_l * ((np.minimum(seen[..., None], m) + 1.0) ** exponent - (m + 1.0) ** exponent)
-        return short @ law[:-1] + law[-1] * whole
+        return np.asarray(short @ law[:-1] + law[-1] * whole)
 
     def noise_variance(self, task: int = 0) -> float:
         """Variance s_eta^2 of the unobservable noise of a request with a full history: both tails."""
         return self.quanta_tail() + self.history_tail(task)
 
-    def missed_mass(self, ranks: Any) -> Float64[np.ndarray, " ..."] | np.float64:
+    def missed_mass(self, ranks: Any) -> Float64[np.ndarray, " ..."]:
         """Share of rows whose pair is none of the `ranks` (real) most popular: sum over k > ranks of k^-a / zeta(a)."""
-        return zeta(self.a, np.asarray(ranks, np.float64) + 1.0) / zeta(self.a, 1.0)
+        return np.asarray(zeta(self.a, np.asarray(ranks, np.float64) + 1.0) / zeta(self.a, 1.0))
 
     def fresh_share(self) -> float:
         """Probability of a pair beyond `pair_items`, whose sign is unobservable."""

@@ -217,11 +217,12 @@ def _term_recovery(
     terms, n = world.terms[task], len(target)
     pieces = [slice(start, start + _PIECE) for start in range(0, n, _PIECE)]
     inputs = [(words[piece].T, domain[piece] if world.config.domains > 1 else None) for piece in pieces]
-    learned, projected = np.zeros(len(terms.number)), np.zeros(n)
+    learned, norms, projected = np.zeros(len(terms.number)), np.zeros(len(terms.number)), np.zeros(n)
     for _ in range(2 if n >= 4 * len(learned) else 1):
         rest = (target - projected).astype(np.float32)
         sums = [_dots(terms, *given, rest[piece]) for given, piece in zip(inputs, pieces, strict=True)]
-        dots, norms = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
+        totals: np.ndarray = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
+        dots, norms = totals
         learned += dots / np.maximum(norms, 1.0)
         weights = learned.astype(np.float32)
         projected = np.concatenate([_combine(terms, *given, weights) for given in inputs]).astype(np.float64)

@@ -15,8 +15,6 @@ from jaxtyping import Float64, Int, Shaped
 from scipy.interpolate import CubicSpline
 from scipy.special import expit, log_expit, ndtri, xlogy
 
-Reals = Float64[np.ndarray, " ..."] | np.float64  # of scalars, a scalar
-
 NODES = 41
 _SPLINE_STEP = 1.0 / 128
 _CHUNK = 1 << 15  # rows per quadrature block: the [rows, nodes] block stays in cache
@@ -52,11 +50,11 @@ def _normal_mean(z: np.ndarray, sd: np.ndarray, nodes: int) -> np.ndarray:
     return np.concatenate([expit(z[b, None] + sd[b, None] * points) @ weights for b in blocks] or [np.zeros(0)])
 
 
-def entropy(p: Any, q: Any = None) -> Reals:
+def entropy(p: Any, q: Any = None) -> Float64[np.ndarray, " ..."]:
     """Entropy of a label, -p ln p - q ln q in nats, q = 1 - p unless given."""
     p = np.asarray(p, np.float64)
     q = 1.0 - p if q is None else np.asarray(q, np.float64)
-    return -(xlogy(p, p) + xlogy(q, q))
+    return np.asarray(-(xlogy(p, p) + xlogy(q, q)))
 
 
 def on_grid(function: Callable[[np.ndarray], np.ndarray], z: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
@@ -77,10 +75,10 @@ def noise_mean(
     return lambda z: function(np.asarray(z)[..., None] + sd * points) @ weights
 
 
-def entropy_of_logit(z: Any) -> Reals:
+def entropy_of_logit(z: Any) -> Float64[np.ndarray, " ..."]:
     """Entropy of a label with logit z, exact for logits of any size."""
     p, q = expit(z), expit(-np.asarray(z))
-    return -(p * log_expit(z) + q * log_expit(-np.asarray(z)))
+    return np.asarray(-(p * log_expit(z) + q * log_expit(-np.asarray(z))))
 
 
 def divergence(

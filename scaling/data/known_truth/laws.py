@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64
 
 from .card import card
 from .config import KnownTruthConfig, power_differences
-from .expectations import Reals, entropy, hermite, smoothed
+from .expectations import entropy, hermite, smoothed
 from .world import World
 
 # Quanta stand for infinity beyond this many terms; what is left of the series is then counted as not yet learned.
@@ -45,7 +45,7 @@ def surface(alpha: float, c: float = 1.0, v: float = 0.15, E: float = 0.42) -> S
     return Surface(quanta, examples, np.asarray(E + 0.5 * v * missing))
 
 
-def missing_quanta(quanta: Any, examples: Any, alpha: float, c: float, v: float) -> Reals:
+def missing_quanta(quanta: Any, examples: Any, alpha: float, c: float, v: float) -> Float64[np.ndarray, " ..."]:
     """f(n, D), the logit variance a linear learner on n known terms misses after D examples; arguments broadcast.
 
     D may be infinite; an infinite n stands for 2^21 terms.
@@ -73,7 +73,7 @@ def predict(
     ranks: Any = None,
     exact: bool = False,
     constants: Mapping[str, Any] | None = None,
-) -> Reals:
+) -> Float64[np.ndarray, " ..."]:
     """Loss of the learner that knows exactly so much of each resource; arguments are scalars or arrays and broadcast.
 
     Args:
@@ -103,11 +103,13 @@ def predict(
         missing = missing_quanta(n, d, config.alpha, config.c_n, v)
     if config.has_l:
         length = config.history_max if history_length is None else history_length
-        missing = missing + config.missing_history(length)
-    mass = np.asarray(config.missed_mass(ranks)) if config.has_m else np.zeros(())
+        missing = np.asarray(missing + config.missing_history(length))
+    mass = config.missed_mass(ranks) if config.has_m else np.zeros(())
     if exact:
-        return constants["asymptote"] + _exact_excess(config, *np.broadcast_arrays(missing, mass))
-    return constants["asymptote"] + 0.5 * v * (missing + config.c_m * mass)
+        excess = _exact_excess(config, *np.broadcast_arrays(missing, mass))
+    else:
+        excess = 0.5 * v * (missing + config.c_m * mass)
+    return np.asarray(constants["asymptote"] + excess)
 
 
 def has_exact(config: KnownTruthConfig) -> bool:
