@@ -7,7 +7,7 @@ from 1e7 on they are multiples of 128 or 64, which matrix units prefer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 LARGE = 1e7
@@ -113,7 +113,7 @@ def widths_around(ideal: float, target: float, multiple: int = 1, large: int = 1
     return sorted(found, key=lambda D: (abs(math.log2(D / ideal)), D))
 
 
-def interpolate(target: float, points: dict[float, float]) -> float:
+def interpolate(target: float, points: Mapping[float, float]) -> float:
     """Geometric interpolation between known (parameters, width) pairs; the end values outside."""
     known = sorted(points)
     if target <= known[0] or target >= known[-1]:

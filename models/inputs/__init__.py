@@ -1,6 +1,17 @@
 """Schema, request-major batches, embedding tables, tokenizers and the rules of histories."""
 
-from .batch import Batch, CandidateInputs, CandidateSide, Events, History, Inputs, Output, UserInputs, UserSide
+from .batch import (
+    Batch,
+    CandidateInputs,
+    CandidateSide,
+    Events,
+    History,
+    Inputs,
+    Output,
+    UserInputs,
+    UserSide,
+    join_fields,
+)
 from .schema import Field, Schema, Sequence, Task, reference_schema
 
 __all__ = [
@@ -17,5 +28,6 @@ __all__ = [
     "Task",
     "UserInputs",
     "UserSide",
+    "join_fields",
     "reference_schema",
 ]

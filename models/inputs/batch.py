@@ -6,12 +6,15 @@ and is all an architecture ever sees. Every class is a pytree of arrays.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+# Besides arrays on the device these trees hold NumPy arrays, shapes, specifications of sharding.
 Array = jax.Array | Any
 
 
@@ -130,11 +133,13 @@ class Output:
     loss_logits: dict[str, tuple[Any, Array]] = flax.struct.field(default_factory=dict)
 
 
-def concat_user(inputs: UserInputs, names: tuple[str, ...]) -> Array:
-    """Concatenates user fields in the given order: [R, sum of widths]."""
-    return jnp.concatenate([inputs.fields[name] for name in names], axis=-1)
+def join_fields(fields: Mapping[str, Array], names: Sequence[str]) -> Float[jax.Array, "*rows d"]:
+    """The named fields side by side: [..., width] each -> [..., sum of widths].
 
-
-def concat_candidates(inputs: CandidateInputs, names: tuple[str, ...]) -> Array:
-    """Concatenates candidate fields in the given order: [R, C, sum of widths]."""
-    return jnp.concatenate([inputs.fields[name] for name in names], axis=-1)
+    Raises:
+        KeyError: a field is not there.
+    """
+    missing = [name for name in names if name not in fields]
+    if missing:
+        raise KeyError(f"inputs lack the fields {', '.join(missing)}; they hold {', '.join(fields) or 'none'}")
+    return jnp.concatenate([fields[name] for name in names], axis=-1)

@@ -9,16 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from recscale.models.counts import Flops
 
-from .batch import CandidateInputs, UserInputs
-from .history import NO_TOKENS, TokenShape
+from .batch import CandidateInputs, UserInputs, join_fields
+from .history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
 from .schema import Field, Schema
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +36,14 @@ class FlatPlan:
         """d_in."""
         return self.user_width + self.candidate_width
 
-    def join_user(self, inputs: UserInputs, tokens: Array | None = None) -> Array | None:
+    def join_user(self, inputs: UserInputs, tokens: RequestTokens | None = None) -> Float[Array, "R d"] | None:
         """[R, d_u]; None if the user half is empty. tokens: [R, t_u, A]."""
         return _join(self.user, inputs.fields, tokens, self.tokens.user)
 
-    def join_candidates(self, inputs: CandidateInputs, tokens: Array | None = None) -> Array:
-        """[R, C, d_c]. tokens: [R, C, t_c, A]."""
-        return _join(self.candidate, inputs.fields, tokens, self.tokens.candidate)
+    def join_candidates(self, inputs: CandidateInputs, tokens: RowTokens | None = None) -> Float[Array, "R C d"]:
+        """[R, C, d_c]; a width of 0 if the plan keeps no candidate field. tokens: [R, C, t_c, A]."""
+        joined = _join(self.candidate, inputs.fields, tokens, self.tokens.candidate)
+        return next(iter(inputs.fields.values()))[..., :0] if joined is None else joined
 
     def split_flops(self, out: int) -> Flops:
         """FLOPs of the first product x W, W [d_in, out], split by side."""
@@ -83,10 +82,7 @@ def _join(names: tuple[str, ...], fields: dict[str, Array], tokens: Array | None
     found = 0 if tokens is None else tokens.shape[-2]
     if found != expected:
         raise ValueError(f"the model was built for {expected} history tokens, the sequence encoder gave {found}")
-    missing = [name for name in names if name not in fields]
-    if missing:
-        raise KeyError(f"inputs lack the fields {', '.join(missing)}; they hold {', '.join(fields) or 'none'}")
-    parts = [fields[name] for name in names]
+    parts = [join_fields(fields, names)] if names else []
     if tokens is not None:
         parts.append(tokens.reshape(*tokens.shape[:-2], -1))
     return jnp.concatenate(parts, axis=-1) if parts else None

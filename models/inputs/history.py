@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 from recscale.models.layers import param
 from recscale.models.options import Options
 
 from .batch import Events, UserInputs
 from .schema import Schema, Sequence
-
-Array = jax.Array
 
 TIME_BUCKETS = 64
 TIME_WIDTH = 8
@@ -52,22 +51,27 @@ class TokenShape:
 NO_TOKENS = TokenShape()
 
 
+# Tokens of a sequence encoder, of requests and of candidates.
+RequestTokens = Float[Array, "R t A"]
+RowTokens = Float[Array, "R C t A"]
+
+
 class SequenceTokens(NamedTuple):
     """user [R, t_u, A] or None, candidate [R, C, t_c, A] or None."""
 
-    user: Array | None
-    candidate: Array | None
+    user: RequestTokens | None
+    candidate: RowTokens | None
 
 
 class HistoryView(NamedTuple):
     """events [R, S, A], zero on padding; valid bool [R, S]; position int32 [S]; delta_s int32 [R, S] or None;
     length int32 [R], events that are kept."""
 
-    events: Array
-    valid: Array
-    position: Array
-    delta_s: Array | None
-    length: Array
+    events: Float[Array, "R S A"]
+    valid: Bool[Array, "R S"]
+    position: Int32[Array, " S"]
+    delta_s: Int32[Array, "R S"] | None
+    length: Int32[Array, " R"]
 
 
 def read_history(history: Events, length: int | None = None, *, check: bool = False) -> HistoryView:
@@ -95,7 +99,7 @@ def read_history(history: Events, length: int | None = None, *, check: bool = Fa
     return HistoryView(events, valid, position, delta_s, kept)
 
 
-def time_bucket(delta_s: Array) -> Array:
+def time_bucket(delta_s: Int[Array, "*rows"]) -> Int32[Array, "*rows"]:
     """clip(floor(2 * log2(1 + seconds)), 0, 63), int32 of the same shape; exact, by comparing with integer bounds."""
     starts = jnp.asarray(_BUCKET_STARTS)
     return jnp.searchsorted(starts, delta_s, side="right", method="scan_unrolled").astype(jnp.int32)
@@ -108,6 +112,8 @@ class TimeFeature(nnx.Module):
         self.table = param.normal(rngs, (TIME_BUCKETS, TIME_WIDTH), ("buckets", "embed"), TIME_WIDTH**-0.5)
 
     def __call__(self, view: HistoryView) -> HistoryView:
+        if view.delta_s is None:
+            raise ValueError("the model was built for a history with timestamps, and the inputs carry no delta_s")
         ages = jnp.take(self.table[...], time_bucket(view.delta_s), axis=0)
         ages = jnp.where(view.valid[..., None], ages, 0).astype(view.events.dtype)
         return view._replace(events=jnp.concatenate([view.events, ages], axis=-1))
@@ -226,7 +232,7 @@ class EventReader(nnx.Module):
         return view if self.time is None else self.time(view)
 
 
-def random_suffixes(user: UserInputs, key: Array, alpha: float, beta: float, multiple: int = 8) -> UserInputs:
+def random_suffixes(user: UserInputs, key: PRNGKeyArray, alpha: float, beta: float, multiple: int = 8) -> UserInputs:
     """Every history cut to a random number of its newest events, for training one model on all lengths.
 
     The kept share of the S columns is Beta(alpha, beta) per request (alpha, beta < 1: mostly very short or whole),
@@ -239,11 +245,12 @@ def random_suffixes(user: UserInputs, key: Array, alpha: float, beta: float, mul
         step = multiple if columns > multiple else 1
         share = jax.random.beta(key, alpha, beta, history.length.shape)
         kept = step * jnp.ceil(share * columns / step).astype(jnp.int32)
-        return history.replace(length=jnp.minimum(history.length, jnp.maximum(kept, 1)))
+        return dataclasses.replace(history, length=jnp.minimum(history.length, jnp.maximum(kept, 1)))
 
     keys = jax.random.split(key, max(len(user.histories), 1))
     names = sorted(user.histories)
-    return user.replace(histories={name: cut(user.histories[name], k) for name, k in zip(names, keys, strict=True)})
+    cuts = {name: cut(user.histories[name], k) for name, k in zip(names, keys, strict=True)}
+    return dataclasses.replace(user, histories=cuts)
 
 
 def choose_sequence(schema: Schema, name: str | None) -> Sequence:

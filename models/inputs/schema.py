@@ -15,11 +15,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Literal
+from typing import Literal, get_args
 
 Side = Literal["user", "candidate", "cross"]
 
-SIDES = ("user", "candidate", "cross")
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Schema:
 def reference_schema(fields: int = 32, width: int = 16, tasks: int = 1) -> Schema:
     """The schema counts and sizes refer to unless another is named: 32 id fields of width 16, half user-side."""
     half = fields // 2
-    sides: list[Side] = ["user"] * half + ["candidate"] * (fields - half)
+    sides: list[Side] = ["user" if i < half else "candidate" for i in range(fields)]
     return Schema(
         fields=tuple(
             Field(f"f{i:02d}", side, width, vocabulary=1000, group=f"{side}{i // 4}") for i, side in enumerate(sides)

@@ -16,14 +16,14 @@ candidates, id 0 in a bag) contributes nothing and is never counted as touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .batch import Array, Batch, CandidateInputs, Events, Inputs, UserInputs
+from .batch import Array, Batch, CandidateInputs, CandidateSide, Events, History, Inputs, UserInputs, UserSide
 from .schema import Field, Schema
 
 # (table name, place of the field, ids) -> vectors [..., width]
@@ -88,28 +88,16 @@ def embed(schema: Schema, batch: Batch, lookup: Lookup) -> Inputs:
 
     A bag is the mean of the vectors of its non-zero ids (zero when empty). Events beyond a history's length are zero.
     """
-    user = {
-        f.name: batch.user.dense[f.name] if f.is_dense else _value(f, f"user.{f.name}", batch.user.ids[f.name], lookup)
-        for f in schema.user_fields
-    }
-    side = batch.candidates
-    candidates = {
-        f.name: side.dense[f.name] if f.is_dense else _value(f, f"candidate.{f.name}", side.ids[f.name], lookup)
-        for f in schema.candidate_fields
-    }
     histories = {}
     for sequence in schema.sequences:
         history = batch.user.histories[sequence.name]
-        columns = [
-            history.dense[f.name]
-            if f.is_dense
-            else _value(f, f"history.{sequence.name}.{f.name}", history.ids[f.name], lookup)
-            for f in sequence.fields
-        ]
-        events = jnp.concatenate(columns, axis=-1)
+        columns = _vectors(sequence.fields, f"history.{sequence.name}", history, lookup)
+        events = jnp.concatenate(list(columns.values()), axis=-1)
         real = _real_events(history.length, events.shape[1])
         events = jnp.where(real[..., None], events, jnp.zeros((), events.dtype))
         histories[sequence.name] = Events(events=events, length=history.length, delta_s=history.delta_s)
+    user = _vectors(schema.user_fields, "user", batch.user, lookup)
+    candidates = _vectors(schema.candidate_fields, "candidate", batch.candidates, lookup)
     return Inputs(
         user=UserInputs(fields=user, histories=histories, domain=batch.user.domain),
         candidates=CandidateInputs(fields=candidates, valid=batch.valid),
@@ -134,6 +122,16 @@ def gather_touched(tables: Mapping[str, Array], touched: Mapping[str, Touched]) 
     return {name: jnp.take(tables[name], t.rows, axis=0, mode="clip") for name, t in touched.items()}
 
 
+def _vectors(
+    fields: tuple[Field, ...], place: str, side: UserSide | CandidateSide | History, lookup: Lookup
+) -> dict[str, Array]:
+    """The vectors of one side's fields, by name."""
+    return {
+        f.name: side.dense[f.name] if f.is_dense else _value(f, f"{place}.{f.name}", side.ids[f.name], lookup)
+        for f in fields
+    }
+
+
 def _value(field: Field, place: str, ids: Array, lookup: Lookup) -> Array:
     vectors = lookup(field.table_name, place, ids)
     if field.bag == 1:
@@ -146,22 +144,22 @@ def _real_events(length: Array, size: int) -> Array:
     return jnp.arange(size)[None, :] < length[:, None]
 
 
-def _id_places(schema: Schema, batch: Batch):
+def _id_places(schema: Schema, batch: Batch) -> Iterator[tuple[Field, str, Array, Array]]:
     """Yields (field, place, ids, real) for every id field; `real` is False on padding."""
     request = batch.valid.any(axis=1)
-    for field in schema.user_fields:
-        if not field.is_dense:
-            yield field, f"user.{field.name}", *_masked(field, batch.user.ids[field.name], request)
-    for field in schema.candidate_fields:
-        if not field.is_dense:
-            yield field, f"candidate.{field.name}", *_masked(field, batch.candidates.ids[field.name], batch.valid)
+    sides = [
+        (schema.user_fields, "user", batch.user.ids, request),
+        (schema.candidate_fields, "candidate", batch.candidates.ids, batch.valid),
+    ]
     for sequence in schema.sequences:
         history = batch.user.histories[sequence.name]
-        for field in sequence.fields:
+        columns = [ids.shape[1] for ids in history.ids.values()]
+        real = _real_events(history.length, max(columns, default=0)) & request[:, None]
+        sides.append((sequence.fields, f"history.{sequence.name}", history.ids, real))
+    for fields, place, ids, real in sides:
+        for field in fields:
             if not field.is_dense:
-                ids = history.ids[field.name]
-                real = _real_events(history.length, ids.shape[1]) & request[:, None]
-                yield field, f"history.{sequence.name}.{field.name}", *_masked(field, ids, real)
+                yield field, f"{place}.{field.name}", *_masked(field, ids[field.name], real)
 
 
 def _masked(field: Field, ids: Array, real: Array) -> tuple[Array, Array]:

@@ -27,23 +27,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.counts import Flops
 from recscale.models.layers.dense import FFN, Dense, SplitDense
 from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN, activation
 from recscale.models.options import Options, group_of
 
-from .batch import CandidateInputs, UserInputs
-from .history import NO_TOKENS, TokenShape
+from .batch import CandidateInputs, UserInputs, join_fields
+from .history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
 from .schema import Field, Schema
 
-Array = jax.Array
+Projection = Dense | FFN | PerTokenDense | PerTokenFFN
 
 # The largest T that tokens=None chooses: the paper's 100M model has 16 tokens.
 AUTO_TOKENS = 16
@@ -65,6 +66,11 @@ class TokenizerOptions(Options):
     tokenizer_shared: bool = False
     tokenizer_hidden: int | None = None
     global_token: bool | Literal["split"] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cut_align == "exact" and self.tokenizer != "cut":
+            raise ValueError(f"cut_align='exact' has no effect with tokenizer={self.tokenizer!r}; set tokenizer='cut'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +182,8 @@ class TokenPlan:
 class UserTokens(NamedTuple):
     """What is kept per request: tokens [T_u, R, D] (None if T_u = 0), and the user part of the global token [R, .]."""
 
-    tokens: Array | None
-    everything: Array | None
+    tokens: Float[Array, "T R D"] | None
+    everything: Float[Array, "R _"] | None
 
 
 class Tokenizer(nnx.Module):
@@ -188,48 +194,62 @@ class Tokenizer(nnx.Module):
         width: D.
     """
 
-    def __init__(self, plan: TokenPlan, width: int, *, init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        plan: TokenPlan,
+        width: int,
+        *,
+        init: str = "lecun_normal",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.plan, self.width, self.dtype = plan, width, dtype
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        make = functools.partial(_projection, hidden=plan.hidden, width=width, **kwargs)
+        make = functools.partial(_projection, hidden=plan.hidden, width=width, init=init, dtype=dtype, rngs=rngs)
         own = plan.projected and not plan.shared
         self.shared = make(0, plan.candidate.padded[0]) if plan.shared else None
         self.user = _side_projections(plan.user, make) if own else None
         self.candidate = _side_projections(plan.candidate, make) if own else None
-        everything, deep = plan.everything, plan.everything is not None and plan.hidden is not None
-        widths = [side.widths[0] for side in everything or ()]
-        self.everything = SplitDense(*widths, plan.hidden or width, **kwargs) if everything else None
-        self.everything_out = Dense(plan.hidden, width, axes=("hidden", "embed"), **kwargs) if deep else None
+        everything = everything_out = None
+        if plan.everything is not None:
+            user, candidate = (side.widths[0] for side in plan.everything)
+            everything = SplitDense(user, candidate, plan.hidden or width, init=init, dtype=dtype, rngs=rngs)
+            if plan.hidden is not None:
+                axes = ("hidden", "embed")
+                everything_out = Dense(plan.hidden, width, axes=axes, init=init, dtype=dtype, rngs=rngs)
+        self.everything, self.everything_out = everything, everything_out
         self.user_everything = make(0, plan.user_everything.widths[0]) if plan.user_everything else None
-        s, kwargs["axes"] = plan.sequence, ("events", "embed")
-        self.user_history = PerTokenDense(s.user, s.width, width, **kwargs) if s.user else None
-        self.candidate_history = PerTokenDense(s.candidate, s.width, width, **kwargs) if s.candidate else None
+        s = plan.sequence
+        project = functools.partial(PerTokenDense, axes=("events", "embed"), init=init, dtype=dtype, rngs=rngs)
+        self.user_history = project(s.user, s.width, width) if s.user else None
+        self.candidate_history = project(s.candidate, s.width, width) if s.candidate else None
 
-    def encode_user(self, user: UserInputs, history: Array | None = None) -> UserTokens:
+    def encode_user(self, user: UserInputs, history: RequestTokens | None = None) -> UserTokens:
         """history: [R, t_u, A], tokens of a sequence encoder."""
         made = self._fields(self.plan.user, self.user, user.fields)
         made += self._history(self.user_history, history, self.plan.sequence.user)
-        if self.user_everything is not None:
-            made.append(self.user_everything(_concat(user.fields, self.plan.user_everything.runs[0]))[None])
+        if self.user_everything is not None and self.plan.user_everything is not None:
+            made.append(self.user_everything(join_fields(user.fields, self.plan.user_everything.runs[0]))[None])
         everything = None
-        if self.everything is not None and self.everything.user_width:
-            everything = self.everything.encode_user(_concat(user.fields, self.plan.everything[0].runs[0]))
-        return UserTokens(_stack(made), everything)
+        if self.everything is not None and self.plan.everything is not None and self.everything.user_width:
+            everything = self.everything.encode_user(join_fields(user.fields, self.plan.everything[0].runs[0]))
+        return UserTokens(jnp.concatenate(made, axis=0) if made else None, everything)
 
-    def candidate_tokens(self, state: UserTokens, candidates: CandidateInputs, history: Array | None = None) -> Array:
+    def candidate_tokens(
+        self, state: UserTokens, candidates: CandidateInputs, history: RowTokens | None = None
+    ) -> Float[Array, "T R C D"]:
         """[T_c, R, C, D]; history: [R, C, t_c, A]."""
         fields = candidates.fields
         made = self._fields(self.plan.candidate, self.candidate, fields)
         made += self._history(self.candidate_history, history, self.plan.sequence.candidate)
-        if self.everything is not None:
-            x = _concat(fields, self.plan.everything[1].runs[0])
+        if self.everything is not None and self.plan.everything is not None:
+            x = join_fields(fields, self.plan.everything[1].runs[0])
             token = self.everything.score(state.everything, x)
             if self.everything_out is not None:
                 token = self.everything_out(activation("gelu")(token))
             made.append(token.reshape(1, *x.shape[:2], self.width))
-        return _stack(made)
+        return jnp.concatenate(made, axis=0)
 
-    def join(self, state: UserTokens, candidate_tokens: Array) -> Array:
+    def join(self, state: UserTokens, candidate_tokens: Float[Array, "T R C D"]) -> Float[Array, "all B D"]:
         """All T tokens of every row, token-major: [T_u, R, D] and [T_c, R, C, D] -> [T, R*C, D]."""
         _, requests, candidates, width = candidate_tokens.shape
         rows = candidate_tokens.reshape(-1, requests * candidates, width)
@@ -238,25 +258,29 @@ class Tokenizer(nnx.Module):
         user = jnp.broadcast_to(state.tokens[:, :, None], (state.tokens.shape[0], requests, candidates, width))
         return jnp.concatenate([user.reshape(-1, requests * candidates, width), rows], axis=0)
 
-    def _fields(self, side: SidePlan, projections, fields: Mapping[str, Array]) -> list[Array]:
+    def _fields(
+        self, side: SidePlan, projections: Projection | nnx.List[Projection] | None, fields: Mapping[str, Array]
+    ) -> list[Array]:
         """Tokens of one side's fields: a list of [t, ..., D]."""
         if not side.tokens:
             return []
         pieces = _pieces(side, fields)
-        if self.plan.shared:
-            return [self.shared(pieces)]
-        if not self.plan.projected:
-            return [pieces.astype(self.dtype)]
-        if side.batched:
-            tokens, *lead, d = pieces.shape
-            return [projections(pieces.reshape(tokens, -1, d)).reshape(tokens, *lead, self.width)]
-        return [project(piece)[None] for project, piece in zip(projections, pieces, strict=True)]
+        if isinstance(projections, nnx.List):
+            return [project(piece)[None] for project, piece in zip(projections, pieces, strict=True)]
+        d = side.padded[0]
+        x = jnp.stack([jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, d - x.shape[-1])]) for x in pieces])
+        if self.shared is not None:
+            return [self.shared(x)]
+        if projections is None:
+            return [x.astype(self.dtype)]
+        tokens, *lead, _ = x.shape
+        return [projections(x.reshape(tokens, -1, d)).reshape(tokens, *lead, self.width)]
 
     def _history(self, project: PerTokenDense | None, history: Array | None, expected: int) -> list[Array]:
         found = 0 if history is None else history.shape[-2]
         if found != expected:
             raise ValueError(f"the model was built for {expected} history tokens, the sequence encoder gave {found}")
-        if project is None:
+        if project is None or history is None:
             return []
         *lead, tokens, width = history.shape
         x = jnp.moveaxis(history, -2, 0).reshape(tokens, -1, width)
@@ -297,19 +321,15 @@ def _plan(schema: Schema, options: TokenizerOptions, width: int, sequence: Token
     if options.tokenizer_shared:
         widest = max(d for plan in plans for d in plan.padded)
         plans = [dataclasses.replace(plan, pad_to=widest) for plan in plans]
-    everything = user_everything = None
-    if options.global_token:
-        everything = tuple(_side([fields], batched=False) for fields in sides)
-    if options.global_token == "split":
-        user_everything = everything[0]
+    user, candidate = (_side([fields], batched=False) for fields in sides)
     plan = TokenPlan(
         *plans,
         sequence=sequence,
         projected=kind != "identity",
         shared=options.tokenizer_shared,
         hidden=options.tokenizer_hidden,
-        everything=everything,
-        user_everything=user_everything,
+        everything=(user, candidate) if options.global_token else None,
+        user_everything=user if options.global_token == "split" else None,
     )
     for name, wanted, found in (
         ("tokens", options.tokens, plan.tokens),
@@ -400,15 +420,16 @@ def _balanced_runs(fields: tuple[Field, ...], tokens: int) -> list[tuple[Field, 
 
 
 def _by_group(fields: tuple[Field, ...], kind: str) -> SidePlan:
-    runs: dict[str, list[Field]] = {}
+    runs: dict[str, tuple[Field, ...]] = {}
     for field in fields:
-        runs.setdefault(field.group if kind == "group" else field.name, []).append(field)
-    side = _side(list(runs.values()), batched=False)
+        name = field.group if kind == "group" else field.name
+        runs[name] = (*runs.get(name, ()), field)
+    side = _side(runs.values(), batched=False)
     # One batched matmul wherever no padding is needed for it.
     return dataclasses.replace(side, batched=len(set(side.widths)) <= 1)
 
 
-def _side(runs, *, batched: bool) -> SidePlan:
+def _side(runs: Iterable[tuple[Field, ...]], *, batched: bool) -> SidePlan:
     return SidePlan(
         runs=tuple(tuple(field.name for field in run) for run in runs),
         widths=tuple(sum(field.width for field in run) for run in runs),
@@ -418,48 +439,34 @@ def _side(runs, *, batched: bool) -> SidePlan:
     )
 
 
-def _projection(tokens: int, d: int, *, hidden: int | None, width: int, **kwargs) -> nnx.Module:
+def _projection(
+    tokens: int, d: int, *, hidden: int | None, width: int, init: str, dtype: DTypeLike, rngs: nnx.Rngs
+) -> Projection:
     """tokens 0: one matrix for whatever comes; else one per token."""
     if tokens and hidden:
-        return PerTokenFFN(tokens, d, hidden, width, **kwargs)
+        return PerTokenFFN(tokens, d, hidden, width, init=init, dtype=dtype, rngs=rngs)
     if tokens:
-        return PerTokenDense(tokens, d, width, axes=("features", "embed"), **kwargs)
+        return PerTokenDense(tokens, d, width, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)
     if hidden:
-        return FFN(d, hidden, width, **kwargs)
-    return Dense(d, width, axes=("features", "embed"), **kwargs)
+        return FFN(d, hidden, width, init=init, dtype=dtype, rngs=rngs)
+    return Dense(d, width, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)
 
 
-def _side_projections(side: SidePlan, make) -> nnx.Module | None:
+def _side_projections(
+    side: SidePlan, make: Callable[[int, int], Projection]
+) -> Projection | nnx.List[Projection] | None:
     if not side.tokens:
         return None
     return make(side.tokens, side.padded[0]) if side.batched else nnx.List(make(0, d) for d in side.widths)
 
 
-def _pieces(side: SidePlan, fields: Mapping[str, Array]) -> Array | list[Array]:
-    """Inputs of the projections: [t, ..., d] if they can be batched, else a list of [..., d_t]."""
-    runs = [_concat(fields, run) for run in side.runs]
-    if side.exact:
-        d = side.widths[0]
-        short = d * side.tokens - runs[0].shape[-1]
-        x = jnp.pad(runs[0], [(0, 0)] * (runs[0].ndim - 1) + [(0, short)])
-        runs = jnp.split(x, side.tokens, axis=-1)
-    if not side.batched:
+def _pieces(side: SidePlan, fields: Mapping[str, Array]) -> list[Array]:
+    """Inputs of the projections, [..., d_t] each."""
+    runs = [join_fields(fields, run) for run in side.runs]
+    if not side.exact:
         return runs
-    d = side.padded[0]
-    return jnp.stack([jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, d - x.shape[-1])]) for x in runs])
-
-
-def _concat(fields: Mapping[str, Array], names: tuple[str, ...]) -> Array:
-    missing = [name for name in names if name not in fields]
-    if missing:
-        raise KeyError(f"inputs lack the fields {', '.join(missing)}; they hold {', '.join(fields) or 'none'}")
-    return jnp.concatenate([fields[name] for name in names], axis=-1) if len(names) > 1 else fields[names[0]]
-
-
-def _stack(made: list[Array]) -> Array | None:
-    if not made:
-        return None
-    return jnp.concatenate(made, axis=0) if len(made) > 1 else made[0]
+    x, short = runs[0], side.widths[0] * side.tokens - runs[0].shape[-1]
+    return jnp.split(jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, short)]), side.tokens, axis=-1)
 
 
 def _mlp_params(d: int, hidden: int | None, width: int) -> int:
