@@ -25,6 +25,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
@@ -36,9 +38,7 @@ from recscale.models.layers.dense import Dense
 from recscale.models.options import require_sizes
 from recscale.models.sizing import interpolate, solve_widths, widths_around
 
-from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
-
-Array = jax.Array
+from .flattened import FieldTokenOptions, dense_params, flattened_builder, frame_flops, frame_params, raw_flops
 
 # Token and attention widths `size_space` prefers, by dense parameters.
 _WIDTHS = {1e4: 16, 1e5: 32, 1e6: 64, 1e7: 128, 1e8: 256, 1e9: 512}
@@ -54,18 +54,17 @@ class AutoIntConfig(FieldTokenOptions):
     heads: int = 2
     layers: int = 3
     scale_logits: bool = False
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        require_sizes(
-            width=self.width, attention=self.attention, heads=self.heads, layers=self.layers, tower=self.tower
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(attention=self.attention, heads=self.heads)
         if self.attention % self.heads:
             raise ValueError(f"attention={self.attention} does not divide into {self.heads} heads; make it a multiple")
 
-    @property
-    def widths_into(self) -> list[int]:
+    def flat(self, tokens: int) -> int:
+        return tokens * self.attention
+
+    def sizes(self, tokens: int) -> list[int]:
         """Token width into every layer."""
         return [self.width, *[self.attention] * (self.layers - 1)]
 
@@ -73,56 +72,30 @@ class AutoIntConfig(FieldTokenOptions):
 class InteractingLayer(nnx.Module):
     """relu(softmax(Q K^T) V + X W_res): x [T, B, D] -> [T, B, A]."""
 
-    def __init__(
-        self,
-        width: int,
-        attention: int,
-        heads: int,
-        *,
-        scale_logits: bool = False,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.heads, self.dtype = heads, dtype
-        self.scale = (attention // heads) ** -0.5 if scale_logits else 1.0
-        kwargs = dict(use_bias=False, init=init, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
-        self.query = Dense(width, attention, **kwargs)
-        self.key = Dense(width, attention, **kwargs)
-        self.value = Dense(width, attention, **kwargs)
-        self.residual = Dense(width, attention, **kwargs)
+    def __init__(self, width: int, options: AutoIntConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        A, H, axes = options.attention, options.heads, ("embed", "heads")
+        self.heads, self.dtype, self.scale = H, dtype, (A // H) ** -0.5 if options.scale_logits else 1.0
+        self.query, self.key, self.value, self.residual = (
+            Dense(width, A, use_bias=False, axes=axes, init=options.init, dtype=dtype, rngs=rngs) for _ in range(4)
+        )
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "T B A"]:
         q, k, v = (f(x).reshape(*x.shape[:2], self.heads, -1) for f in (self.query, self.key, self.value))
         return jax.nn.relu(attend_tokens(q, k, v, self.scale, self.dtype) + self.residual(x))
-
-
-def build(
-    config: AutoIntConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> Flattened:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan, kwargs = plan_tokens(schema, config, config.width, tokens), dict(init=config.init, dtype=dtype, rngs=rngs)
-
-    def blocks() -> Iterator[InteractingLayer]:
-        for width in config.widths_into:
-            yield InteractingLayer(width, config.attention, config.heads, scale_logits=config.scale_logits, **kwargs)
-
-    flat = plan.tokens * config.attention
-    return Flattened(plan, config.width, blocks, flat, len(schema.tasks), tower=config.tower, **kwargs)
 
 
 def count_params(config: AutoIntConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
     """Closed form of the parameter tree."""
     plan, A = plan_tokens(schema, config, config.width, tokens), config.attention
-    frame = frame_params(plan, config.width, plan.tokens * A, len(schema.tasks), tower=config.tower)
-    return frame + Params(dense=4 * A * sum(config.widths_into))
+    frame = frame_params(plan, config, len(schema.tasks))
+    return frame + Params(dense=4 * A * sum(config.sizes(plan.tokens)))
 
 
 def count_flops(config: AutoIntConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:
     """Closed form of the matrix products: user tokens per request, all else per candidate."""
     plan, A, L = plan_tokens(schema, config, config.width, tokens), config.attention, config.layers
     T = plan.tokens
-    frame = frame_flops(plan, config.width, T * A, len(schema.tasks), tower=config.tower)
+    frame = frame_flops(plan, config, len(schema.tasks))
     rest = 8 * T * A * A * (L - 1) + 4 * L * T * T * A
     return frame + raw_flops(plan, 8 * T * A * config.width) + Flops(candidate=rest)
 
@@ -131,14 +104,10 @@ def size_space(
     schema: Schema, config: AutoIntConfig, target_dense_params: float, tokens: TokenShape = NO_TOKENS
 ) -> Iterator[dict[str, Any]]:
     """Overrides (width, attention) near the target; heads and layers stay as configured. A is solved for each D."""
-
-    def params(overrides: dict[str, Any]) -> int:
-        return count_params(dataclasses.replace(config, **overrides), schema, tokens).dense
-
-    target = target_dense_params
+    params, target = dense_params(count_params, config, schema, tokens), target_dense_params
     ideal = interpolate(target, _ATTENTION)
     shapes = ((dict(width=D), "attention", ideal) for D in widths_around(interpolate(target, _WIDTHS), target))
     yield from solve_widths(shapes, params, target, large=(64, 32, 16), multiple=config.heads)
 
 
-AUTOINT = BackboneSpec(AutoIntConfig, build, count_params, count_flops, size_space)
+AUTOINT = BackboneSpec(AutoIntConfig, flattened_builder(InteractingLayer), count_params, count_flops, size_space)

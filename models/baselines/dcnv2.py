@@ -28,23 +28,24 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
-from recscale.models.inputs.history import NO_TOKENS, TokenShape
-from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
 from recscale.models.layers import param
 from recscale.models.layers.dense import MLP, SplitDense, mlp_flops, mlp_params, repeat_user
 from recscale.models.layers.matmul import contract
-from recscale.models.layers.per_token import activation
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
-from recscale.models.options import require_sizes
+from recscale.models.layers.per_token import Activation, activation
+from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
+from recscale.models.options import Options, require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import mlp_shapes
 
-Array = jax.Array
+from .flattened import flat_builder
 
 # Cross parts `size_space` considers, largest first: (layers, rank).
 _CROSS_LADDER = ((3, None), (3, 64), (2, 32), (2, 16), (1, 16), (1, 8), (1, 4), (1, 2), (1, 1))
@@ -53,20 +54,31 @@ _CROSS_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
-class DCNv2Config:
-    """cross_layers L; rank None for full matrices; experts E; widths of the MLP, () for none."""
+class CrossOptions(Options):
+    """rank None for full matrices; experts E."""
 
-    cross_layers: int = 3
     rank: int | None = None
     experts: int = 1
+    cross_activation: Activation = "tanh"
+    init: param.Init = "lecun_normal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.experts == 1 and self.cross_activation != "tanh":
+            raise ValueError("cross_activation has no effect on one expert; set experts above 1 or leave it 'tanh'")
+
+
+@dataclasses.dataclass(frozen=True)
+class DCNv2Config(CrossOptions, TowerOptions):
+    """cross_layers L; widths of the MLP, () for none; the flags of the cross layers as in `CrossOptions`."""
+
+    cross_layers: int = 3
     widths: tuple[int, ...] = (512, 256)
     structure: Literal["stacked", "parallel"] = "stacked"
-    cross_activation: str = "tanh"
-    activation: str = "relu"
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
+    activation: Activation = "relu"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require_sizes(cross_layers=self.cross_layers, rank=self.rank, widths=self.widths, tower=self.tower)
         if self.experts < 1 or (self.experts > 1 and self.rank is None):
             raise ValueError(f"experts={self.experts} with rank={self.rank}: a mixture needs experts >= 1 and a rank")
@@ -79,7 +91,7 @@ class CrossLayer(nnx.Module):
 
     Args:
         user_width, candidate_width: the two halves of d; only the first layer is ever called in halves.
-        rank, experts: see the file's docstring.
+        options: see the file's docstring.
     """
 
     # See `layers/quantisation.py`.
@@ -89,33 +101,35 @@ class CrossLayer(nnx.Module):
         self,
         user_width: int,
         candidate_width: int,
+        options: CrossOptions,
         *,
-        rank: int | None = None,
-        experts: int = 1,
-        cross_activation: str = "tanh",
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        width = user_width + candidate_width
-        self.rank, self.experts, self.act, self.dtype = rank, experts, cross_activation, dtype
-        inner = inner_width(width, rank, experts)
+        width, rank, E, init = user_width + candidate_width, options.rank, options.experts, options.init
+        self.rank, self.experts, self.act, self.dtype = rank, E, options.cross_activation, dtype
+        inner = inner_width(width, rank, E)
         # x V_1 .. x V_E and the gate's x W_g are one product.
         self.inward = SplitDense(user_width, candidate_width, inner, use_bias=False, init=init, dtype=dtype, rngs=rngs)
-        between, outward = ("experts", "rank", "rank"), ("experts", "rank", "features")
-        self.between = param.kernel(rngs, (experts, rank, rank), between, init) if experts > 1 else None
-        self.outward = param.kernel(rngs, (experts, rank, width), outward, init) if rank else None
+        between = outward = None
+        if rank is not None and E > 1:
+            between = param.kernel(rngs, (E, rank, rank), ("experts", "rank", "rank"), init)
+        if rank is not None:
+            outward = param.kernel(rngs, (E, rank, width), ("experts", "rank", "features"), init)
+        self.between, self.outward = between, outward
         self.bias = param.constant((width,), ("features",))
 
-    def __call__(self, x0: Array, x: Array, inward: Array | None = None) -> Array:
+    def __call__(
+        self, x0: Float[Array, "B d"], x: Float[Array, "B d"], inward: Float[Array, "B inner"] | None = None
+    ) -> Float[Array, "B d"]:
         """inward: the product x V, where it was computed in halves."""
         inward = self.inward(x) if inward is None else inward
         return x0 * (self._outward(inward) + self.bias[...].astype(self.dtype)[None]) + x
 
     def _outward(self, y: Array) -> Array:
-        if self.rank is None:
+        if self.rank is None or self.outward is None:
             return y
-        if self.experts == 1:
+        if self.between is None:
             return contract("br,rd->bd", y, self.outward[...][0], self.dtype)
         act, cut = activation(self.act), self.experts * self.rank
         h = act(y[:, :cut]).reshape(-1, self.experts, self.rank).swapaxes(0, 1)
@@ -143,37 +157,29 @@ class DCNv2(Backbone):
     """Cross layers on the flat inputs of `plan` and an MLP of `widths`, stacked or parallel."""
 
     def __init__(
-        self,
-        plan: FlatPlan,
-        cross_layers: int,
-        widths: tuple[int, ...],
-        tasks: int,
-        *,
-        rank: int | None = None,
-        experts: int = 1,
-        structure: str = "stacked",
-        cross_activation: str = "tanh",
-        activation: str = "relu",
-        tower: tuple[int, ...] = (),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        self, plan: FlatPlan, tasks: int, options: DCNv2Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        cross = dict(rank=rank, experts=experts, cross_activation=cross_activation)
-        self.plan, self.parallel, self.act, self.dtype = plan, structure == "parallel", activation, dtype
-        sides = (plan.user_width, plan.candidate_width)
-        self.cross = nnx.List(CrossLayer(*sides, **cross, **kwargs) for _ in range(cross_layers))
-        self.first = SplitDense(*sides, widths[0], **kwargs) if widths else None
-        self.rest = MLP(widths[0], widths[1:], activation=activation, **kwargs) if widths else None
-        self.towers = Towers(_head_width(plan.width, widths, structure), tasks, tower=tower, **kwargs)
+        widths, init, act = options.widths, options.init, options.activation
+        self.plan, self.parallel, self.act, self.dtype = plan, options.structure == "parallel", act, dtype
+        user, candidate = plan.user_width, plan.candidate_width
+        self.cross = nnx.List(
+            CrossLayer(user, candidate, options, dtype=dtype, rngs=rngs) for _ in range(options.cross_layers)
+        )
+        first = rest = None
+        if widths:
+            first = SplitDense(user, candidate, widths[0], init=init, dtype=dtype, rngs=rngs)
+            rest = MLP(widths[0], widths[1:], activation=act, init=init, dtype=dtype, rngs=rngs)
+        self.first, self.rest = first, rest
+        width = _head_width(plan.width, widths, options.structure)
+        self.towers = Towers(width, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> _State:
+    def encode_user(self, user: UserInputs, tokens: RequestTokens | None = None) -> _State:
         x = self.plan.join_user(user, tokens)
-        return _State(x, self.cross[0].inward.encode_user(x), self.first.encode_user(x) if self.parallel else None)
+        deep = self.first.encode_user(x) if self.first is not None and self.parallel else None
+        return _State(x, self.cross[0].inward.encode_user(x), deep)
 
     def score(
-        self, state: _State, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+        self, state: _State, candidates: CandidateInputs, tokens: RowTokens | None = None, *, key: Array | None = None
     ) -> Output:
         own = self.plan.join_candidates(candidates, tokens)
         requests, count, width = own.shape
@@ -184,21 +190,11 @@ class DCNv2(Backbone):
         x = self.cross[0](x0, x0, self.cross[0].inward.score(state.cross, own))
         for layer in list(self.cross)[1:]:
             x = layer(x0, x)
-        if self.first is not None:
+        if self.first is not None and self.rest is not None:
             h = self.first.score(state.deep, own) if self.parallel else self.first(x)
             h = self.rest(activation(self.act)(h))
             x = jnp.concatenate([x, h], axis=-1) if self.parallel else h
         return Output(logits=self.towers(x).reshape(requests, count, -1))
-
-
-def build(
-    config: DCNv2Config, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> DCNv2:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    cross_layers, widths = values.pop("cross_layers"), values.pop("widths")
-    plan = plan_flat(schema, tokens)
-    return DCNv2(plan, cross_layers, widths, len(schema.tasks), dtype=dtype, rngs=rngs, **values)
 
 
 def count_params(config: DCNv2Config, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -261,4 +257,4 @@ def _head_width(d: int, widths: tuple[int, ...], structure: str) -> int:
     return widths[-1] + (d if structure == "parallel" else 0)
 
 
-DCNV2 = BackboneSpec(DCNv2Config, build, count_params, count_flops, size_space)
+DCNV2 = BackboneSpec(DCNv2Config, flat_builder(DCNv2), count_params, count_flops, size_space)

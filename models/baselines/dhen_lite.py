@@ -24,12 +24,14 @@ plus the tokenizer and Y*(T*D + 1). Further flags: heads, norm_eps, init, tower.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
@@ -42,14 +44,14 @@ from recscale.models.layers.dense import Dense
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.mixing import TokenLinear, flatten_token_major
 from recscale.models.layers.norms import Norm
+from recscale.models.layers.param import Init
 from recscale.models.options import require_sizes
 from recscale.models.sizing import interpolate, solve_widths, widths_around
 
-from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
+from .flattened import FieldTokenOptions, dense_params, flattened_builder, frame_flops, frame_params, raw_flops
 
-Array = jax.Array
-
-MODULES = ("linear", "attention", "cross", "fm")
+Interaction = Literal["linear", "attention", "cross", "fm"]
+MODULES: tuple[Interaction, ...] = get_args(Interaction)
 
 # Token widths, ranks and projections `size_space` prefers, by dense parameters.
 _WIDTHS = {1e4: 4, 1e5: 16, 1e6: 32, 1e7: 64, 1e8: 256, 1e9: 512}
@@ -61,26 +63,16 @@ _PROJECTIONS = {1e4: 1, 1e5: 4, 1e6: 8, 1e7: 20, 1e8: 48, 1e9: 112}
 class DHENLiteConfig(FieldTokenOptions):
     """width D, layers L, rank, projections p; modules of every layer."""
 
-    width: int = 64
-    layers: int = 2
     modules: tuple[str, ...] = MODULES
     ensemble: Literal["sum", "weighted"] = "sum"
     heads: int = 1
     rank: int = 64
     projections: int = 8
     norm_eps: float = 1e-6
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        require_sizes(
-            width=self.width,
-            layers=self.layers,
-            heads=self.heads,
-            rank=self.rank,
-            projections=self.projections,
-            tower=self.tower,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(heads=self.heads, rank=self.rank, projections=self.projections)
         unknown = [name for name in self.modules if name not in MODULES]
         if unknown or not self.modules or len(set(self.modules)) < len(self.modules):
             raise ValueError(f"modules is {self.modules}, expected one or more of {', '.join(MODULES)}, each once")
@@ -91,11 +83,12 @@ class DHENLiteConfig(FieldTokenOptions):
 class LowRankCross(nnx.Module):
     """x * (x U V + b) on the flattened tokens: x [T, B, D] -> [T, B, D]."""
 
-    def __init__(self, flat: int, rank: int, **kwargs: Any):
-        self.inward = Dense(flat, rank, use_bias=False, axes=("embed", "rank"), **kwargs)
-        self.outward = Dense(rank, flat, axes=("rank", "embed"), **kwargs)
+    def __init__(self, flat: int, rank: int, *, init: Init, dtype: DTypeLike, rngs: nnx.Rngs):
+        dense = functools.partial(Dense, init=init, dtype=dtype, rngs=rngs)
+        self.inward = dense(flat, rank, use_bias=False, axes=("embed", "rank"))
+        self.outward = dense(rank, flat, axes=("rank", "embed"))
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "T B D"]:
         flat = flatten_token_major(x)
         return _tokens(flat * self.outward(self.inward(flat)), x)
 
@@ -103,22 +96,12 @@ class LowRankCross(nnx.Module):
 class FactorisationMachine(nnx.Module):
     """flatten(X (X^T P)) W + b: x [T, B, D] -> [T, B, D]."""
 
-    def __init__(
-        self,
-        tokens: int,
-        width: int,
-        projections: int,
-        *,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.dtype = dtype
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.projection = TokenLinear(tokens, projections, **kwargs)
-        self.out = Dense(tokens * projections, tokens * width, axes=("hidden", "embed"), **kwargs)
+    def __init__(self, tokens: int, width: int, projections: int, *, init: Init, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.dtype, axes = dtype, ("hidden", "embed")
+        self.projection = TokenLinear(tokens, projections, init=init, dtype=dtype, rngs=rngs)
+        self.out = Dense(tokens * projections, tokens * width, axes=axes, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "T B D"]:
         z = contract("btd,bpd->btp", x.swapaxes(0, 1), self.projection(x).swapaxes(0, 1), self.dtype)
         return _tokens(self.out(z.reshape(x.shape[1], -1)), x)
 
@@ -126,52 +109,29 @@ class FactorisationMachine(nnx.Module):
 class DHENLayer(nnx.Module):
     """LN(sum of the modules + X): x [T, B, D] -> [T, B, D]."""
 
-    def __init__(
-        self,
-        tokens: int,
-        width: int,
-        *,
-        modules: tuple[str, ...] = MODULES,
-        ensemble: str = "sum",
-        heads: int = 1,
-        rank: int = 64,
-        projections: int = 8,
-        norm_eps: float = 1e-6,
-        dtype=jnp.float32,
-        **kwargs: Any,
-    ):
-        make = {
-            "linear": lambda: TokenLinear(tokens, tokens, dtype=dtype, **kwargs),
-            "attention": lambda: SelfAttention(width, heads, dtype=dtype, **kwargs),
-            "cross": lambda: LowRankCross(tokens * width, rank, dtype=dtype, **kwargs),
-            "fm": lambda: FactorisationMachine(tokens, width, projections, dtype=dtype, **kwargs),
-        }
-        self.modules = nnx.List(make[name]() for name in modules)
-        self.factors = param.constant((len(modules),), (None,), 1.0) if ensemble == "weighted" else None
-        self.norm = Norm(width, eps=norm_eps, dtype=dtype)
+    def __init__(self, tokens: int, options: DHENLiteConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        D, init = options.width, options.init
 
-    def __call__(self, x: Array) -> Array:
+        def make(name: str) -> nnx.Module:
+            if name == "linear":
+                return TokenLinear(tokens, tokens, init=init, dtype=dtype, rngs=rngs)
+            if name == "attention":
+                return SelfAttention(D, options.heads, init=init, dtype=dtype, rngs=rngs)
+            if name == "cross":
+                return LowRankCross(tokens * D, options.rank, init=init, dtype=dtype, rngs=rngs)
+            return FactorisationMachine(tokens, D, options.projections, init=init, dtype=dtype, rngs=rngs)
+
+        self.modules = nnx.List(make(name) for name in options.modules)
+        count = len(options.modules)
+        self.factors = param.constant((count,), (None,), 1.0) if options.ensemble == "weighted" else None
+        self.norm = Norm(D, eps=options.norm_eps, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "T B D"]:
         y = x
         for i, module in enumerate(self.modules):
             made = module(x)
             y = y + (made if self.factors is None else made * self.factors[...][i].astype(made.dtype))
         return self.norm(y)
-
-
-def build(
-    config: DHENLiteConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> Flattened:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan, kwargs = plan_tokens(schema, config, config.width, tokens), dict(init=config.init, dtype=dtype, rngs=rngs)
-    names = ("modules", "ensemble", "heads", "rank", "projections", "norm_eps")
-    flags = {name: getattr(config, name) for name in names}
-
-    def blocks() -> Iterator[DHENLayer]:
-        for _ in range(config.layers):
-            yield DHENLayer(plan.tokens, config.width, **flags, **kwargs)
-
-    flat = plan.tokens * config.width
-    return Flattened(plan, config.width, blocks, flat, len(schema.tasks), tower=config.tower, **kwargs)
 
 
 def count_params(config: DHENLiteConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -186,7 +146,7 @@ def count_params(config: DHENLiteConfig, schema: Schema, tokens: TokenShape = NO
     }
     layer = sum(each[name] for name in config.modules) + 2 * D
     layer += len(config.modules) * (config.ensemble == "weighted")
-    frame = frame_params(plan, D, T * D, len(schema.tasks), tower=config.tower)
+    frame = frame_params(plan, config, len(schema.tasks))
     return frame + Params(dense=config.layers * layer)
 
 
@@ -202,7 +162,7 @@ def count_flops(config: DHENLiteConfig, schema: Schema, tokens: TokenShape = NO_
         "fm": (4 * T * D * p, 2 * T * p * T * D),
     }
     first, rest = (sum(each[name][i] for name in config.modules) for i in (0, 1))
-    total = frame_flops(plan, D, T * D, len(schema.tasks), tower=config.tower) + raw_flops(plan, first)
+    total = frame_flops(plan, config, len(schema.tasks)) + raw_flops(plan, first)
     return total + Flops(candidate=(config.layers - 1) * first + config.layers * rest)
 
 
@@ -213,11 +173,7 @@ def size_space(
 
     The rank of the cross is solved for each D and p; without a cross the projections are, without both only D varies.
     """
-
-    def params(overrides: dict[str, Any]) -> int:
-        return count_params(dataclasses.replace(config, **overrides), schema, tokens).dense
-
-    target = target_dense_params
+    params, target = dense_params(count_params, config, schema, tokens), target_dense_params
     ideal, rank, p = (interpolate(target, points) for points in (_WIDTHS, _RANKS, _PROJECTIONS))
     widths = widths_around(ideal, target, config.heads)
     if "cross" in config.modules:
@@ -237,4 +193,4 @@ def _tokens(flat: Array, like: Array) -> Array:
     return flat.reshape(rows, tokens, width).swapaxes(0, 1)
 
 
-DHEN_LITE = BackboneSpec(DHENLiteConfig, build, count_params, count_flops, size_space)
+DHEN_LITE = BackboneSpec(DHENLiteConfig, flattened_builder(DHENLayer), count_params, count_flops, size_space)

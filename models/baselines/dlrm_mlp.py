@@ -19,46 +19,50 @@ Undisclosed -> flag (default): the tower the comparison papers used -> widths; i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs import CandidateInputs, Field, Output, Schema, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
-from recscale.models.inputs.history import NO_TOKENS, TokenShape
-from recscale.models.inputs.schema import Field, Schema
+from recscale.models.inputs.history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
 from recscale.models.layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_params, repeat_user
 from recscale.models.layers.matmul import contract
-from recscale.models.layers.per_token import activation
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.param import Init
+from recscale.models.layers.per_token import Activation, activation
+from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import mlp_shapes
 
-Array = jax.Array
+from .flattened import backbone_builder
 
 
 @dataclasses.dataclass(frozen=True)
-class DLRMMLPConfig:
+class DLRMMLPConfig(TowerOptions):
     """widths F_1..F_L; bottom: hidden widths of the bottom MLPs; interaction_width: D, None = that of all id fields."""
 
     widths: tuple[int, ...] = (512, 256, 128)
     interaction: Literal["none", "dot"] = "none"
     interaction_width: int | None = None
     bottom: tuple[int, ...] = (64,)
-    activation: str = "relu"
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
+    activation: Activation = "relu"
+    init: Init = "lecun_normal"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.widths:
             raise ValueError("widths is empty, expected at least one layer")
+        if self.interaction == "none" and self.interaction_width is not None:
+            raise ValueError("interaction_width has no effect without interaction='dot'; set that or leave it None")
         require_sizes(
             widths=self.widths, interaction_width=self.interaction_width, bottom=self.bottom, tower=self.tower
         )
@@ -69,8 +73,8 @@ class DotPlan:
     """Tokens of interaction="dot", per side: id fields, numeric fields, and the widths of both."""
 
     width: int
-    fields: tuple[tuple[Field, ...], tuple[Field, ...]]
-    numeric: tuple[tuple[Field, ...], tuple[Field, ...]]
+    fields: tuple[tuple[Field, ...], ...]
+    numeric: tuple[tuple[Field, ...], ...]
 
     @property
     def tokens(self) -> int:
@@ -93,24 +97,17 @@ class DotSide(nnx.Module):
     """Tokens of one side: fields -> (numeric token [..., D] or None, tokens [..., T_side, D] or None)."""
 
     def __init__(
-        self,
-        plan: DotPlan,
-        side: int,
-        bottom: tuple[int, ...],
-        *,
-        activation: str = "relu",
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        self, plan: DotPlan, side: int, options: DLRMMLPConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        numeric, kwargs = plan.numeric[side], dict(init=init, dtype=dtype, rngs=rngs)
+        numeric, D, init, bottom = plan.numeric[side], plan.width, options.init, None
         self.numeric = tuple(field.name for field in numeric)
         self.names = tuple(field.name for field in plan.fields[side])
-        width = sum(field.width for field in numeric)
-        self.bottom = MLP(width, (*bottom, plan.width), activation=activation, **kwargs) if numeric else None
-        self.project = nnx.Dict(
-            {f.name: Dense(f.width, plan.width, axes=("features", "embed"), **kwargs) for f in plan.projected(side)}
-        )
+        if numeric:
+            widths, act = (*options.bottom, D), options.activation
+            bottom = MLP(_width(numeric), widths, activation=act, init=init, dtype=dtype, rngs=rngs)
+        self.bottom = bottom
+        dense = functools.partial(Dense, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)
+        self.project = nnx.Dict({field.name: dense(field.width, D) for field in plan.projected(side)})
 
     def __call__(self, fields: dict[str, Array]) -> tuple[Array | None, Array | None]:
         tokens = [self.project[n](fields[n]) if n in self.project else fields[n] for n in self.names]
@@ -129,48 +126,43 @@ class _State(NamedTuple):
 
 
 class DLRMMLP(Backbone):
-    """An MLP of `widths` on the flat inputs of `plan`, with pairwise dots if `dots` is given."""
+    """An MLP of `widths` on the flat inputs of the first plan, with the pairwise dots of the second."""
 
     def __init__(
         self,
-        plan: FlatPlan,
-        widths: tuple[int, ...],
+        plans: tuple[FlatPlan, DotPlan | None],
         tasks: int,
+        options: DLRMMLPConfig,
         *,
-        dots: DotPlan | None = None,
-        bottom: tuple[int, ...] = (),
-        activation: str = "relu",
-        tower: tuple[int, ...] = (),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.plan, self.dots, self.act, self.dtype = plan, dots, activation, dtype
-        sides = range(2 if dots else 0)
-        self.sides = nnx.List(DotSide(dots, side, bottom, activation=activation, **kwargs) for side in sides)
+        (plan, dots), widths, act, init = plans, options.widths, options.activation, options.init
+        self.plan, self.dots, self.act, self.dtype = plan, dots, act, dtype
+        self.sides = nnx.List(DotSide(dots, side, options, dtype=dtype, rngs=rngs) for side in (0, 1) if dots)
         user, candidate = _first_widths(plan, dots)
-        self.first = SplitDense(user, candidate, widths[0], **kwargs)
-        self.rest = MLP(widths[0], widths[1:], activation=activation, **kwargs)
-        self.towers = Towers(widths[-1], tasks, tower=tower, **kwargs)
+        self.first = SplitDense(user, candidate, widths[0], init=init, dtype=dtype, rngs=rngs)
+        self.rest = MLP(widths[0], widths[1:], activation=act, init=init, dtype=dtype, rngs=rngs)
+        self.towers = Towers(widths[-1], tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> _State:
+    def encode_user(self, user: UserInputs, tokens: RequestTokens | None = None) -> _State:
         x, made = self.plan.join_user(user, tokens), None
         if self.dots:
             numeric, made = self.sides[0](user.fields)
-            x = _append(x, numeric)
+            parts = [part for part in (x, numeric) if part is not None]
+            x = jnp.concatenate(parts, axis=-1) if parts else None
         return _State(self.first.encode_user(x), made)
 
     def score(
-        self, state: _State, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+        self, state: _State, candidates: CandidateInputs, tokens: RowTokens | None = None, *, key: Array | None = None
     ) -> Output:
         x = self.plan.join_candidates(candidates, tokens)
         if self.dots:
             numeric, made = self.sides[1](candidates.fields)
-            x = _append(_append(x, numeric), self._pairwise(state.tokens, made))
-        requests, count = jax.tree.leaves(candidates.fields)[0].shape[:2]
+            parts = (x, numeric, self._pairwise(state.tokens, cast(Array, made)))
+            x = jnp.concatenate([part for part in parts if part is not None], axis=-1)
         h = self.rest(activation(self.act)(self.first.score(state.first, x)))
-        return Output(logits=self.towers(h).reshape(requests, count, -1))
+        return Output(logits=self.towers(h).reshape(*x.shape[:2], -1))
 
     def _pairwise(self, user: Array | None, own: Array) -> Array:
         """Dots of all token pairs i < j: [R, T_u, D] and [R, C, T_c, D] -> [R, C, T*(T-1)/2]."""
@@ -184,33 +176,15 @@ class DLRMMLP(Backbone):
         return gram[:, i, j].reshape(requests, candidates, -1)
 
 
-def build(
-    config: DLRMMLPConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> DLRMMLP:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan, dots = _plans(config, schema, tokens)
-    return DLRMMLP(
-        plan,
-        config.widths,
-        len(schema.tasks),
-        dots=dots,
-        bottom=config.bottom,
-        activation=config.activation,
-        tower=config.tower,
-        init=config.init,
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
 def count_params(config: DLRMMLPConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
     """Closed form of the parameter tree."""
     plan, dots = _plans(config, schema, tokens)
     head = tower_params(config.widths[-1], len(schema.tasks), config.tower)
     tokenizer = 0
-    for side in range(2 if dots else 0):
-        tokenizer += sum(field.width * dots.width + dots.width for field in dots.projected(side))
-        if dots.numeric[side]:
+    for side in (0, 1):
+        if dots is not None:
+            tokenizer += sum(field.width * dots.width + dots.width for field in dots.projected(side))
+        if dots is not None and dots.numeric[side]:
             tokenizer += mlp_params(_width(dots.numeric[side]), (*config.bottom, dots.width))
     dense = tokenizer + mlp_params(sum(_first_widths(plan, dots)), config.widths) + head
     return Params(dense=dense, tokenizer=tokenizer, head=head)
@@ -277,9 +251,4 @@ def _width(fields: tuple[Field, ...]) -> int:
     return sum(field.width for field in fields)
 
 
-def _append(x: Array | None, more: Array | None) -> Array | None:
-    parts = [part for part in (x, more) if part is not None]
-    return jnp.concatenate(parts, axis=-1) if parts else None
-
-
-DLRM_MLP = BackboneSpec(DLRMMLPConfig, build, count_params, count_flops, size_space)
+DLRM_MLP = BackboneSpec(DLRMMLPConfig, backbone_builder(DLRMMLP, _plans), count_params, count_flops, size_space)

@@ -1,4 +1,4 @@
-"""The frame Wukong, AutoInt and DHEN-lite share: field tokens, blocks, all output tokens side by side, towers.
+"""The frame of models on field tokens: tokens, blocks, all output tokens side by side, towers.
 
     X_0 = tokenizer(fields)     X_{l+1} = block_l(X_l)     logits = towers(MLP(flatten X_L))
 
@@ -8,93 +8,170 @@ User tokens are made once per request, everything after them is per candidate. A
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
-from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens
+from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
+from recscale.models.inputs.flat import plan_flat
+from recscale.models.inputs.history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
+from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
 from recscale.models.layers.dense import MLP, mlp_flops, mlp_params
 from recscale.models.layers.mixing import flatten_token_major
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.param import Init
+from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 
-Array = jax.Array
+Model = TypeVar("Model")
 
 
 @dataclasses.dataclass(frozen=True)
-class FieldTokenOptions(TokenizerOptions):
-    """One token per field unless told otherwise, projected to D where it is not an embedding of that width."""
+class FieldTokenOptions(TokenizerOptions, TowerOptions):
+    """width D, layers L; one token per field unless told otherwise, projected to D where it is not an embedding of that
+    width."""
 
     tokenizer: Literal["cut", "group", "field", "identity", "auto"] = "auto"
+    width: int = 64
+    layers: int = 2
+    init: Init = "lecun_normal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(width=self.width, layers=self.layers, tower=self.tower)
+
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """Widths of the MLP in front of the towers."""
+        return ()
+
+    def sizes(self, tokens: int) -> list[int]:
+        """What each layer is made for: its number of tokens, unless a model says otherwise."""
+        return [tokens] * self.layers
+
+    def flat(self, tokens: int) -> int:
+        """T*D of what the last layer gives."""
+        return tokens * self.width
 
 
-class Flattened(Backbone):
-    """Tokenizer, blocks, flatten, MLP of widths `head_mlp`, towers.
+class FieldTokens(Backbone):
+    """Base class: a tokenizer, and `logits` of the tokens [T, B, D] of every row."""
+
+    def __init__(self, plan: TokenPlan, options: FieldTokenOptions, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.tokenizer = Tokenizer(plan, options.width, init=options.init, dtype=dtype, rngs=rngs)
+
+    def encode_user(self, user: UserInputs, tokens: RequestTokens | None = None) -> UserTokens:
+        return self.tokenizer.encode_user(user, tokens)
+
+    def score(
+        self,
+        state: UserTokens,
+        candidates: CandidateInputs,
+        tokens: RowTokens | None = None,
+        *,
+        key: Array | None = None,
+    ) -> Output:
+        own = self.tokenizer.candidate_tokens(state, candidates, tokens)
+        logits = self.logits(self.tokenizer.join(state, own))
+        return Output(logits=logits.reshape(*own.shape[1:3], -1))
+
+    def logits(self, x: Float[Array, "T B D"]) -> Float[Array, "B Y"]:
+        raise NotImplementedError
+
+
+class Flattened(FieldTokens):
+    """Tokenizer, blocks, flatten, MLP of widths `head_widths`, towers.
 
     Args:
         plan: the resolved tokenizer (`plan_tokens`).
-        width: D of the tokens.
-        make_blocks: called after the tokenizer was made, so that parameters are drawn in reading order.
-        flat: T*D of what the last block gives.
         tasks: Y.
+        layer: made of each of `options.sizes`, after the tokenizer, so that parameters are drawn in reading order.
     """
 
     def __init__(
         self,
         plan: TokenPlan,
-        width: int,
-        make_blocks: Callable[[], Iterable[nnx.Module]],
-        flat: int,
         tasks: int,
+        options: FieldTokenOptions,
+        layer: Callable[..., nnx.Module],
         *,
-        head_mlp: tuple[int, ...] = (),
-        tower: tuple[int, ...] = (),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.tokenizer = Tokenizer(plan, width, **kwargs)
-        self.blocks = nnx.List(make_blocks())
-        self.mlp = MLP(flat, head_mlp, **kwargs)
-        self.towers = Towers(head_mlp[-1] if head_mlp else flat, tasks, tower=tower, **kwargs)
+        super().__init__(plan, options, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(layer(size, options, dtype=dtype, rngs=rngs) for size in options.sizes(plan.tokens))
+        flat, head, init = options.flat(plan.tokens), options.head_widths, options.init
+        self.mlp = MLP(flat, head, init=init, dtype=dtype, rngs=rngs)
+        self.towers = Towers((flat, *head)[-1], tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UserTokens:
-        return self.tokenizer.encode_user(user, tokens)
-
-    def score(
-        self, state: UserTokens, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
-    ) -> Output:
-        own = self.tokenizer.candidate_tokens(state, candidates, tokens)
-        x = self.tokenizer.join(state, own)
+    def logits(self, x: Float[Array, "T B D"]) -> Float[Array, "B Y"]:
         for block in self.blocks:
             x = block(x)
-        logits = self.towers(self.mlp(flatten_token_major(x)))
-        return Output(logits=logits.reshape(*own.shape[1:3], -1))
+        return self.towers(self.mlp(flatten_token_major(x)))
 
 
-def frame_params(
-    plan: TokenPlan, width: int, flat: int, tasks: int, head_mlp: tuple[int, ...] = (), tower: tuple[int, ...] = ()
-) -> Params:
+def frame_params(plan: TokenPlan, options: FieldTokenOptions, tasks: int) -> Params:
     """Parameters of `Flattened` without its blocks."""
-    tokenizer, mlp = plan.params(width), mlp_params(flat, head_mlp)
-    head = tower_params(head_mlp[-1] if head_mlp else flat, tasks, tower)
-    return Params(dense=tokenizer + mlp + head, tokenizer=tokenizer, head=head)
+    flat, head = options.flat(plan.tokens), options.head_widths
+    tokenizer, towers = plan.params(options.width), tower_params((flat, *head)[-1], tasks, options.tower)
+    return Params(dense=tokenizer + mlp_params(flat, head) + towers, tokenizer=tokenizer, head=towers)
 
 
-def frame_flops(
-    plan: TokenPlan, width: int, flat: int, tasks: int, head_mlp: tuple[int, ...] = (), tower: tuple[int, ...] = ()
-) -> Flops:
+def frame_flops(plan: TokenPlan, options: FieldTokenOptions, tasks: int) -> Flops:
     """FLOPs of `Flattened` without its blocks."""
-    head = tower_flops(head_mlp[-1] if head_mlp else flat, tasks, tower)
-    return plan.flops(width) + Flops(candidate=mlp_flops(flat, head_mlp) + head)
+    flat, head = options.flat(plan.tokens), options.head_widths
+    towers = tower_flops((flat, *head)[-1], tasks, options.tower)
+    return plan.flops(options.width) + Flops(candidate=mlp_flops(flat, head) + towers)
 
 
 def raw_flops(plan: TokenPlan, flops: int) -> Flops:
     """Products of the tokens themselves: their gradient is unneeded where the tokens are raw numbers."""
     return Flops(candidate=flops, candidate_unneeded=0 if plan.trained else flops)
+
+
+def dense_params(count_params: Callable[..., Params], config: Any, *given: Any) -> Callable[[dict[str, Any]], int]:
+    """Dense parameters of a config with some overrides, `given` the schema and the tokens of a sequence encoder."""
+    return lambda overrides: count_params(dataclasses.replace(config, **overrides), *given).dense
+
+
+def flattened_builder(layer: Callable[..., nnx.Module]) -> Callable[..., Flattened]:
+    """The `build` of a model that is `Flattened` with such layers."""
+    return token_builder(functools.partial(Flattened, layer=layer))
+
+
+def token_builder(model: Callable[..., Model]) -> Callable[..., Model]:
+    """The `build` of a model made of its tokens' plan, the number of tasks and its config."""
+
+    def plan(config: FieldTokenOptions, schema: Schema, tokens: TokenShape) -> TokenPlan:
+        return plan_tokens(schema, config, config.width, tokens)
+
+    return backbone_builder(model, plan)
+
+
+def flat_builder(model: Callable[..., Model]) -> Callable[..., Model]:
+    """The `build` of a model made of the plan of its flat inputs, the number of tasks and its config."""
+    return backbone_builder(model, lambda config, schema, tokens: plan_flat(schema, tokens))
+
+
+def backbone_builder(
+    model: Callable[..., Model], plan: Callable[[Any, Schema, TokenShape], Any]
+) -> Callable[..., Model]:
+    """The `build` of a model that takes a plan, the number of tasks and its config."""
+
+    def build(
+        config: Any,
+        schema: Schema,
+        tokens: TokenShape = NO_TOKENS,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ) -> Model:
+        return model(plan(config, schema, tokens), len(schema.tasks), config, dtype=dtype, rngs=rngs)
+
+    return build

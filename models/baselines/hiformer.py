@@ -25,33 +25,31 @@ activation, norm_eps, init; head -> tower (()).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
-from recscale.models.inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
+from recscale.models.inputs.tokenizers import TokenPlan, plan_tokens
 from recscale.models.layers import param
 from recscale.models.layers.attention import attend_tokens
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.mixing import flatten_token_major
-from recscale.models.layers.norms import Norm
-from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN
+from recscale.models.layers.norms import Norm, normalise
+from recscale.models.layers.per_token import Activation, PerTokenDense, PerTokenFFN
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
 from recscale.models.options import require_sizes
-from recscale.models.ranker import Backbone
 from recscale.models.sizing import interpolate, solve_widths, widths_around
 
-from .flattened import FieldTokenOptions
-
-Array = jax.Array
+from .flattened import FieldTokenOptions, FieldTokens, dense_params, token_builder
 
 # Token widths, heads' widths, ranks and hidden widths `size_space` prefers, by dense parameters.
 _WIDTHS = {1e4: 4, 1e5: 12, 1e6: 64, 1e7: 128, 1e8: 384, 1e9: 768}
@@ -67,31 +65,20 @@ class HiFormerConfig(FieldTokenOptions):
     """width D, layers L, heads H, key_width d_k, value_width d_v, key_rank r_k, value_rank r_v, hidden F."""
 
     width: int = 128
-    layers: int = 2
     heads: int = 4
     key_width: int = 16
     value_width: int = 64
     key_rank: int = 128
     value_rank: int = 1024
     hidden: int = 512
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     norm_place: Literal["post", "pre"] = "post"
     norm_eps: float = 1e-6
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        require_sizes(
-            width=self.width,
-            layers=self.layers,
-            heads=self.heads,
-            key_width=self.key_width,
-            value_width=self.value_width,
-            key_rank=self.key_rank,
-            value_rank=self.value_rank,
-            hidden=self.hidden,
-        )
-        require_sizes(tower=self.tower)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(heads=self.heads, key_width=self.key_width, value_width=self.value_width, hidden=self.hidden)
+        require_sizes(key_rank=self.key_rank, value_rank=self.value_rank)
 
     def queries(self, tokens: int, tasks: int) -> list[int]:
         """Q of every layer."""
@@ -102,32 +89,22 @@ class HeterogeneousAttention(nnx.Module):
     """Attention of the last Q tokens to all T, composite projections: x [T, B, D] -> [Q, B, D]."""
 
     def __init__(
-        self,
-        tokens: int,
-        queries: int,
-        width: int,
-        heads: int,
-        key_width: int,
-        value_width: int,
-        key_rank: int,
-        value_rank: int,
-        *,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        self, tokens: int, queries: int, options: HiFormerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        kwargs = dict(use_bias=False, init=init, dtype=dtype, rngs=rngs)
-        self.tokens, self.queries, self.heads, self.dtype = tokens, queries, heads, dtype
-        self.cuts = (key_rank, 2 * key_rank)
-        self.scale = key_width**-0.5
+        D, H, init, r_k, r_v = options.width, options.heads, options.init, options.key_rank, options.value_rank
+        self.tokens, self.queries, self.heads, self.dtype = tokens, queries, H, dtype
+        self.cuts = (r_k, 2 * r_k)
+        self.scale = options.key_width**-0.5
+        dense = functools.partial(Dense, use_bias=False, init=init, dtype=dtype, rngs=rngs)
         # flatten(X) times A_q, A_k and A_v is one product.
-        self.compress = Dense(tokens * width, 2 * key_rank + value_rank, axes=("embed", "rank"), **kwargs)
-        self.query = Dense(key_rank, queries * heads * key_width, axes=("rank", "heads"), **kwargs)
-        self.key = Dense(key_rank, tokens * heads * key_width, axes=("rank", "heads"), **kwargs)
-        self.value = Dense(value_rank, tokens * heads * value_width, axes=("rank", "heads"), **kwargs)
-        self.out = PerTokenDense(queries, heads * value_width, width, axes=("heads", "embed"), **kwargs)
+        self.compress = dense(tokens * D, 2 * r_k + r_v, axes=("embed", "rank"))
+        self.query = dense(r_k, queries * H * options.key_width, axes=("rank", "heads"))
+        self.key = dense(r_k, tokens * H * options.key_width, axes=("rank", "heads"))
+        self.value = dense(r_v, tokens * H * options.value_width, axes=("rank", "heads"))
+        values, axes = H * options.value_width, ("heads", "embed")
+        self.out = PerTokenDense(queries, values, D, use_bias=False, axes=axes, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "Q B D"]:
         codes = jnp.split(self.compress(flatten_token_major(x)), self.cuts, axis=-1)
         sides = ((self.query, self.queries), (self.key, self.tokens), (self.value, self.tokens))
         q, k, v = (
@@ -138,110 +115,55 @@ class HeterogeneousAttention(nnx.Module):
 
 
 class HiFormerLayer(nnx.Module):
-    """One layer: x [T, B, D] -> its last Q tokens, [Q, B, D]. `attention`: sizes of `HeterogeneousAttention`."""
+    """One layer: x [T, B, D] -> its last Q tokens, [Q, B, D]."""
 
     def __init__(
-        self,
-        tokens: int,
-        queries: int,
-        width: int,
-        hidden: int,
-        *,
-        activation: str = "gelu",
-        norm_place: str = "post",
-        norm_eps: float = 1e-6,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-        **attention: int,
+        self, tokens: int, queries: int, options: HiFormerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.queries, self.pre = queries, norm_place == "pre"
-        self.attention = HeterogeneousAttention(tokens, queries, width, **attention, **kwargs)
-        self.ffn = PerTokenFFN(queries, width, hidden, activation=activation, **kwargs)
-        self.attention_norm = Norm(width, eps=norm_eps, dtype=dtype)
-        self.ffn_norm = Norm(width, eps=norm_eps, dtype=dtype)
+        D, act, init = options.width, options.activation, options.init
+        self.queries, self.place = queries, options.norm_place
+        self.attention = HeterogeneousAttention(tokens, queries, options, dtype=dtype, rngs=rngs)
+        self.ffn = PerTokenFFN(queries, D, options.hidden, activation=act, init=init, dtype=dtype, rngs=rngs)
+        self.attention_norm = Norm(D, eps=options.norm_eps, dtype=dtype)
+        self.ffn_norm = Norm(D, eps=options.norm_eps, dtype=dtype)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "Q B D"]:
         own = x[x.shape[0] - self.queries :]
-        if self.pre:
+        if self.place == "pre":
             s = self.attention(self.attention_norm(x)) + own
             return self.ffn(self.ffn_norm(s)) + s
         s = self.attention_norm(self.attention(x) + own)
         return self.ffn_norm(self.ffn(s) + s)
 
 
-class HiFormer(Backbone):
+class HiFormer(FieldTokens):
     """Tokenizer, task tokens, L layers, a tower on every task token.
 
     Args:
         plan: the resolved tokenizer (`plan_tokens`), task tokens not counted.
-        width, hidden, layers, tasks: D, F, L, Y.
-        attention: sizes of `HeterogeneousAttention`; further flags as in `HiFormerConfig`.
+        tasks: Y.
     """
 
     def __init__(
-        self,
-        plan: TokenPlan,
-        width: int,
-        hidden: int,
-        layers: int,
-        tasks: int,
-        *,
-        activation: str = "gelu",
-        norm_place: str = "post",
-        norm_eps: float = 1e-6,
-        tower: tuple[int, ...] = (),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-        **attention: int,
+        self, plan: TokenPlan, tasks: int, options: HiFormerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        tokens, norm = plan.tokens + tasks, dict(norm_place=norm_place, norm_eps=norm_eps)
-        self.tokenizer = Tokenizer(plan, width, **kwargs)
-        self.task_tokens = param.normal(rngs, (tasks, width), ("tasks", "embed"), width**-0.5)
+        super().__init__(plan, options, dtype=dtype, rngs=rngs)
+        tokens, D, pre = plan.tokens + tasks, options.width, options.norm_place == "pre"
+        self.task_tokens = param.normal(rngs, (tasks, D), ("tasks", "embed"), D**-0.5)
         self.blocks = nnx.List(
-            HiFormerLayer(tokens, queries, width, hidden, activation=activation, **attention, **norm, **kwargs)
-            for queries in [tokens] * (layers - 1) + [tasks]
+            HiFormerLayer(tokens, queries, options, dtype=dtype, rngs=rngs)
+            for queries in options.queries(tokens, tasks)
         )
-        self.final_norm = Norm(width, eps=norm_eps, dtype=dtype) if norm_place == "pre" else None
-        self.towers = Towers(width, tasks, tower=tower, **kwargs)
+        self.final_norm = Norm(D, eps=options.norm_eps, dtype=dtype) if pre else None
+        self.towers = Towers(D, tasks, tower=options.tower, init=options.init, dtype=dtype, rngs=rngs)
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UserTokens:
-        return self.tokenizer.encode_user(user, tokens)
-
-    def score(
-        self, state: UserTokens, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
-    ) -> Output:
-        own = self.tokenizer.candidate_tokens(state, candidates, tokens)
-        x = self.tokenizer.join(state, own)
+    def logits(self, x: Float[Array, "T B D"]) -> Float[Array, "B Y"]:
         tasks, width = self.task_tokens.shape
         asked = jnp.broadcast_to(self.task_tokens[...][:, None].astype(x.dtype), (tasks, x.shape[1], width))
         x = jnp.concatenate([x, asked], axis=0)
         for block in self.blocks:
             x = block(x)
-        if self.final_norm is not None:
-            x = self.final_norm(x)
-        return Output(logits=self.towers(x).reshape(*own.shape[1:3], -1))
-
-
-def build(
-    config: HiFormerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> HiFormer:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    names = ("heads", "key_width", "value_width", "key_rank", "value_rank")
-    names += ("activation", "norm_place", "norm_eps", "init", "tower")
-    return HiFormer(
-        plan_tokens(schema, config, config.width, tokens),
-        config.width,
-        config.hidden,
-        config.layers,
-        len(schema.tasks),
-        dtype=dtype,
-        rngs=rngs,
-        **{name: getattr(config, name) for name in names},
-    )
+        return self.towers(normalise(self.final_norm, x))
 
 
 def count_params(config: HiFormerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -271,11 +193,7 @@ def size_space(
     schema: Schema, config: HiFormerConfig, target_dense_params: float, tokens: TokenShape = NO_TOKENS
 ) -> Iterator[dict[str, Any]]:
     """Overrides of every size but layers and heads, near the target; the rank of the values is solved for each D."""
-
-    def params(overrides: dict[str, Any]) -> int:
-        return count_params(dataclasses.replace(config, **overrides), schema, tokens).dense
-
-    target = target_dense_params
+    params, target = dense_params(count_params, config, schema, tokens), target_dense_params
     names = ("key_width", "value_width", "key_rank", "hidden")
     ideals = [interpolate(target, points) for points in (_KEYS, _VALUES, _KEY_RANKS, _HIDDEN)]
     ideal, rank = interpolate(target, _WIDTHS), interpolate(target, _VALUE_RANKS)
@@ -295,4 +213,4 @@ def _composite(config: HiFormerConfig, T: int, Q: int) -> int:
     return config.key_rank * (2 * T * D + Q * keys + T * keys) + config.value_rank * (T * D + T * values)
 
 
-HIFORMER = BackboneSpec(HiFormerConfig, build, count_params, count_flops, size_space)
+HIFORMER = BackboneSpec(HiFormerConfig, token_builder(HiFormer), count_params, count_flops, size_space)

@@ -17,6 +17,7 @@ Closed forms (one hidden tower layer):
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -24,23 +25,24 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
-from recscale.models.inputs.history import NO_TOKENS, TokenShape
-from recscale.models.inputs.schema import Schema
+from recscale.models.inputs.history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
 from recscale.models.layers import param
 from recscale.models.layers.dense import SplitDense
 from recscale.models.layers.matmul import contract
-from recscale.models.layers.per_token import activation
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.per_token import Activation, activation
+from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import grains, solve_increasing, solve_widths
 
-Array = jax.Array
+from .flattened import flat_builder
 
 # F2 / F1 that `size_space` tries, and F3 / F2.
 _RATIOS = (0.75, 1.0, 0.6, 0.5, 1.25, 1.5, 0.4, 2.0)
@@ -50,17 +52,18 @@ _LEAST_HIDDEN = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class MMoEConfig:
+class MMoEConfig(TowerOptions):
     """experts E, hidden F1, expert_width F2, tower (F3,)."""
 
     experts: int = 8
     hidden: int = 256
     expert_width: int = 128
-    activation: str = "relu"
-    init: str = "lecun_normal"
+    activation: Activation = "relu"
+    init: param.Init = "lecun_normal"
     tower: tuple[int, ...] = (64,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require_sizes(experts=self.experts, hidden=self.hidden, expert_width=self.expert_width, tower=self.tower)
 
 
@@ -78,35 +81,24 @@ class MMoE(Backbone):
     INT8_KERNELS: ClassVar[Mapping[str, bool]] = {"second": False}
 
     def __init__(
-        self,
-        plan: FlatPlan,
-        experts: int,
-        hidden: int,
-        expert_width: int,
-        tasks: int,
-        *,
-        activation: str = "relu",
-        tower: tuple[int, ...] = (64,),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        self, plan: FlatPlan, tasks: int, options: MMoEConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        sides = (plan.user_width, plan.candidate_width)
-        self.plan, self.experts, self.tasks, self.act, self.dtype = plan, experts, tasks, activation, dtype
+        (E, F1, F2), init = (options.experts, options.hidden, options.expert_width), options.init
+        self.plan, self.experts, self.tasks, self.act, self.dtype = plan, E, tasks, options.activation, dtype
+        split = functools.partial(SplitDense, plan.user_width, plan.candidate_width, init=init, dtype=dtype, rngs=rngs)
         # x A_1 .. x A_E are one product, x G_1 .. x G_Y another.
-        self.first = SplitDense(*sides, experts * hidden, **kwargs)
-        self.gate = SplitDense(*sides, tasks * experts, use_bias=False, axes=("embed", "experts"), **kwargs)
-        self.second = param.kernel(rngs, (experts, hidden, expert_width), ("experts", "hidden", "embed"), init)
-        self.bias = param.constant((experts, expert_width), ("experts", "embed"))
-        self.towers = Towers(expert_width, tasks, tower=tower, **kwargs)
+        self.first = split(E * F1)
+        self.gate = split(tasks * E, use_bias=False, axes=("embed", "experts"))
+        self.second = param.kernel(rngs, (E, F1, F2), ("experts", "hidden", "embed"), init)
+        self.bias = param.constant((E, F2), ("experts", "embed"))
+        self.towers = Towers(F2, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> _State:
+    def encode_user(self, user: UserInputs, tokens: RequestTokens | None = None) -> _State:
         x = self.plan.join_user(user, tokens)
         return _State(self.first.encode_user(x), self.gate.encode_user(x))
 
     def score(
-        self, state: _State, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+        self, state: _State, candidates: CandidateInputs, tokens: RowTokens | None = None, *, key: Array | None = None
     ) -> Output:
         x, act = self.plan.join_candidates(candidates, tokens), activation(self.act)
         rows = x.shape[0] * x.shape[1]
@@ -116,24 +108,6 @@ class MMoE(Backbone):
         gate = self.gate.score(state.gate, x).astype(jnp.float32).reshape(rows, self.tasks, self.experts)
         mixed = contract("bye,beg->byg", jax.nn.softmax(gate, axis=-1), h.swapaxes(0, 1), self.dtype)
         return Output(logits=self.towers(mixed.swapaxes(0, 1)).reshape(*x.shape[:2], -1))
-
-
-def build(
-    config: MMoEConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> MMoE:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    return MMoE(
-        plan_flat(schema, tokens),
-        config.experts,
-        config.hidden,
-        config.expert_width,
-        len(schema.tasks),
-        activation=config.activation,
-        tower=config.tower,
-        init=config.init,
-        dtype=dtype,
-        rngs=rngs,
-    )
 
 
 def count_params(config: MMoEConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -192,4 +166,4 @@ def size_space(
         yield complete(overrides)
 
 
-MMOE = BackboneSpec(MMoEConfig, build, count_params, count_flops, size_space)
+MMOE = BackboneSpec(MMoEConfig, flat_builder(MMoE), count_params, count_flops, size_space)

@@ -25,12 +25,14 @@ parameters and twice its matrices plus 2*T_l*D*rank in FLOPs. Head -> head_mlp (
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
@@ -44,9 +46,7 @@ from recscale.models.layers.norms import Norm
 from recscale.models.options import require_sizes
 from recscale.models.sizing import interpolate, solve_widths, widths_around
 
-from .flattened import FieldTokenOptions, Flattened, frame_flops, frame_params, raw_flops
-
-Array = jax.Array
+from .flattened import FieldTokenOptions, dense_params, flattened_builder, frame_flops, frame_params, raw_flops
 
 # Token widths and numbers of tokens (T_F, T_L and rank alike) `size_space` prefers, by dense parameters.
 _WIDTHS = {1e4: 16, 1e5: 16, 1e6: 32, 1e7: 64, 1e8: 128, 1e9: 128}
@@ -58,8 +58,6 @@ _HIDDEN = {1e4: 32, 1e5: 160, 1e6: 256, 1e7: 1024, 1e8: 3072, 1e9: 7168}
 class WukongConfig(FieldTokenOptions):
     """width D, layers L, fm_tokens T_F, linear_tokens T_L, rank, hidden F, hidden_layers m."""
 
-    width: int = 64
-    layers: int = 2
     fm_tokens: int = 16
     linear_tokens: int = 16
     rank: int = 16
@@ -68,27 +66,25 @@ class WukongConfig(FieldTokenOptions):
     attentive: bool = False
     head_mlp: tuple[int, ...] = ()
     norm_eps: float = 1e-6
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        require_sizes(
-            width=self.width,
-            layers=self.layers,
-            fm_tokens=self.fm_tokens,
-            linear_tokens=self.linear_tokens,
-            rank=self.rank,
-            hidden=self.hidden,
-            hidden_layers=self.hidden_layers,
-        )
-        require_sizes(head_mlp=self.head_mlp, tower=self.tower)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(fm_tokens=self.fm_tokens, linear_tokens=self.linear_tokens, rank=self.rank, hidden=self.hidden)
+        require_sizes(hidden_layers=self.hidden_layers, head_mlp=self.head_mlp)
 
     @property
     def out_tokens(self) -> int:
         """T'."""
         return self.fm_tokens + self.linear_tokens
 
-    def tokens_into(self, tokens: int) -> list[int]:
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        return self.head_mlp
+
+    def flat(self, tokens: int) -> int:
+        return self.out_tokens * self.width
+
+    def sizes(self, tokens: int) -> list[int]:
         """T_l of every layer."""
         return [tokens, *[self.out_tokens] * (self.layers - 1)]
 
@@ -96,31 +92,20 @@ class WukongConfig(FieldTokenOptions):
 class FMBlock(nnx.Module):
     """reshape(MLP(LN(flatten(X (X^T P))))): x [T, B, D] -> [T_F, B, D]."""
 
-    def __init__(
-        self,
-        tokens: int,
-        width: int,
-        fm_tokens: int,
-        rank: int,
-        hidden: int,
-        hidden_layers: int,
-        *,
-        attentive: bool = False,
-        norm_eps: float = 1e-6,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+    def __init__(self, tokens: int, options: WukongConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        D, rank, F, init = options.width, options.rank, options.hidden, options.init
         self.rank, self.dtype = rank, dtype
-        self.projection = TokenLinear(tokens, rank, **kwargs)
-        sizes = (rank * width, hidden, tokens * rank)
-        self.attention = FFN(*sizes, activation="relu", **kwargs) if attentive else None
-        self.norm = Norm(tokens * rank, eps=norm_eps, dtype=dtype)
-        self.mlp = MLP(tokens * rank, (hidden,) * hidden_layers, **kwargs)
-        self.out = Dense(hidden, fm_tokens * width, axes=("hidden", "embed"), **kwargs)
+        self.projection = TokenLinear(tokens, rank, init=init, dtype=dtype, rngs=rngs)
+        attention = None
+        if options.attentive:
+            attention = FFN(rank * D, F, tokens * rank, activation="relu", init=init, dtype=dtype, rngs=rngs)
+        self.attention = attention
+        self.norm = Norm(tokens * rank, eps=options.norm_eps, dtype=dtype)
+        self.mlp = MLP(tokens * rank, (F,) * options.hidden_layers, init=init, dtype=dtype, rngs=rngs)
+        axes = ("hidden", "embed")
+        self.out = Dense(F, options.fm_tokens * D, axes=axes, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "F B D"]:
         tokens, rows, width = x.shape
         by_row, compressed = x.swapaxes(0, 1), self.projection(x).swapaxes(0, 1)
         if self.attention is not None:
@@ -132,46 +117,18 @@ class FMBlock(nnx.Module):
 
 
 class WukongLayer(nnx.Module):
-    """LN(concat(FMB, LCB) + res): x [T_l, B, D] -> [T_F + T_L, B, D]. `fm` holds further arguments of `FMBlock`."""
+    """LN(concat(FMB, LCB) + res): x [T_l, B, D] -> [T_F + T_L, B, D]."""
 
-    def __init__(
-        self,
-        tokens: int,
-        width: int,
-        fm_tokens: int,
-        linear_tokens: int,
-        *,
-        norm_eps: float = 1e-6,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-        **fm: Any,
-    ):
-        out, kwargs = fm_tokens + linear_tokens, dict(init=init, dtype=dtype, rngs=rngs)
-        self.fm = FMBlock(tokens, width, fm_tokens, norm_eps=norm_eps, **fm, **kwargs)
-        self.linear = TokenLinear(tokens, linear_tokens, **kwargs)
-        self.residual = TokenLinear(tokens, out, **kwargs) if tokens != out else None
-        self.norm = Norm(width, eps=norm_eps, dtype=dtype)
+    def __init__(self, tokens: int, options: WukongConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        linear = functools.partial(TokenLinear, tokens, init=options.init, dtype=dtype, rngs=rngs)
+        self.fm = FMBlock(tokens, options, dtype=dtype, rngs=rngs)
+        self.linear = linear(options.linear_tokens)
+        self.residual = linear(options.out_tokens) if tokens != options.out_tokens else None
+        self.norm = Norm(options.width, eps=options.norm_eps, dtype=dtype)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "out B D"]:
         y = jnp.concatenate([self.fm(x), self.linear(x)], axis=0)
         return self.norm(y + (x if self.residual is None else self.residual(x)))
-
-
-def build(
-    config: WukongConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> Flattened:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan, kwargs = plan_tokens(schema, config, config.width, tokens), dict(init=config.init, dtype=dtype, rngs=rngs)
-    fm = {name: getattr(config, name) for name in ("rank", "hidden", "hidden_layers", "attentive", "norm_eps")}
-
-    def blocks() -> Iterator[WukongLayer]:
-        for t in config.tokens_into(plan.tokens):
-            yield WukongLayer(t, config.width, config.fm_tokens, config.linear_tokens, **fm, **kwargs)
-
-    head = dict(head_mlp=config.head_mlp, tower=config.tower)
-    flat = config.out_tokens * config.width
-    return Flattened(plan, config.width, blocks, flat, len(schema.tasks), **head, **kwargs)
 
 
 def count_params(config: WukongConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -179,11 +136,11 @@ def count_params(config: WukongConfig, schema: Schema, tokens: TokenShape = NO_T
     plan = plan_tokens(schema, config, config.width, tokens)
     D, F, m, rank, out = config.width, config.hidden, config.hidden_layers, config.rank, config.out_tokens
     layers = 0
-    for T in config.tokens_into(plan.tokens):
+    for T in config.sizes(plan.tokens):
         layers += 3 * T * rank + _mlp_weights(config, T) + m * F + config.fm_tokens * D
         layers += config.linear_tokens * T + (T != out) * out * T + 2 * D
         layers += config.attentive * (rank * D * F + F + F * T * rank + T * rank)
-    frame = frame_params(plan, D, out * D, len(schema.tasks), config.head_mlp, config.tower)
+    frame = frame_params(plan, config, len(schema.tasks))
     return frame + Params(dense=layers)
 
 
@@ -191,8 +148,8 @@ def count_flops(config: WukongConfig, schema: Schema, tokens: TokenShape = NO_TO
     """Closed form of the matrix products: user tokens per request, all else per candidate."""
     plan = plan_tokens(schema, config, config.width, tokens)
     D, F, rank, out = config.width, config.hidden, config.rank, config.out_tokens
-    total = frame_flops(plan, D, out * D, len(schema.tasks), config.head_mlp, config.tower)
-    for i, T in enumerate(config.tokens_into(plan.tokens)):
+    total = frame_flops(plan, config, len(schema.tasks))
+    for i, T in enumerate(config.sizes(plan.tokens)):
         on_tokens = (4 + 2 * config.attentive) * T * D * rank
         on_tokens += 2 * T * D * (config.linear_tokens + (T != out) * out)
         rest = 2 * _mlp_weights(config, T) + config.attentive * 2 * (rank * D * F + F * T * rank)
@@ -207,11 +164,7 @@ def size_space(
 
     T_F = T_L = rank; for each D and number of tokens the hidden width is solved for.
     """
-
-    def params(overrides: dict[str, Any]) -> int:
-        return count_params(dataclasses.replace(config, **overrides), schema, tokens).dense
-
-    target = target_dense_params
+    params, target = dense_params(count_params, config, schema, tokens), target_dense_params
     ideal, suits = interpolate(target, _WIDTHS), interpolate(target, _TOKENS)
     powers = sorted({round(suits * ratio) for ratio in (0.25, 0.5, 1, 2)} - {0}, key=lambda n: abs(n / suits - 1))
     hidden = interpolate(target, _HIDDEN)
@@ -229,4 +182,4 @@ def _mlp_weights(config: WukongConfig, tokens: int) -> int:
     return rows * F + (config.hidden_layers - 1) * F * F + F * config.fm_tokens * config.width
 
 
-WUKONG = BackboneSpec(WukongConfig, build, count_params, count_flops, size_space)
+WUKONG = BackboneSpec(WukongConfig, flattened_builder(WukongLayer), count_params, count_flops, size_space)

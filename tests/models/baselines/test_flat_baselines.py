@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from recscale.models import build, count
-from recscale.models.baselines.dcnv2 import CrossLayer
+from recscale.models.baselines.dcnv2 import CrossLayer, CrossOptions
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.inputs.schema import reference_schema
 
@@ -139,14 +139,15 @@ def test_published_forms_of_the_cross_layers(config, cross, flops):
 
 
 def test_cross_layer_with_zero_weights_is_the_identity():
-    layer = CrossLayer(3, 4, rngs=nnx.Rngs(0))
+    layer = CrossLayer(3, 4, CrossOptions(), rngs=nnx.Rngs(0))
     layer.inward.kernel[...] = jnp.zeros((7, 7))
     x0, x = normal(5, 7), normal(5, 7, seed=1)
     np.testing.assert_array_equal(layer(x0, x), x)
 
 
 def test_low_rank_equals_full_with_the_product_matrix():
-    low, full = CrossLayer(3, 4, rank=2, rngs=nnx.Rngs(0)), CrossLayer(3, 4, rngs=nnx.Rngs(1))
+    low = CrossLayer(3, 4, CrossOptions(rank=2), rngs=nnx.Rngs(0))
+    full = CrossLayer(3, 4, CrossOptions(), rngs=nnx.Rngs(1))
     full.inward.kernel[...] = low.inward.kernel[...] @ low.outward[...][0]
     low.bias[...] = full.bias[...] = normal(7, seed=2)
     x0, x = normal(5, 7), normal(5, 7, seed=1)
@@ -155,7 +156,7 @@ def test_low_rank_equals_full_with_the_product_matrix():
 
 def test_mixture_follows_its_equation():
     E, r, d = 3, 2, 7
-    layer = CrossLayer(3, 4, rank=r, experts=E, rngs=nnx.Rngs(0))
+    layer = CrossLayer(3, 4, CrossOptions(rank=r, experts=E), rngs=nnx.Rngs(0))
     layer.bias[...] = normal(d, seed=2)
     x0, x = np.asarray(normal(5, d)), np.asarray(normal(5, d, seed=1))
     inward = np.asarray(layer.inward.kernel[...])

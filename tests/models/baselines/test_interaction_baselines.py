@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from recscale.models import build, count
-from recscale.models.baselines.autoint import InteractingLayer
-from recscale.models.baselines.dhen_lite import DHENLayer
-from recscale.models.baselines.hiformer import HiFormerLayer
-from recscale.models.baselines.wukong import FMBlock, WukongLayer
+from recscale.models.baselines.autoint import AutoIntConfig, InteractingLayer
+from recscale.models.baselines.dhen_lite import DHENLayer, DHENLiteConfig
+from recscale.models.baselines.hiformer import HiFormerConfig, HiFormerLayer
+from recscale.models.baselines.wukong import FMBlock, WukongConfig, WukongLayer
 from recscale.models.inputs import Field, Schema, reference_schema
 from recscale.models.inputs.examples import random_inputs
 from recscale.scaling.counting.abstract import train_program
@@ -92,8 +92,8 @@ def token_schema(tokens, width, vocabulary=None):
 def test_wukong_layer(x, fm_tokens, attentive):
     """The residual is projected for T' = 4 and plain for T' = 5 = T; the machine multiplies in the other order."""
     tokens, X = x
-    layer = WukongLayer(T, D, fm_tokens, 2, rank=3, hidden=6, hidden_layers=2, attentive=attentive, rngs=nnx.Rngs(0))
-    layer = scramble(layer)
+    sizes = dict(fm_tokens=fm_tokens, linear_tokens=2, rank=3, hidden=6, hidden_layers=2)
+    layer = scramble(WukongLayer(T, WukongConfig(width=D, **sizes, attentive=attentive), rngs=nnx.Rngs(0)))
     assert (layer.residual is None) == (fm_tokens == 3)
     fm = layer.fm
     P = value(fm.projection.kernel)
@@ -110,7 +110,7 @@ def test_wukong_layer(x, fm_tokens, attentive):
 
 
 def test_wukong_never_forms_the_gram_matrix(x):
-    block = FMBlock(T, D, 2, 3, 6, 1, rngs=nnx.Rngs(0))
+    block = FMBlock(T, WukongConfig(width=D, fm_tokens=2, rank=3, hidden=6), rngs=nnx.Rngs(0))
     graph, state = nnx.split(block)
     text = str(jax.make_jaxpr(lambda s, t: nnx.merge(graph, s)(t))(state, x[0]))
     assert f"f32[{B},{T},{T}]" not in text and f"f32[{B},{T},3]" in text
@@ -119,7 +119,7 @@ def test_wukong_never_forms_the_gram_matrix(x):
 @pytest.mark.parametrize("scaled", [False, True])
 def test_autoint_layer(x, scaled):
     tokens, X = x
-    layer = scramble(InteractingLayer(D, 6, 2, scale_logits=scaled, rngs=nnx.Rngs(0)))
+    layer = scramble(InteractingLayer(D, AutoIntConfig(attention=6, scale_logits=scaled), rngs=nnx.Rngs(0)))
     q, k, v = (dense(X, part) for part in (layer.query, layer.key, layer.value))
     mixed = attention(q, k, v, 2, 3**-0.5 if scaled else 1.0)
     close(run(layer, tokens), np.maximum(mixed + dense(X, layer.residual), 0))
@@ -130,8 +130,8 @@ def test_dhen_layer(x, modules):
     tokens, X = x
     modules = modules or ("linear", "attention", "cross", "fm")
     ensemble = "weighted" if len(modules) > 1 else "sum"
-    layer = DHENLayer(T, D, modules=modules, ensemble=ensemble, heads=2, rank=3, projections=2, rngs=nnx.Rngs(0))
-    layer = scramble(layer)
+    config = DHENLiteConfig(width=D, modules=modules, ensemble=ensemble, heads=2, rank=3, projections=2)
+    layer = scramble(DHENLayer(T, config, rngs=nnx.Rngs(0)))
     flat, made = X.reshape(B, -1), []
     for name, module in zip(modules, layer.modules, strict=True):
         if name == "linear":
@@ -150,7 +150,8 @@ def test_dhen_layer(x, modules):
 
 def hiformer_layer(queries, norm_place="post"):
     sizes = dict(heads=2, key_width=3, value_width=2, key_rank=4, value_rank=6)
-    return HiFormerLayer(T, queries, D, 7, norm_place=norm_place, **sizes, rngs=nnx.Rngs(0))
+    config = HiFormerConfig(width=D, hidden=7, norm_place=norm_place, **sizes)
+    return HiFormerLayer(T, queries, config, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("norm_place", ["post", "pre"])
