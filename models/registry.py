@@ -54,7 +54,7 @@ _TABLE = {
     "din": ("encoder", ".baselines.din:DIN_SPEC"),
     "target_attention": ("encoder", ".baselines.target_attention:TARGET_ATTENTION"),
     "sequence_transformer": ("encoder", ".baselines.sequence_transformer:SEQUENCE_TRANSFORMER"),
-    "sasrec": ("encoder", ".baselines.sasrec:SASREC"),
+    "sasrec": ("encoder", ".baselines.sequence_transformer:SASREC"),
     "hstu": ("encoder", ".baselines.hstu:HSTU_SPEC"),
     "twin_lite": ("encoder", ".baselines.twin_lite:TWIN_LITE"),
     "stca": ("encoder", ".baselines.stca:STCA_SPEC"),

@@ -22,33 +22,30 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from recscale.models.architecture import EncoderSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, UserInputs
+from recscale.models.inputs import CandidateInputs, Schema, UserInputs
 from recscale.models.inputs.history import (
     TIME_WIDTH,
-    EventPlan,
     EventReader,
     HistoryOptions,
     TokenShape,
     choose_sequence,
     plan_events,
 )
-from recscale.models.inputs.schema import Schema
 from recscale.models.layers import param
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.matmul import contract
-from recscale.models.layers.per_token import activation
+from recscale.models.layers.per_token import Activation, activation
+from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-Array = jax.Array
-
-# A score that leaves nothing after the softmax, and no infinity on the way.
-_INVISIBLE = -1e30
+from .encoding import ReadingPlan, builder, masked_softmax, per_event, plan_reading, with_candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,115 +55,124 @@ class DINConfig(HistoryOptions):
     hidden: tuple[int, ...] = (80, 40)
     candidate: Literal["match", "project"] = "match"
     softmax: bool = False
-    activation: str = "relu"
-    init: str = "lecun_normal"
+    activation: Activation = "relu"
+    init: param.Init = "lecun_normal"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(hidden=self.hidden)
         if len(self.hidden) != 2:
             raise ValueError(f"hidden is {self.hidden}, expected the two widths (F1, F2)")
 
 
 @dataclasses.dataclass(frozen=True)
-class CandidateLayout:
-    """How candidate fields line up with events.
+class DINPlan(ReadingPlan):
+    """Both sides of a schema, and how candidate fields line up with events.
 
     parts: per event field (and the time feature) the matching candidate field or None, and the width.
-    names, width: all candidate fields and their total width, used when they are projected.
+    matched: whether a matching field has a table, so that a gradient must flow back into it.
     """
 
     parts: tuple[tuple[str | None, int], ...]
-    names: tuple[str, ...]
-    width: int
+    matched: bool
 
 
-class _State(NamedTuple):
-    events: Array
-    valid: Array
-    first: Array
+class ActivationUnit(nnx.Module):
+    """a_s = MLP([e_s, x, e_s - x, e_s * x]) and sum_s valid_s * a_s * e_s, the first layer split as in the file.
 
-
-class DIN(SequenceEncoder):
-    """The history of `events`, read by every candidate: one candidate token [R, C, 1, A]."""
+    Events are [R,S,A], or [R,C,S,A] where they differ by candidate; queries x [R,C,W,A] are one per chunk of events.
+    """
 
     def __init__(
         self,
-        events: EventPlan,
-        layout: CandidateLayout,
-        hidden: tuple[int, int],
+        width: int,
+        hidden: tuple[int, ...],
         *,
-        project: bool = False,
         softmax: bool = False,
-        activation: str = "relu",
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        activation: Activation = "relu",
+        init: param.Init = "lecun_normal",
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        A, (F1, F2), kwargs = events.width, hidden, dict(init=init, dtype=dtype, rngs=rngs)
-        self.layout, self.softmax, self.act, self.dtype = layout, softmax, activation, dtype
-        self.reader = EventReader(events, rngs=rngs)
-        self.project = Dense(layout.width, A, axes=("features", "embed"), **kwargs) if project else None
-        self.kernel = param.kernel(rngs, (4 * A, F1), ("embed", "hidden"), init)
+        F1, F2 = hidden
+        self.softmax, self.act, self.dtype = softmax, activation, dtype
+        self.kernel = param.kernel(rngs, (4 * width, F1), ("embed", "hidden"), init)
         self.bias = param.constant((F1,), ("hidden",))
-        self.second = Dense(F1, F2, **kwargs)
-        self.out = Dense(F2, 1, **kwargs)
+        self.second = Dense(F1, F2, init=init, dtype=dtype, rngs=rngs)
+        self.out = Dense(F2, 1, init=init, dtype=dtype, rngs=rngs)
+
+    def prepare(self, events: Float[Array, "*rows S A"]) -> tuple[Array, ...]:
+        """The events and their part of the first layer."""
+        own, _, difference, _ = jnp.split(self.kernel[...], 4, axis=0)
+        rows = events.reshape(-1, events.shape[-1])
+        first = contract("ba,af->bf", rows, own + difference, self.dtype)
+        return events, first.reshape(*events.shape[:-1], -1)
+
+    def read(
+        self, queries: Float[Array, "R C W A"], chunk: int, prepared: tuple[Array, ...], valid: Bool[Array, "R S"]
+    ) -> Float[Array, "R C A"]:
+        """The sum for x of event s being query s // chunk."""
+        events, first = (with_candidates(x) for x in prepared)
+        _, other, difference, product = jnp.split(self.kernel[...], 4, axis=0)
+        from_query = contract("rcwa,af->rcwf", queries, other - difference, self.dtype)
+        pairs = events * per_event(queries, chunk, valid.shape[1])
+        h = contract("rcsa,af->rcsf", pairs, product, self.dtype) + first
+        h = h + per_event(from_query, chunk, valid.shape[1])
+        h = activation(self.act)(h + self.bias[...].astype(self.dtype)[None, None, None])
+        weights, visible = self.out(activation(self.act)(self.second(h)))[..., 0], valid[:, None]
+        weights = masked_softmax(weights, visible) if self.softmax else jnp.where(visible, weights, 0)
+        lead = "rc"[: prepared[0].ndim - 2]
+        return contract(f"rcs,{lead}sa->rca", weights.astype(self.dtype), prepared[0], self.dtype)
+
+
+class _State(NamedTuple):
+    events: tuple[Array, ...]
+    valid: Array
+
+
+class DIN(ActivationUnit, SequenceEncoder):
+    """The history of `plan`, read by every candidate: one candidate token [R, C, 1, A]."""
+
+    def __init__(self, plan: DINPlan, options: DINConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        A, D_x, init, self.plan, project = plan.events.width, plan.candidate.candidate_width, options.init, plan, None
+        self.reader = EventReader(plan.events, rngs=rngs)
+        if options.candidate == "project":
+            project = Dense(D_x, A, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)
+        self.project = project
+        super().__init__(
+            A,
+            options.hidden,
+            softmax=options.softmax,
+            activation=options.activation,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def encode_user(self, user: UserInputs) -> EncodedHistory:
         view = self.reader(user)
-        events = view.events.astype(self.dtype)
-        own, _, difference, _ = self._blocks()
-        first = contract("rsa,af->rsf", events, own + difference, self.dtype)
-        return EncodedHistory(None, _State(events, view.valid, first))
+        return EncodedHistory(None, _State(self.prepare(view.events.astype(self.dtype)), view.valid))
 
-    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Array:
-        _, other, difference, product = self._blocks()
+    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Float[Array, "R C 1 A"]:
         x = self._candidate(candidates).astype(self.dtype)
-        pairs = cache.events[:, None] * x[:, :, None]
-        h = contract("rcsa,af->rcsf", pairs, product, self.dtype) + cache.first[:, None]
-        h = h + contract("rca,af->rcf", x, other - difference, self.dtype)[:, :, None]
-        h = activation(self.act)(h + self.bias[...].astype(self.dtype)[None, None, None])
-        weights = self._weights(self.out(activation(self.act)(self.second(h)))[..., 0], cache.valid)
-        return contract("rcs,rsa->rca", weights, cache.events, self.dtype)[:, :, None]
-
-    def _blocks(self) -> list[Array]:
-        """W_e, W_x, W_-, W_*, each [A, F1]."""
-        return jnp.split(self.kernel[...], 4, axis=0)
+        return self.read(x[:, :, None], cache.valid.shape[1], cache.events, cache.valid)[:, :, None]
 
     def _candidate(self, candidates: CandidateInputs) -> Array:
         """x [R, C, A]."""
-        fields = candidates.fields
+        x = self.plan.candidate.join_candidates(candidates)
         if self.project is not None:
-            return self.project(jnp.concatenate([fields[name] for name in self.layout.names], axis=-1))
-        like = fields[self.layout.names[0]]
-        return jnp.concatenate(
-            [
-                fields[name] if name else jnp.zeros((*like.shape[:2], width), like.dtype)
-                for name, width in self.layout.parts
-            ],
-            axis=-1,
-        )
-
-    def _weights(self, scores: Array, valid: Array) -> Array:
-        """[R, C, S], exactly 0 on padding."""
-        visible = valid[:, None]
-        if self.softmax:
-            scores = jax.nn.softmax(jnp.where(visible, scores.astype(jnp.float32), _INVISIBLE), axis=-1)
-        return jnp.where(visible, scores, 0).astype(self.dtype)
+            return self.project(x)
+        parts = [
+            candidates.fields[name] if name else jnp.zeros((*x.shape[:2], width), x.dtype)
+            for name, width in self.plan.parts
+        ]
+        return jnp.concatenate(parts, axis=-1)
 
 
-def build(config: DINConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> DIN:
-    """The encoder of a config."""
-    events = plan_events(schema, config)
-    return DIN(
-        events,
-        _layout(config, schema, events),
-        config.hidden,
-        project=config.candidate == "project",
-        softmax=config.softmax,
-        activation=config.activation,
-        init=config.init,
-        dtype=dtype,
-        rngs=rngs,
-    )
+def unit_params(width: int, hidden: tuple[int, ...]) -> int:
+    """Parameters of `ActivationUnit`."""
+    F1, F2 = hidden
+    return 4 * width * F1 + F1 + F1 * F2 + 2 * F2 + 1
 
 
 def token_shape(config: DINConfig, schema: Schema) -> TokenShape:
@@ -176,40 +182,43 @@ def token_shape(config: DINConfig, schema: Schema) -> TokenShape:
 
 def count_params(config: DINConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
-    events = plan_events(schema, config)
-    layout, A, (F1, F2) = _layout(config, schema, events), events.width, config.hidden
-    dense = events.params + 4 * A * F1 + F1 + F1 * F2 + 2 * F2 + 1
-    return Params(dense=dense + (layout.width * A + A) * (config.candidate == "project"))
+    plan, A = plan_din(config, schema), plan_events(schema, config).width
+    projected = (plan.candidate.candidate_width * A + A) * (config.candidate == "project")
+    return Params(dense=plan.events.params + unit_params(A, config.hidden) + projected)
 
 
 def count_flops(config: DINConfig, schema: Schema) -> Flops:
     """Closed form of the matrix products."""
-    events, (F1, F2), project = plan_events(schema, config), config.hidden, config.candidate == "project"
-    layout, A, S = _layout(config, schema, events), events.width, events.length
-    tables = {field.name: not field.is_dense for field in schema.candidate_fields}
-    fields = any(tables[name] for name in layout.names)
-    x = project or any(tables[name] for name, _ in layout.parts if name)
-    projection = 2 * layout.width * A * project
-    unneeded = projection * (not fields) + 2 * A * F1 * (not x)
+    plan, (F1, F2), project = plan_din(config, schema), config.hidden, config.candidate == "project"
+    events, A, S, x = plan.events, plan.events.width, plan.events.length, project or plan.matched
+    projection = 2 * plan.candidate.candidate_width * A * project
+    unneeded = projection * (not plan.candidate.candidate_trained) + 2 * A * F1 * (not x)
     unneeded += 2 * S * A * F1 * (not (x or events.trained)) + 2 * S * A * (not events.trained)
     per_candidate = 2 * A * F1 + S * (2 * A * F1 + 2 * F1 * F2 + 2 * F2) + 2 * S * A + projection
     return Flops(2 * S * A * F1, per_candidate, 2 * S * A * F1 * (not events.trained), unneeded)
 
 
-def _layout(config: DINConfig, schema: Schema, events: EventPlan) -> CandidateLayout:
-    sequence = choose_sequence(schema, events.sequence)
+def plan_din(config: DINConfig, schema: Schema) -> DINPlan:
+    """Resolves the flags for one schema.
+
+    Raises:
+        ValueError: candidate="match" and no candidate field has a table of an event field.
+    """
+    both = plan_reading(config, schema)
+    sequence = choose_sequence(schema, both.events.sequence)
     by_table = {field.table_name: field for field in reversed(schema.candidate_fields)}
     partners = [by_table.get(field.table_name) for field in sequence.fields]
     parts = [(p.name if p else None, field.width) for p, field in zip(partners, sequence.fields, strict=True)]
-    if events.use_time:
+    if both.events.use_time:
         parts.append((None, TIME_WIDTH))
     if config.candidate == "match" and not any(partners):
         raise ValueError(
             f"candidate='match' found no candidate field that shares a table with an event field of "
             f"{sequence.name!r} ({', '.join(field.table_name for field in sequence.fields)}); use candidate='project'"
         )
-    names = tuple(field.name for field in schema.candidate_fields)
-    return CandidateLayout(tuple(parts), names, sum(field.width for field in schema.candidate_fields))
+    matched = any(partner is not None and not partner.is_dense for partner in partners)
+    return DINPlan(both.events, both.candidate, tuple(parts), matched)
 
 
+build = builder(DIN, plan_din)
 DIN_SPEC = EncoderSpec(DINConfig, build, token_shape, count_params, count_flops)

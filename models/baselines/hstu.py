@@ -29,53 +29,43 @@ score_scale s (1, as printed; None is 1/sqrt(d_q)), time_buckets (128), init. Wi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Int32
 
 from recscale.models.architecture import EncoderSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, UserInputs
-from recscale.models.inputs.flat import FlatPlan, plan_flat
-from recscale.models.inputs.history import (
-    TIME_WIDTH,
-    EventPlan,
-    EventReader,
-    HistoryOptions,
-    HistoryView,
-    TokenShape,
-    event_columns,
-    longest_history,
-    plan_events,
-)
-from recscale.models.inputs.schema import Schema
+from recscale.models.inputs import CandidateInputs, Schema, UserInputs
+from recscale.models.inputs.history import TIME_WIDTH, EventReader, HistoryView, event_columns, longest_history
 from recscale.models.layers import param
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.history_attention import check_heads, split_heads
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.norms import Norm
 from recscale.models.layers.per_token import activation
+from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-Array = jax.Array
+from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading
 
 # ln(seconds) per bucket.
 _BUCKET_STEP = 0.301
 
 
 @dataclasses.dataclass(frozen=True)
-class HSTUConfig(HistoryOptions):
+class HSTUConfig(EncoderOptions):
     """width D, heads H, query_width d_q, value_width d_v (None: D/H), layers L; max_length: S_max, None for the
     schema's length; time_buckets: of b_time, 0 for none; actions: event fields of the action rows; the rest: see the
     file."""
 
-    width: int = 32
-    heads: int = 2
     query_width: int | None = None
     value_width: int | None = None
     layers: int = 2
@@ -84,14 +74,29 @@ class HSTUConfig(HistoryOptions):
     max_length: int | None = None
     interleave: bool = False
     actions: tuple[str, ...] = ()
-    init: str = "lecun_normal"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(query_width=self.query_width, value_width=self.value_width, layers=self.layers)
+        if None in (self.query_width, self.value_width):
+            check_heads(self.width, self.heads)
         if self.interleave != bool(self.actions):
             raise ValueError(
                 f"interleave is {self.interleave} and actions {self.actions}; interleave=True needs the event fields "
                 "that describe the action, and only then are they named"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class HSTUPlan(ReadingPlan):
+    """Both sides of a schema, head widths d_q and d_v, rows of positions and of time buckets, and the columns of the
+    events' vectors that become rows of their own (() for one row an event)."""
+
+    query_width: int
+    value_width: int
+    longest: int
+    buckets: int
+    actions: tuple[int, ...]
 
 
 class _Pairs(NamedTuple):
@@ -105,51 +110,28 @@ class _Pairs(NamedTuple):
 class HSTUBlock(nnx.Module):
     """One layer; rows and keys may differ. `pairs` describe them: distance [Q, n], bucket and visible [R, Q, n]."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        query_width: int,
-        value_width: int,
-        longest: int,
-        buckets: int,
-        *,
-        score_scale: float,
-        init: str,
-        dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.heads, self.cut, self.scale, self.dtype = (
-            heads,
-            (heads * value_width, heads * query_width),
-            score_scale,
-            dtype,
-        )
-        self.normaliser = longest + 1
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.norm = Norm(width, dtype=dtype)
-        self.kernel = param.kernel(rngs, (width, 2 * sum(self.cut)), ("embed", "heads"), init)
+    def __init__(self, plan: HSTUPlan, options: HSTUConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        D, H, init = options.width, options.heads, options.init
+        self.heads, self.cut, self.dtype = H, (H * plan.value_width, H * plan.query_width), dtype
+        self.scale = plan.query_width**-0.5 if options.score_scale is None else options.score_scale
+        self.normaliser = plan.longest + 1
+        self.norm = Norm(D, dtype=dtype)
+        self.kernel = param.kernel(rngs, (D, 2 * sum(self.cut)), ("embed", "heads"), init)
         self.bias = param.constant((2 * sum(self.cut),), ("heads",))
-        self.position = param.constant((longest + 1,), ("events",))
-        self.time = param.constant((buckets,), ("buckets",)) if buckets else None
-        self.out_norm = Norm(heads * value_width, dtype=dtype)
-        self.out = Dense(heads * value_width, width, axes=("heads", "embed"), **kwargs)
+        self.position = param.constant((plan.longest + 1,), ("events",))
+        self.time = param.constant((plan.buckets,), ("buckets",)) if plan.buckets else None
+        self.out_norm = Norm(self.cut[0], dtype=dtype)
+        self.out = Dense(self.cut[0], D, axes=("heads", "embed"), init=init, dtype=dtype, rngs=rngs)
 
     def project(self, x: Array, parts: str) -> list[Array]:
-        """The asked parts of U, V, Q, K (in that order): [..., H*d_v] and [..., H, d]."""
+        """The asked parts, a piece of "UVQK": [..., H*d_v] and [..., H*d_q] each."""
         v, q = self.cut
-        ends = np.cumsum([0, v, v, q, q])
-        x = self.norm(x)
-        flat, made = x.reshape(-1, x.shape[-1]), []
+        ends = [int(end) for end in np.cumsum([0, v, v, q, q])]
         first, last = "UVQK".index(parts[0]), "UVQK".index(parts[-1])
-        columns = slice(int(ends[first]), int(ends[last + 1]))
-        y = contract("bd,df->bf", flat, self.kernel[...][:, columns], self.dtype)
-        y = activation("silu")(y + self.bias[...][columns].astype(self.dtype)[None])
-        y = y.reshape(*x.shape[:-1], -1)
-        for part in parts:
-            i = "UVQK".index(part)
-            made.append(y[..., int(ends[i]) - columns.start : int(ends[i + 1]) - columns.start])
-        return made
+        columns, x = slice(ends[first], ends[last + 1]), self.norm(x)
+        y = contract("bd,df->bf", x.reshape(-1, x.shape[-1]), self.kernel[...][:, columns], self.dtype)
+        y = activation("silu")(y + self.bias[...][columns].astype(self.dtype)[None]).reshape(*x.shape[:-1], -1)
+        return jnp.split(y, [end - ends[first] for end in ends[first + 1 : last + 1]], axis=-1)
 
     def weights(self, q: Array, k: Array, pairs: _Pairs) -> Array:
         """q [R, Q, H, d], k [R, n, H, d] -> A [R, H, Q, n]; 0 where invisible."""
@@ -159,7 +141,7 @@ class HSTUBlock(nnx.Module):
     def gate(self, scores: Array, pairs: _Pairs) -> Array:
         """silu(scores + biases) / N on visible pairs: scores [R, H, Q, n], float32."""
         scores = scores + self.position[...][pairs.distance][None, None]
-        if self.time is not None:
+        if self.time is not None and pairs.bucket is not None:
             scores = scores + self.time[...][pairs.bucket][:, None]
         return jnp.where(pairs.visible[:, None], jax.nn.silu(scores) / self.normaliser, 0.0).astype(self.dtype)
 
@@ -169,32 +151,18 @@ class HSTUBlock(nnx.Module):
 
 
 class HSTU(SequenceEncoder):
-    """The history of `events` -> one candidate token [R, C, 1, D]; b_time exists if buckets > 0.
+    """The history of `plan` -> one candidate token [R, C, 1, D]; b_time exists if there are time buckets."""
 
-    actions: columns of the events' vectors that become rows of their own; () for one row an event.
-    """
-
-    def __init__(
-        self,
-        events: EventPlan,
-        candidate: FlatPlan,
-        width: int,
-        layers: int,
-        *,
-        actions: tuple[int, ...] = (),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-        **block,
-    ):
-        self.candidate, self.dtype, self.buckets = candidate, dtype, block["buckets"]
-        self.actions, self.items = actions, tuple(i for i in range(events.width) if i not in actions)
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.reader = EventReader(events, rngs=rngs)
-        self.embed = Dense(len(self.items), width, **kwargs)
-        self.embed_action = Dense(len(actions), width, **kwargs) if actions else None
-        self.target = Dense(candidate.candidate_width, width, axes=("features", "embed"), **kwargs)
-        self.blocks = nnx.List(HSTUBlock(width, **block, **kwargs) for _ in range(layers))
+    def __init__(self, plan: HSTUPlan, options: HSTUConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.candidate, self.dtype, self.buckets, D = plan.candidate, dtype, plan.buckets, options.width
+        self.actions = plan.actions
+        self.items = tuple(i for i in range(plan.events.width) if i not in plan.actions)
+        dense = functools.partial(Dense, init=options.init, dtype=dtype, rngs=rngs)
+        self.reader = EventReader(plan.events, rngs=rngs)
+        self.embed = dense(len(self.items), D)
+        self.embed_action = dense(len(self.actions), D) if self.actions else None
+        self.target = dense(plan.candidate.candidate_width, D, axes=("features", "embed"))
+        self.blocks = nnx.List(HSTUBlock(plan, options, dtype=dtype, rngs=rngs) for _ in range(options.layers))
 
     def encode_user(self, user: UserInputs) -> EncodedHistory:
         view = self._rows(self.reader(user))
@@ -226,7 +194,7 @@ class HSTU(SequenceEncoder):
             length=2 * view.length,
         )
 
-    def candidate_tokens(self, cache, candidates: CandidateInputs) -> Array:
+    def candidate_tokens(self, cache: Any, candidates: CandidateInputs) -> Float[Array, "R C 1 D"]:
         layers, pairs = cache
         x = self.target(self.candidate.join_candidates(candidates))
         for block, (v, k) in zip(self.blocks, layers, strict=True):
@@ -243,7 +211,7 @@ class HSTU(SequenceEncoder):
         return x[:, :, None]
 
 
-def time_bucket(seconds: Array, buckets: int) -> Array:
+def time_bucket(seconds: Int[Array, "*rows"], buckets: int) -> Int32[Array, "*rows"]:
     """clip(floor(ln(max(1, seconds)) / 0.301), 0, buckets - 1), int32; exact, by comparing with integer bounds."""
     ends = [math.ceil(math.exp(_BUCKET_STEP * i)) for i in range(1, buckets)]
     starts = jnp.asarray([end for end in ends if end < 2**31], jnp.int32)
@@ -254,7 +222,7 @@ def _pairs(view: HistoryView, buckets: int) -> tuple[_Pairs, _Pairs]:
     """Pairs of events, and of the candidate row (position -1, age 0) with the events."""
     j = view.position
     ages, bucket, own = view.delta_s, None, None
-    if buckets:
+    if buckets and ages is not None:
         bucket = time_bucket(jnp.abs(ages[:, :, None] - ages[:, None, :]), buckets)
         own = time_bucket(ages, buckets)[:, None]
     visible = (j[None, :] >= j[:, None])[None] & view.valid[:, None]
@@ -264,66 +232,45 @@ def _pairs(view: HistoryView, buckets: int) -> tuple[_Pairs, _Pairs]:
     )
 
 
-def build(config: HSTUConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> HSTU:
-    """The encoder of a config."""
-    events, d_q, d_v, longest, buckets = _sizes(config, schema)
-    return HSTU(
-        events,
-        plan_flat(schema),
-        config.width,
-        config.layers,
-        heads=config.heads,
-        query_width=d_q,
-        value_width=d_v,
-        longest=longest,
-        buckets=buckets,
-        actions=tuple(itertools.chain(*event_columns(schema, events, config.actions, "actions"))),
-        score_scale=d_q**-0.5 if config.score_scale is None else config.score_scale,
-        init=config.init,
-        dtype=dtype,
-        rngs=rngs,
+def plan_hstu(config: HSTUConfig, schema: Schema) -> HSTUPlan:
+    """Resolves the flags for one schema.
+
+    Raises:
+        ValueError: `actions` names what is no event field, or all of them; or a history longer than `max_length`.
+    """
+    plan, share = plan_reading(config, schema), config.width // config.heads
+    actions = tuple(itertools.chain(*event_columns(schema, plan.events, config.actions, "actions")))
+    if len(set(actions)) == plan.events.width - TIME_WIDTH * plan.events.use_time:
+        raise ValueError("actions names every event field, which leaves nothing for the item rows")
+    return HSTUPlan(
+        plan.events,
+        plan.candidate,
+        config.query_width or share,
+        config.value_width or share,
+        longest=longest_history(plan.events, config.max_length) * (1 + config.interleave),
+        buckets=config.time_buckets * plan.events.timestamps,
+        actions=actions,
     )
-
-
-def token_shape(config: HSTUConfig, schema: Schema) -> TokenShape:
-    """One candidate token of width D."""
-    return TokenShape(candidate=1, width=config.width)
 
 
 def count_params(config: HSTUConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
-    (events, d_q, d_v, longest, buckets), D, H = _sizes(config, schema), config.width, config.heads
-    layer = (D + 1) * 2 * H * (d_q + d_v) + H * d_v * D + D + 2 * D + 2 * H * d_v + longest + 1 + buckets
-    dense = events.params + (events.width + plan_flat(schema).candidate_width + 2 + config.interleave) * D
+    plan, D, H = plan_hstu(config, schema), config.width, config.heads
+    both, values = H * (plan.query_width + plan.value_width), H * plan.value_width
+    layer = (D + 1) * 2 * both + values * D + D + 2 * D + 2 * values + plan.longest + 1 + plan.buckets
+    dense = plan.events.params + (plan.events.width + plan.candidate.candidate_width + 2 + config.interleave) * D
     return Params(dense=dense + config.layers * layer)
 
 
 def count_flops(config: HSTUConfig, schema: Schema) -> Flops:
     """Closed form of the matrix products."""
-    (events, d_q, d_v, _, _), D, H = _sizes(config, schema), config.width, config.heads
-    S, candidate, both = events.length * (1 + config.interleave), plan_flat(schema), H * (d_q + d_v)
-    embed, query = 2 * events.length * events.width * D, 2 * candidate.candidate_width * D
-    layer = 4 * S * D * both + 2 * S * S * both + 2 * S * H * d_v * D
-    one = 4 * D * both + 2 * (S + 1) * both + 2 * H * d_v * D
-    return Flops(
-        embed + (config.layers - 1) * layer + 2 * S * D * both,
-        query + config.layers * one,
-        embed * (not events.trained),
-        query * (not candidate.candidate_trained),
-    )
+    plan, D, H, L = plan_hstu(config, schema), config.width, config.heads, config.layers
+    S, both, values = plan.events.length, H * (plan.query_width + plan.value_width), H * plan.value_width
+    embed, query = 2 * S * plan.events.width * D, 2 * plan.candidate.candidate_width * D
+    S *= 1 + config.interleave
+    layer = 4 * S * D * both + 2 * S * S * both + 2 * S * values * D
+    one = 4 * D * both + 2 * (S + 1) * both + 2 * values * D
+    return plan.flops(embed, query, (L - 1) * layer + 2 * S * D * both, L * one)
 
 
-def _sizes(config: HSTUConfig, schema: Schema) -> tuple[EventPlan, int, int, int, int]:
-    """(events, d_q, d_v, S_max, number of time buckets)."""
-    if None in (config.query_width, config.value_width):
-        check_heads(config.width, config.heads)
-    events, share = plan_events(schema, config), config.width // config.heads
-    actions = event_columns(schema, events, config.actions, "actions")
-    if len(set(itertools.chain(*actions))) == events.width - TIME_WIDTH * events.use_time:
-        raise ValueError("actions names every event field, which leaves nothing for the item rows")
-    longest = longest_history(events, config.max_length) * (1 + config.interleave)
-    buckets = config.time_buckets * events.timestamps
-    return events, config.query_width or share, config.value_width or share, longest, buckets
-
-
-HSTU_SPEC = EncoderSpec(HSTUConfig, build, token_shape, count_params, count_flops)
+HSTU_SPEC = EncoderSpec(HSTUConfig, builder(HSTU, plan_hstu), candidate_token, count_params, count_flops)

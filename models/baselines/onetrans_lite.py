@@ -27,18 +27,19 @@ linear; pyramid (True); readout (mean); width (32), heads (2), layers (2), hidde
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import RankerSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
 from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
-from recscale.models.inputs.schema import Schema
 from recscale.models.inputs.tokenizers import (
     Tokenizer,
     TokenizerOptions,
@@ -58,19 +59,19 @@ from recscale.models.layers.history_attention import (
     split_heads,
 )
 from recscale.models.layers.norms import Norm
-from recscale.models.layers.per_token import PerTokenDense, activation
-from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
+from recscale.models.layers.param import Init
+from recscale.models.layers.per_token import Activation, PerTokenDense, activation
+from recscale.models.layers.towers import TowerOptions, Towers, mean_tokens, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Ranker
 from recscale.models.sizing import token_choices, token_shapes
-
-Array = jax.Array
 
 # Rows of the pyramid are multiples of this.
 _ROWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class OneTransLiteConfig(HistoryOptions, TokenizerOptions):
+class OneTransLiteConfig(HistoryOptions, TokenizerOptions, TowerOptions):
     """width D, heads H, layers L, hidden F (None: 4*D); pyramid=False keeps every event row in every layer."""
 
     width: int = 32
@@ -78,10 +79,17 @@ class OneTransLiteConfig(HistoryOptions, TokenizerOptions):
     layers: int = 2
     hidden: int | None = None
     pyramid: bool = True
-    activation: str = "gelu"
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
+    activation: Activation = "gelu"
+    init: Init = "lecun_normal"
     implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(width=self.width, layers=self.layers, hidden=self.hidden, tower=self.tower)
+
+    @property
+    def F(self) -> int:
+        return self.hidden or 4 * self.width
 
 
 class _State(NamedTuple):
@@ -94,41 +102,28 @@ class _State(NamedTuple):
 class TokenBlock(nnx.Module):
     """A block with weights per token: x [T, B, D], seen from rows [*lead, T] with B = product of `lead`."""
 
-    def __init__(
-        self,
-        tokens: int,
-        width: int,
-        heads: int,
-        hidden: int,
-        *,
-        activation: str = "gelu",
-        init: str = "lecun_normal",
-        implementation: str | None = None,
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.heads, self.act, self.implementation = heads, activation, implementation
-        kwargs = dict(use_bias=False, init=init, dtype=dtype, rngs=rngs)
-        self.attention_norm, self.ffn_norm = Norm(width, kind="rms", dtype=dtype), Norm(width, kind="rms", dtype=dtype)
-        self.query = PerTokenDense(tokens, width, width, axes=("embed", "heads"), **kwargs)
-        self.key = PerTokenDense(tokens, width, width, axes=("embed", "heads"), **kwargs)
-        self.value = PerTokenDense(tokens, width, width, axes=("embed", "heads"), **kwargs)
-        self.out = PerTokenDense(tokens, width, width, axes=("heads", "embed"), **kwargs)
-        self.up = PerTokenDense(tokens, width, hidden, **kwargs)
-        self.down = PerTokenDense(tokens, hidden, width, axes=("hidden", "embed"), transposed=True, **kwargs)
+    def __init__(self, tokens: int, options: OneTransLiteConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        D, F = options.width, options.F
+        self.heads, self.act, self.implementation = options.heads, options.activation, options.implementation
+        dense = functools.partial(PerTokenDense, tokens, use_bias=False, init=options.init, dtype=dtype, rngs=rngs)
+        self.attention_norm, self.ffn_norm = (Norm(D, kind="rms", dtype=dtype) for _ in range(2))
+        self.query, self.key, self.value = (dense(D, D, axes=("embed", "heads")) for _ in range(3))
+        self.out = dense(D, D, axes=("heads", "embed"))
+        self.up = dense(D, F)
+        self.down = dense(F, D, axes=("hidden", "embed"), transposed=True)
 
-    def keys(self, x: Array, lead: tuple[int, ...]) -> KeyValues:
+    def keys(self, x: Float[Array, "T B D"], lead: Sequence[int]) -> KeyValues:
         """[*lead, T, H, d] each."""
         x = self.attention_norm(x)
         return KeyValues(self._rows(self.key(x), lead), self._rows(self.value(x), lead))
 
-    def __call__(self, x: Array, lead: tuple[int, ...], *seen: Visible) -> Array:
+    def __call__(self, x: Float[Array, "T B D"], lead: Sequence[int], *seen: Visible) -> Float[Array, "T B D"]:
         q = self._rows(self.query(self.attention_norm(x)), lead)
         o = attend(q, *seen, implementation=self.implementation)
         x = x + self.out(jnp.moveaxis(o, -2, 0).reshape(x.shape))
         return x + self.down(activation(self.act)(self.up(self.ffn_norm(x))))
 
-    def _rows(self, x: Array, lead: tuple[int, ...]) -> Array:
+    def _rows(self, x: Array, lead: Sequence[int]) -> Array:
         x = x.reshape(x.shape[0], *lead, x.shape[-1])
         return split_heads(jnp.moveaxis(x, 0, -2), self.heads)
 
@@ -139,7 +134,7 @@ class OneTransLite(Ranker):
     Args:
         events: which history; rows: S_1 ... S_L of its rows.
         plan: the resolved tokenizer.
-        width, heads, hidden, tasks: D, H, F, Y.
+        tasks: Y.
     """
 
     def __init__(
@@ -147,38 +142,48 @@ class OneTransLite(Ranker):
         events: EventPlan,
         rows: tuple[int, ...],
         plan: TokenPlan,
-        width: int,
-        heads: int,
-        hidden: int,
         tasks: int,
+        options: OneTransLiteConfig,
         *,
-        tower: tuple[int, ...] = (),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **block: Any,
     ):
-        check_heads(width, heads)
+        D, H, init = options.width, options.heads, options.init
+        check_heads(D, H)
         self.rows = (*rows, 0)
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
         self.reader = EventReader(events, rngs=rngs)
-        self.embed = Dense(events.width, width, **kwargs)
-        self.tokenizer = Tokenizer(plan, width, **kwargs)
-        shared = dict(hidden=hidden, norm="rms", use_bias=False, **block, **kwargs)
+        self.embed = Dense(events.width, D, init=init, dtype=dtype, rngs=rngs)
+        self.tokenizer = Tokenizer(plan, D, init=init, dtype=dtype, rngs=rngs)
         # The last layer computes no event row: its event weights make keys and values only.
-        self.events = nnx.List(HistoryBlock(width, heads, **shared) for _ in rows[1:])
-        self.last_norm = Norm(width, kind="rms", dtype=dtype)
+        self.events = nnx.List(
+            HistoryBlock(
+                D,
+                H,
+                hidden=options.F,
+                norm="rms",
+                use_bias=False,
+                activation=options.activation,
+                init=init,
+                implementation=options.implementation,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in rows[1:]
+        )
+        self.last_norm = Norm(D, kind="rms", dtype=dtype)
+        axes = ("embed", "heads")
         self.last_key, self.last_value = (
-            Dense(width, width, use_bias=False, axes=("embed", "heads"), **kwargs) for _ in range(2)
+            Dense(D, D, use_bias=False, axes=axes, init=init, dtype=dtype, rngs=rngs) for _ in range(2)
         )
-        self.heads = heads
-        sides = [plan.user_tokens, plan.candidate_tokens]
-        user, candidate = (
-            [TokenBlock(T, width, heads, hidden, **block, **kwargs) for _ in rows] if T else [] for T in sides
-        )
-        self.user, self.candidate = nnx.List(user), nnx.List(candidate)
-        self.final_norm = Norm(width, kind="rms", dtype=dtype)
-        self.towers = Towers(width, tasks, tower=tower, **kwargs)
+        self.heads = H
+
+        def blocks(tokens: int) -> nnx.List[TokenBlock]:
+            count = len(rows) if tokens else 0
+            return nnx.List(TokenBlock(tokens, options, dtype=dtype, rngs=rngs) for _ in range(count))
+
+        self.user, self.candidate = blocks(plan.user_tokens), blocks(plan.candidate_tokens)
+        self.final_norm = Norm(D, kind="rms", dtype=dtype)
+        self.towers = Towers(D, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
 
     def encode_user(self, user: UserInputs) -> _State:
         view = self.reader(user)
@@ -227,27 +232,17 @@ def pyramid_rows(events: int, tokens: int, layers: int, pyramid: bool = True) ->
     return tuple(rows)
 
 
-def build(config: OneTransLiteConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> OneTransLite:
+def build(
+    config: OneTransLiteConfig, schema: Schema, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+) -> OneTransLite:
     """The model of a config."""
-    events, plan, rows, hidden = _sizes(config, schema)
-    flags = ("tower", "init", "activation", "implementation")
-    return OneTransLite(
-        events,
-        rows,
-        plan,
-        config.width,
-        config.heads,
-        hidden,
-        len(schema.tasks),
-        dtype=dtype,
-        rngs=rngs,
-        **{name: getattr(config, name) for name in flags},
-    )
+    events, plan, rows = _sizes(config, schema)
+    return OneTransLite(events, rows, plan, len(schema.tasks), config, dtype=dtype, rngs=rngs)
 
 
 def count_params(config: OneTransLiteConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
-    (events, plan, _, F), D, L = _sizes(config, schema), config.width, config.layers
+    (events, plan, _), D, F, L = _sizes(config, schema), config.width, config.F, config.layers
     each, sides = 4 * D * D + 2 * D * F, (plan.user_tokens > 0) + 1
     blocks = L * plan.tokens * each + L * 2 * D * sides + (L - 1) * (each + 2 * D) + 2 * D * D + D
     tokenizer, head = plan.params(D), tower_params(D, len(schema.tasks), config.tower)
@@ -257,7 +252,7 @@ def count_params(config: OneTransLiteConfig, schema: Schema) -> Params:
 
 def count_flops(config: OneTransLiteConfig, schema: Schema) -> Flops:
     """Closed form of the matrix products."""
-    (events, plan, rows, F), D = _sizes(config, schema), config.width
+    (events, plan, rows), D, F = _sizes(config, schema), config.width, config.F
     T, T_u, T_c = plan.tokens, plan.user_tokens, plan.candidate_tokens
     embed = 2 * events.length * events.width * D
     total = plan.flops(D) + Flops(embed, user_unneeded=embed * (not events.trained))
@@ -284,11 +279,11 @@ def size_space(schema: Schema, config: OneTransLiteConfig, target_dense_params: 
             yield {"tokens": None if keep else T, "width": D, "hidden": F}
 
 
-def _sizes(config: OneTransLiteConfig, schema: Schema) -> tuple[EventPlan, TokenPlan, tuple[int, ...], int]:
-    """(events, tokens, S_1 ... S_L, F)."""
+def _sizes(config: OneTransLiteConfig, schema: Schema) -> tuple[EventPlan, TokenPlan, tuple[int, ...]]:
+    """(events, tokens, S_1 ... S_L)."""
     events, plan = plan_events(schema, config), plan_tokens(schema, config, config.width)
     rows = pyramid_rows(events.length, plan.tokens, config.layers, config.pyramid)
-    return events, plan, rows, config.hidden or 4 * config.width
+    return events, plan, rows
 
 
 ONETRANS_LITE = RankerSpec(OneTransLiteConfig, build, count_params, count_flops, size_space)

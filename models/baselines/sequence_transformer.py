@@ -17,173 +17,218 @@ target_in_sequence=True: params lose 3*D^2 and gain D; per request 2*S*A*D; with
     per candidate 2*D_x*D + (L-1)*(24*n*D^2 + 4*n^2*D) + 20*D^2 + 4*n*D^2 + 4*n*D
 
 Undisclosed -> flag (default): width (32), heads (2), layers (2), positions (True), causal (False), init.
+
+`sasrec` (after arXiv 1808.09781) is the causal encoder whose newest row summarises the history:
+
+    x_0 = e W + b + pos;  x_l = pre-norm causal block (an event sees itself and older ones), ReLU network of ratio 1
+    token = norm(x_L)[0], zero without events
+
+One user token [R, 1, D]: the candidate meets it in the backbone. Only row 0 is read, so the last layer computes no
+other row. Here, as for every encoder, the ranking loss reaches it through the token; the paper trains on next events.
+    params      = A*D + D + S_max*D + L*(6*D^2 + 10*D) + 2*D
+    per request = 2*S*A*D + (L-1)*(12*S*D^2 + 4*S^2*D) + 8*D^2 + 4*S*D^2 + 4*S*D
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import EncoderSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, UserInputs
-from recscale.models.inputs.flat import FlatPlan, plan_flat
-from recscale.models.inputs.history import (
-    EventPlan,
-    EventReader,
-    HistoryOptions,
-    Positions,
-    TokenShape,
-    longest_history,
-    plan_events,
-)
-from recscale.models.inputs.schema import Schema
+from recscale.models.inputs import CandidateInputs, Schema, UserInputs
+from recscale.models.inputs.history import EventReader, Positions, TokenShape, longest_history
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.history_attention import HistoryBlock, TargetRead, Visible, block_flops, block_params
 from recscale.models.layers.norms import Norm
+from recscale.models.layers.per_token import Activation
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-Array = jax.Array
+from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceTransformerConfig(HistoryOptions):
-    """width D, heads H, layers L; max_length: S_max of the positions, None for the schema's length; see the file."""
+class TransformerOptions(EncoderOptions):
+    """layers L; max_length: S_max of the positions, None for the schema's length; implementation: of the attention."""
 
-    width: int = 32
-    heads: int = 2
     layers: int = 2
+    max_length: int | None = None
+    implementation: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceTransformerConfig(TransformerOptions):
+    """positions: whether events have them; causal, target_in_sequence: see the file; remat: keep block inputs only."""
+
     positions: bool = True
     causal: bool = False
     target_in_sequence: bool = False
-    max_length: int | None = None
-    init: str = "lecun_normal"
     remat: bool = False
-    implementation: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length is not None and not self.positions:
+            raise ValueError("max_length has no effect without positions; set positions=True or leave it None")
         if self.causal and self.target_in_sequence:
             raise ValueError("causal and target_in_sequence exclude each other: a causal event never sees the target")
 
 
-class SequenceTransformer(SequenceEncoder):
-    """The history of `events`, encoded by L blocks; `longest` rows of positions, 0 for none."""
+@dataclasses.dataclass(frozen=True)
+class SASRecConfig(TransformerOptions):
+    """One head by default; activation of the networks."""
+
+    heads: int = 1
+    activation: Activation = "relu"
+
+
+class EventTransformer(SequenceEncoder):
+    """Base class: events brought to width D, with positions, and L blocks.
+
+    Args:
+        plan: the events.
+        mode: which events a row sees, "full" or "causal". hidden: of the networks, None for 4*D.
+    """
 
     def __init__(
         self,
-        events: EventPlan,
-        candidate: FlatPlan,
-        width: int,
-        heads: int,
-        layers: int,
+        plan: ReadingPlan,
+        options: TransformerOptions,
         *,
-        longest: int,
-        causal: bool = False,
-        target_in_sequence: bool = False,
+        mode: str,
+        positions: bool = True,
+        hidden: int | None = None,
+        activation: Activation = "gelu",
         remat: bool = False,
-        init: str = "lecun_normal",
-        implementation: str | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.candidate, self.mode, self.remat = candidate, "causal" if causal else "full", remat
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.reader = EventReader(events, rngs=rngs)
-        self.embed = Dense(events.width, width, **kwargs)
-        self.positions = Positions(longest, width, rngs=rngs) if longest else None
+        D, init = options.width, options.init
+        self.mode, self.remat = mode, remat
+        self.reader = EventReader(plan.events, rngs=rngs)
+        self.embed = Dense(plan.events.width, D, init=init, dtype=dtype, rngs=rngs)
+        longest = longest_history(plan.events, options.max_length)
+        self.positions = Positions(longest, D, rngs=rngs) if positions else None
         self.blocks = nnx.List(
-            HistoryBlock(width, heads, implementation=implementation, **kwargs) for _ in range(layers)
+            HistoryBlock(
+                D,
+                options.heads,
+                hidden=hidden,
+                activation=activation,
+                init=init,
+                implementation=options.implementation,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in range(options.layers)
         )
-        self.final_norm = Norm(width, dtype=dtype)
-        D_x = candidate.candidate_width
-        self.target = Dense(D_x, width, axes=("features", "embed"), **kwargs) if target_in_sequence else None
-        read = (
-            None
-            if target_in_sequence
-            else TargetRead(D_x, width, width, heads, implementation=implementation, **kwargs)
-        )
-        self.read = read
+        self.final_norm = Norm(D, dtype=dtype)
 
-    def encode_user(self, user: UserInputs) -> EncodedHistory:
+    def embedded(self, user: UserInputs) -> tuple[Float[Array, "R S D"], Array]:
+        """x_0, 0 on padding, and the lengths [R]."""
         view = self.reader(user)
         view = view._replace(events=jnp.where(view.valid[..., None], self.embed(view.events), 0))
-        x = view.events if self.positions is None else self.positions(view).events
-        if self.target is not None:
-            return EncodedHistory(None, (x, view.length))
-        for block in self.blocks:
-            x = self._run(block, x, view.length)
-        return EncodedHistory(None, (self.read.keys(self.final_norm(x)), view.length))
+        return (view if self.positions is None else self.positions(view)).events, view.length
 
-    def candidate_tokens(self, cache, candidates: CandidateInputs) -> Array:
-        x = self.candidate.join_candidates(candidates)
-        if self.target is None:
-            return self.read(x, *cache)
-        events, length = cache
-        requests, per_request, _ = x.shape
-        target = self.target(x).reshape(requests * per_request, 1, -1)
-        rows = jnp.concatenate([target, jnp.repeat(events, per_request, axis=0)], axis=1)
-        length = jnp.repeat(length, per_request) + 1
+    def encode(self, x: Float[Array, "N n D"], length: Array, *, first: bool = False) -> Float[Array, "N rows D"]:
+        """norm(x_L) of all rows, or of row 0 alone, which is all that the last layer then computes."""
         for i, block in enumerate(self.blocks):
-            rows = self._run(block, rows, length, 1 if i == len(self.blocks) - 1 else None)
-        return self.final_norm(rows).reshape(requests, per_request, 1, -1)
+            rows = 1 if first and i == len(self.blocks) - 1 else None
 
-    def _run(self, block: HistoryBlock, x: Array, length: Array, rows: int | None = None) -> Array:
-        """One block on the first `rows` rows."""
+            def run(x: Array, block: HistoryBlock = block, rows: int | None = rows) -> Array:
+                return block(x[:, :rows], Visible(block.keys(x), length, self.mode))
 
-        def run():
-            return block(x[:, :rows], Visible(block.keys(x), length, self.mode))
-
-        return jax.checkpoint(run)() if self.remat else run()
+            x = jax.checkpoint(run)(x) if self.remat else run(x)
+        return self.final_norm(x[:, :1] if first else x)
 
 
-def build(
-    config: SequenceTransformerConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> SequenceTransformer:
-    """The encoder of a config."""
-    flags = ("width", "heads", "layers", "causal", "target_in_sequence", "remat", "init", "implementation")
-    return SequenceTransformer(
-        plan_events(schema, config),
-        plan_flat(schema),
-        longest=_longest(config, schema),
-        dtype=dtype,
-        rngs=rngs,
-        **{name: getattr(config, name) for name in flags},
-    )
+class SASRec(EventTransformer):
+    """The history of `plan` -> one user token [R, 1, D]."""
+
+    def __init__(self, plan: ReadingPlan, options: SASRecConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        act, hidden = options.activation, options.width
+        super().__init__(plan, options, mode="causal", hidden=hidden, activation=act, dtype=dtype, rngs=rngs)
+
+    def encode_user(self, user: UserInputs) -> EncodedHistory:
+        x, length = self.embedded(user)
+        return EncodedHistory(jnp.where((length > 0)[:, None, None], self.encode(x, length, first=True), 0), None)
 
 
-def token_shape(config: SequenceTransformerConfig, schema: Schema) -> TokenShape:
-    """One candidate token of width D."""
-    return TokenShape(candidate=1, width=config.width)
+class SequenceTransformer(EventTransformer):
+    """The history of `plan`, read by its candidate fields, or with them in front of the events."""
+
+    def __init__(
+        self, plan: ReadingPlan, options: SequenceTransformerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
+        super().__init__(
+            plan,
+            options,
+            mode="causal" if options.causal else "full",
+            positions=options.positions,
+            remat=options.remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.candidate, D, D_x, init = plan.candidate, options.width, plan.candidate.candidate_width, options.init
+        target = read = None
+        if options.target_in_sequence:
+            target = Dense(D_x, D, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)
+        else:
+            kernel = options.implementation
+            read = TargetRead(D_x, D, D, options.heads, init=init, implementation=kernel, dtype=dtype, rngs=rngs)
+        self.target, self.read = target, read
+
+    def encode_user(self, user: UserInputs) -> EncodedHistory:
+        x, length = self.embedded(user)
+        return EncodedHistory(None, (x if self.read is None else self.read.keys(self.encode(x, length)), length))
+
+    def candidate_tokens(self, cache: tuple[Any, Array], candidates: CandidateInputs) -> Float[Array, "R C 1 D"]:
+        x, (events, length) = self.candidate.join_candidates(candidates), cache
+        if self.read is not None:
+            return self.read(x, events, length)
+        requests, count, _ = x.shape
+        target = cast(Dense, self.target)(x).reshape(requests * count, 1, -1)
+        rows = jnp.concatenate([target, jnp.repeat(events, count, axis=0)], axis=1)
+        return self.encode(rows, jnp.repeat(length, count) + 1, first=True).reshape(requests, count, 1, -1)
 
 
-def count_params(config: SequenceTransformerConfig, schema: Schema) -> Params:
-    """Closed form of the parameter tree."""
-    events, D = plan_events(schema, config), config.width
-    dense = events.params + events.width * D + D + _longest(config, schema) * D
-    dense += config.layers * block_params(D) + 2 * D + plan_flat(schema).candidate_width * D
+def user_token(config: SASRecConfig, schema: Schema) -> TokenShape:
+    """One user token of width D."""
+    return TokenShape(user=1, width=config.width)
+
+
+def count_params(config: TransformerOptions, schema: Schema) -> Params:
+    """Closed form of the parameter tree of both encoders."""
+    plan, D = plan_reading(config, schema), config.width
+    longest = longest_history(plan.events, config.max_length)
+    dense = plan.events.params + plan.events.width * D + D + longest * D + 2 * D
+    if not isinstance(config, SequenceTransformerConfig):
+        return Params(dense=dense + config.layers * block_params(D, hidden=D))
+    dense += config.layers * block_params(D) + plan.candidate.candidate_width * D - longest * D * (not config.positions)
     return Params(dense=dense + (D if config.target_in_sequence else 3 * D * D))
 
 
-def count_flops(config: SequenceTransformerConfig, schema: Schema) -> Flops:
-    """Closed form of the matrix products."""
-    events, candidate, D, L = plan_events(schema, config), plan_flat(schema), config.width, config.layers
-    S, embed, query = events.length, 2 * events.length * events.width * D, 2 * candidate.candidate_width * D
-    unneeded = dict(
-        user_unneeded=embed * (not events.trained), candidate_unneeded=query * (not candidate.candidate_trained)
-    )
+def count_flops(config: TransformerOptions, schema: Schema) -> Flops:
+    """Closed form of the matrix products of both encoders."""
+    plan, D, L = plan_reading(config, schema), config.width, config.layers
+    S = plan.events.length
+    embed, query = 2 * S * plan.events.width * D, 2 * plan.candidate.candidate_width * D
+    if not isinstance(config, SequenceTransformerConfig):
+        rows = (L - 1) * block_flops(D, S, S, S * S, hidden=D) + block_flops(D, 1, S, S, hidden=D)
+        return plan.flops(embed, 0, user=rows)
     if config.target_in_sequence:
         n = S + 1
-        rows = (L - 1) * block_flops(D, n, n, n * n) + block_flops(D, 1, n, n)
-        return Flops(embed, query + rows, **unneeded)
-    user = embed + L * block_flops(D, S, S, S * S) + 4 * S * D * D
-    return Flops(user, query + 4 * S * D + 2 * D * D, **unneeded)
+        return plan.flops(embed, query, candidate=(L - 1) * block_flops(D, n, n, n * n) + block_flops(D, 1, n, n))
+    user = L * block_flops(D, S, S, S * S) + 4 * S * D * D
+    return plan.flops(embed, query, user, 4 * S * D + 2 * D * D)
 
 
-def _longest(config: SequenceTransformerConfig, schema: Schema) -> int:
-    return longest_history(plan_events(schema, config), config.max_length) if config.positions else 0
-
-
-SEQUENCE_TRANSFORMER = EncoderSpec(SequenceTransformerConfig, build, token_shape, count_params, count_flops)
+SEQUENCE_TRANSFORMER = EncoderSpec(
+    SequenceTransformerConfig, builder(SequenceTransformer), candidate_token, count_params, count_flops
+)
+SASREC = EncoderSpec(SASRecConfig, builder(SASRec), user_token, count_params, count_flops)

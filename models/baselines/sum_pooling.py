@@ -12,18 +12,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from recscale.models.architecture import EncoderSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import UserInputs
-from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
-from recscale.models.inputs.schema import Schema
+from recscale.models.inputs import Schema, UserInputs
+from recscale.models.inputs.history import EventReader, HistoryOptions, TokenShape, plan_events
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-Array = jax.Array
+from .encoding import ReadingPlan, builder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +33,11 @@ class SumPoolingConfig(HistoryOptions):
 
 
 class SumPooling(SequenceEncoder):
-    """The history of `events` -> one user token [R, 1, A]."""
+    """The history of `plan` -> one user token [R, 1, A]."""
 
-    def __init__(self, events: EventPlan, *, pool: str = "sum", dtype=jnp.float32, rngs: nnx.Rngs):
-        self.pool, self.dtype = pool, dtype
-        self.reader = EventReader(events, rngs=rngs)
+    def __init__(self, plan: ReadingPlan, options: SumPoolingConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.pool, self.dtype = options.pool, dtype
+        self.reader = EventReader(plan.events, rngs=rngs)
 
     def encode_user(self, user: UserInputs) -> EncodedHistory:
         view = self.reader(user)
@@ -46,11 +45,6 @@ class SumPooling(SequenceEncoder):
         if self.pool == "mean":
             token = token / jnp.maximum(view.valid.sum(axis=1, dtype=jnp.float32), 1.0)[:, None]
         return EncodedHistory(token[:, None].astype(self.dtype), None)
-
-
-def build(config: SumPoolingConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> SumPooling:
-    """The encoder of a config."""
-    return SumPooling(plan_events(schema, config), pool=config.pool, dtype=dtype, rngs=rngs)
 
 
 def token_shape(config: SumPoolingConfig, schema: Schema) -> TokenShape:
@@ -69,4 +63,10 @@ def count_flops(config: SumPoolingConfig, schema: Schema) -> Flops:
     return Flops()
 
 
-SUM_POOLING = EncoderSpec(SumPoolingConfig, build, token_shape, count_params, count_flops)
+SUM_POOLING = EncoderSpec(
+    SumPoolingConfig,
+    builder(SumPooling),
+    token_shape,
+    count_params,
+    count_flops,
+)

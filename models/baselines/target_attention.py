@@ -15,87 +15,73 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import EncoderSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, UserInputs
-from recscale.models.inputs.flat import FlatPlan, plan_flat
-from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
-from recscale.models.inputs.schema import Schema
+from recscale.models.inputs import CandidateInputs, Schema, UserInputs
+from recscale.models.inputs.history import EventReader
 from recscale.models.layers.history_attention import KeyValues, TargetRead
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-Array = jax.Array
+from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading
 
 
 @dataclasses.dataclass(frozen=True)
-class TargetAttentionConfig(HistoryOptions):
+class TargetAttentionConfig(EncoderOptions):
     """width D, heads H; implementation: of the attention."""
 
-    width: int = 32
-    heads: int = 2
-    init: str = "lecun_normal"
     implementation: str | None = None
 
 
 class TargetAttention(SequenceEncoder):
-    """The history of `events`, read by the joined fields of `candidate`."""
+    """The events of `plan`, read by its candidate fields."""
 
     def __init__(
         self,
-        events: EventPlan,
-        candidate: FlatPlan,
-        width: int,
-        heads: int,
+        plan: ReadingPlan,
+        options: TargetAttentionConfig,
         *,
-        init: str = "lecun_normal",
-        implementation: str | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.candidate = candidate
-        self.reader = EventReader(events, rngs=rngs)
-        kwargs = dict(init=init, implementation=implementation, dtype=dtype, rngs=rngs)
-        self.read = TargetRead(candidate.candidate_width, events.width, width, heads, **kwargs)
+        self.candidate = plan.candidate
+        self.reader = EventReader(plan.events, rngs=rngs)
+        self.read = TargetRead(
+            plan.candidate.candidate_width,
+            plan.events.width,
+            options.width,
+            options.heads,
+            init=options.init,
+            implementation=options.implementation,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def encode_user(self, user: UserInputs) -> EncodedHistory:
         view = self.reader(user)
         return EncodedHistory(None, (self.read.keys(view.events), view.length))
 
-    def candidate_tokens(self, cache: tuple[KeyValues, Array], candidates: CandidateInputs) -> Array:
+    def candidate_tokens(self, cache: tuple[KeyValues, Array], candidates: CandidateInputs) -> Float[Array, "R C 1 D"]:
         return self.read(self.candidate.join_candidates(candidates), *cache)
-
-
-def build(config: TargetAttentionConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> TargetAttention:
-    """The encoder of a config."""
-    flags = {name: getattr(config, name) for name in ("width", "heads", "init", "implementation")}
-    return TargetAttention(plan_events(schema, config), plan_flat(schema), dtype=dtype, rngs=rngs, **flags)
-
-
-def token_shape(config: TargetAttentionConfig, schema: Schema) -> TokenShape:
-    """One candidate token of width D."""
-    return TokenShape(candidate=1, width=config.width)
 
 
 def count_params(config: TargetAttentionConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
-    events, D = plan_events(schema, config), config.width
-    return Params(dense=events.params + plan_flat(schema).candidate_width * D + 2 * events.width * D + D * D)
+    plan, D = plan_reading(config, schema), config.width
+    return Params(dense=plan.events.params + (plan.candidate.candidate_width + 2 * plan.events.width + D) * D)
 
 
 def count_flops(config: TargetAttentionConfig, schema: Schema) -> Flops:
     """Closed form of the matrix products."""
-    events, candidate, D = plan_events(schema, config), plan_flat(schema), config.width
-    keys, query = 4 * events.length * events.width * D, 2 * candidate.candidate_width * D
-    return Flops(
-        keys,
-        query + 4 * events.length * D + 2 * D * D,
-        keys * (not events.trained),
-        query * (not candidate.candidate_trained),
-    )
+    plan, S, D = plan_reading(config, schema), plan_reading(config, schema).events.length, config.width
+    keys, query = 4 * S * plan.events.width * D, 2 * plan.candidate.candidate_width * D
+    return plan.flops(keys, query, candidate=4 * S * D + 2 * D * D)
 
 
-TARGET_ATTENTION = EncoderSpec(TargetAttentionConfig, build, token_shape, count_params, count_flops)
+TARGET_ATTENTION = EncoderSpec(
+    TargetAttentionConfig, builder(TargetAttention), candidate_token, count_params, count_flops
+)

@@ -22,6 +22,7 @@ Flags (default): width (32), heads (4), selected K (50), init.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Literal, NamedTuple
 
@@ -29,46 +30,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int32
 
 from recscale.models.architecture import EncoderSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, UserInputs
-from recscale.models.inputs.flat import FlatPlan, plan_flat
-from recscale.models.inputs.history import (
-    EventPlan,
-    EventReader,
-    HistoryOptions,
-    TokenShape,
-    event_columns,
-    plan_events,
-)
-from recscale.models.inputs.schema import Schema
+from recscale.models.inputs import CandidateInputs, Schema, UserInputs
+from recscale.models.inputs.history import EventReader, event_columns
 from recscale.models.layers import param
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.history_attention import check_heads, split_heads
 from recscale.models.layers.matmul import contract
+from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-Array = jax.Array
-
-# Below every score: never selected before a valid event, and without weight in the softmax.
-_INVISIBLE = -1e30
+from .encoding import INVISIBLE, EncoderOptions, ReadingPlan, builder, candidate_token, masked_softmax, plan_reading
 
 
 @dataclasses.dataclass(frozen=True)
-class TwinLiteConfig(HistoryOptions):
+class TwinLiteConfig(EncoderOptions):
     """width D, heads H, selected K; values, cross: see the file."""
 
-    width: int = 32
     heads: int = 4
     selected: int = 50
     values: Literal["selected", "all"] = "selected"
     cross: tuple[str, ...] = ()
-    init: str = "lecun_normal"
 
-    def __post_init__(self):
-        if self.selected < 1:
-            raise ValueError(f"selected is {self.selected}, expected at least 1 event")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(selected=self.selected)
+        check_heads(self.width, self.heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwinLitePlan(ReadingPlan):
+    """Both sides of a schema, and which columns of the events each cross feature is made of."""
+
+    cross: tuple[tuple[int, ...], ...]
+
+    @property
+    def A(self) -> int:
+        """Width of what is left for keys and values."""
+        return self.events.width - sum(map(len, self.cross))
 
 
 class _State(NamedTuple):
@@ -81,40 +84,34 @@ class _State(NamedTuple):
 
 
 class TwinLite(SequenceEncoder):
-    """The history of `events` -> one candidate token [R, C, 1, D]; cross: columns of each cross feature."""
+    """The history of `plan` -> one candidate token [R, C, 1, D]."""
 
     def __init__(
         self,
-        events: EventPlan,
-        candidate: FlatPlan,
-        width: int,
-        heads: int,
-        selected: int,
+        plan: TwinLitePlan,
+        options: TwinLiteConfig,
         *,
-        values: str = "selected",
-        cross: tuple[tuple[int, ...], ...] = (),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_heads(width, heads)
-        self.candidate, self.heads, self.selected, self.dtype = candidate, heads, selected, dtype
-        self.early = values == "all"
-        kwargs = dict(use_bias=False, init=init, dtype=dtype, rngs=rngs)
-        self.reader = EventReader(events, rngs=rngs)
-        self.cross = cross
-        self.kept = tuple(i for i in range(events.width) if i not in itertools.chain(*cross))
-        self.query = Dense(candidate.candidate_width, width, axes=("features", "heads"), **kwargs)
-        self.key = Dense(len(self.kept), width, axes=("embed", "heads"), **kwargs)
-        self.value = Dense(len(self.kept), width, axes=("embed", "heads"), **kwargs)
-        self.out = Dense(width, width, axes=("heads", "embed"), **kwargs)
-        self.numbers = nnx.List(Dense(len(own), 1, axes=("embed", "features"), **kwargs) for own in cross)
-        self.beta = param.kernel(rngs, (len(cross), heads), ("features", "heads"), init) if cross else None
+        D, init = options.width, options.init
+        self.candidate, self.heads, self.selected, self.dtype = plan.candidate, options.heads, options.selected, dtype
+        self.early = options.values == "all"
+        self.reader = EventReader(plan.events, rngs=rngs)
+        self.cross = cross = plan.cross
+        self.kept = tuple(i for i in range(plan.events.width) if i not in itertools.chain(*cross))
+        dense = functools.partial(Dense, use_bias=False, init=init, dtype=dtype, rngs=rngs)
+        self.query = dense(plan.candidate.candidate_width, D, axes=("features", "heads"))
+        self.key, self.value = (dense(len(self.kept), D, axes=("embed", "heads")) for _ in range(2))
+        self.out = dense(D, D, axes=("heads", "embed"))
+        self.numbers = nnx.List(dense(len(own), 1, axes=("embed", "features")) for own in cross)
+        axes = ("features", "heads")
+        self.beta = param.kernel(rngs, (len(cross), options.heads), axes, init) if cross else None
 
     def encode_user(self, user: UserInputs) -> EncodedHistory:
         view, bias = self.reader(user), None
         events = view.events
-        if self.cross:
+        if self.beta is not None:
             pairs = zip(self.numbers, self.cross, strict=True)
             numbers = [number(events[..., np.asarray(own)]) for number, own in pairs]
             bias = contract("rsj,jh->rsh", jnp.concatenate(numbers, axis=-1), self.beta[...], self.dtype)
@@ -123,7 +120,7 @@ class TwinLite(SequenceEncoder):
         events = self.value(events) if self.early else events.astype(self.dtype)
         return EncodedHistory(None, _State(keys, events, view.length, bias))
 
-    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Array:
+    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Float[Array, "R C 1 D"]:
         q = split_heads(self.query(self.candidate.join_candidates(candidates)), self.heads)
         scores = contract("rchd,rshd->rchs", q, cache.keys, self.dtype).astype(jnp.float32) * q.shape[-1] ** -0.5
         if cache.bias is not None:
@@ -134,62 +131,49 @@ class TwinLite(SequenceEncoder):
         visible = jnp.take_along_axis(
             jnp.broadcast_to(valid[:, None], scores.shape[:2] + valid.shape[1:]), index, axis=-1
         )
-        weights = jax.nn.softmax(jnp.where(visible[:, :, None], kept, _INVISIBLE), axis=-1)
-        weights = jnp.where(visible[:, :, None], weights, 0.0)
+        weights = masked_softmax(kept, visible[:, :, None])
         chosen = jax.vmap(lambda events, own: events[own])(cache.events, index)  # [R, C, K, A or D]
         values = split_heads(chosen if self.early else self.value(chosen), self.heads)
         mixed = contract("rchk,rckhd->rchd", weights, values, self.dtype)
         return self.out(mixed.reshape(*mixed.shape[:2], 1, -1))
 
 
-def select_events(scores: Array, valid: Array, selected: int) -> Array:
+def select_events(scores: Float[Array, "R C S"], valid: Bool[Array, "R 1 S"], selected: int) -> Int32[Array, "R C K"]:
     """Columns of the K = min(selected, S) largest valid scores [R, C, S], of equals the newer: int32 [R, C, K]."""
-    scores = jnp.where(valid, jax.lax.stop_gradient(scores), _INVISIBLE)
+    scores = jnp.where(valid, jax.lax.stop_gradient(scores), INVISIBLE)
     return jax.lax.top_k(scores, min(selected, scores.shape[-1]))[1]
-
-
-def build(config: TwinLiteConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> TwinLite:
-    """The encoder of a config."""
-    flags = {name: getattr(config, name) for name in ("width", "heads", "selected", "values", "init")}
-    events, cross, _ = _events(config, schema)
-    return TwinLite(events, plan_flat(schema), cross=cross, dtype=dtype, rngs=rngs, **flags)
-
-
-def token_shape(config: TwinLiteConfig, schema: Schema) -> TokenShape:
-    """One candidate token of width D."""
-    return TokenShape(candidate=1, width=config.width)
 
 
 def count_params(config: TwinLiteConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
-    (events, cross, A), D = _events(config, schema), config.width
-    dense = events.params + plan_flat(schema).candidate_width * D + 2 * A * D + D * D
-    return Params(dense=dense + events.width - A + len(cross) * config.heads)
+    plan, D = plan_twin_lite(config, schema), config.width
+    A, numbers = plan.A, len(plan.cross)
+    dense = plan.events.params + plan.candidate.candidate_width * D + 2 * A * D + D * D
+    return Params(dense=dense + plan.events.width - A + numbers * config.heads)
 
 
 def count_flops(config: TwinLiteConfig, schema: Schema) -> Flops:
     """Closed form of the matrix products."""
-    (events, cross, A), candidate, D = _events(config, schema), plan_flat(schema), config.width
-    S, early, each = events.length, config.values == "all", 2 * A * D
-    K, query = min(config.selected, S), 2 * candidate.candidate_width * D
-    user, late = S * each * (1 + early), K * each * (not early)
-    user += 2 * S * (events.width - A)
-    return Flops(
-        user + 2 * S * len(cross) * config.heads,
-        query + 2 * S * D + 2 * K * D + 2 * D * D + late,
-        user * (not events.trained),
-        query * (not candidate.candidate_trained) + late * (not events.trained),
-    )
+    plan, D = plan_twin_lite(config, schema), config.width
+    A, S = plan.A, plan.events.length
+    early, each = config.values == "all", 2 * A * D
+    K, query = min(config.selected, S), 2 * plan.candidate.candidate_width * D
+    embed, late = S * each * (1 + early) + 2 * S * (plan.events.width - A), K * each * (not early)
+    total = plan.flops(embed, query, 2 * S * len(plan.cross) * config.heads, 2 * S * D + 2 * K * D + 2 * D * D + late)
+    return total + Flops(candidate_unneeded=late * (not plan.events.trained))
 
 
-def _events(config: TwinLiteConfig, schema: Schema) -> tuple[EventPlan, tuple[tuple[int, ...], ...], int]:
-    """(events, columns of the cross features, width A of what is left for keys and values)."""
-    events = plan_events(schema, config)
-    cross = event_columns(schema, events, config.cross, "cross")
-    left = events.width - sum(map(len, cross))
-    if len(set(config.cross)) < len(cross) or not left:
+def plan_twin_lite(config: TwinLiteConfig, schema: Schema) -> TwinLitePlan:
+    """Resolves the flags for one schema.
+
+    Raises:
+        ValueError: `cross` names what is no event field, a field twice, or all of them.
+    """
+    both = plan_reading(config, schema)
+    plan = TwinLitePlan(both.events, both.candidate, event_columns(schema, both.events, config.cross, "cross"))
+    if len(set(config.cross)) < len(config.cross) or not plan.A:
         raise ValueError(f"cross is {config.cross}, expected different event fields, and one that is not among them")
-    return events, cross, left
+    return plan
 
 
-TWIN_LITE = EncoderSpec(TwinLiteConfig, build, token_shape, count_params, count_flops)
+TWIN_LITE = EncoderSpec(TwinLiteConfig, builder(TwinLite, plan_twin_lite), candidate_token, count_params, count_flops)

@@ -34,33 +34,35 @@ For "can" the paper's wiring is not known; this is a reconstruction. Ablations: 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from recscale.models.architecture import EncoderSpec
+from recscale.models.baselines.din import ActivationUnit, unit_params
+from recscale.models.baselines.encoding import ReadingPlan, builder, plan_reading
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, UserInputs, concat_candidates, concat_user
+from recscale.models.inputs import CandidateInputs, Schema, UserInputs, join_fields
 from recscale.models.inputs.history import (
-    EventPlan,
     EventReader,
     HistoryOptions,
     TokenShape,
     longest_history,
-    plan_events,
 )
-from recscale.models.inputs.schema import Schema
 from recscale.models.layers import param
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.matmul import contract
+from recscale.models.layers.per_token import Activation
+from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-from .ads_scorers import CANScorer, DINScorer, MHAScorer, can_params
-
-Array = jax.Array
+from .ads_scorers import CANScorer, MHAScorer, Scorer, can_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +87,29 @@ class ADSConfig(HistoryOptions):
     domain_width: int = 8
     hidden: tuple[int, ...] = (80, 40)
     micro: tuple[int, ...] = (8, 4)
-    activation: str = "relu"
+    activation: Activation = "relu"
     init_generators: Literal["plain", "glorot"] = "plain"
-    init: str = "lecun_normal"
+    init: param.Init = "lecun_normal"
 
-    def __post_init__(self):
-        for name in ("width", "chunk", "gen_hidden", "domain_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(width=self.width, chunk=self.chunk, gen_hidden=self.gen_hidden, domain_width=self.domain_width)
+        if self.chunk > 1 and not self.pcrg:
+            raise ValueError("chunk has no effect without generated queries; set pcrg=True or leave it 1")
         if len(self.hidden) != 2 or not self.micro:
             raise ValueError(f"hidden is {self.hidden} and micro {self.micro}, expected two widths and at least one")
         if self.head_dim is not None and self.width % self.head_dim:
             raise ValueError(f"width {self.width} is no multiple of head_dim {self.head_dim}; change one of them")
+
+    @property
+    def plain(self) -> bool:
+        """Whether a fresh model equals its plain scorer."""
+        return self.init_generators == "plain"
+
+    @property
+    def generators(self) -> param.Init:
+        """Initialiser of the generators."""
+        return self.init if self.plain else "xavier_uniform"
 
     @property
     def heads(self) -> int:
@@ -104,54 +117,55 @@ class ADSConfig(HistoryOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class ADSPlan:
+class ADSPlan(ReadingPlan):
     """What a config becomes on one schema.
 
     domains: G of the domain embedding, 0 without. domain_fields: of the side that owns the domain. project: whether the
-    candidate fields, `fields_width` wide, are projected to the query width A_q. chunks: W. trained_fields and
-    trained_domain: whether a gradient flows into the candidate fields and the domain vector.
+    candidate fields are projected to the query width A_q. chunks: W. trained_domain: whether a gradient flows into the
+    domain vector.
     """
 
-    events: EventPlan
     domains: int
     domain_fields: tuple[str, ...]
     domain_width: int
-    fields: tuple[str, ...]
-    fields_width: int
     query_width: int
     project: bool
     chunks: int
-    trained_fields: bool
     trained_domain: bool
 
 
 class Generator(nnx.Module):
-    """relu(E W_1 + b_1) W_2 + b_2 in float32; zero=True starts with W_2 = 0."""
+    """relu(E W_1 + b_1) W_2 + b_2 in float32; W_2 starts at 0 where the model starts as its plain scorer."""
 
-    def __init__(self, width: int, hidden: int, out: int, *, zero: bool, init: str, rngs: nnx.Rngs):
-        init = init if zero else "xavier_uniform"
-        self.hidden = Dense(width, hidden, init=init, rngs=rngs)
-        self.out = Dense(hidden, out, init=init, axes=("hidden", "embed"), rngs=rngs)
-        if zero:
+    def __init__(self, width: int, out: int, options: ADSConfig, *, rngs: nnx.Rngs):
+        init = options.generators
+        self.hidden = Dense(width, options.gen_hidden, init=init, rngs=rngs)
+        self.out = Dense(options.gen_hidden, out, init=init, axes=("hidden", "embed"), rngs=rngs)
+        if options.plain:
             self.out.kernel[...] = jnp.zeros_like(self.out.kernel[...])
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows out"]:
         return self.out(jax.nn.relu(self.hidden(x.astype(jnp.float32))))
 
 
 class EventProjection(nnx.Module):
     """PSRG: e' = e W + b with W and b generated from the domain vector, [R, ...] or [R, C, ...]."""
 
-    def __init__(self, domain: int, width: int, hidden: int, *, eta: float, zero: bool, init: str, rngs: nnx.Rngs):
-        self.eta, self.width = eta, width
-        kwargs = dict(zero=zero, init=init, rngs=rngs)
-        self.shared = param.kernel(rngs, (width, width), ("embed", "embed_out"), init if zero else "xavier_uniform")
-        if zero:
+    def __init__(self, domain: int, width: int, options: ADSConfig, *, rngs: nnx.Rngs):
+        self.eta, self.width = options.eta, width
+        self.shared = param.kernel(rngs, (width, width), ("embed", "embed_out"), options.generators)
+        if options.plain:
             self.shared[...] = jnp.eye(width)
-        self.private = Generator(domain, hidden, width * width, **kwargs)
-        self.bias = Generator(domain, hidden, width, **kwargs)
+        self.private = Generator(domain, width * width, options, rngs=rngs)
+        self.bias = Generator(domain, width, options, rngs=rngs)
 
-    def __call__(self, events: Array, valid: Array, domain: Array, dtype) -> Array:
+    def __call__(
+        self,
+        events: Float[Array, "R S A"],
+        valid: Bool[Array, "R S"],
+        domain: Float[Array, "*lead d"],
+        dtype: DTypeLike,
+    ) -> Float[Array, "*lead S A"]:
         """events [R,S,A]; domain [R,d_D] or [R,C,d_D] -> [R,S,A] or [R,C,S,A], 0 on padding."""
         private = jax.nn.sigmoid(self.private(domain)).reshape(*domain.shape[:-1], self.width, self.width)
         shared = self.shared[...].reshape((1,) * (domain.ndim - 1) + self.shared.shape)
@@ -159,6 +173,17 @@ class EventProjection(nnx.Module):
         made = contract(f"rsa,{lead}ae->{lead}se", events, weights, dtype)
         made = made + self.bias(domain).astype(dtype)[..., None, :]
         return jnp.where(valid[..., None] if made.ndim == 3 else valid[:, None, :, None], made, 0)
+
+
+def make_scorer(event_width: int, query_width: int, options: ADSConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Scorer:
+    """The scorer of a config."""
+    if options.scorer == "can":
+        return CANScorer(event_width, options.micro, dtype=dtype)
+    if options.scorer == "mha":
+        width, heads = options.width, options.heads
+        return MHAScorer(event_width, query_width, width, heads, init=options.init, dtype=dtype, rngs=rngs)
+    hidden, act = options.hidden, options.activation
+    return ActivationUnit(event_width, hidden, activation=act, init=options.init, dtype=dtype, rngs=rngs)
 
 
 class _State(NamedTuple):
@@ -174,37 +199,21 @@ class ADS(SequenceEncoder):
     """The history of `plan`, read with generated projections and queries: one candidate token.
 
     Args:
-        plan: from `plan_ads`. scorer: an `MHAScorer`, `DINScorer` or `CANScorer`. The rest as in `ADSConfig`.
+        plan: from `plan_ads`.
     """
 
-    def __init__(
-        self,
-        plan: ADSPlan,
-        scorer: nnx.Module,
-        *,
-        psrg: bool = True,
-        pcrg: bool = True,
-        chunk: int = 1,
-        eta: float = 2.0,
-        gen_hidden: int = 32,
-        domain_width: int = 8,
-        domain_side: str = "request",
-        zero: bool = True,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.plan, self.scorer, self.chunk, self.dtype = plan, scorer, chunk, dtype
-        self.per_candidate = domain_side == "candidate"
-        kwargs = dict(zero=zero, init=init, rngs=rngs)
-        table = (plan.domains, domain_width)
-        self.domain = param.normal(rngs, table, ("domains", "embed"), domain_width**-0.5) if plan.domains else None
+    def __init__(self, plan: ADSPlan, options: ADSConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        A, A_q, d_D, init = plan.events.width, plan.query_width, plan.domain_width, options.init
+        self.plan, self.chunk, self.dtype = plan, options.chunk, dtype
+        self.scorer = make_scorer(A, A_q, options, dtype=dtype, rngs=rngs)
+        self.per_candidate = options.domain_side == "candidate"
+        table, std = (plan.domains, options.domain_width), options.domain_width**-0.5
+        self.domain = param.normal(rngs, table, ("domains", "embed"), std) if plan.domains else None
         self.reader = EventReader(plan.events, rngs=rngs)
-        A, A_q, d_D = plan.events.width, plan.query_width, plan.domain_width
-        kernel = dict(init=init, dtype=dtype, rngs=rngs, axes=("features", "embed"))
-        self.project = Dense(plan.fields_width, A_q, **kernel) if plan.project else None
-        self.events = EventProjection(d_D, A, gen_hidden, eta=eta, **kwargs) if psrg else None
-        self.queries = Generator(d_D + A_q, gen_hidden, plan.chunks * A_q, **kwargs) if pcrg else None
+        dense = functools.partial(Dense, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)
+        self.project = dense(plan.candidate.candidate_width, A_q) if plan.project else None
+        self.events = EventProjection(d_D, A, options, rngs=rngs) if options.psrg else None
+        self.queries = Generator(d_D + A_q, plan.chunks * A_q, options, rngs=rngs) if options.pcrg else None
 
     def encode_user(self, user: UserInputs) -> EncodedHistory:
         """The domain vector, and the projected events unless their domain is the candidate's."""
@@ -212,25 +221,25 @@ class ADS(SequenceEncoder):
         events = view.events.astype(self.dtype)
         if self.per_candidate and self.events is not None:
             return EncodedHistory(None, _State((events,), view.valid, domain))
-        if self.events is not None:
+        if self.events is not None and domain is not None:
             events = self.events(events, view.valid, domain, self.dtype)
         return EncodedHistory(None, _State(self.scorer.prepare(events), view.valid, domain))
 
-    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Array:
-        fields = concat_candidates(candidates, self.plan.fields)
+    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Float[Array, "R C 1 A"]:
+        fields = self.plan.candidate.join_candidates(candidates)
         x = fields if self.project is None else self.project(fields)
         prepared, events = cache.events, cache.valid.shape[1]
         domain = None if self.events is None and self.queries is None else self._domain(cache.domain, candidates, x)
-        if self.per_candidate and self.events is not None:
+        if self.per_candidate and self.events is not None and domain is not None:
             prepared = self.scorer.prepare(self.events(cache.events[0], cache.valid, domain, self.dtype))
         # Without PCRG there is one query, that of a single chunk.
         chunk = self.chunk if self.queries is not None else events
-        token = self.scorer(self._queries(x, domain, -(-events // chunk)), chunk, prepared, cache.valid)
+        token = self.scorer.read(self._queries(x, domain, -(-events // chunk)), chunk, prepared, cache.valid)
         return token[:, :, None]
 
     def _queries(self, x: Array, domain: Array | None, used: int) -> Array:
         """x' [R,C,W',A_q], one per chunk that the history's columns reach."""
-        if self.queries is None:
+        if self.queries is None or domain is None:
             return x[:, :, None].astype(self.dtype)
         made = self.queries(jnp.concatenate([domain, x], axis=-1))
         made = made.reshape(*x.shape[:2], self.plan.chunks, x.shape[-1])[:, :, :used]
@@ -244,7 +253,7 @@ class ADS(SequenceEncoder):
                 raise ValueError(f"the model was built for {self.plan.domains} domains, and the inputs name none")
             parts.append(jnp.take(self.domain[...], user.domain, axis=0))
         if self.plan.domain_fields and not self.per_candidate:
-            parts.append(concat_user(user, self.plan.domain_fields))
+            parts.append(join_fields(user.fields, self.plan.domain_fields))
         return jnp.concatenate(parts, axis=-1) if parts else None
 
     def _domain(self, request: Array | None, candidates: CandidateInputs, x: Array) -> Array:
@@ -253,23 +262,8 @@ class ADS(SequenceEncoder):
         if request is not None:
             parts.append(jnp.broadcast_to(request[:, None], (*x.shape[:2], request.shape[1])))
         if self.plan.domain_fields and self.per_candidate:
-            parts.append(concat_candidates(candidates, self.plan.domain_fields))
+            parts.append(join_fields(candidates.fields, self.plan.domain_fields))
         return jnp.concatenate(parts, axis=-1)
-
-
-def build(config: ADSConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> ADS:
-    """The encoder of a config."""
-    plan, kwargs = plan_ads(config, schema), dict(init=config.init, dtype=dtype, rngs=rngs)
-    A = plan.events.width
-    if config.scorer == "mha":
-        scorer = MHAScorer(A, plan.query_width, config.width, config.heads, **kwargs)
-    elif config.scorer == "din":
-        scorer = DINScorer(A, config.hidden, activation=config.activation, **kwargs)
-    else:
-        scorer = CANScorer(A, config.micro, dtype=dtype)
-    flags = ("psrg", "pcrg", "chunk", "eta", "gen_hidden", "domain_width", "domain_side")
-    zero = config.init_generators == "plain"
-    return ADS(plan, scorer, zero=zero, **{name: getattr(config, name) for name in flags}, **kwargs)
 
 
 def plan_ads(config: ADSConfig, schema: Schema) -> ADSPlan:
@@ -279,11 +273,8 @@ def plan_ads(config: ADSConfig, schema: Schema) -> ADSPlan:
         ValueError: no history, nothing to make a domain vector from, an unknown domain field, a history longer than
             `max_length`, or candidate fields of another width than the scorer needs.
     """
-    events = plan_events(schema, config)
-    fields = schema.candidate_fields
-    width = sum(field.width for field in fields)
-    if not fields:
-        raise ValueError("the schema has no candidate or cross field, so there is nothing to rank")
+    both = plan_reading(config, schema)
+    events, width = both.events, both.candidate.candidate_width
     wanted = {"mha": width, "din": events.width, "can": can_params(events.width, config.micro)}[config.scorer]
     project = config.candidate == "project" or (config.candidate == "auto" and config.scorer != "mha")
     if not project and width != wanted:
@@ -292,7 +283,7 @@ def plan_ads(config: ADSConfig, schema: Schema) -> ADSPlan:
             f"use candidate='project'"
         )
     query_width = (events.width if config.scorer == "mha" else wanted) if project else width
-    owners = schema.user_fields if config.domain_side == "request" else fields
+    owners = schema.user_fields if config.domain_side == "request" else schema.candidate_fields
     named = config.domain_fields
     if named is None:
         named = () if schema.domains > 1 and config.domain_side == "request" else tuple(f.name for f in owners)
@@ -305,16 +296,14 @@ def plan_ads(config: ADSConfig, schema: Schema) -> ADSPlan:
     if not domain_width and (config.psrg or config.pcrg):
         raise ValueError("the domain vector is empty: the schema has neither domains nor user fields to make it from")
     return ADSPlan(
-        events=events,
+        events,
+        both.candidate,
         domains=domains if config.psrg or config.pcrg else 0,
         domain_fields=tuple(field.name for field in chosen),
         domain_width=domain_width,
-        fields=tuple(field.name for field in fields),
-        fields_width=width,
         query_width=query_width,
         project=project,
         chunks=-(-longest_history(events, config.max_length) // config.chunk),
-        trained_fields=any(not field.is_dense for field in fields),
         trained_domain=bool(domains) or any(not field.is_dense for field in chosen),
     )
 
@@ -332,7 +321,7 @@ def count_params(config: ADSConfig, schema: Schema) -> Params:
     plan, F = plan_ads(config, schema), config.gen_hidden
     A, A_q, d_D = plan.events.width, plan.query_width, plan.domain_width
     total = plan.events.params + plan.domains * config.domain_width
-    total += (plan.fields_width * A_q + A_q) * plan.project
+    total += (plan.candidate.candidate_width * A_q + A_q) * plan.project
     if config.psrg:
         total += _generator(d_D, F, A * A) + A * A + _generator(d_D, F, A)
     if config.pcrg:
@@ -340,8 +329,7 @@ def count_params(config: ADSConfig, schema: Schema) -> Params:
     if config.scorer == "mha":
         total += (A_q + 2 * A) * config.width
     if config.scorer == "din":
-        F1, F2 = config.hidden
-        total += 4 * A * F1 + F1 + F1 * F2 + 2 * F2 + 1
+        total += unit_params(A, config.hidden)
     return Params(dense=total)
 
 
@@ -349,7 +337,7 @@ def count_flops(config: ADSConfig, schema: Schema) -> Flops:
     """Closed form of the matrix products."""
     plan, F = plan_ads(config, schema), config.gen_hidden
     A, A_q, d_D, S = plan.events.width, plan.query_width, plan.domain_width, plan.events.length
-    trained_x = plan.project or plan.trained_fields
+    trained_x = plan.project or plan.candidate.candidate_trained
     used = -(-S // config.chunk) if config.pcrg else 1
     request = unneeded = 0
     if config.psrg:
@@ -358,8 +346,8 @@ def count_flops(config: ADSConfig, schema: Schema) -> Flops:
     prepared, per_candidate, missing = _SCORER_FLOPS[config.scorer](config, plan, used)
     request += prepared
     unneeded += prepared * (not _trained_events(config, plan))
-    projection = 2 * plan.fields_width * A_q * plan.project
-    per_candidate, missing = per_candidate + projection, missing + projection * (not plan.trained_fields)
+    projection = 2 * plan.candidate.candidate_width * A_q * plan.project
+    per_candidate, missing = per_candidate + projection, missing + projection * (not plan.candidate.candidate_trained)
     if config.pcrg:
         first = 2 * (d_D + A_q) * F
         per_candidate += first + 2 * F * plan.chunks * A_q
@@ -401,11 +389,11 @@ def _trained_events(config: ADSConfig, plan: ADSPlan) -> bool:
 
 
 def _trained_queries(config: ADSConfig, plan: ADSPlan) -> bool:
-    return config.pcrg or plan.project or plan.trained_fields
+    return config.pcrg or plan.project or plan.candidate.candidate_trained
 
 
 def _generator(width: int, hidden: int, out: int) -> int:
     return width * hidden + hidden + hidden * out + out
 
 
-ADS_SPEC = EncoderSpec(ADSConfig, build, token_shape, count_params, count_flops)
+ADS_SPEC = EncoderSpec(ADSConfig, builder(ADS, plan_ads), token_shape, count_params, count_flops)

@@ -41,15 +41,15 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from recscale.models.architecture import RankerSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
 from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
-from recscale.models.inputs.schema import Schema
 from recscale.models.inputs.tokenizers import (
     AUTO_TOKENS,
     Tokenizer,
@@ -63,17 +63,16 @@ from recscale.models.layers.dense import Dense
 from recscale.models.layers.history_attention import KeyValues, block_flops, block_params
 from recscale.models.layers.mixing import flatten_token_major
 from recscale.models.layers.norms import Norm, norm_params
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Ranker
 from recscale.models.sizing import token_choices, token_shapes
 
-from .hyformer_block import Boost, QueryGenerator, StreamLayer
-
-Array = jax.Array
+from .hyformer_block import Boost, QueryGenerator, StreamLayer, StreamOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class HyFormerConfig(TokenizerOptions):
+class HyFormerConfig(StreamOptions, TokenizerOptions, TowerOptions):
     """tokens T, queries included (None: the largest up to 16 that the fields allow and D is a multiple of); width D,
     hidden F (None: 4*D), layers L, queries Q_j per history, keep K; the rest: see the file.
 
@@ -90,26 +89,17 @@ class HyFormerConfig(TokenizerOptions):
     query_pools: Literal["all", "own", "none"] = "all"
     query_sources: Literal["all", "target"] = "all"
     split_info: bool = True
-    encoder: Literal["full", "longer", "swiglu"] = "longer"
-    encoder_causal: bool = False
     encoder_input: Literal["stacked", "raw"] = "stacked"
-    keep: int = 128
     seq_hidden: int | None = None
-    decode_residual: bool = True
     ns_flow: Literal["updated", "raw"] = "updated"
     head_dim: int | None = None
-    activation: str = "gelu"
     readout: Literal["all", "queries"] = "all"
     recent: int | None = None
     time_feature: Literal["auto", "bucket", "none"] = "auto"
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
-    implementation: str | None = None
 
-    def __post_init__(self):
-        for name in ("width", "layers", "queries", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(width=self.width, layers=self.layers, queries=self.queries, keep=self.keep)
         if self.head_dim is not None and self.width % self.head_dim:
             raise ValueError(f"width {self.width} is no multiple of head_dim {self.head_dim}; change one of them")
         if self.encoder == "swiglu" and self.encoder_causal:
@@ -167,51 +157,49 @@ class HyFormer(Ranker):
 
     Args:
         plan: from `plan_hyformer`.
-        width, hidden, query_hidden, heads, layers, tasks: D, F, F_q, H, L, Y.
-        stream: further flags of `StreamLayer`. The other flags are those of `HyFormerConfig`.
+        tasks: Y.
     """
 
     def __init__(
         self,
         plan: HyFormerPlan,
-        width: int,
-        hidden: int,
-        query_hidden: int,
-        heads: int,
-        layers: int,
         tasks: int,
+        options: HyFormerConfig,
         *,
-        query_pools: str = "all",
-        query_sources: str = "all",
-        split_info: bool = True,
-        encoder_input: str = "stacked",
-        ns_flow: str = "updated",
-        readout: str = "all",
-        activation: str = "gelu",
-        tower: tuple[int, ...] = (),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **stream: Any,
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.plan, self.layers, self.tasks = plan, layers, tasks
-        self.query_pools, self.query_sources, self.readout = query_pools, query_sources, readout
-        self.restart, self.raw_tokens = encoder_input == "raw", ns_flow == "raw"
-        self.tokenizer = Tokenizer(plan.fields, width, **kwargs)
+        D, init, layers = options.width, options.init, options.layers
+        self.plan, self.query_pools, self.readout = plan, options.query_pools, options.readout
+        self.restart, self.raw_tokens = options.encoder_input == "raw", options.ns_flow == "raw"
+        self.tokenizer = Tokenizer(plan.fields, D, init=init, dtype=dtype, rngs=rngs)
         self.readers = nnx.List(EventReader(events, rngs=rngs) for events in plan.streams)
         self.events = nnx.List(
-            Dense(events.width, width, axes=("events", "embed"), **kwargs) for events in plan.streams
+            Dense(events.width, D, axes=("events", "embed"), init=init, dtype=dtype, rngs=rngs)
+            for events in plan.streams
         )
-        sources = (plan.user_sources, plan.candidate_sources)
-        self.generator = QueryGenerator(plan.Q, *sources, width, query_hidden, split=split_info, **kwargs)
-        stream |= kwargs | dict(activation=activation)
+        self.generator = QueryGenerator(
+            plan.Q,
+            plan.user_sources,
+            plan.candidate_sources,
+            D,
+            options.F_q,
+            split=options.split_info,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.streams = nnx.List(
-            nnx.List(StreamLayer(width, heads, **stream) for _ in plan.streams) for _ in range(layers)
+            nnx.List(StreamLayer(D, options.heads, options.F_s, options, dtype=dtype, rngs=rngs) for _ in plan.streams)
+            for _ in range(layers)
         )
-        self.boosts = nnx.List(Boost(plan.T, width, hidden, activation=activation, **kwargs) for _ in range(layers))
-        self.norm = Norm(width, kind="rms", dtype=dtype)
-        self.towers = Towers((plan.T if readout == "all" else plan.Q) * width, tasks, tower=tower, **kwargs)
+        act = options.activation
+        self.boosts = nnx.List(
+            Boost(plan.T, D, options.F, activation=act, init=init, dtype=dtype, rngs=rngs) for _ in range(layers)
+        )
+        self.norm = Norm(D, kind="rms", dtype=dtype)
+        flat = _head_width(options, plan)
+        self.towers = Towers(flat, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
 
     def encode_user(self, user: UserInputs) -> UserState:
         """User tokens, every history's keys of every layer, and the request's part of the queries."""
@@ -235,12 +223,14 @@ class HyFormer(Ranker):
     def score(self, state: UserState, candidates: CandidateInputs, *, key: Array | None = None) -> Output:
         own = self.tokenizer.candidate_tokens(state.tokens, candidates)
         _, requests, count, _ = own.shape
-        z = first = self.tokenizer.join(state.tokens, own)
+        z = x = first = self.tokenizer.join(state.tokens, own)
         q = self.generator(state.info, flatten_token_major(own.reshape(own.shape[0], requests * count, -1)), requests)
         per_stream = self.plan.queries
         for layer, boost, keys in zip(self.streams, self.boosts, state.keys, strict=True):
-            asked = [q[i * per_stream : (i + 1) * per_stream] for i in range(len(keys))]
-            decoded = [s.decode(*each) for s, *each in zip(layer, asked, keys, state.length, strict=True)]
+            decoded = [
+                stream.decode(q[i * per_stream : (i + 1) * per_stream], keys[i], state.length[i])
+                for i, stream in enumerate(layer)
+            ]
             x = boost(jnp.concatenate([*decoded, first if self.raw_tokens else z], axis=0))
             q, z = x[: self.plan.Q], x[self.plan.Q :]
         x = self.norm(x if self.readout == "all" else q)
@@ -256,25 +246,9 @@ class HyFormer(Ranker):
         return jnp.stack([row for row in rows for _ in range(self.plan.queries)])
 
 
-def build(config: HyFormerConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> HyFormer:
+def build(config: HyFormerConfig, schema: Schema, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> HyFormer:
     """The model of a config."""
-    flags = ("query_pools", "query_sources", "split_info", "encoder_input", "ns_flow", "readout", "activation")
-    flags += ("encoder", "keep", "implementation", "init", "tower")
-    return HyFormer(
-        plan_hyformer(config, schema),
-        config.width,
-        config.F,
-        config.F_q,
-        config.heads,
-        config.layers,
-        len(schema.tasks),
-        causal=config.encoder_causal,
-        seq_hidden=config.F_s,
-        residual=config.decode_residual,
-        dtype=dtype,
-        rngs=rngs,
-        **{name: getattr(config, name) for name in flags},
-    )
+    return HyFormer(plan_hyformer(config, schema), len(schema.tasks), config, dtype=dtype, rngs=rngs)
 
 
 def plan_hyformer(config: HyFormerConfig, schema: Schema) -> HyFormerPlan:

@@ -10,21 +10,23 @@ n rows of a history, Q queries, T tokens, D width, F_q hidden width of the gener
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from recscale.models.layers import param
 from recscale.models.layers.dense import Dense, SwiGLU
 from recscale.models.layers.history_attention import HistoryBlock, KeyValues, Visible, attend, split_heads
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.mixing import mix_token_major
-from recscale.models.layers.norms import Norm
-from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN, activation
-
-Array = jax.Array
+from recscale.models.layers.norms import Norm, normalise
+from recscale.models.layers.per_token import Activation, PerTokenDense, PerTokenFFN, activation
+from recscale.models.options import Options
 
 
 class QueryGenerator(nnx.Module):
@@ -34,7 +36,17 @@ class QueryGenerator(nnx.Module):
     """
 
     def __init__(
-        self, queries: int, user: int, candidate: int, width: int, hidden: int, *, split: bool, init, dtype, rngs
+        self,
+        queries: int,
+        user: int,
+        candidate: int,
+        width: int,
+        hidden: int,
+        *,
+        split: bool = True,
+        init: param.Init = "lecun_normal",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.user_width, self.split, self.dtype = user * width, split, dtype
         shape = (queries, (user + candidate) * width, hidden)
@@ -42,13 +54,15 @@ class QueryGenerator(nnx.Module):
         self.bias = param.constant((queries, hidden), ("tokens", "hidden"))
         self.out = PerTokenDense(queries, hidden, width, axes=("hidden", "embed"), init=init, dtype=dtype, rngs=rngs)
 
-    def encode_user(self, info: Array | None) -> Array | None:
+    def encode_user(self, info: Float[Array, "Q R d"] | None) -> Float[Array, "Q R _"] | None:
         """[Q,R,d_u] -> [Q,R,F_q], or as it came without split."""
         if info is None or not self.split:
             return info
         return contract("qrd,qdf->qrf", info, self.kernel[...][:, : self.user_width], self.dtype)
 
-    def __call__(self, state: Array | None, own: Array, requests: int) -> Array:
+    def __call__(
+        self, state: Float[Array, "Q R _"] | None, own: Float[Array, "B d"], requests: int
+    ) -> Float[Array, "Q B D"]:
         """own [B,d_c] -> queries [Q,B,D]."""
         rows = own.shape[0]
         if state is not None:
@@ -64,64 +78,76 @@ class QueryGenerator(nnx.Module):
         return self.out(activation("silu")(h + self.bias[...].astype(self.dtype)[:, None]))
 
 
+@dataclasses.dataclass(frozen=True)
+class StreamOptions(Options):
+    """encoder: f, one of the file's; encoder_causal: whether its rows see older ones only; keep K: rows of "longer";
+    decode_residual: whether decoding adds to the queries; activation: of the networks; implementation: of the
+    attention."""
+
+    encoder: Literal["full", "longer", "swiglu"] = "longer"
+    encoder_causal: bool = False
+    keep: int = 128
+    decode_residual: bool = True
+    activation: Activation = "gelu"
+    init: param.Init = "lecun_normal"
+    implementation: str | None = None
+
+
 class StreamLayer(nnx.Module):
-    """One layer of one history: its encoder and its decoding by Q_j queries."""
+    """One layer of one history: its encoder and its decoding by Q_j queries. hidden: F_s of "swiglu"."""
 
     def __init__(
         self,
         width: int,
         heads: int,
+        hidden: int,
+        options: StreamOptions,
         *,
-        encoder: str,
-        causal: bool = False,
-        keep: int | None = None,
-        seq_hidden: int = 0,
-        residual: bool = True,
-        activation: str = "gelu",
-        implementation: str | None = None,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.heads, self.causal, self.residual, self.implementation = heads, causal, residual, implementation
+        init, kernel = options.init, options.implementation
+        self.heads, self.causal, self.residual = heads, options.encoder_causal, options.decode_residual
+        self.implementation = kernel
         # Rows of "longer"; every other encoder keeps all of them.
-        self.keep = keep if encoder == "longer" else None
+        self.keep = options.keep if options.encoder == "longer" else None
         norm = functools.partial(Norm, width, kind="rms", dtype=dtype)
-        if encoder == "swiglu":
-            self.norm, self.encoder = norm(), SwiGLU(width, seq_hidden, **kwargs)
+        if options.encoder == "swiglu":
+            self.norm, self.encoder = norm(), SwiGLU(width, hidden, init=init, dtype=dtype, rngs=rngs)
         else:
-            self.norm, self.encoder = (
-                None,
-                HistoryBlock(
-                    width,
-                    heads,
-                    norm="rms",
-                    attention_bias=False,
-                    activation=activation,
-                    implementation=implementation,
-                    **kwargs,
-                ),
+            self.norm = None
+            self.encoder = HistoryBlock(
+                width,
+                heads,
+                norm="rms",
+                attention_bias=False,
+                activation=options.activation,
+                init=init,
+                implementation=kernel,
+                dtype=dtype,
+                rngs=rngs,
             )
-        project = functools.partial(Dense, width, width, use_bias=False, **kwargs)
+        project = functools.partial(Dense, width, width, use_bias=False, init=init, dtype=dtype, rngs=rngs)
         self.history_norm, self.query_norm = norm(), norm()
         self.query, self.key, self.value = (project(axes=("embed", "heads")) for _ in range(3))
         self.out = project(axes=("heads", "embed"))
 
-    def encode(self, h: Array, length: Array) -> tuple[Array, Array]:
+    def encode(
+        self, h: Float[Array, "R n D"], length: Int[Array, " R"]
+    ) -> tuple[Float[Array, "R kept D"], Int[Array, " R"]]:
         """H_{l-1} [R,n,D] with its valid rows -> H_l and its valid rows."""
-        if self.norm is not None:
-            return h + self.encoder(self.norm(h)), length
+        if isinstance(self.encoder, SwiGLU):
+            return h + self.encoder(normalise(self.norm, h)), length
         seen = Visible(self.encoder.keys(h), length, "causal" if self.causal else "full")
         h = self.encoder(h[:, : self.keep], seen)
         return h, jnp.minimum(length, h.shape[1])
 
-    def keys(self, h: Array) -> KeyValues:
+    def keys(self, h: Float[Array, "R n D"]) -> KeyValues:
         """H_l -> k, v for the decoding."""
         h = self.history_norm(h)
         return KeyValues(split_heads(self.key(h), self.heads), split_heads(self.value(h), self.heads))
 
-    def decode(self, q: Array, keys: KeyValues, length: Array) -> Array:
+    def decode(self, q: Float[Array, "Q B D"], keys: KeyValues, length: Int[Array, " R"]) -> Float[Array, "Q B D"]:
         """q [Q_j,R*C,D] -> the same shape."""
         queries, rows, width = q.shape
         asked = self.query(self.query_norm(q)).reshape(queries, length.shape[0], -1, width)
@@ -134,10 +160,20 @@ class StreamLayer(nnx.Module):
 class Boost(nnx.Module):
     """X + TokenFFN(N(mix(N(X)))) on [T,B,D]; T must divide D."""
 
-    def __init__(self, tokens: int, width: int, hidden: int, *, activation: str, init: str, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        hidden: int,
+        *,
+        activation: Activation = "gelu",
+        init: param.Init = "lecun_normal",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.token_norm = Norm(width, kind="rms", dtype=dtype)
         self.mixed_norm = Norm(width, kind="rms", dtype=dtype)
         self.ffn = PerTokenFFN(tokens, width, hidden, activation=activation, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "T B D"]:
         return x + self.ffn(self.mixed_norm(mix_token_major(self.token_norm(x), x.shape[0])))

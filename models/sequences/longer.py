@@ -36,16 +36,21 @@ paper: merge, inner, query_strategy, queries.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from recscale.models.architecture import EncoderSpec
+from recscale.models.baselines.encoding import builder
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, UserInputs, concat_candidates, concat_user
+from recscale.models.inputs import CandidateInputs, Field, Schema, UserInputs, join_fields
 from recscale.models.inputs.history import (
     EventPlan,
     EventReader,
@@ -55,7 +60,6 @@ from recscale.models.inputs.history import (
     TokenShape,
     plan_events,
 )
-from recscale.models.inputs.schema import Field, Schema
 from recscale.models.layers import param
 from recscale.models.layers.dense import FFN, Dense
 from recscale.models.layers.history_attention import (
@@ -68,12 +72,12 @@ from recscale.models.layers.history_attention import (
     choose_heads,
 )
 from recscale.models.layers.norms import Norm, norm_params
+from recscale.models.layers.per_token import Activation
+from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-Array = jax.Array
-
-# Names of the fields of each global token; () is the learnable vector.
-Globals = tuple[tuple[str, ...], ...]
+# The fields of each global token; () is the learnable vector.
+Globals = tuple[tuple[Field, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,21 +106,23 @@ class LongerConfig(HistoryOptions):
     max_length: int | None = None
     norm: Literal["layer", "rms"] = "layer"
     use_bias: bool = True
-    activation: str = "gelu"
-    init: str = "lecun_normal"
+    activation: Activation = "gelu"
+    init: param.Init = "lecun_normal"
     remat: bool = False
     implementation: str | None = None
 
-    def __post_init__(self):
-        for name, least in (("event_width", 1), ("merge", 1), ("layers", 1), ("inner", 0), ("max_length", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(event_width=self.event_width, merge=self.merge, layers=self.layers, queries=self.queries)
+        require_sizes(max_length=self.max_length)
+        if self.inner < 0:
+            raise ValueError(f"inner is {self.inner}, expected at least 0")
         if len(self.n_global) != 2 or self.n_global[0] not in (1, 2) or self.n_global[1] < 0:
             raise ValueError(f"n_global is {self.n_global}, expected (m_c, m_u) with m_c 1 or 2 and m_u >= 0")
-        if self.queries is not None and self.queries < 1:
-            raise ValueError(f"queries is {self.queries}, expected at least 1; None takes a share of the events")
         if self.queries is None and not 0.0 < self.query_share <= 1.0:
             raise ValueError(f"query_share is {self.query_share}, expected a share in (0, 1]")
+        if self.seq_sees_user_globals and not self.n_global[1]:
+            raise ValueError("seq_sees_user_globals has no effect without user globals; set n_global=(m_c, m_u > 0)")
         if self.seq_sees_user_globals and self.globals_order == "user_first":
             raise ValueError("seq_sees_user_globals needs globals_order='candidate_first': else events see candidates")
 
@@ -141,52 +147,72 @@ class _State(NamedTuple):
     globals: Array | None
 
 
+@dataclasses.dataclass(frozen=True)
+class LongerPlan:
+    """What a config becomes on one schema: the events, the global tokens of both sides, S_m and K."""
+
+    events: EventPlan
+    candidate: Globals
+    user: Globals
+    merged: int
+    queries: int
+    longest: int
+
+
 class GlobalTokens(nnx.Module):
     """Global tokens of one side: fields -> [..., m, D], a projection for each, a vector for the learnable one."""
 
-    def __init__(self, plan: Globals, widths: tuple[int, ...], width: int, *, init: str, dtype, rngs: nnx.Rngs):
-        self.plan, self.width, self.dtype = plan, width, dtype
+    def __init__(self, tokens: Globals, width: int, *, init: param.Init, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.plan = tuple(tuple(field.name for field in fields) for fields in tokens)
+        self.width, self.dtype = width, dtype
         self.project = nnx.List(
-            Dense(w, width, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs) if w else None
-            for w in widths
+            Dense(_width(fields), width, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)
+            if fields
+            else None
+            for fields in tokens
         )
-        self.free = nnx.List(None if w else param.normal(rngs, (width,), ("embed",), width**-0.5) for w in widths)
+        self.free = nnx.List(
+            None if fields else param.normal(rngs, (width,), ("embed",), width**-0.5) for fields in tokens
+        )
 
-    def __call__(self, join, lead: tuple[int, ...]) -> Array:
-        """join(names) concatenates fields to [*lead, w]."""
+    def __call__(self, fields: Mapping[str, Array], lead: tuple[int, ...]) -> Float[Array, "*lead m D"]:
+        """Of fields [*lead, width] each."""
         made = []
         for names, project, free in zip(self.plan, self.project, self.free, strict=True):
             if project is not None:
-                made.append(project(join(names)))
-            else:
+                made.append(project(join_fields(fields, names)))
+            elif free is not None:
                 made.append(jnp.broadcast_to(free[...].astype(self.dtype), (*lead, self.width)))
         return jnp.stack(made, axis=-2)
+
+
+def make_block(width: int, heads: int, options: LongerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> HistoryBlock:
+    """One block, with the flags that all blocks share."""
+    return HistoryBlock(
+        width,
+        heads,
+        norm=options.norm,
+        use_bias=options.use_bias,
+        activation=options.activation,
+        init=options.init,
+        implementation=options.implementation,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 class TokenMerge(nnx.Module):
     """Events [R, S, A_in] -> merged tokens h [R, S_m, D] and the number of valid ones [R] (steps 1 and 2)."""
 
-    def __init__(
-        self,
-        event_width: int,
-        width: int,
-        merge: int,
-        longest: int,
-        *,
-        inner: int,
-        heads: int,
-        extra_residual: bool,
-        dtype,
-        rngs: nnx.Rngs,
-        **block,
-    ):
-        init, act = block["init"], block["activation"]
-        self.merge, self.width, self.extra_residual = merge, width, extra_residual
-        self.positions = Positions(longest, event_width, rngs=rngs)
-        self.mlp = FFN(event_width, width, width, activation=act, init=init, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(HistoryBlock(width, heads, dtype=dtype, rngs=rngs, **block) for _ in range(inner))
+    def __init__(self, plan: LongerPlan, options: LongerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        A, A_in, act = options.event_width, plan.events.width, options.activation
+        self.merge, self.width, self.extra_residual = options.merge, A, options.inner_extra_residual
+        self.positions = Positions(plan.longest, A_in, rngs=rngs)
+        self.mlp = FFN(A_in, A, A, activation=act, init=options.init, dtype=dtype, rngs=rngs)
+        heads = options.inner_heads
+        self.blocks = nnx.List(make_block(A, heads, options, dtype=dtype, rngs=rngs) for _ in range(options.inner))
 
-    def __call__(self, view: HistoryView) -> tuple[Array, Array]:
+    def __call__(self, view: HistoryView) -> tuple[Float[Array, "R S_m D"], Int[Array, " R"]]:
         P, A = self.merge, self.width
         e = self.mlp(self.positions(view).events)
         e = jnp.where(view.valid[..., None], e, 0)
@@ -205,65 +231,26 @@ class TokenMerge(nnx.Module):
 
 
 class Longer(SequenceEncoder):
-    """The history of `events` -> user tokens [R, t_u, D] and candidate globals [R, C, t_c, D].
+    """The history of `plan` -> user tokens [R, t_u, D] and candidate globals [R, C, t_c, D]."""
 
-    Args:
-        events: which history; its S is S_max.
-        candidate_globals, user_globals: names of the fields of each global token, and their widths; () is learnable.
-        width, merge, layers, heads, queries: A, P, L, H, K.
-        Other flags are those of `LongerConfig`.
-    """
-
-    def __init__(
-        self,
-        events: EventPlan,
-        candidate_globals: tuple[Globals, tuple[int, ...]],
-        user_globals: tuple[Globals, tuple[int, ...]],
-        width: int,
-        merge: int,
-        layers: int,
-        heads: int,
-        queries: int,
-        *,
-        longest: int,
-        inner: int = 1,
-        inner_heads: int = 4,
-        inner_extra_residual: bool = False,
-        query_strategy: str = "recent",
-        globals_order: str = "candidate_first",
-        seq_sees_user_globals: bool = False,
-        readout: str = "globals_mean",
-        remat: bool = False,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-        **block,
-    ):
-        D, own = merge * width, dict(init=init, dtype=dtype, rngs=rngs)
-        self.queries, self.strategy, self.readout, self.remat = queries, query_strategy, readout, remat
-        self.user_first, self.sees = globals_order == "user_first", seq_sees_user_globals
-        self.reader = EventReader(events, rngs=rngs)
-        self.front = TokenMerge(
-            events.width,
-            width,
-            merge,
-            longest,
-            inner=inner,
-            heads=inner_heads,
-            extra_residual=inner_extra_residual,
-            **own,
-            **block,
-        )
-        self.candidate_globals = GlobalTokens(*candidate_globals, D, **own)
-        self.user_globals = GlobalTokens(*user_globals, D, **own) if user_globals[0] else None
-        learnable = query_strategy == "learnable"
-        self.free = param.normal(rngs, (queries, D), ("tokens", "embed"), D**-0.5) if learnable else None
-        self.blocks = nnx.List(HistoryBlock(D, heads, **own, **block) for _ in range(layers))
-        self.final_norm = Norm(D, kind=block["norm"], dtype=dtype)
+    def __init__(self, plan: LongerPlan, options: LongerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        D, init, self.queries, self.strategy = options.width, options.init, plan.queries, options.query_strategy
+        self.readout, self.remat = options.readout, options.remat
+        self.user_first, self.sees = options.globals_order == "user_first", options.seq_sees_user_globals
+        self.reader = EventReader(plan.events, rngs=rngs)
+        self.front = TokenMerge(plan, options, dtype=dtype, rngs=rngs)
+        tokens = functools.partial(GlobalTokens, width=D, init=init, dtype=dtype, rngs=rngs)
+        self.candidate_globals = tokens(plan.candidate)
+        self.user_globals = tokens(plan.user) if plan.user else None
+        learnable = self.strategy == "learnable"
+        self.free = param.normal(rngs, (plan.queries, D), ("tokens", "embed"), D**-0.5) if learnable else None
+        heads = choose_heads(D, options.head_dim)
+        self.blocks = nnx.List(make_block(D, heads, options, dtype=dtype, rngs=rngs) for _ in range(options.layers))
+        self.final_norm = Norm(D, kind=options.norm, dtype=dtype)
 
     def encode_user(self, user: UserInputs) -> EncodedHistory:
         h, length = self._run(self.front, self.reader(user))
-        own = self._user_globals(user, h.shape[0])
+        own = None if self.user_globals is None else self.user_globals(user.fields, h.shape[:1])
         rows = None if self.user_first else own
         events, visible, kept = self._sample(h, length)
         source, layers = h, []
@@ -271,20 +258,19 @@ class Longer(SequenceEncoder):
             keys = _Layer(None if rows is None else block.keys(rows), block.keys(source), length)
             layers.append(keys)
             seen = Visible(keys.events, length, *visible)
-            rows_seen = None if rows is None else (Visible(keys.globals, mode="causal"), Visible(keys.events, length))
-            beside = (Visible(keys.globals),) if self.sees and rows is not None else ()
+            beside = (Visible(keys.globals),) if self.sees and keys.globals is not None else ()
             if not (last and self.readout == "globals"):
                 events = self._run(block, events, seen, *beside)
-            if rows is not None:
-                rows = self._run(block, rows, *rows_seen)
+            if rows is not None and keys.globals is not None:
+                rows = self._run(block, rows, Visible(keys.globals, mode="causal"), Visible(keys.events, length))
             source, length = events, kept
             visible = ("full", None) if self.free is not None else ("causal", None)
         cache = _State(tuple(layers), own if self.user_first else None)
         return EncodedHistory(self._user_tokens(rows, events, kept), cache)
 
-    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Array:
+    def candidate_tokens(self, cache: _State, candidates: CandidateInputs) -> Float[Array, "R C t D"]:
         lead = next(iter(candidates.fields.values())).shape[:2]
-        x = self.candidate_globals(lambda names: concat_candidates(candidates, names), lead)
+        x = self.candidate_globals(candidates.fields, lead)
         if cache.globals is not None:
             shape = (*lead, *cache.globals.shape[1:])
             x = jnp.concatenate([jnp.broadcast_to(cache.globals[:, None], shape), x], axis=2)
@@ -300,11 +286,6 @@ class Longer(SequenceEncoder):
 
     def _lasts(self) -> list[bool]:
         return [i == len(self.blocks) - 1 for i in range(len(self.blocks))]
-
-    def _user_globals(self, user: UserInputs, requests: int) -> Array | None:
-        if self.user_globals is None:
-            return None
-        return self.user_globals(lambda names: concat_user(user, names), (requests,))
 
     def _sample(self, h: Array, length: Array) -> tuple[Array, tuple[str, Array | None], Array]:
         """Event rows [R, K, D] of layer 1, how they see the merged events, and how many of them are valid [R]."""
@@ -337,7 +318,7 @@ class Longer(SequenceEncoder):
         return jnp.concatenate(tokens, axis=1) if tokens else None
 
 
-def sample_positions(strategy: str, rows: int, length: Array) -> Array:
+def sample_positions(strategy: str, rows: int, length: Int[Array, " R"]) -> Int[Array, "R K"]:
     """Which of the n = length[r] merged events row r = 0..K-1 takes: int32 [R, K], increasing; length [R].
 
         recent            r
@@ -352,54 +333,37 @@ def sample_positions(strategy: str, rows: int, length: Array) -> Array:
     return jnp.where((n <= rows) | (r < newest), r, spread)
 
 
-def build(config: LongerConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> Longer:
-    """The encoder of a config."""
-    events, candidate, user, merged, queries = _plan(config, schema)
-    flags = ("merge", "layers", "inner", "inner_heads", "inner_extra_residual", "query_strategy", "globals_order")
-    flags += ("seq_sees_user_globals", "readout", "remat", "init", "norm", "use_bias", "activation", "implementation")
-    check_heads(config.event_width, config.inner_heads if config.inner else 1)
-    return Longer(
-        events,
-        tuple(_named(candidate)),
-        tuple(_named(user)),
-        config.event_width,
-        heads=choose_heads(config.width, config.head_dim),
-        queries=queries,
-        longest=config.max_length or events.length,
-        dtype=dtype,
-        rngs=rngs,
-        **{name: getattr(config, name) for name in flags},
-    )
-
-
 def token_shape(config: LongerConfig, schema: Schema) -> TokenShape:
     """The globals, and what `readout` makes of the event rows."""
-    _, _, _, _, queries = _plan(config, schema)
-    events = {"globals_mean": 1, "globals": 0, "flatten_all": queries}[config.readout]
+    events = {"globals_mean": 1, "globals": 0, "flatten_all": plan_longer(config, schema).queries}[config.readout]
     per_candidate, per_request = _split_globals(config)
     return TokenShape(user=per_request + events, candidate=per_candidate, width=config.width)
 
 
 def count_params(config: LongerConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
-    events, candidate, user, _, queries = _plan(config, schema)
-    A, D, block = config.event_width, config.width, dict(norm=config.norm, use_bias=config.use_bias)
-    dense = events.params + (config.max_length or events.length) * events.width
-    dense += events.width * A + A * A + 2 * A + config.inner * block_params(A, **block)
-    dense += sum((_width(fields) + 1) * D for fields in (*candidate, *user))
-    dense += config.layers * block_params(D, **block) + norm_params(D, kind=config.norm)
-    dense += queries * D * (config.query_strategy == "learnable")
+    plan, A, D = plan_longer(config, schema), config.event_width, config.width
+    inner, layer = (block_params(width, norm=config.norm, use_bias=config.use_bias) for width in (A, D))
+    dense = plan.events.params + plan.longest * plan.events.width
+    dense += plan.events.width * A + A * A + 2 * A + config.inner * inner
+    dense += sum((_width(fields) + 1) * D for fields in (*plan.candidate, *plan.user))
+    dense += config.layers * layer + norm_params(D, kind=config.norm)
+    dense += plan.queries * D * (config.query_strategy == "learnable")
     return Params(dense=dense)
 
 
 def count_flops(config: LongerConfig, schema: Schema) -> Flops:
     """Closed form of the matrix products."""
-    events, candidate, user, merged, K = _plan(config, schema)
-    D, (m_c, m_u) = config.width, _split_globals(config)
-    total = Flops(front_flops(config, events))
-    for fields, side in [(f, "candidate") for f in candidate] + [(f, "user") for f in user]:
-        each = 2 * _width(fields) * D
-        total += Flops(**{side: each, f"{side}_unneeded": each * all(field.is_dense for field in fields)})
+    plan, D, (m_c, m_u) = plan_longer(config, schema), config.width, _split_globals(config)
+    merged, K = plan.merged, plan.queries
+
+    def tokens(side: Globals) -> tuple[int, int]:
+        """FLOPs of one side's global tokens, and those whose gradient nobody needs."""
+        raw = [fields for fields in side if all(field.is_dense for field in fields)]
+        return 2 * D * sum(map(_width, side)), 2 * D * sum(map(_width, raw))
+
+    (user, raw_user), (candidate, raw_candidate) = tokens(plan.user), tokens(plan.candidate)
+    total = Flops(front_flops(config, plan.events) + user, candidate, raw_user, raw_candidate)
     for layer in range(config.layers):
         n = merged if layer == 0 else K
         rows = 0 if layer == config.layers - 1 and config.readout == "globals" else K
@@ -415,8 +379,12 @@ def front_flops(config: LongerConfig, events: EventPlan) -> int:
     return 2 * S * (events.width * A + A * A) + config.inner * merged * block_flops(A, P, P, P * P)
 
 
-def _plan(config: LongerConfig, schema: Schema):
-    """(events, candidate globals, user globals, S_m, K); a global is the tuple of its fields."""
+def plan_longer(config: LongerConfig, schema: Schema) -> LongerPlan:
+    """Resolves the flags for one schema.
+
+    Raises:
+        ValueError: no history, global tokens that the schema has no fields for, or heads that do not divide A.
+    """
     limits = [limit for limit in (config.recent, config.max_length) if limit is not None]
     events = plan_events(schema, dataclasses.replace(config, recent=min(limits, default=None)))
     merged = -(-events.length // config.merge)
@@ -424,19 +392,21 @@ def _plan(config: LongerConfig, schema: Schema):
     queries = max(1, share) if config.queries is None else config.queries
     if config.query_strategy != "learnable":
         queries = min(queries, merged)
-    return events, _candidate_globals(config, schema), _user_globals(config, schema), merged, queries
+    candidate, user = _candidate_globals(config, schema), _user_globals(config, schema)
+    check_heads(config.event_width, config.inner_heads if config.inner else 1)
+    return LongerPlan(events, candidate, user, merged, queries, config.max_length or events.length)
 
 
-def _candidate_globals(config: LongerConfig, schema: Schema) -> list[tuple[Field, ...]]:
+def _candidate_globals(config: LongerConfig, schema: Schema) -> Globals:
     if config.n_global[0] == 1:
-        return [schema.candidate_fields]
-    sides = [schema.side("candidate"), schema.side("cross")]
+        return (schema.candidate_fields,)
+    sides = (schema.side("candidate"), schema.side("cross"))
     if not all(sides):
         raise ValueError("n_global asks for 2 candidate globals, which needs candidate and cross fields; set (1, m_u)")
     return sides
 
 
-def _user_globals(config: LongerConfig, schema: Schema) -> list[tuple[Field, ...]]:
+def _user_globals(config: LongerConfig, schema: Schema) -> Globals:
     """Fields one by one, the last ones together; the second global is the learnable one (the first, if alone).
 
     Where the schema has too few user fields, more learnable vectors fill up.
@@ -447,7 +417,7 @@ def _user_globals(config: LongerConfig, schema: Schema) -> list[tuple[Field, ...
     if projected < wanted and not config.cls:
         raise ValueError(f"n_global asks for {wanted} user globals, the schema has {len(fields)} user fields; set cls")
     made = [fields[i : i + 1] for i in range(projected - 1)] + [fields[projected - 1 :]] * (projected > 0)
-    return made[:1] + [()] * (m_u - projected) + made[1:]
+    return (*made[:1], *[()] * (m_u - projected), *made[1:])
 
 
 def _split_globals(config: LongerConfig) -> tuple[int, int]:
@@ -456,12 +426,8 @@ def _split_globals(config: LongerConfig) -> tuple[int, int]:
     return (m_c + m_u, 0) if config.globals_order == "user_first" else (m_c, m_u)
 
 
-def _named(tokens: list[tuple[Field, ...]]) -> list[tuple]:
-    return [tuple(tuple(field.name for field in fields) for fields in tokens), tuple(map(_width, tokens))]
-
-
 def _width(fields: tuple[Field, ...]) -> int:
     return sum(field.width for field in fields)
 
 
-LONGER = EncoderSpec(LongerConfig, build, token_shape, count_params, count_flops)
+LONGER = EncoderSpec(LongerConfig, builder(Longer, plan_longer), token_shape, count_params, count_flops)

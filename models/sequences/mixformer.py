@@ -39,31 +39,30 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import RankerSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs import CandidateInputs, Field, Output, Schema, UserInputs, join_fields
 from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
-from recscale.models.inputs.schema import Field, Schema
 from recscale.models.inputs.tokenizers import AUTO_TOKENS
 from recscale.models.layers.dense import Dense, repeat_user
 from recscale.models.layers.mixing import flatten_token_major
 from recscale.models.layers.norms import norm_params
 from recscale.models.layers.per_token import PerTokenDense
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.options import require_sizes
 from recscale.models.ranker import Ranker
 from recscale.models.sizing import token_choices, token_shapes
 
-from .mixformer_block import HeadState, HistoryFFN, MixFormerBlock
-
-Array = jax.Array
+from .mixformer_block import BlockOptions, HeadState, HistoryFFN, MixFormerBlock
 
 
 @dataclasses.dataclass(frozen=True)
-class MixFormerConfig(HistoryOptions):
+class MixFormerConfig(BlockOptions, HistoryOptions):
     """tokens T (None: the largest up to 16 that divides D), width D, hidden F (None: 4*D), seq_hidden F_s (None: 2*D),
     layers L; the rest: see the file.
 
@@ -80,22 +79,17 @@ class MixFormerConfig(HistoryOptions):
     candidates: int = 1
     ui: bool = False
     user_heads: int | Literal["width"] | None = None
-    norms: Literal["figure", "equations", "post"] = "figure"
-    query_mixer: Literal["mix", "self_attention", "none"] = "mix"
-    query_ffn: bool = True
     history_ffn: Literal["per_layer", "shared"] = "per_layer"
-    output_ffn: Literal["per_head", "shared"] = "per_head"
-    init: str = "lecun_normal"
     tower: tuple[int, ...] | None = None
-    implementation: str | None = None
 
-    def __post_init__(self):
-        for name in ("tokens", "width", "layers", "candidates"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(tokens=self.tokens, width=self.width, layers=self.layers, candidates=self.candidates)
         if self.width % self.T:
             near = self.T * max(1, round(self.width / self.T))
             raise ValueError(f"width {self.width} does not divide into {self.T} heads; the nearest that does is {near}")
+        if self.user_heads is not None and not self.ui:
+            raise ValueError("user_heads has no effect without user heads of their own; set ui=True or leave it None")
         if self.ui and self.query_mixer == "self_attention":
             raise ValueError("ui=True masks the mixing of heads; query_mixer='self_attention' has no such mask")
 
@@ -132,12 +126,9 @@ class Cut:
     piece: int
     trained: bool
 
-    def __call__(self, fields: Mapping[str, Array]) -> Array:
+    def __call__(self, fields: Mapping[str, Array]) -> Float[Array, "t *rows piece"]:
         """[..., width] each -> [heads, ..., piece]."""
-        missing = [name for name in self.names if name not in fields]
-        if missing:
-            raise KeyError(f"inputs lack the fields {', '.join(missing)}; they hold {', '.join(fields) or 'none'}")
-        x = jnp.concatenate([fields[name] for name in self.names], axis=-1)
+        x = join_fields(fields, self.names)
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, self.heads * self.piece - x.shape[-1])])
         return jnp.moveaxis(x.reshape(*x.shape[:-1], self.heads, self.piece), -2, 0)
 
@@ -158,7 +149,7 @@ class MixFormer(Ranker):
     Args:
         events: the history.
         user, item: how the fields become heads; user is None unless ui, and item then holds candidate fields only.
-        width, hidden, seq_hidden, layers, tasks: D, F, F_s, L, Y. block: further flags of `MixFormerBlock`.
+        tasks: Y. reordered: which order of the attention.
     """
 
     def __init__(
@@ -166,44 +157,43 @@ class MixFormer(Ranker):
         events: EventPlan,
         user: Cut | None,
         item: Cut,
-        width: int,
-        hidden: int,
-        seq_hidden: int,
-        layers: int,
         tasks: int,
+        options: MixFormerConfig,
         *,
-        shared_history: bool = False,
-        norms: str = "figure",
-        tower: tuple[int, ...] = (),
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        reordered: bool,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **block: Any,
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
+        D, F, init, post, layers = options.width, options.F, options.init, options.post, options.layers
         self.user_cut, self.item_cut = user, item
-        heads = (user.heads if user else 0, item.heads)
-        self.user_heads, self.item_heads = (
-            cut and PerTokenDense(cut.heads, cut.piece, width, use_bias=False, axes=("features", "embed"), **kwargs)
-            for cut in (user, item)
-        )
+        user_heads, flat = user.heads if user else 0, options.T * D
+
+        def project(cut: Cut) -> PerTokenDense:
+            axes = ("features", "embed")
+            return PerTokenDense(cut.heads, cut.piece, D, use_bias=False, axes=axes, init=init, dtype=dtype, rngs=rngs)
+
+        self.user_heads, self.item_heads = project(user) if user else None, project(item)
         self.reader = EventReader(events, rngs=rngs)
-        self.events = Dense(events.width, sum(heads) * width, use_bias=False, axes=("events", "embed"), **kwargs)
+        axes = ("events", "embed")
+        self.events = Dense(events.width, flat, use_bias=False, axes=axes, init=init, dtype=dtype, rngs=rngs)
         self.histories = nnx.List(
-            HistoryFFN(sum(heads) * width, seq_hidden, post=norms == "post", **kwargs)
-            for _ in range(1 if shared_history else layers)
+            HistoryFFN(flat, options.F_s, post=post, init=init, dtype=dtype, rngs=rngs)
+            for _ in range(1 if options.history_ffn == "shared" else layers)
         )
         self.blocks = nnx.List(
-            MixFormerBlock(*heads, width, hidden, norms=norms, **block, **kwargs) for _ in range(layers)
+            MixFormerBlock(user_heads, item.heads, D, F, options, reordered=reordered, dtype=dtype, rngs=rngs)
+            for _ in range(layers)
         )
-        self.towers = Towers(sum(heads) * width, tasks, tower=tower, **kwargs)
+        self.towers = Towers(flat, tasks, tower=options.towers, init=init, dtype=dtype, rngs=rngs)
 
     def encode_user(self, user: UserInputs) -> UserState:
         """The history of every layer, and the user heads of every layer if there are any."""
         view = self.reader(user)
         s = self.events(view.events)
         histories = [history(s) for history in self.histories]
-        x = None if self.user_cut is None else self.user_heads(self.user_cut(user.fields))
+        x = None
+        if self.user_cut is not None and self.user_heads is not None:
+            x = self.user_heads(self.user_cut(user.fields))
         layers = []
         for i, block in enumerate(self.blocks):
             x, state = block.encode_user(x, histories[i % len(histories)], view.length)
@@ -224,26 +214,11 @@ class MixFormer(Ranker):
         return Output(logits=self.towers(flat).reshape(requests, count, -1))
 
 
-def build(config: MixFormerConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> MixFormer:
+def build(config: MixFormerConfig, schema: Schema, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> MixFormer:
     """The model of a config."""
-    user, item = cut_fields(config, schema)
-    flags = ("norms", "query_mixer", "query_ffn", "output_ffn", "implementation", "init")
-    return MixFormer(
-        plan_events(schema, config),
-        user,
-        item,
-        config.width,
-        config.F,
-        config.F_s,
-        config.layers,
-        len(schema.tasks),
-        shared_history=config.history_ffn == "shared",
-        reordered=_reordered(config, schema),
-        tower=config.towers,
-        dtype=dtype,
-        rngs=rngs,
-        **{name: getattr(config, name) for name in flags},
-    )
+    (user, item), reordered = cut_fields(config, schema), _reordered(config, schema)
+    events, tasks = plan_events(schema, config), len(schema.tasks)
+    return MixFormer(events, user, item, tasks, config, reordered=reordered, dtype=dtype, rngs=rngs)
 
 
 def cut_fields(config: MixFormerConfig, schema: Schema) -> tuple[Cut | None, Cut]:
@@ -260,7 +235,8 @@ def cut_fields(config: MixFormerConfig, schema: Schema) -> tuple[Cut | None, Cut
         raise ValueError("ui=True cuts heads from user fields and from candidate fields; it needs both, and two heads")
     item_width = sum(field.width for field in schema.candidate_fields)
     share = config.T - math.floor(config.T * item_width / schema.width)
-    user_heads = {"width": share, None: config.T // 2}.get(config.user_heads, config.user_heads)
+    user_heads = share if config.user_heads == "width" else config.user_heads
+    user_heads = config.T // 2 if user_heads is None else user_heads
     if not 0 < user_heads < config.T:
         raise ValueError(f"user_heads is {user_heads}, expected 1 to {config.T - 1} of {config.T} heads")
     return _cut(schema.user_fields, user_heads), _cut(schema.candidate_fields, config.T - user_heads)

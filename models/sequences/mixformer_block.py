@@ -13,22 +13,25 @@ Letters: R requests, C candidates, S events, T heads, D their width, F hidden wi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from recscale.models.layers.attention import SelfAttention
 from recscale.models.layers.dense import SwiGLU
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.mixing import mix_token_major
-from recscale.models.layers.norms import Norm
+from recscale.models.layers.norms import Norm, normalise
+from recscale.models.layers.param import Init
 from recscale.models.layers.per_token import PerTokenDense, PerTokenSwiGLU
+from recscale.models.layers.residuals import sub_layer
+from recscale.models.options import Options
 from recscale.pallas_kernels.hybrid_attention import hybrid_attention
-
-Array = jax.Array
 
 
 class HeadState(NamedTuple):
@@ -39,13 +42,34 @@ class HeadState(NamedTuple):
     mixed: Array | None
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockOptions(Options):
+    """Flags of a block, see the file of MixFormer; implementation: of the attention."""
+
+    norms: Literal["figure", "equations", "post"] = "figure"
+    query_mixer: Literal["mix", "self_attention", "none"] = "mix"
+    query_ffn: bool = True
+    output_ffn: Literal["per_head", "shared"] = "per_head"
+    init: Init = "lecun_normal"
+    implementation: str | None = None
+
+    @property
+    def post(self) -> bool:
+        """Whether norms stand behind the sums."""
+        return self.norms == "post"
+
+    @property
+    def place(self) -> Literal["pre", "post"]:
+        """The place of the norms, in the words of other architectures."""
+        return "post" if self.post else "pre"
+
+
 class HeadGroup(nnx.Module):
     """The weights of t of the T heads of one block: all heads, the user heads or the item heads.
 
     Args:
         heads, width, hidden: t, D, F.
         reordered: which order of the attention.
-        norms, mixing, query_ffn, output_ffn: as in `MixFormerConfig`; mixing says whether heads are mixed at all.
     """
 
     def __init__(
@@ -53,76 +77,74 @@ class HeadGroup(nnx.Module):
         heads: int,
         width: int,
         hidden: int,
+        options: BlockOptions,
         *,
         reordered: bool,
-        norms: str = "figure",
-        mixing: bool = True,
-        query_ffn: bool = True,
-        output_ffn: bool = True,
-        implementation: str | None = None,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.heads, self.reordered, self.post, self.dtype = heads, reordered, norms == "post", dtype
-        self.implementation = implementation
+        self.heads, self.reordered, self.post, self.dtype = heads, reordered, options.post, dtype
+        self.place = options.place
+        self.implementation, init, figure = options.implementation, options.init, options.norms == "figure"
         norm = functools.partial(Norm, width, kind="layer" if self.post else "rms", tokens=heads, dtype=dtype)
-        self.mixing_norm = norm() if mixing else None
-        self.query_ffn_norm = norm() if query_ffn else None
-        self.query_ffn = PerTokenSwiGLU(heads, width, hidden, **kwargs) if query_ffn else None
-        self.query_norm = norm() if norms == "figure" else None
-        self.history_norm = norm() if norms == "figure" else None
-        project = functools.partial(PerTokenDense, heads, width, width, use_bias=False, **kwargs)
+        ffn = functools.partial(PerTokenSwiGLU, heads, width, hidden, init=init, dtype=dtype, rngs=rngs)
+        self.mixing_norm = norm() if options.query_mixer != "none" else None
+        self.query_ffn_norm = norm() if options.query_ffn else None
+        self.query_ffn = ffn() if options.query_ffn else None
+        self.query_norm = norm() if figure else None
+        self.history_norm = norm() if figure else None
+        project = functools.partial(
+            PerTokenDense, heads, width, width, use_bias=False, init=init, dtype=dtype, rngs=rngs
+        )
         self.key, self.value = project(axes=("embed", "heads")), project(axes=("embed", "heads"))
         self.attention_norm = norm() if self.post else None
         self.output_norm = norm()
-        self.output_ffn = PerTokenSwiGLU(heads, width, hidden, **kwargs) if output_ffn else None
+        self.output_ffn = ffn() if options.output_ffn == "per_head" else None
 
-    def before(self, x: Array) -> Array:
+    def before(self, x: Float[Array, "t B D"]) -> Float[Array, "t B D"]:
         """What is mixed: N(X), or X itself under post-norm."""
-        return x if self.post or self.mixing_norm is None else self.mixing_norm(x)
+        return x if self.post else normalise(self.mixing_norm, x)
 
-    def queries(self, x: Array, mixed: Array | None) -> Array:
+    def queries(self, x: Float[Array, "t B D"], mixed: Float[Array, "t B D"] | None) -> Float[Array, "t B D"]:
         """X [t,B,D] and its mixed rows -> q [t,B,D]; mixed is None without mixing."""
         if mixed is not None:
             x = self._sum(mixed + x, self.mixing_norm)
-        return x if self.query_ffn is None else self._residual(self.query_ffn, self.query_ffn_norm, x)
+        return x if self.query_ffn is None else sub_layer(self.query_ffn, self.query_ffn_norm, x, place=self.place)
 
-    def memory(self, h: Array) -> tuple[Array, ...]:
+    def memory(self, h: Float[Array, "R S tD"]) -> tuple[Array, ...]:
         """h [R,S,t*D], the heads' slices -> (h,) or (k, v), each [R,t,S,D]."""
         requests, events, _ = h.shape
         h = h.reshape(requests, events, self.heads, -1).transpose(2, 0, 1, 3)
-        h = h if self.history_norm is None else self.history_norm(h)
+        h = normalise(self.history_norm, h)
         if self.reordered:
             return (h.swapaxes(0, 1),)
         rows = h.reshape(self.heads, requests * events, -1)
         return tuple(f(rows).reshape(h.shape).swapaxes(0, 1) for f in (self.key, self.value))
 
-    def read(self, q: Array, memory: tuple[Array, ...], length: Array) -> Array:
+    def read(
+        self, q: Float[Array, "t B D"], memory: tuple[Array, ...], length: Int[Array, " R"]
+    ) -> Float[Array, "t B D"]:
         """q [t,R*n,D], n rows per request -> z [t,R*n,D]."""
         heads, rows, width = q.shape
-        asked = q if self.query_norm is None else self.query_norm(q)
+        asked = normalise(self.query_norm, q)
         if self.reordered:
             asked = contract("tbe,tde->tbd", asked, self.key.kernel[...], self.dtype)
         asked = asked.reshape(heads, length.shape[0], -1, width).transpose(1, 2, 0, 3)
         # The state is head-major, as the products of the attention want it; XLA drops the exchange of axes.
-        keys, values = (*(x.swapaxes(1, 2) for x in memory), None)[:2]
+        keys, values = memory[0].swapaxes(1, 2), None if self.reordered else memory[1].swapaxes(1, 2)
         found, _ = hybrid_attention(asked, keys, values, length, scale=width**-0.5, implementation=self.implementation)
         found = found.transpose(2, 0, 1, 3).reshape(heads, rows, width)
         if self.reordered:
             found = self.value(found)
         return self._sum(found + q, self.attention_norm)
 
-    def fuse(self, z: Array, shared: SwiGLU | None) -> Array:
+    def fuse(self, z: Float[Array, "t B D"], shared: SwiGLU | None) -> Float[Array, "t B D"]:
         """z -> the heads of the next layer."""
-        return self._residual(shared or self.output_ffn, self.output_norm, z)
-
-    def _residual(self, branch: nnx.Module, norm: Norm, x: Array) -> Array:
-        return norm(branch(x) + x) if self.post else branch(norm(x)) + x
+        branch = cast(SwiGLU | PerTokenSwiGLU, self.output_ffn if shared is None else shared)
+        return sub_layer(branch, self.output_norm, z, place=self.place)
 
     def _sum(self, x: Array, norm: Norm | None) -> Array:
-        return norm(x) if self.post else x
+        return normalise(norm, x) if self.post else x
 
 
 class MixFormerBlock(nnx.Module):
@@ -130,7 +152,7 @@ class MixFormerBlock(nnx.Module):
 
     Args:
         user_heads, item_heads: T_u and T_i, T together; user_heads = 0 makes the item heads all heads.
-        attention: query_mixer="self_attention". The rest as in `HeadGroup`.
+        width, hidden: D, F. reordered: which order of the attention.
     """
 
     def __init__(
@@ -139,27 +161,30 @@ class MixFormerBlock(nnx.Module):
         item_heads: int,
         width: int,
         hidden: int,
+        options: BlockOptions,
         *,
-        query_mixer: str = "mix",
-        output_ffn: str = "per_head",
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        reordered: bool,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **group: Any,
     ):
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.tokens, self.user_heads, self.query_mixer = user_heads + item_heads, user_heads, query_mixer
-        group |= kwargs | dict(mixing=query_mixer != "none", output_ffn=output_ffn == "per_head")
-        self.user = HeadGroup(user_heads, width, hidden, **group) if user_heads else None
-        self.item = HeadGroup(item_heads, width, hidden, **group)
-        self.attention = SelfAttention(width, self.tokens, **kwargs) if query_mixer == "self_attention" else None
-        self.shared_ffn = SwiGLU(width, hidden, **kwargs) if output_ffn == "shared" else None
+        self.tokens, self.user_heads, self.query_mixer = user_heads + item_heads, user_heads, options.query_mixer
+        init, attention, shared = options.init, options.query_mixer == "self_attention", options.output_ffn == "shared"
 
-    def encode_user(self, x: Array | None, h: Array, length: Array) -> tuple[Array | None, HeadState]:
+        def group(heads: int) -> HeadGroup:
+            return HeadGroup(heads, width, hidden, options, reordered=reordered, dtype=dtype, rngs=rngs)
+
+        self.user = group(user_heads) if user_heads else None
+        self.item = group(item_heads)
+        self.attention = SelfAttention(width, self.tokens, init=init, dtype=dtype, rngs=rngs) if attention else None
+        self.shared_ffn = SwiGLU(width, hidden, init=init, dtype=dtype, rngs=rngs) if shared else None
+
+    def encode_user(
+        self, x: Float[Array, "t B D"] | None, h: Float[Array, "R S TD"], length: Int[Array, " R"]
+    ) -> tuple[Float[Array, "t B D"] | None, HeadState]:
         """User heads [T_u,R,D] or None and h [R,S,T*D] -> the next user heads, and what the item heads will need."""
         cut = self.user_heads * h.shape[-1] // self.tokens
         memory = self.item.memory(h[..., cut:])
-        if self.user is None:
+        if self.user is None or x is None:
             return None, HeadState(memory, None)
         own = others = None
         if self.query_mixer == "mix":
@@ -170,7 +195,7 @@ class MixFormerBlock(nnx.Module):
         z = self.user.read(self.user.queries(x, own), self.user.memory(h[..., :cut]), length)
         return self.user.fuse(z, self.shared_ffn), HeadState(memory, others)
 
-    def score(self, x: Array, state: HeadState, length: Array) -> Array:
+    def score(self, x: Float[Array, "t B D"], state: HeadState, length: Int[Array, " R"]) -> Float[Array, "t B D"]:
         """Item heads [T_i,R*C,D] -> the next item heads."""
         z = self.item.read(self.item.queries(x, self._mixed(x, state)), state.memory, length)
         return self.item.fuse(z, self.shared_ffn)
@@ -193,11 +218,18 @@ class HistoryFFN(nnx.Module):
     """h = SwiGLU(N(s)) + s on [R,S,T*D]; under post-norm N(SwiGLU(s) + s)."""
 
     def __init__(
-        self, width: int, hidden: int, *, post: bool, init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        *,
+        post: bool = False,
+        init: Init = "lecun_normal",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ):
-        self.post = post
+        self.place = "post" if post else "pre"
         self.norm = Norm(width, kind="layer" if post else "rms", dtype=dtype)
         self.ffn = SwiGLU(width, hidden, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, s: Array) -> Array:
-        return self.norm(self.ffn(s) + s) if self.post else self.ffn(self.norm(s)) + s
+    def __call__(self, s: Float[Array, "R S TD"]) -> Float[Array, "R S TD"]:
+        return sub_layer(self.ffn, self.norm, s, place=self.place)

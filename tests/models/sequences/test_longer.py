@@ -220,7 +220,8 @@ def test_golden_integers():
 
 def mono(config, schema):
     """FLOPs of one row when nothing is reused (the dense model of the test above)."""
-    events, candidate, user, merged, K = longer._plan(config, schema)
+    plan = longer.plan_longer(config, schema)
+    events, candidate, user, merged, K = plan.events, plan.candidate, plan.user, plan.merged, plan.queries
     D, N, m = config.width, sum(config.n_global) + merged, sum(config.n_global)
     q = m + K
     fields = sum(field.width for fields in (*candidate, *user) for field in fields)
@@ -233,7 +234,7 @@ def mono(config, schema):
 def test_reuse_saves_exactly_the_hidden_blocks(full_schema, length, queries, n_global):
     schema, config = full_schema(events=length), LongerConfig(**{**SMALL, "queries": queries}, n_global=n_global)
     flops = longer.count_flops(config, schema)
-    K, (m_c, m_u) = longer._plan(config, schema)[4], n_global
+    K, (m_c, m_u) = longer.plan_longer(config, schema).queries, n_global
     hidden = 4 * config.width * config.layers * (m_c * (m_u + K) + m_u * K)
     assert mono(config, schema) == flops.user + flops.candidate + hidden
 

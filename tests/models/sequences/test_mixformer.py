@@ -190,7 +190,7 @@ def test_owner_of_every_channel():
     """Labels instead of numbers: which head a channel of the mixed user rows came from."""
     for T, user in ((4, 2), (8, 3)):
         D = 2 * T
-        owners = mix(jnp.broadcast_to(jnp.arange(T)[:, None], (T, D)), T)
+        owners = mix(jnp.broadcast_to(jnp.arange(T, dtype=jnp.float32)[:, None], (T, D)), T)
         kept = np.asarray(owners)[:user, : user * D // T]
         assert kept.max() == user - 1 and set(np.asarray(owners)[:user, user * D // T :].ravel()) == set(range(user, T))
         interleaved = np.asarray(owners).reshape(T, T, D // T).swapaxes(1, 2).reshape(T, D)
