@@ -45,11 +45,13 @@ def read_record(folder: Path | str) -> dict[str, Any] | None:
     return record
 
 
-def write_record(folder: Path | str, record: dict[str, Any]) -> None:
-    """Replaces a run's record in one step: a reader sees the old or the new one, never a part."""
+def write_record(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
+    """Replaces a run's record in one step: a reader sees the old or the new one, no part. Returns what is read."""
     if record.get("status") not in STATUSES:
         raise ValueError(f"status is {record.get('status')!r}, expected one of {', '.join(STATUSES)}")
-    write_atomically(Path(folder) / RECORD, json.dumps(plain(record), indent=1, sort_keys=True) + "\n")
+    text = json.dumps(plain(record), indent=1, sort_keys=True) + "\n"
+    write_atomically(Path(folder) / RECORD, text)
+    return json.loads(text)
 
 
 def append_metrics(folder: Path | str, row: dict[str, Any]) -> None:

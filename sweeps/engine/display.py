@@ -6,12 +6,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from .launch import Job
+from .job import Job
 
 # Seconds between two summary lines where there is no terminal.
 _LINE_EVERY_S = 30.0

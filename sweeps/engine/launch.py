@@ -13,7 +13,6 @@ import json
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,10 +22,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from recscale.scaling.host_memory import huge_page_environment
-from recscale.scaling.records.runs import FINISHED, read_record
+from recscale.scaling.records.runs import FINISHED
 
 from . import machine, worker
-from .display import Display
+from .display import Display, for_terminal
+from .executors import Outcome
+from .job import Job, mark_failed, pending_jobs
+from .locks import only_launcher
 from .plan import read_plan, run_config
 
 # A crash may be the machine's doing (memory, a signal); twice the same is the job's own.
@@ -34,39 +36,6 @@ ATTEMPTS = 2
 
 # Seconds a worker gets to leave after SIGTERM.
 _GRACE_S = 5.0
-
-
-class Busy(RuntimeError):
-    """Another launcher works on the same folder."""
-
-
-@dataclasses.dataclass
-class Job:
-    """Runs trained together in one program: what one worker does at a time."""
-
-    id: str
-    rows: list[dict[str, Any]]
-    attempts: int = 0
-
-    @property
-    def memory_bytes(self) -> int:
-        return max(row["predicted"]["peak_memory_bytes"] for row in self.rows)
-
-    @property
-    def seconds(self) -> float:
-        return max(row["predicted"]["job_seconds"] for row in self.rows)
-
-    @property
-    def flops(self) -> float:
-        return sum(row["predicted"]["train_flops"] for row in self.rows)
-
-    @property
-    def label(self) -> str:
-        first = self.rows[0]
-        return f"{first['config']['architecture']} {first['counts']['dense_params']:,}"
-
-    def log(self, out: Path) -> Path:
-        return out / "groups" / self.id / "log.txt"
 
 
 @dataclasses.dataclass
@@ -77,16 +46,6 @@ class _Worker:
     slot: int
     job: Job | None = None
     buffer: bytes = b""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """Runs of the plan by status, and whether a signal ended the launch early."""
-
-    statuses: dict[str, int]
-    interrupted: bool
-    wall_s: float
-    failed: tuple[str, ...]
 
 
 def launch(
@@ -117,65 +76,28 @@ def launch(
     rows = read_plan(out)
     if rows:
         run_config(rows[0], overrides)  # what does not fit is told here, once, and not by every worker
-    with claim(out):
+    with only_launcher(out):
         pool = _Pool(out, rows, workers, memory_bytes, trainer, tuple(overrides), display or Display())
         began = time.monotonic()
         with _signals(pool):
             pool.run()
-        statuses = run_statuses(out, rows)
-    failed = tuple(run for run, status in statuses.items() if status == "failed")
-    return Outcome(count_statuses(statuses), pool.stopping, time.monotonic() - began, failed)
+        return Outcome.of(out, rows, time.monotonic() - began, interrupted=pool.stopping)
 
 
-def pending_jobs(out: Path, rows: Sequence[dict[str, Any]]) -> list[Job]:
-    """Jobs with an unfinished run, longest predicted first (so that the last to end is short)."""
-    jobs: dict[str, Job] = {}
-    for row in rows:
-        jobs.setdefault(row["job"], Job(row["job"], [])).rows.append(row)
-    statuses = run_statuses(out, rows)
-    left = [job for job in jobs.values() if any(statuses[row["run_id"]] not in FINISHED for row in job.rows)]
-    return sorted(left, key=lambda job: -job.seconds)
-
-
-def run_statuses(out: Path | str, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Run id -> status as recorded, "planned" where there is no record yet."""
-    found = {row["run_id"]: read_record(Path(out) / "runs" / row["run_id"]) for row in rows}
-    return {run: "planned" if record is None else record["status"] for run, record in found.items()}
-
-
-def count_statuses(statuses: dict[str, str]) -> dict[str, int]:
-    values = list(statuses.values())
-    return {status: values.count(status) for status in sorted(set(values))}
-
-
-@contextlib.contextmanager
-def claim(out: Path) -> Iterator[None]:
-    """Makes this process the only launcher of a folder for as long as the block runs."""
-    path = out / "launch.lock"
-    with contextlib.ExitStack() as stack:
-        try:
-            handle = stack.enter_context(worker.hold(path))
-        except BlockingIOError:
-            owner = path.read_text(encoding="utf-8").strip() or "unknown"
-            raise Busy(
-                f"another launcher ({owner}) is working on {out}; wait for it, or stop it and launch again"
-            ) from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
-        yield
-
-
-def is_claimed(out: Path | str) -> bool:
-    """Whether a launcher is working on a folder right now."""
-    path = Path(out) / "launch.lock"
-    if not path.exists():
-        return False
-    try:
-        with worker.hold(path):
-            return False
-    except BlockingIOError:
-        return True
+def run(
+    out: Path,
+    plan: Sequence[dict[str, Any]],
+    *,
+    workers: int | None,
+    memory_gb: float | None,
+    overrides: Sequence[str],
+    options: Sequence[str],
+) -> Outcome:
+    """The executor `local`: `launch` with its progress on the terminal. It takes no options of its own."""
+    if options:
+        raise ValueError(f"the local executor takes no options, found {', '.join(options)}")
+    memory = None if memory_gb is None else round(memory_gb * 1e9)
+    return launch(out, workers=workers, memory_bytes=memory, overrides=overrides, display=for_terminal())
 
 
 class _Pool:
@@ -318,7 +240,7 @@ class _Pool:
         """Records a job's unfinished runs as failed, with the reason and where to read more."""
         log = job.log(self.out)
         reasons = [reason, *([f"log: {log}"] if log.exists() else [])]
-        worker.mark_failed(self.out, job.rows, reasons)
+        mark_failed(self.out, job.rows, reasons)
         self.display.failed(job, reason, log)
 
     def _stop_workers(self) -> None:

@@ -4,12 +4,14 @@
     get_sweep() -> list of points     what varies, built from the combinators
     get_report() -> dict              options of the report: form, axes, target, truth, ... (optional)
 
-A sweep file is named by its path or, for those installed with the package, by its name alone (`quickstart`).
+A sweep file is named by its path (it may import modules that lie beside it), as a module of an installed package
+(`my_lab.sweeps.widths`) or, for those that come with recscale, by its name alone (`quickstart`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
@@ -30,11 +32,15 @@ class SweepFileError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class SweepFile:
-    """An imported sweep file. `name` is the file's name without its ending; results go to `runs/<name>` by default."""
+    """An imported sweep file. `name` is the file's name without its ending; results go to `runs/<name>` by default.
+
+    `folder`: the file's own where it was named by its path, so that modules beside it can be imported; else None.
+    """
 
     name: str
     path: Path
     module: ModuleType
+    folder: Path | None = None
 
     def config(self, **arguments: Any) -> ConfigDict:
         """What `get_config` returns, checked to be a ConfigDict."""
@@ -68,19 +74,24 @@ def load(name: str | Path) -> SweepFile:
     """Imports a sweep file.
 
     Args:
-        name: path of a Python file, or the name of an installed sweep file.
+        name: path of a Python file, `package.module`, or the name of a sweep file of recscale's own.
 
     Raises:
         SweepFileError: no such file or name (installed names are listed), the import failed (the cause is chained), or
             `get_config` or `get_sweep` is missing.
     """
-    path = _find(str(name))
-    module = _import(path)
+    path, folder = _find(str(name)), None
+    if path is None:
+        module = _guarded(str(name), lambda: importlib.import_module(str(name)))
+        path = Path(module.__file__ or str(name))
+    else:
+        folder = None if path in installed().values() else path.parent
+        module = _import(path, folder)
     missing = [required for required in _REQUIRED if not callable(getattr(module, required, None))]
     if missing:
         lacking = " and no ".join(f"{name}()" for name in missing)
         raise SweepFileError(f"{path} defines no {lacking}; a sweep file needs both get_config() and get_sweep()")
-    return SweepFile(name=path.stem, path=path, module=module)
+    return SweepFile(path.stem, path, module, folder)
 
 
 def installed() -> dict[str, Path]:
@@ -89,13 +100,16 @@ def installed() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.rglob("*.py")) if "\ndef get_sweep(" in path.read_text("utf-8")}
 
 
-def _find(name: str) -> Path:
+def _find(name: str) -> Path | None:
+    """The file of a path or a name; None if `name` is a module of an installed package."""
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()
     known = installed()
     if name in known:
         return known[name]
+    if _is_module(name):
+        return None
     if path.suffix == ".py" or len(path.parts) > 1:
         raise SweepFileError(f"no sweep file {path} (in {Path.cwd()}); installed sweep files are {', '.join(known)}")
     raise SweepFileError(
@@ -104,15 +118,31 @@ def _find(name: str) -> Path:
     )
 
 
-def _import(path: Path) -> ModuleType:
+def _is_module(name: str) -> bool:
+    try:
+        return "." in name.strip(".") and importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _import(path: Path, folder: Path | None) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"_recscale_sweep_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise SweepFileError(f"{path} is not a Python file; a sweep file ends in .py")
-    module = importlib.util.module_from_spec(spec)
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
     sys.modules[spec.name] = module  # dataclasses and pickling inside the file look their module up
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))  # as for a script: it stays, for what the file names is imported later
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        _guarded(str(path), lambda: loader.exec_module(module))
+    except SweepFileError:
         del sys.modules[spec.name]
-        raise SweepFileError(f"{path} failed to import: {type(error).__name__}: {error}") from error
+        raise
     return module
+
+
+def _guarded(what: str, importing: Callable[[], Any]) -> Any:
+    try:
+        return importing()
+    except Exception as error:
+        raise SweepFileError(f"{what} failed to import: {type(error).__name__}: {error}") from error

@@ -8,13 +8,13 @@ appends runs derived from finished ones. Lines are data, complete in themselves:
     job         runs of a group planned together: what a worker trains in one program
     shape_id    hash of the architecture and its sizes, the cluster of the law's bootstrap
     trunk_id    one trajectory: runs that differ only in the number of examples
+    outside     models, data sets and metrics of other distributions, with their versions; absent where there are none
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from recscale.scaling.records.overrides import OverrideError, apply, leaves, par
 from recscale.scaling.records.runs import FINISHED, read_record
 from recscale.scaling.training import group_id, resolved, run_id, shape_id, trunk_id
 from recscale.scaling.training.config import config_hash
+from recscale.scaling.training.schedule import run_examples, run_steps, train_flops_per_row
 
 from . import machine, predict
-from .worker import hold
+from .locks import hold
+from .outside import make_importable, outside
 
 PLAN = "plan.jsonl"
 SWEEP = "sweep.json"
@@ -65,6 +67,7 @@ def make_plan(
     assignments: Sequence[str] = (),
     stage: int = 0,
     cache_dir: Path | str | None = None,
+    folder: Path | None = None,
 ) -> Plan:
     """Resolves every point of a sweep into a planned run; nothing is written.
 
@@ -73,12 +76,13 @@ def make_plan(
         assignments: `key=value` texts laid over every run last, points included.
         stage: 0 for the sweep itself, counted up by later stages.
         cache_dir: where data sources keep what depends on their configuration alone; workers use `OUT/cache`.
+        folder: where modules lie that workers have to import beside what is installed: the sweep file's own.
 
     Raises:
         OverrideError: a key or value that does not fit, naming the point.
         ValueError: an impossible target or configuration, naming the point.
     """
-    planner = _Planner(sweep, stage, cache_dir)
+    planner = _Planner(sweep, stage, cache_dir, folder)
     for index, point in enumerate(points):
         try:
             laid = lay(config, point, assignments)
@@ -112,8 +116,8 @@ def _overlay(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 
 class _Planner:
-    def __init__(self, sweep: str, stage: int, cache_dir: Path | str | None):
-        self.sweep, self.stage, self.cache_dir = sweep, stage, cache_dir
+    def __init__(self, sweep: str, stage: int, cache_dir: Path | str | None, folder: Path | None):
+        self.sweep, self.stage, self.cache_dir, self.folder = sweep, stage, cache_dir, folder
         self.core_flops = machine.core_flops()
         self.rows: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, ConfigDict] = {}
@@ -143,7 +147,7 @@ class _Planner:
                     )
         counts = models.count(config.architecture, source.schema, config.model)
         if "budget_flops" in targets:
-            config.training.examples = max(round(targets["budget_flops"] / _row_flops(counts, source)), 1)
+            config.training.examples = max(round(targets["budget_flops"] / train_flops_per_row(counts, source)), 1)
         run = run_id(config)
         if run not in self.rows:
             self.configs[run], self.counts[run] = config, counts
@@ -176,19 +180,12 @@ class _Planner:
         return self.shapes[key]
 
     def _row(self, config: ConfigDict, run: str, counts: Any, source: Any, targets: dict[str, float]) -> dict[str, Any]:
-        training = config.training
-        rows = source.requests * source.candidates
-        if training.examples <= 0 and source.batches is None:
-            raise ValueError(
-                f"training.examples is {training.examples}; an endless log needs a positive number of rows"
-            )
-        steps = math.ceil(training.examples / rows) if training.examples > 0 else source.batches
-        # The last batch of a pass is padded; rows that are not there are not examples.
-        examples = source.total_rows * config.data.passes if steps == source.batches else steps * rows
-        train_flops = _row_flops(counts, source) * examples
+        examples = run_examples(config, source, run_steps(config, source))
+        train_flops = train_flops_per_row(counts, source) * examples
         per_row = targets.get("train_flops")
         whole = targets.get("budget_flops", None if per_row is None else per_row * examples)
-        return {
+        brought = outside(config, self.folder)
+        row = {
             "run_id": run,
             "group_id": group_id(config),
             "shape_id": shape_id(config),
@@ -209,6 +206,7 @@ class _Planner:
                 "basis": "FLOPs counted; memory and seconds estimated",
             },
         }
+        return row | ({"outside": brought} if brought else {})
 
     def finish(self) -> Plan:
         """Adds what depends on the runs trained together: predicted memory and seconds of each job."""
@@ -224,7 +222,7 @@ class _Planner:
             memory = predict.peak_memory_bytes(
                 configs[0], source.schema, counts, replicas=replicas, horizons=len(set(examples))
             )
-            seconds = predict.seconds(_row_flops(counts, source) * rows, rows, self.core_flops)
+            seconds = predict.seconds(train_flops_per_row(counts, source) * rows, rows, self.core_flops)
             whole = sum(examples)
             for run, count in zip(runs, examples, strict=True):
                 self.rows[run]["predicted"] |= {
@@ -274,6 +272,7 @@ def append_stage(out: Path | str, points: Sequence[Mapping[str, Any]], derived_f
         if status not in FINISHED:
             raise PlanError(f"a stage can be derived from finished runs only; run {run} is {status}")
     stage = 1 + max(row["stage"] for row in rows)
+    make_importable(rows)
     base, cache = run_config(rows[0]), Path(out) / "cache"
     plan = make_plan(base, points, sweep=rows[0]["sweep"], stage=stage, cache_dir=cache)
     return write_plan(out, plan, extend=True)[1]
@@ -378,11 +377,6 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
 def _listed(values: set[str]) -> str:
     shown = sorted(values)[:4]
     return ("absent" if not shown else ", ".join(shown)) + (", ..." if len(values) > 4 else "")
-
-
-def _row_flops(counts: Any, source: Any) -> float:
-    """Training FLOPs per row: the user side is computed once per request and shared by its candidates."""
-    return counts.train_flops_user / source.candidates + counts.train_flops_candidate
 
 
 def _given(targets: Mapping[str, Any]) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import worker
-from .launch import claim, pending_jobs
+from .executors import Outcome
+from .job import pending_jobs
+from .locks import only_launcher
 from .plan import read_plan
 
 
@@ -38,9 +42,24 @@ def submit(
     out = Path(out).resolve()
     executor = submitit.AutoExecutor(folder=out / "slurm", cluster=cluster)
     executor.update_parameters(**{"name": out.name, "cpus_per_task": 1, **_options(options)})
-    with claim(out):
+    with only_launcher(out):
         jobs = pending_jobs(out, read_plan(out))
         return {job.id: executor.submit(worker.run_job, str(out), job.id, tuple(overrides)).job_id for job in jobs}
+
+
+def run(
+    out: Path,
+    plan: Sequence[dict[str, Any]],
+    *,
+    workers: int | None,
+    memory_gb: float | None,
+    overrides: Sequence[str],
+    options: Sequence[str],
+) -> Outcome:
+    """The executor `slurm`: `submit`, without waiting; how many jobs run at a time is the cluster's matter."""
+    began = time.monotonic()
+    jobs = submit(out, options, overrides=overrides)
+    return Outcome.of(out, plan, time.monotonic() - began, submitted=jobs)
 
 
 def _options(texts: Sequence[str]) -> dict[str, object]:

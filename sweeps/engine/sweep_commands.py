@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from .executors import Executor, Outcome
 
 _OUT = click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the sweep; default runs/<name of the file>."
@@ -27,9 +30,20 @@ _EXTEND = click.option("--extend", is_flag=True, help="Add a different sweep's r
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on the last line of standard output.")
 _WORKERS = click.option("--workers", type=click.IntRange(1), help="Worker processes; default one a core.")
 _MEMORY = click.option("--memory-gb", type=float, help="Memory the running jobs may use; default 80 % of what is free.")
-_BACKEND = click.option("--backend", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
+_BACKEND = click.option(
+    "--backend",
+    default="local",
+    show_default=True,
+    metavar="NAME",
+    help="What runs the jobs: local, slurm, one of another distribution, or package.module:function.",
+)
 _SLURM = click.option(
-    "--slurm", "slurm_options", multiple=True, metavar="KEY=VALUE", help="submitit option, e.g. slurm_partition=gpu."
+    "--slurm",
+    "--backend-option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the backend; submitit's for slurm, e.g. slurm_partition=gpu.",
 )
 
 
@@ -73,12 +87,13 @@ def launch(
     workers: int | None,
     memory_gb: float | None,
     backend: str,
-    slurm_options: tuple[str, ...],
+    options: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Train every unfinished run of a planned folder OUT, or plan a sweep FILE first. Stopped runs go on."""
     from .plan import FREE_KEYS, is_free
 
+    run = _executor(backend)
     with _errors():
         if (Path(target) / "plan.jsonl").exists():
             fixed = [text for text in assignments if not is_free(text)]
@@ -90,15 +105,9 @@ def launch(
             out = Path(target)
         else:
             out, _, _ = _plan(target, out, root, assignments, extend)
-        if backend == "slurm":
-            from .slurm import submit
-
-            jobs = submit(out, slurm_options, overrides=_free(root, assignments))
-            click.echo(f"{len(jobs)} jobs submitted; follow them with: recscale status {out}")
-            if as_json:
-                _json({"out": str(out), "submitted": jobs})
-            return
-        outcome = _launch(out, workers, memory_gb, _free(root, assignments))
+        outcome = _run(out, run, workers, memory_gb, _free(root, assignments), options)
+    if _handed_over(out, outcome, as_json):
+        return
     click.echo(_outcome_line(out, outcome))
     if as_json:
         _json({"out": str(out), "statuses": outcome.statuses, "wall_s": outcome.wall_s})
@@ -143,6 +152,8 @@ def collect(out: Path, as_json: bool) -> None:
 @_EXTEND
 @_WORKERS
 @_MEMORY
+@_BACKEND
+@_SLURM
 @click.option("--no-report", is_flag=True, help="Stop after the run table: no fit, no plot.")
 @_JSON
 def sweep(
@@ -153,6 +164,8 @@ def sweep(
     extend: bool,
     workers: int | None,
     memory_gb: float | None,
+    backend: str,
+    options: tuple[str, ...],
     no_report: bool,
     as_json: bool,
 ) -> None:
@@ -161,10 +174,13 @@ def sweep(
     from recscale.scaling.records.runs import collect as collect_runs
 
     began = time.monotonic()
+    run = _executor(backend)
     with _errors():
         out, rows, _ = _plan(file, out, root, assignments, extend)
         click.echo(f"{len(rows)} runs planned, about {_job_seconds(rows):.0f} core-seconds (estimated)", err=True)
-        outcome = _launch(out, workers, memory_gb, _free(root, assignments))
+        outcome = _run(out, run, workers, memory_gb, _free(root, assignments), options)
+        if _handed_over(out, outcome, as_json):
+            return
         if outcome.interrupted:
             click.echo(_outcome_line(out, outcome))
             _leave(outcome)
@@ -190,7 +206,14 @@ def _plan(
     config = loaded.config()
     if root is not None:
         config.data.root = root
-    planned = make_plan(config, loaded.points(), sweep=loaded.name, assignments=assignments, cache_dir=out / "cache")
+    planned = make_plan(
+        config,
+        loaded.points(),
+        sweep=loaded.name,
+        assignments=assignments,
+        cache_dir=out / "cache",
+        folder=loaded.folder,
+    )
     for note in planned.notes:
         click.echo(f"note: {note}", err=True)
     rows, new = write_plan(out, planned, extend=extend)
@@ -200,12 +223,37 @@ def _plan(
     return out, rows, new
 
 
-def _launch(out: Path, workers: int | None, memory_gb: float | None, overrides: tuple[str, ...]) -> Any:
-    from .display import for_terminal
-    from .launch import launch as launch_runs
+def _executor(name: str) -> Executor:
+    from .executors import executor
 
-    memory = None if memory_gb is None else round(memory_gb * 1e9)
-    return launch_runs(out, workers=workers, memory_bytes=memory, overrides=overrides, display=for_terminal())
+    try:
+        return executor(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--backend") from error
+
+
+def _run(
+    out: Path,
+    run: Executor,
+    workers: int | None,
+    memory_gb: float | None,
+    overrides: tuple[str, ...],
+    options: tuple[str, ...],
+) -> Outcome:
+    from .plan import read_plan
+
+    plan = read_plan(out)
+    return run(out, plan, workers=workers, memory_gb=memory_gb, overrides=overrides, options=options)
+
+
+def _handed_over(out: Path, outcome: Outcome, as_json: bool) -> bool:
+    """Whether the jobs were given to a scheduler that goes on by itself; says so."""
+    if outcome.submitted is None:
+        return False
+    click.echo(f"{len(outcome.submitted)} jobs submitted; follow them with: recscale status {out}")
+    if as_json:
+        _json({"out": str(out), "submitted": outcome.submitted})
+    return True
 
 
 def _report(out: Path) -> dict[str, Any]:
@@ -227,7 +275,7 @@ def _free(root: str | None, assignments: tuple[str, ...]) -> tuple[str, ...]:
     return (*place, *(text for text in assignments if is_free(text)))
 
 
-def _outcome_line(out: Path, outcome: Any) -> str:
+def _outcome_line(out: Path, outcome: Outcome) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in outcome.statuses.items())
     line = f"{counts} in {outcome.wall_s:.0f} s"
     if outcome.interrupted:
@@ -237,7 +285,7 @@ def _outcome_line(out: Path, outcome: Any) -> str:
     return line
 
 
-def _leave(outcome: Any) -> None:
+def _leave(outcome: Outcome) -> None:
     """Exit code 130 after an interruption, 1 if a run failed."""
     if outcome.interrupted:
         sys.exit(130)
@@ -260,7 +308,7 @@ def _json(value: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """Two conditions of this machine, not faults: a busy folder and an optional dependency that is missing."""
-    from .launch import Busy
+    from .locks import Busy
     from .slurm import MissingExtra
 
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from recscale.scaling.records.runs import read_metrics, read_record
 
-from .launch import is_claimed
+from .locks import has_launcher
 from .plan import read_plan
 
 
@@ -45,7 +45,7 @@ def run_states(out: Path | str) -> list[dict[str, Any]]:
     A run recorded as running is "stopped" when no launcher works on the folder.
     """
     out = Path(out)
-    busy = is_claimed(out)
+    busy = has_launcher(out)
     states = []
     for row in read_plan(out):
         folder = out / "runs" / row["run_id"]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import fcntl
 import importlib
 import importlib.util
 import json
@@ -30,13 +29,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from recscale.scaling.host_memory import keep_freed_memory
 
 from . import machine
+from .job import labels, mark_failed
+from .locks import hold
 
 TRAINER = "recscale.scaling.training:train_group"
 
@@ -49,7 +50,13 @@ _LOCK_WAIT_S = 20.0
 _PR_SET_PDEATHSIG = 1
 
 
-def train_job(out: Path, job: str, trainer: Callable[..., list[dict]], progress, overrides: tuple[str, ...] = ()):
+def train_job(
+    out: Path,
+    job: str,
+    trainer: Callable[..., list[dict[str, Any]]],
+    progress: Callable[[dict[str, Any]], None],
+    overrides: Sequence[str] = (),
+) -> list[dict[str, Any]]:
     """Trains the runs of one planned job and returns their records.
 
     Raises:
@@ -58,20 +65,21 @@ def train_job(out: Path, job: str, trainer: Callable[..., list[dict]], progress,
     """
     from recscale.scaling.training import RunSpec
 
-    from .plan import read_plan, run_config
+    from .outside import make_importable
+    from .plan import run_config
 
-    rows = [row for row in read_plan(out) if row["job"] == job]
+    rows = _planned(out, job)
+    make_importable(rows)
     specs = [
         RunSpec(config=run_config(row, overrides), run_dir=out / "runs" / row["run_id"], labels=labels(row))
         for row in rows
     ]
     folder = out / "groups" / job
-    folder.mkdir(parents=True, exist_ok=True)
     with hold(folder / "lock", wait_s=_LOCK_WAIT_S):
         return trainer(specs, folder, progress=progress, cache_dir=out / "cache")
 
 
-def run_job(out: str, job: str, overrides: tuple[str, ...], trainer: str = TRAINER) -> dict[str, str]:
+def run_job(out: str, job: str, overrides: Sequence[str] = (), trainer: str = TRAINER) -> dict[str, str]:
     """One planned job in a process of its own (a Slurm job); returns {run id: status}. One thread unless there is an
     accelerator."""
     settle(None if machine.accelerators() else machine.cores()[0])
@@ -80,58 +88,12 @@ def run_job(out: str, job: str, overrides: tuple[str, ...], trainer: str = TRAIN
     except BlockingIOError:
         raise  # somebody else is training these runs: they have not failed
     except Exception as error:
-        from .plan import read_plan
-
-        rows = [row for row in read_plan(out) if row["job"] == job]
-        mark_failed(Path(out), rows, [f"{type(error).__name__}: {error}"])
+        mark_failed(Path(out), _planned(Path(out), job), [f"{type(error).__name__}: {error}"])
         raise
     return {record["run_id"]: record["status"] for record in records}
 
 
-def mark_failed(out: Path, rows: Sequence[dict[str, Any]], reasons: Sequence[str]) -> None:
-    """Records the unfinished ones of the planned runs as failed."""
-    from recscale.scaling.records.runs import FINISHED, read_record, write_record
-
-    for row in rows:
-        folder = out / "runs" / row["run_id"]
-        record = read_record(folder) or _planned_record(row)
-        if record["status"] not in FINISHED:
-            write_record(folder, record | {"status": "failed", "reasons": list(reasons)})
-
-
-def labels(row: dict[str, Any]) -> dict[str, Any]:
-    """What a planned row adds to its run's record."""
-    return {
-        "sweep": row["sweep"],
-        "job": row["job"],
-        "stage": row["stage"],
-        "flops_target": row["targets"]["train_flops"],
-        "params_target": row["targets"]["dense_params"],
-    }
-
-
-@contextlib.contextmanager
-def hold(path: Path, wait_s: float = 0.0) -> Iterator[IO[str]]:
-    """Holds an exclusive lock on a file while the block runs; the kernel drops it if the process dies.
-
-    Raises:
-        BlockingIOError: somebody else still holds it after `wait_s` seconds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as handle:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise BlockingIOError(f"{path} is held by another process") from None
-                time.sleep(0.05)
-        yield handle
-
-
-def resolve(trainer: str) -> Callable[..., list[dict]]:
+def resolve(trainer: str) -> Callable[..., list[dict[str, Any]]]:
     """The function named `module:function` or `file.py:function`."""
     place, _, name = trainer.rpartition(":")
     if place.endswith(".py"):
@@ -241,14 +203,11 @@ class _Throttle:
             self._events.send(event="progress", job=self._job, **progress)
 
 
-def _planned_record(row: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run no worker has touched."""
-    identity = {key: row[key] for key in ("run_id", "group_id", "shape_id", "trunk_id", "sweep", "config", "counts")}
-    work = {
-        "flops_target": row["targets"]["train_flops"],
-        "params_target": row["targets"]["dense_params"],
-    }
-    return identity | {"status": "planned", "reasons": [], "labels": labels(row), "work": work, "metrics": {}}
+def _planned(out: Path, job: str) -> list[dict[str, Any]]:
+    """The plan's rows of a job."""
+    from .plan import read_plan
+
+    return [row for row in read_plan(out) if row["job"] == job]
 
 
 def _listen(jobs: queue.Queue[str]) -> None:

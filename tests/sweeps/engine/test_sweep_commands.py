@@ -8,6 +8,7 @@ import pytest
 
 from recscale.scaling.cli import main
 from recscale.scaling.records.runs import write_record
+from recscale.sweeps.engine.executors import Outcome
 from recscale.sweeps.engine.plan import read_plan, read_sweep
 from recscale.sweeps.engine.slurm import MissingExtra, submit
 
@@ -91,7 +92,7 @@ def test_settings_that_change_no_result_may_differ_between_launches(call, sweep_
     monkeypatch.setattr(
         launch,
         "launch",
-        lambda out, **options: asked.append(options["overrides"]) or launch.Outcome({}, False, 0.0, ()),
+        lambda out, **options: asked.append(options["overrides"]) or Outcome({}, False, 0.0, ()),
     )
     call("plan", sweep_file, "--out", out)
     call("launch", out, "--set", "tracking.wandb=offline")

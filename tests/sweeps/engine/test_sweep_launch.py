@@ -15,7 +15,8 @@ from recscale.scaling.records.runs import read_metrics, read_record, write_recor
 from recscale.scaling.training import get_config, group_id, run_id, shape_id
 from recscale.sweeps.engine import machine, worker
 from recscale.sweeps.engine.display import Display
-from recscale.sweeps.engine.launch import Busy, claim, is_claimed, launch
+from recscale.sweeps.engine.launch import launch
+from recscale.sweeps.engine.locks import Busy, has_launcher, hold, only_launcher
 from recscale.sweeps.engine.tables import run_states
 
 TRAINER = f"{Path(__file__).with_name('fake_trainer.py')}:train_group"
@@ -167,12 +168,12 @@ def test_a_job_too_large_for_the_machine_is_refused_by_name(planned, tmp_path):
 
 def test_two_launchers_do_not_share_a_folder(planned, tmp_path):
     planned(jobs=1)
-    assert not is_claimed(tmp_path)
-    with claim(tmp_path):
-        assert is_claimed(tmp_path)
+    assert not has_launcher(tmp_path)
+    with only_launcher(tmp_path):
+        assert has_launcher(tmp_path)
         with pytest.raises(Busy, match=rf"another launcher \(process {os.getpid()} on .*\) is working on"):
             launch(tmp_path, trainer=TRAINER)
-    assert not is_claimed(tmp_path) and starts(tmp_path) == []
+    assert not has_launcher(tmp_path) and starts(tmp_path) == []
 
 
 def test_a_job_that_another_process_trains_is_left_to_it(planned, tmp_path, monkeypatch):
@@ -182,7 +183,7 @@ def test_a_job_that_another_process_trains_is_left_to_it(planned, tmp_path, monk
     write_record(folder, {"status": "running", "reasons": []})
     monkeypatch.setattr(worker, "settle", lambda core: None)
     monkeypatch.setattr(worker, "_LOCK_WAIT_S", 0.0)
-    with worker.hold(tmp_path / "groups" / job / "lock"), pytest.raises(BlockingIOError, match="held by another"):
+    with hold(tmp_path / "groups" / job / "lock"), pytest.raises(BlockingIOError, match="held by another"):
         worker.run_job(str(tmp_path), job, (), TRAINER)
     assert read_record(folder)["status"] == "running"
     assert worker.run_job(str(tmp_path), job, (), TRAINER) == {rows[0]["run_id"]: "done"}
@@ -193,7 +194,7 @@ def test_a_launcher_leaves_a_held_job_alone(planned, tmp_path):
     (job,), rows = planned(jobs=1, seeds=1)
     folder = tmp_path / "runs" / rows[0]["run_id"]
     write_record(folder, {"status": "running", "reasons": []})
-    with worker.hold(tmp_path / "groups" / job / "lock"):
+    with hold(tmp_path / "groups" / job / "lock"):
         assert launch(tmp_path, trainer=TRAINER, workers=1).statuses == {"running": 1}
     assert launch(tmp_path, trainer=TRAINER, workers=1).statuses == {"done": 1}
 

@@ -1,0 +1,144 @@
+"""What comes from elsewhere: executors by address, helpers beside a sweep file, sweeps that are modules."""
+
+import json
+import sys
+
+import pytest
+
+from recscale.scaling.cli import main
+from recscale.sweeps.engine import outside
+from recscale.sweeps.engine.executors import EXECUTORS, Outcome, executor
+from recscale.sweeps.engine.launch import launch
+from recscale.sweeps.engine.loading import load
+from recscale.sweeps.engine.plan import make_plan, read_plan, write_plan
+
+SWEEP = """
+from {helper} import LAYERS
+from recscale.scaling.training import get_config as base_config
+from recscale.sweeps import axis
+def get_config():
+    config = base_config("rankmixer", "known_truth")
+    config.data.preset = "smoke"
+    config.data.holdout_rows = 512
+    config.training.requests = 64
+    config.training.examples = 640
+    return config
+def get_sweep():
+    return axis("model.layers", LAYERS)
+"""
+
+EXECUTOR = """
+from recscale.scaling.records.runs import write_record
+from recscale.sweeps.engine.executors import Outcome
+from recscale.sweeps.engine.job import pending_jobs
+from recscale.sweeps.engine.locks import only_launcher
+asked = []
+def run(out, plan, *, workers, memory_gb, overrides, options):
+    with only_launcher(out):
+        for job in pending_jobs(out, plan):
+            for row in job.rows:
+                write_record(out / "runs" / row["run_id"], {"status": "done", "reasons": list(options)})
+        return Outcome.of(out, plan, 1.5)
+"""
+
+
+def call(capsys, *arguments, code=0):
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert left.value.code == code, printed
+    return printed
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder whose helper and executor have names of this test alone; what it makes importable goes afterwards."""
+    path, before = tmp_path / "my sweeps", set(sys.modules)
+    path.mkdir()
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (path / "sizes_of_outside.py").write_text("LAYERS = [1, 2]\n")
+    (path / "widths v2.py").write_text(SWEEP.format(helper="sizes_of_outside"))
+    yield path
+    for name in set(sys.modules) - before:
+        if "outside_test" in name or name in ("sizes_of_outside", "executor_of_outside"):
+            del sys.modules[name]
+
+
+def test_an_executor_by_address_runs_a_sweep(capsys, folder, tmp_path):
+    (folder / "executor_of_outside.py").write_text(EXECUTOR)
+    sys.path.insert(0, str(folder))
+    options = ["--backend", "executor_of_outside:run", "--backend-option", "queue=night", "--json"]
+    out = tmp_path / "out"
+    printed = call(capsys, "launch", folder / "widths v2.py", "--out", out, *options)
+    assert json.loads(printed.out.splitlines()[-1]) == {"out": str(out), "statuses": {"done": 2}, "wall_s": 1.5}
+    assert "queue=night" in call(capsys, "status", out).out
+    printed = call(capsys, "sweep", folder / "widths v2.py", "--out", out, "--no-report", *options)
+    assert json.loads(printed.out.splitlines()[-1])["statuses"] == {"done": 2}
+
+
+def test_a_misspelt_executor_is_answered_before_anything_is_planned(capsys, folder, tmp_path):
+    printed = call(capsys, "launch", folder / "widths v2.py", "--out", tmp_path / "out", "--backend", "slrum", code=2)
+    assert "there is no executor 'slrum'; did you mean 'slurm'?" in printed.err and not (tmp_path / "out").exists()
+    assert all(callable(executor(name)) for name in EXECUTORS)
+    with pytest.raises(ValueError, match="takes no options, found a=1"):
+        executor("local")(tmp_path, [], workers=1, memory_gb=None, overrides=(), options=["a=1"])
+
+
+def test_a_helper_beside_the_sweep_file_is_imported(folder):
+    loaded = load(folder / "widths v2.py")
+    assert loaded.points() == [{"model.layers": 1}, {"model.layers": 2}] and loaded.folder == folder
+    assert load("smoke").folder is None
+
+
+def test_a_sweep_may_be_a_module_of_an_installed_package(folder):
+    package = folder / "outside_test_lab"
+    package.mkdir()
+    (package / "__init__.py").write_text("LAYERS = [3]\n")
+    (package / "depths.py").write_text(SWEEP.format(helper="outside_test_lab"))
+    sys.path.insert(0, str(folder))
+    loaded = load("outside_test_lab.depths")
+    assert loaded.name == "depths" and loaded.path == package / "depths.py" and loaded.folder is None
+    assert loaded.points() == [{"model.layers": 3}]
+
+
+def test_the_plan_notes_what_is_not_of_recscale_and_nothing_else(folder, monkeypatch):
+    loaded = load(folder / "widths v2.py")
+    plain = make_plan(loaded.config(), loaded.points(), sweep="s", folder=folder).rows
+    assert all("outside" not in row for row in plain)
+
+    origin = {"name": "sizes_of_outside:X", "address": "sizes_of_outside:X", "distribution": "", "version": ""}
+    monkeypatch.setattr(outside, "_origin", lambda kind, name: origin if kind == "model" else None)
+    brought = make_plan(loaded.config(), loaded.points(), sweep="s", folder=folder).rows
+    assert [{k: v for k, v in row.items() if k != "outside"}["run_id"] for row in brought] == [
+        row["run_id"] for row in plain
+    ]
+    noted = [{"kind": "model", **origin, "folder": str(folder)}]
+    assert all(row["outside"] == noted for row in brought)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
+    outside.make_importable(brought)
+    assert sys.path[0] == str(folder)
+
+
+BESIDE_TRAINER = """
+import json, importlib
+from pathlib import Path
+from recscale.scaling.records.runs import write_record
+from recscale.scaling.training import run_id
+def train_group(specs, group_dir, *, progress, cache_dir):
+    found = importlib.import_module("sizes_of_outside")
+    for spec in specs:
+        record = {"run_id": run_id(spec.config), "status": "done", "reasons": [], "metrics": {"n": len(found.LAYERS)}}
+        write_record(spec.run_dir, record)
+    return [record | {"run_id": run_id(spec.config)} for spec in specs]
+"""
+
+
+def test_workers_import_what_lies_beside_the_sweep_file(folder, tmp_path, monkeypatch):
+    loaded = load(folder / "widths v2.py")
+    origin = {"name": "sizes_of_outside:X", "address": "sizes_of_outside:X", "distribution": "", "version": ""}
+    monkeypatch.setattr(outside, "_origin", lambda kind, name: origin if kind == "model" else None)
+    write_plan(tmp_path, make_plan(loaded.config(), loaded.points(), sweep="s", folder=folder))
+    assert read_plan(tmp_path)[0]["outside"][0]["folder"] == str(folder)
+    (tmp_path / "trainer.py").write_text(BESIDE_TRAINER)
+    outcome = launch(tmp_path, workers=1, trainer=f"{tmp_path / 'trainer.py'}:train_group")
+    assert outcome.statuses == {"done": 2} and isinstance(outcome, Outcome)
