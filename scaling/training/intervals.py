@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ def progressive_metrics(lines: list[dict[str, Any]], steps: int) -> dict[str, An
     """
     tail = [line for line in lines if line["step"] > 0.9 * steps] or lines[-1:]
     rows = sum(line["rows"] for line in tail)
-    if not rows or any(line["logloss"] is None for line in tail):
+    if not rows or any(line["logloss"] is None or not math.isfinite(line["logloss"]) for line in tail):
         return {"progressive_logloss": None, "progressive_rows": 0}
     mean = sum(line["logloss"] * line["rows"] for line in tail) / rows
     return {"progressive_logloss": mean, "progressive_rows": rows}

@@ -6,6 +6,7 @@ at any moment and started again ends with the same bytes as one never killed.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,14 +18,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recscale.scaling.data import make_source
-from recscale.scaling.records import runs as records
 
 from .checkpoints import Checkpoints
 from .clock import Clock
 from .group import Group, RunSpec
 from .intervals import summarise
+from .ledger import Ledger
 from .rows.memory_usage import holdout_usage
-from .schedule import NEVER, Segment
+from .schedule import NEVER, GroupSchedule, Segment
 from .step import TrainState, make_trainer, shard_batch
 
 Progress = Callable[[dict[str, Any]], None]
@@ -56,48 +57,48 @@ def train_group(
     Returns:
         The runs' records, in the order given.
     """
-    group = Group(runs)
-    if not group.finished():
-        _Loop(group, Path(group_dir), progress or (lambda event: None), cache_dir).run()
-    return [records.read_record(run.run_dir) or {} for run in runs]
+    group, ledger = Group(runs), Ledger(runs)
+    if not ledger.finished:
+        _Loop(group, ledger, Path(group_dir), progress or (lambda event: None), cache_dir).run()
+    return ledger.records
 
 
 class _Loop:
-    def __init__(self, group: Group, group_dir: Path, progress: Progress, cache_dir: Path | str | None):
-        t = group.config.training
+    def __init__(self, group: Group, ledger: Ledger, group_dir: Path, progress: Progress, cache_dir: Path | str | None):
+        self.config, t = group.config, group.config.training
         self.source = make_source(
-            group.config.data.to_dict(), requests=t.requests, candidates=t.candidates, cache_dir=cache_dir
+            self.config.data.to_dict(), requests=t.requests, candidates=t.candidates, cache_dir=cache_dir
         )
-        group.bind(self.source)
-        self.group, self.progress = group, progress
-        self.trainer = make_trainer(group.config, self.source, group.replicas, group.warmup)
+        self.group, self.ledger, self.progress = group, ledger, progress
+        self.schedule = GroupSchedule(group, self.source)
+        self.trainer = make_trainer(self.config, self.source, group.replicas, self.schedule.warmup)
         self.checkpoints = Checkpoints(group_dir / "checkpoints")
-        rows = group.batch_rows * len(group.replicas)
-        self.clock = Clock(group.total_steps, rows, group.train_flops_per_row)
+        rows = self.schedule.batch_rows * len(group.replicas)
+        self.clock = Clock(self.schedule.total_steps, rows, self.schedule.train_flops_per_row)
         self.saved = time.monotonic()
 
     def run(self) -> None:
-        group = self.group
-        group.start_records()
+        segments = self.schedule.segments
+        self.ledger.begin(self.schedule)
         position, state, trunk = self._restore()
         with jax.transfer_guard("disallow"):
-            for index in range(position["segment"], len(group.segments)):
-                segment = group.segments[index]
-                if segment.horizon is not None and trunk is None and index + 1 < len(group.segments):
+            for index in range(position["segment"], len(segments)):
+                segment = segments[index]
+                if segment.horizon is not None and trunk is None and index + 1 < len(segments):
                     trunk = jax.tree.map(jnp.copy, state)
                 state = self._enter(state, segment)
                 start = position["step"] if index == position["segment"] else segment.start
                 state = self._segment(index, segment, start, state, trunk)
                 if segment.horizon is None and not jax.device_get(state.alive).any():
-                    for branch in group.segments[index + 1 :]:
+                    for branch in segments[index + 1 :]:
                         if branch.horizon is not None:
                             self._finish(branch, state)
                     break
                 if segment.horizon is not None:
                     self._finish(segment, state)
                     state, trunk = (trunk if trunk is not None else state), None
-                    if index + 1 < len(group.segments):
-                        self._save(index + 1, group.segments[index + 1].start, state, None)
+                    if index + 1 < len(segments):
+                        self._save(index + 1, segments[index + 1].start, state, None)
         self.checkpoints.close()
 
     def _restore(self) -> tuple[dict[str, Any], TrainState, TrainState | None]:
@@ -114,14 +115,14 @@ class _Loop:
                     "give the new runs a folder of their own"
                 )
             self.clock.resume_from(position["wall_s"])
-        self.group.truncate(position)
+        self.ledger.truncate(position["segment"], position["step"])
         return position, state, trunk
 
     def _enter(self, state: TrainState, segment: Segment) -> TrainState:
         """Points the state's schedule at a segment."""
         decay = (NEVER, 1) if segment.horizon is None else (segment.start, max(segment.steps, 1))
         start, steps = jax.device_put([np.int32(value) for value in decay], state.step.sharding)
-        return state.replace(decay_from=start, decay_steps=steps)
+        return dataclasses.replace(state, decay_from=start, decay_steps=steps)
 
     def _segment(self, index: int, segment: Segment, start: int, state: TrainState, trunk: Any) -> TrainState:
         """Trains to the end of a segment, or through the first logging interval that leaves no replica alive."""
@@ -131,13 +132,13 @@ class _Loop:
             state, metrics = self.trainer.step(state, self._put(batches))
             interval.append(metrics)
             last = step + 1 == segment.stop
-            if (step + 1) % self.group.log_every and not last:
+            if (step + 1) % self.schedule.log_every and not last:
                 continue
             # Reading the previous interval while this one runs keeps the device busy.
             if waiting is not None and not self._log(segment, *waiting):
                 break
             waiting, interval = (step + 1, interval), []
-            due = time.monotonic() - self.saved > self.group.config.training.checkpoint_every_s
+            due = time.monotonic() - self.saved > self.config.training.checkpoint_every_s
             if due or last:
                 alive, waiting = self._log(segment, *waiting), None
                 if not alive:
@@ -157,8 +158,9 @@ class _Loop:
 
     def _log(self, segment: Segment, step: int, interval: list[dict[str, jax.Array]]) -> bool:
         """Appends an interval to the metrics; returns whether any replica is left."""
-        row = {"step": step, "examples": step * self.group.batch_rows, "phase": "decay" if segment.horizon else "trunk"}
-        self.group.append(segment, row, summarise(interval))
+        examples = step * self.schedule.batch_rows
+        row = {"step": step, "examples": examples, "phase": "decay" if segment.horizon else "trunk"}
+        self.ledger.append(segment, row, summarise(interval))
         return bool(jax.device_get(interval[-1]["alive"]).any())
 
     def _save(self, index: int, step: int, state: TrainState, trunk: TrainState | None) -> None:
@@ -175,29 +177,49 @@ class _Loop:
 
     def _done(self, index: int, step: int) -> int:
         """Steps of the whole program through when segment `index` stands at `step`."""
-        return sum(s.steps for s in self.group.segments[:index]) + step - self.group.segments[index].start
+        segments = self.schedule.segments
+        return sum(segment.steps for segment in segments[:index]) + step - segments[index].start
 
     def _finish(self, segment: Segment, state: TrainState) -> None:
         """Evaluates every replica at the end of a branch and writes the records of its runs."""
         with self.clock.pause(), jax.transfer_guard("allow"):
             logits = self.trainer.holdout_logits(state)
-            usage = holdout_usage(self.trainer, state, segment.stop * self.group.batch_rows)
+            usage = holdout_usage(
+                self.trainer.holdout_slot_counts(state),
+                replicas=len(self.group.replicas),
+                batch_rows=self.schedule.batch_rows,
+                trained_rows=segment.stop * self.schedule.batch_rows,
+                sub_keys=self.trainer.memory_sub_keys,
+            )
             failed = jax.device_get(state.failed_at)
         step_s = self.clock.step_s
         cost = {
             "wall_s": self.clock.wall_s,
             "step_ms": None if step_s is None else 1e3 * step_s,
-            "rows_per_s": None if step_s is None else self.group.batch_rows / step_s,
+            "rows_per_s": None if step_s is None else self.schedule.batch_rows / step_s,
             "replicas": len(self.group.replicas),
             "mfu": None,  # needs a device whose peak is known
         }
-        asked = tuple(self.group.config.data.get("metrics", ()))
+        asked = tuple(self.config.data.get("metrics", ()))
         further = {"metrics": asked} if asked else {}
-        for replica in range(len(self.group.replicas)):
+        for replica, runs in enumerate(self.schedule.members[segment]):
             at = int(failed[replica])
             if at < 0 and not np.isfinite(logits[replica]).all():
                 at = segment.stop  # the last update broke it: no batch was left to notice
             with jax.transfer_guard("allow"):  # metrics are computed on the host and compare with host arrays
                 metrics = self.source.evaluate(logits[replica], **further) | usage[replica] if at < 0 else None
+            for run in runs:
+                self.ledger.finish(run, metrics, cost, self.trainer.kernels, at)
+            at = int(failed[replica])
+            if at < 0 and not np.isfinite(logits[replica]).all():
+                at = segment.stop  # the last update broke it: no batch was left to notice
+            with jax.transfer_guard("allow"):  # metrics are computed on the host and compare with host arrays
+<<<<<<< HEAD
+                metrics = self.source.evaluate(logits[replica], **further) | usage[replica] if at < 0 else None
             for run in self.group.members(segment, replica):
                 self.group.finish(run, metrics, cost, self.trainer.kernels, at)
+=======
+                metrics = self.source.evaluate(logits[replica]) | usage[replica] if at < 0 else None
+            for run in runs:
+                self.ledger.finish(run, metrics, cost, self.trainer.kernels, at)
+>>>>>>> 37d5629 (A group's schedule and its ledger are two objects; the ledger keeps what it writes)

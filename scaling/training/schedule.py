@@ -7,10 +7,18 @@ the longest run instead of sum 2^-i (f = decay fraction), and every branch is a 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from recscale import models
+from recscale.models.counts import Count
+from recscale.scaling.data.source import Source
+
+from .group import Group, RunSpec
 
 SCHEDULES = ("wsd", "cosine", "constant")
 SHAPES = ("linear", "sqrt", "cosine")
@@ -63,7 +71,94 @@ def program(horizons: Sequence[int], schedule: str, decay_fraction: float, warmu
     return segments
 
 
-def rate_factor(step: jax.Array, decay_from: jax.Array, decay_steps: jax.Array, warmup: int, shape: str) -> jax.Array:
+def run_steps(config: ConfigDict, source: Source) -> int:
+    """Steps of a run: enough for its examples, or every batch there is.
+
+    Raises:
+        ValueError: an endless log and no number of examples.
+    """
+    examples = config.training.examples
+    if examples > 0:
+        return math.ceil(examples / (source.requests * source.candidates))
+    if source.batches is None:
+        raise ValueError(f"training.examples is {examples}; an endless log needs a positive number of rows")
+    return source.batches
+
+
+def run_examples(config: ConfigDict, source: Source, steps: int) -> int:
+    """Rows that so many steps train: the last batch of a pass is padded, and rows that are not there do not count."""
+    if steps == source.batches and source.total_rows is not None:
+        return source.total_rows * config.data.passes
+    return steps * source.requests * source.candidates
+
+
+def train_flops_per_row(counts: Count, source: Source) -> float:
+    """Training FLOPs of a row: the user side is computed once per request and shared by its candidates."""
+    return counts.train_flops_user / source.candidates + counts.train_flops_candidate
+
+
+class GroupSchedule:
+    """When a group trains what.
+
+    Attributes:
+        source: the data. counts: parameters and FLOPs of the model; train_flops_per_row of it.
+        batch_rows: rows of a batch. warmup: steps.
+        steps: folder of a run -> its steps.
+        segments: the program, in order. total_steps: of all of them.
+        members: segment -> per replica the runs whose own history includes it: every later horizon for the trunk, one
+            horizon for a branch.
+        log_every: steps of a logging interval.
+
+    Raises:
+        ValueError: a run needs more batches than the data has, or none is asked for of an endless log.
+    """
+
+    def __init__(self, group: Group, source: Source):
+        training = group.config.training
+        self.source = source
+        self.batch_rows = source.requests * source.candidates
+        self.steps = {run.run_dir: self._horizon(run) for run in group.runs}
+        self.warmup = math.ceil(training.warmup_examples / self.batch_rows)
+        horizons = sorted(set(self.steps.values()))
+        self.segments = program(horizons, training.schedule, training.decay_fraction, self.warmup)
+        self.total_steps = sum(segment.steps for segment in self.segments)
+        self.members = {
+            segment: [self._members(group, segment, r) for r in group.replicas] for segment in self.segments
+        }
+        every = training.log_every_examples / self.batch_rows if training.log_every_examples else horizons[0] / 40
+        self.log_every = max(round(every), 1)
+        self.counts = models.count(group.config.architecture, source.schema, group.config.model)
+        self.train_flops_per_row = train_flops_per_row(self.counts, source)
+
+    def examples(self, run: RunSpec) -> int:
+        """Rows a run trains on."""
+        return run_examples(run.config, self.source, self.steps[run.run_dir])
+
+    def _horizon(self, run: RunSpec) -> int:
+        steps, there = run_steps(run.config, self.source), self.source.batches
+        if there is not None and steps > there:
+            raise ValueError(
+                f"training.examples is {run.config.training.examples:,}: {steps:,} steps, but the data has "
+                f"{there:,} batches of {self.batch_rows} rows in {run.config.data.passes} pass(es); lower it, set it "
+                "to 0 for everything, or raise data.passes (recorded as epochs)"
+            )
+        return steps
+
+    def _members(self, group: Group, segment: Segment, replica: tuple[int, float]) -> list[RunSpec]:
+        mine = [run for run in group.runs if run.replica == replica]
+        if segment.horizon is not None:
+            return [run for run in mine if self.steps[run.run_dir] == segment.horizon]
+        starts = {branch.horizon: branch.start for branch in self.segments}
+        return [run for run in mine if starts[self.steps[run.run_dir]] >= segment.stop]
+
+
+def rate_factor(
+    step: Int[Array, "*_"],
+    decay_from: Int[Array, ""],
+    decay_steps: Int[Array, ""],
+    warmup: int,
+    shape: str,
+) -> Float[Array, "*_"]:
     """Factor of the peak rate at a step: linear warm-up, then 1, then a decay to 0 from `decay_from` on."""
     if shape not in SHAPES:
         raise ValueError(f"training.decay_shape is {shape!r}, expected one of {', '.join(SHAPES)}")

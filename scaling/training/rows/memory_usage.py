@@ -6,43 +6,50 @@ slots, so compare them with their nulls. Here every holdout row counts, and slot
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Num
 
 from recscale.models.memories.usage import UsageAccumulator
-
-if TYPE_CHECKING:
-    from recscale.scaling.training.step import Trainer, TrainState
 
 # What `read_stats` names the vectors over slots.
 _VECTORS = ("hits", "weight")
 
 
-def slot_counts(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def slot_counts(stats: Mapping[str, Num[Array, "*_"]]) -> dict[str, Num[Array, " M"]]:
     """The vectors over slots among a model's stats: "memory1/hits", ..."""
     return {name: value for name, value in stats.items() if jnp.ndim(value) == 1 and name.split("/")[-1] in _VECTORS}
 
 
-def holdout_usage(trainer: Trainer, state: TrainState, trained_rows: int) -> list[dict[str, Any]]:
+def holdout_usage(
+    batches: Iterable[Mapping[str, Num[np.ndarray, "P M"]]],
+    *,
+    replicas: int,
+    batch_rows: int,
+    trained_rows: int,
+    sub_keys: int | None,
+) -> list[dict[str, Any]]:
     """Per replica: figures of every memory layer, and their means over layers as `memory_<figure>`.
 
     `memory_hits_per_slot` refers to training: hits of `trained_rows` rows over slots. Empty for a model without memory.
+
+    Args:
+        batches: of every batch of the holdout, `batch_rows` rows each, the sums that `slot_counts` names.
+        replicas: P. sub_keys: n of the memories; None where rows and columns are no axes of their keys.
     """
     totals: dict[str, Any] = {}
-    batches = 0
-    for counts in trainer.holdout_slot_counts(state):
-        batches += 1
+    count = 0
+    for counts in batches:
+        count += 1
         for name, value in counts.items():
             totals[name] = totals.get(name, 0) + np.asarray(value, np.float64)
     layers = sorted({name.rpartition("/")[0] for name in totals})
     if not layers:
-        return [{} for _ in trainer.seeds]
-    rows = batches * trainer.source.requests * trainer.source.candidates
-    sub_keys = trainer.memory_sub_keys
-    return [_figures(totals, layers, p, trained_rows / rows, sub_keys) for p in range(len(trainer.seeds))]
+        return [{} for _ in range(replicas)]
+    return [_figures(totals, layers, p, trained_rows / (count * batch_rows), sub_keys) for p in range(replicas)]
 
 
 def _figures(

@@ -162,7 +162,7 @@ def test_a_program_without_a_living_replica_stops(tmp_path, monkeypatch):
         raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop.Group, "finish", killed)
+        patch.setattr(loop.Ledger, "finish", killed)
         train_group(specs, tmp_path / "group")
     before = [(spec.run_dir / "metrics.jsonl").read_bytes() for spec in specs]
     assert [record["status"] for record in train_group(specs, tmp_path / "group")] == ["diverged"] * 2

@@ -246,8 +246,8 @@ def test_axes_of_slots_are_known_unless_an_expansion_permutes_them():
     counts = {"memory1/hits": np.zeros((1, 64)), "memory1/weight": np.zeros((1, 64))}
     for value in counts.values():
         value[0, [3, 5, 11]] = 1.0  # two rows, two columns of 8 (3 and 11 share one)
-    trainer.holdout_slot_counts = lambda state: iter([counts])
-    (found,) = holdout_usage(trainer, None, trained_rows=128)
+    rows = trainer.source.requests * trainer.source.candidates
+    (found,) = holdout_usage([counts], replicas=1, batch_rows=rows, trained_rows=128, sub_keys=trainer.memory_sub_keys)
     assert found["memory_row_usage"] == found["memory_column_usage"] == 0.25
     assert found["memory_usage"] == 3 / 64 and found["memory_hits_per_slot"] == pytest.approx(2 * 3 / 64)
     config.model.update({"value_op": "expansion", "expansion": 4})
