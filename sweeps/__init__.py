@@ -1,4 +1,4 @@
-"""Sweep files, and the planner and launcher that turn them into runs. Imports every other room; none imports it.
+"""Sweep files, and the planner and launcher that turn them into runs. Imports the other three folders; none imports it.
 
 A sweep file needs only what is exported here:
 

@@ -5,6 +5,9 @@ logloss falls with dense parameters and with nothing else; seven shapes an archi
 trained as replicas of one program.
 
     recscale sweep quickstart --out runs/quickstart
+
+Measured 2026-11-22 on 2 cores of an AMD EPYC, jax 0.10.2: 28 runs in 171 s. Excess over the entropy floor, times
+1,000, mean of two seeds, from 1.8e3 parameters to 1.25e5: RankMixer 11.4 to 4.35, DLRM-MLP 7.50 to 4.34.
 """
 
 from ml_collections import ConfigDict

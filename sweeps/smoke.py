@@ -5,17 +5,13 @@ recscale sweep smoke --out runs/smoke
 
 from ml_collections import ConfigDict
 
-from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, by_dense_params, product
+from recscale.sweeps.base import known_truth, power_law
 
 
 def get_config() -> ConfigDict:
-    config = base_config("rankmixer", "known_truth")
-    config.data.preset = "smoke"
+    config = known_truth("rankmixer", "smoke", requests=256, examples=25_600, warmup_examples=2_560)
     config.data.holdout_rows = 4_096
-    config.training.requests = 256
-    config.training.examples = 25_600
-    config.training.warmup_examples = 2_560
     return config
 
 
@@ -25,5 +21,4 @@ def get_sweep() -> Sweep:
 
 
 def get_report() -> dict:
-    # Too few sizes to leave one out.
-    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss", "hold_out_largest": False}
+    return power_law("dense_params", hold_out=False)

@@ -7,12 +7,14 @@ expert   the experts
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+
+from recscale.pallas_kernels.names import nearest
 
 MESH_AXES = ("data", "fsdp", "tensor", "token", "expert")
 
@@ -40,8 +42,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     axes: dict[str, int] = {}
     for name, size in pairs:
         if name not in MESH_AXES:
-            near = difflib.get_close_matches(name, MESH_AXES, n=1, cutoff=0.0)[0]
-            raise ValueError(f"mesh {text!r}: there is no axis {name!r}; did you mean {near!r}? {', '.join(MESH_AXES)}")
+            raise ValueError(f"mesh {text!r}: there is no axis {name!r}{nearest(name, MESH_AXES)}")
         if name in axes:
             raise ValueError(f"mesh {text!r} names axis {name!r} twice")
         if not size.strip().isdigit() or int(size) < 1:
@@ -55,7 +56,7 @@ def mesh_text(axes: Mapping[str, int]) -> str:
     return ",".join(f"{name}={size}" for name, size in axes.items())
 
 
-def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+def make_mesh(axes: Mapping[str, int], devices: Sequence[Any]) -> jax.sharding.Mesh:
     """A mesh of the first devices; the last axis changes fastest, so its neighbours lie closest.
 
     Raises:

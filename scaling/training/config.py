@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -143,6 +144,12 @@ def trunk_id(config: ConfigDict) -> str:
     if plain["training"]["schedule"] != "cosine":
         plain["training"].pop("examples")
     return config_hash(plain)
+
+
+def require_word(setting: str, value: str, known: Sequence[str]) -> None:
+    """Raises ValueError, naming the setting, if its value is none of the known words."""
+    if value not in known:
+        raise ValueError(f"{setting} is {value!r}, expected one of {', '.join(known)}")
 
 
 def _plain_value(value: Any) -> Any:

@@ -26,7 +26,7 @@ from .intervals import summarise
 from .ledger import Ledger
 from .rows.memory_usage import holdout_usage
 from .schedule import NEVER, GroupSchedule, Segment
-from .step import TrainState, make_trainer, shard_batch
+from .step import TrainState, make_trainer
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -124,12 +124,14 @@ class _Loop:
         start, steps = jax.device_put([np.int32(value) for value in decay], state.step.sharding)
         return dataclasses.replace(state, decay_from=start, decay_steps=steps)
 
-    def _segment(self, index: int, segment: Segment, start: int, state: TrainState, trunk: Any) -> TrainState:
+    def _segment(
+        self, index: int, segment: Segment, start: int, state: TrainState, trunk: TrainState | None
+    ) -> TrainState:
         """Trains to the end of a segment, or through the first logging interval that leaves no replica alive."""
         batches = None if self.source.on_device else self.source.iterate(start)
         interval, waiting = [], None
         for step in range(start, segment.stop):
-            state, metrics = self.trainer.step(state, self._put(batches))
+            state, metrics = self.trainer.step(state, None if batches is None else self.trainer.put(next(batches)))
             interval.append(metrics)
             last = step + 1 == segment.stop
             if (step + 1) % self.schedule.log_every and not last:
@@ -149,12 +151,6 @@ class _Loop:
             if event is not None:
                 self.progress(event)
         return state
-
-    def _put(self, batches):
-        if batches is None:
-            return None
-        batch = next(batches)
-        return jax.device_put(batch) if self.trainer.mesh is None else shard_batch(batch, self.trainer.mesh)
 
     def _log(self, segment: Segment, step: int, interval: list[dict[str, jax.Array]]) -> bool:
         """Appends an interval to the metrics; returns whether any replica is left."""
@@ -210,16 +206,3 @@ class _Loop:
                 metrics = self.source.evaluate(logits[replica], **further) | usage[replica] if at < 0 else None
             for run in runs:
                 self.ledger.finish(run, metrics, cost, self.trainer.kernels, at)
-            at = int(failed[replica])
-            if at < 0 and not np.isfinite(logits[replica]).all():
-                at = segment.stop  # the last update broke it: no batch was left to notice
-            with jax.transfer_guard("allow"):  # metrics are computed on the host and compare with host arrays
-<<<<<<< HEAD
-                metrics = self.source.evaluate(logits[replica], **further) | usage[replica] if at < 0 else None
-            for run in self.group.members(segment, replica):
-                self.group.finish(run, metrics, cost, self.trainer.kernels, at)
-=======
-                metrics = self.source.evaluate(logits[replica]) | usage[replica] if at < 0 else None
-            for run in runs:
-                self.ledger.finish(run, metrics, cost, self.trainer.kernels, at)
->>>>>>> 37d5629 (A group's schedule and its ledger are two objects; the ledger keeps what it writes)

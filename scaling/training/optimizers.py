@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, get_args
+
 import jax
 import optax
 
-OPTIMIZERS = ("adamw", "adam", "rmsprop", "adagrad")
+from .config import require_word
+
+Optimizer = Literal["adamw", "adam", "rmsprop", "adagrad"]
 
 
 def dense_optimizer(
-    name: str,
+    name: Optimizer,
     *,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -31,8 +35,7 @@ def dense_optimizer(
         "rmsprop": lambda: optax.scale_by_rms(decay=b2, eps=eps),
         "adagrad": lambda: optax.scale_by_rss(initial_accumulator_value=0.1, eps=eps),
     }
-    if name not in scale:
-        raise ValueError(f"training.optimizer is {name!r}, expected one of {', '.join(OPTIMIZERS)}")
+    require_word("training.optimizer", name, get_args(Optimizer))
     if weight_decay and name == "adam":
         raise ValueError("training.optimizer 'adam' takes no weight decay; use 'adamw' for the decoupled form")
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
@@ -42,10 +45,10 @@ def dense_optimizer(
     return optax.chain(*parts)
 
 
-def _is_matrix(params):
+def _is_matrix(params: Any) -> Any:
     """Per-token biases are matrices by rank, so the name decides as well."""
 
-    def decays(path, value) -> bool:
+    def decays(path: Any, value: jax.Array) -> bool:
         return value.ndim >= 2 and "bias" not in jax.tree_util.keystr(path)
 
     return jax.tree_util.tree_map_with_path(decays, params)

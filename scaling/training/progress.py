@@ -1,18 +1,34 @@
-"""A progress bar for one run: steps, rows per second, FLOP/s, time left."""
+"""Progress of training in words, and as a bar for one run: steps, rows per second, FLOP/s, time left."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
 
-def figures(event: dict[str, Any]) -> str:
-    """`12,300 rows/s  1.2 GFLOP/s  0:42 left` of a progress event."""
-    minutes, seconds = divmod(round(event["eta_s"]), 60)
-    return f"{event['rows_per_s']:,.0f} rows/s  {event['flops_per_s'] / 1e9:.2f} GFLOP/s  {minutes}:{seconds:02d} left"
+def speed(event: Mapping[str, Any]) -> str:
+    """`12,300 rows/s, 1.20 GFLOP/s, 42 s left` of a progress event, as far as it says."""
+    parts = []
+    if event.get("rows_per_s") is not None:
+        parts.append(f"{event['rows_per_s']:,.0f} rows/s")
+    if event.get("flops_per_s") is not None:
+        parts.append(f"{event['flops_per_s'] / 1e9:.2f} GFLOP/s")
+    if event.get("eta_s") is not None:
+        parts.append(f"{clock(event['eta_s'])} left")
+    return ", ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `42 s`, `3 min 20 s` or `2 h 05 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 @contextlib.contextmanager
@@ -24,6 +40,6 @@ def bar(title: str) -> Iterator[Any]:
         task = progress.add_task(title, total=None, text="compiling")
 
         def update(event: dict[str, Any]) -> None:
-            progress.update(task, total=event["total_steps"], completed=event["step"], text=figures(event))
+            progress.update(task, total=event["total_steps"], completed=event["step"], text=speed(event))
 
         yield update

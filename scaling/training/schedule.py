@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -18,10 +19,11 @@ from recscale import models
 from recscale.models.counts import Count
 from recscale.scaling.data.source import Source
 
+from .config import require_word
 from .group import Group, RunSpec
 
-SCHEDULES = ("wsd", "cosine", "constant")
-SHAPES = ("linear", "sqrt", "cosine")
+Schedule = Literal["wsd", "cosine", "constant"]
+DecayShape = Literal["linear", "sqrt", "cosine"]
 
 # A decay start no run reaches: the trunk never decays.
 NEVER = 2**31 - 1
@@ -40,7 +42,7 @@ class Segment:
         return self.stop - self.start
 
 
-def decay_start(horizon: int, schedule: str, decay_fraction: float, warmup: int) -> int:
+def decay_start(horizon: int, schedule: Schedule, decay_fraction: float, warmup: int) -> int:
     """First decaying step of a run of `horizon` steps."""
     if schedule == "constant":
         return horizon
@@ -49,14 +51,13 @@ def decay_start(horizon: int, schedule: str, decay_fraction: float, warmup: int)
     return max(horizon - max(round(decay_fraction * horizon), 1), 0)
 
 
-def program(horizons: Sequence[int], schedule: str, decay_fraction: float, warmup: int) -> list[Segment]:
+def program(horizons: Sequence[int], schedule: Schedule, decay_fraction: float, warmup: int) -> list[Segment]:
     """Segments to execute, in order: trunk up to the first decay start, its branch, trunk on, and so forth.
 
     Raises:
         ValueError: unknown schedule, or a horizon below one step.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"training.schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}")
+    require_word("training.schedule", schedule, get_args(Schedule))
     if not 0 <= decay_fraction <= 1:
         raise ValueError(f"training.decay_fraction is {decay_fraction}, expected a share between 0 and 1")
     if min(horizons) < 1:
@@ -157,11 +158,9 @@ def rate_factor(
     decay_from: Int[Array, ""],
     decay_steps: Int[Array, ""],
     warmup: int,
-    shape: str,
+    shape: DecayShape,
 ) -> Float[Array, "*_"]:
     """Factor of the peak rate at a step: linear warm-up, then 1, then a decay to 0 from `decay_from` on."""
-    if shape not in SHAPES:
-        raise ValueError(f"training.decay_shape is {shape!r}, expected one of {', '.join(SHAPES)}")
     warm = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
     done = jnp.clip((step - decay_from + 1) / jnp.maximum(decay_steps + 1, 1), 0.0, 1.0)
     decay = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import flax.struct
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding
+from jaxtyping import Float, Num
 from ml_collections import ConfigDict
 
 from recscale import models
@@ -38,6 +39,7 @@ from recscale.scaling import parallel
 from recscale.scaling.data.source import Source
 
 from . import optimizers, schedule
+from .config import require_word
 from .rows import memory_rows, row_updates
 from .rows.memory_state import MemoryValues
 from .rows.memory_usage import slot_counts
@@ -78,14 +80,19 @@ class StepOptions:
     """Numbers the step is compiled with."""
 
     optimizer: optax.GradientTransformation
-    embedding_optimizer: str
+    embedding_optimizer: row_updates.RowOptimizer
     embedding_rate: float
     embedding_eps: float
     embedding_init_std: float
     warmup: int
-    decay_shape: str
+    decay_shape: schedule.DecayShape
     suffix: tuple[float, float] | None = None
     values: memory_rows.ValueOptions = memory_rows.ValueOptions()
+
+    def __post_init__(self) -> None:
+        known = get_args(row_updates.RowOptimizer)
+        require_word("training.embedding_optimizer", self.embedding_optimizer, known)
+        require_word("training.decay_shape", self.decay_shape, get_args(schedule.DecayShape))
 
 
 class Trainer:
@@ -121,20 +128,20 @@ class Trainer:
         self._task_weights = tuple(task.weight for task in self.schema.tasks)
         # What served the operations of the compiled functions, and why: operation -> {implementation: reason}.
         self.kernels: dict[str, dict[str, str]] = {}
-        of_state, of_step, of_output = {}, {}, {}
+        of_state = of_step = of_output = None  # the compiler's choice
         if mesh is not None:
-            whole = parallel.replicated(mesh)
-            own = jax.tree.map(lambda array: array.sharding, self.state_shapes())
-            of_state, of_step, of_output = ({"out_shardings": out} for out in (own, (own, whole), whole))
+            of_output = parallel.replicated(mesh)
+            of_state = jax.tree.map(lambda array: array.sharding, self.state_shapes())
+            of_step = (of_state, of_output)
         # Random draws of every parameter in one program: LLVM's optimiser takes a minute over it on a CPU (51 s against
         # 3 s measured on one core), and it runs once.
         quick = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
-        self._init = jax.jit(self._initial_state, compiler_options=quick, **of_state)
-        self._step = jax.jit(self._on_mesh(self._train_step), donate_argnums=0, **of_step)
+        self._init = _jit(self._initial_state, of_state, compiler_options=quick)
+        self._step = _jit(self._on_mesh(self._train_step), of_step, donate_argnums=0)
         logits = functools.partial(self._evaluate, lambda output: output.logits)
-        self._logits = jax.jit(self._on_mesh(logits), **of_output)
+        self._logits = _jit(self._on_mesh(logits), of_output)
         counts = functools.partial(self._evaluate, lambda output: slot_counts(output.stats))
-        self._counts = jax.jit(self._on_mesh(counts), **of_output)
+        self._counts = _jit(self._on_mesh(counts), of_output)
 
     def state_shapes(self) -> TrainState:
         """The state as shapes alone; on a mesh each with the sharding it has there."""
@@ -171,7 +178,7 @@ class Trainer:
         # are free.
         return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
 
-    def step(self, state: TrainState, batch: Batch | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(self, state: TrainState, batch: Batch | None = None) -> tuple[TrainState, dict[str, Any]]:
         """One update from batch `state.step`. On-device sources generate it inside; host sources pass it in.
 
         Returns the new state (the old one is donated) and metrics of the batch scored *before* the update:
@@ -179,21 +186,24 @@ class Trainer:
         """
         return self._step(state, batch)
 
-    def holdout_logits(self, state: TrainState) -> np.ndarray:
-        """Logits of the source's holdout: float32 [P, number of batches, R, C, Y] on the host."""
-        parts = []
-        for batch in self.source.holdout():
-            batch = jax.device_put(batch) if self.mesh is None else shard_batch(batch, self.mesh)
-            parts.append(self._logits(state.params, state.values, state.other, state.tables, batch))
+    def put(self, batch: Batch) -> Batch:
+        """A host batch on the device, or on the mesh with its requests split."""
+        return jax.device_put(batch) if self.mesh is None else shard_batch(batch, self.mesh)
+
+    def holdout_logits(self, state: TrainState) -> Float[np.ndarray, "P batches R C Y"]:
+        """Logits of the source's holdout: float32 on the host."""
+        parts = [
+            self._logits(state.params, state.values, state.other, state.tables, self.put(batch))
+            for batch in self.source.holdout()
+        ]
         return np.stack(jax.device_get(parts), axis=1)
 
-    def holdout_slot_counts(self, state: TrainState) -> Iterator[dict[str, np.ndarray]]:
-        """Hits and weights of every memory slot, batch by batch of the holdout: name -> [P, M]; see `memory_usage`."""
+    def holdout_slot_counts(self, state: TrainState) -> Iterator[dict[str, Num[np.ndarray, "P M"]]]:
+        """Hits and weights of every memory slot, batch by batch of the holdout; see `memory_usage`."""
         if not self._memory.present:
             return
         for batch in self.source.holdout():
-            batch = jax.device_put(batch) if self.mesh is None else shard_batch(batch, self.mesh)
-            yield jax.device_get(self._counts(state.params, state.values, state.other, state.tables, batch))
+            yield jax.device_get(self._counts(state.params, state.values, state.other, state.tables, self.put(batch)))
 
     @property
     def memory_sub_keys(self) -> int | None:
@@ -242,20 +252,16 @@ class Trainer:
             failed_at=jnp.full(replicas, -1, jnp.int32),
         )
 
-    def _train_step(self, state: TrainState, batch: Batch | None):
+    def _train_step(self, state: TrainState, batch: Batch | None) -> tuple[TrainState, dict[str, Any]]:
         options = self.options
-        if batch is None:
-            batch = self.source.batch(state.step)
-            if self.mesh is not None:
-                split = NamedSharding(self.mesh, parallel.batch_spec(self.mesh))
-                batch = jax.lax.with_sharding_constraint(batch, split)
+        batch = self._generated(state.step) if batch is None else batch
         touched = find_touched(self.schema, batch)
         vectors = jax.vmap(gather_touched, in_axes=(0, None), axis_size=state.rate.shape[0])(state.tables, touched)
-        free, fixed = self._differentiated(state, vectors, batch, touched)
+        varied, constant = self._memory_arguments(state, vectors, batch, touched)
         graded = jax.value_and_grad(self._loss, argnums=(0, 1, 2), has_aux=True)
         graded = _map_replicas(graded, (0, 0, 0, 0, 0, 0, None, None, None), state.rate.shape[0])
         (loss, aux), (grads, row_grads, value_grads) = graded(
-            state.params, vectors, free, fixed, state.other, state.seed, state.step, batch, touched
+            state.params, vectors, varied, constant, state.other, state.seed, state.step, batch, touched
         )
         other, metrics, reads = aux
         alive = state.alive & jnp.isfinite(loss)
@@ -266,30 +272,14 @@ class Trainer:
 
         updates, moments = jax.vmap(options.optimizer.update)(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, u: p - _per_replica(alive, rate, u), state.params, updates)
-        tables, slots = {}, {}
-        for name in state.tables:
-            update = jax.vmap(
-                lambda table, slot, rows, grad, active, t=touched[name]: row_updates.update_rows(
-                    options.embedding_optimizer,
-                    table,
-                    slot,
-                    t,
-                    rows,
-                    grad,
-                    options.embedding_rate * factor,
-                    active=active,
-                    eps=options.embedding_eps,
-                )
-            )
-            tables[name], slots[name] = update(
-                state.tables[name], state.slots[name], vectors[name], row_grads[name], alive
-            )
+        tables, slots = self._updated_tables(state, touched, vectors, row_grads, factor, alive)
         value_rate = memory_rows.value_rate(options.values, state.rate, factor, state.step)
         values, value_slots = self._memory.update(
             state.values, state.value_slots, reads, value_grads, value_rate, state.step, alive & _finite(grads)
         )
         metrics["stats"] |= self._memory.row_norms(values)
-        new = state.replace(
+        new = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             other=other,
@@ -304,24 +294,50 @@ class Trainer:
         metrics = {**metrics, "loss": loss, "rate": rate, "alive": alive, "failed_at": new.failed_at}
         return new, metrics
 
-    def _differentiated(self, state: TrainState, vectors, batch: Batch, touched) -> tuple[Any, Any]:
-        """What stands for memory values in the loss: (probes or values, constant values or nothing)."""
+    def _generated(self, step: jax.Array) -> Batch:
+        """The batch of a step, made on the device."""
+        batch = self.source.batch(step)
+        if self.mesh is None:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, parallel.batch_spec(self.mesh)))
+
+    def _updated_tables(self, state: TrainState, touched, vectors, grads, factor, alive) -> tuple[Any, Any]:
+        """Every embedding table and its optimiser state after one step on the rows that the batch touched."""
+        kind, eps = self.options.embedding_optimizer, self.options.embedding_eps
+        rate = self.options.embedding_rate * factor
+
+        def update(table, slots, touched, rows, grad, active):
+            return row_updates.update_rows(kind, table, slots, touched, rows, grad, rate, active=active, eps=eps)
+
+        each = jax.vmap(update, in_axes=(0, 0, None, 0, 0, 0))
+        new = {
+            name: each(table, state.slots[name], touched[name], vectors[name], grads[name], alive)
+            for name, table in state.tables.items()
+        }
+        return {name: table for name, (table, _) in new.items()}, {name: slots for name, (_, slots) in new.items()}
+
+    def _memory_arguments(self, state: TrainState, vectors, batch: Batch, touched) -> tuple[Any, Any]:
+        """What the loss is differentiated by to train memory values, and the values it takes as constants.
+
+        Under row updates these are probes (zeros added to every read) and the values; under `dense_adam` the values
+        themselves and nothing.
+        """
         if not self._memory.rows:
             return state.values, {}
 
-        def trace():
+        def reads_of_one_replica():
             first = jax.tree.map(lambda v: v[0], (state.params, vectors, state.values, state.other, state.seed))
             params, own, values, other, seed = first
             return self._loss(params, own, None, values, other, seed, state.step, batch, touched)[1][2]
 
-        return self._memory.probes(state.values, trace), state.values
+        return self._memory.probes(state.values, reads_of_one_replica), state.values
 
-    def _loss(self, params, vectors, free, fixed, other, seed, step, batch: Batch, touched):
+    def _loss(self, params, vectors, varied, constant, other, seed, step, batch: Batch, touched):
         """Training loss of one replica, and (new other variables, metrics, reads of memory values).
 
-        free, fixed: see `_differentiated`.
+        varied, constant: see `_memory_arguments`.
         """
-        values = self._memory.state(fixed if self._memory.rows else free)
+        values = self._memory.state(constant if self._memory.rows else varied)
         # Copied: a model may assign its own variables, which has to happen inside this trace.
         model = nnx.merge(self._graphdef, params, values, other, copy=True)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _DROPOUT_STREAM), step)
@@ -329,8 +345,9 @@ class Trainer:
         if self.options.suffix is not None:
             # Of the step alone: replicas go on seeing the same batches.
             suffix_key = jax.random.fold_in(jax.random.key(_SUFFIX_STREAM), step)
-            inputs = inputs.replace(user=random_suffixes(inputs.user, suffix_key, *self.options.suffix))
-        with self._memory.recording(model, free) as reads:
+            shortened = random_suffixes(inputs.user, suffix_key, *self.options.suffix)
+            inputs = dataclasses.replace(inputs, user=shortened)
+        with self._memory.recording(model, varied) as reads:
             output = model(inputs, key=key)
         mask = batch.label_mask * batch.valid[..., None]
         loss, per_task = training_loss(output, batch.labels, mask, self._task_weights)
@@ -398,6 +415,11 @@ def _suffix(training: ConfigDict) -> tuple[float, float] | None:
 def shard_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """Puts a host batch on a mesh, its requests split."""
     return jax.device_put(batch, NamedSharding(mesh, parallel.batch_spec(mesh)))
+
+
+def _jit(function: Callable[..., Any], out_shardings: Any, **options: Any) -> Any:
+    """`jax.jit`; without `out_shardings` where they are None."""
+    return jax.jit(function, **options, **({} if out_shardings is None else {"out_shardings": out_shardings}))
 
 
 def _map_replicas(function: Callable[..., Any], in_axes: tuple[int | None, ...], replicas: int) -> Callable[..., Any]:

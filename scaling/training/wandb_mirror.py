@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-MODES = ("off", "offline", "online")
+from .config import require_word
+
+Mode = Literal["off", "offline", "online"]
 
 _log = logging.getLogger(__name__)
 
@@ -17,10 +20,9 @@ class WandbMirror:
     Offline runs cannot be read back by wandb's API, which is why nothing here ever reads from it.
     """
 
-    def __init__(self, mode: str, project: str, run_id: str, folder: Path, config: dict[str, Any]):
-        if mode not in MODES:
-            raise ValueError(f"tracking.wandb is {mode!r}, expected one of {', '.join(MODES)}")
-        self._run = None
+    def __init__(self, mode: Mode, project: str, run_id: str, folder: Path, config: dict[str, Any]):
+        require_word("tracking.wandb", mode, get_args(Mode))
+        self._run: Any = None
         if mode == "off":
             return
         try:
@@ -44,14 +46,14 @@ class WandbMirror:
         self._guard(lambda run: run.log(row, step=row["step"]))
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        def close(run):
+        def close(run: Any) -> None:
             run.summary.update(metrics)
             run.finish()
 
         self._guard(close)
         self._run = None
 
-    def _guard(self, action) -> None:
+    def _guard(self, action: Callable[[Any], None]) -> None:
         if self._run is None:
             return
         try:

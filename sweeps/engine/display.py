@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from recscale.scaling.training.progress import clock, speed
+
 from .job import Job
 
 # Seconds between two summary lines where there is no terminal.
@@ -173,28 +175,6 @@ class Meter:
         speed = f", {rows:,.0f} rows/s, {flops / 1e9:.2f} GFLOP/s" if rows else ""
         left = f", about {clock(self.left_s())} left" if self._left else ""
         return f"{100 * self.share():.0f}% done{speed}{left}"
-
-
-def speed(event: dict[str, Any]) -> str:
-    """Rows and FLOPs a second and the time left of one job."""
-    parts = []
-    if event.get("rows_per_s") is not None:
-        parts.append(f"{event['rows_per_s']:,.0f} rows/s")
-    if event.get("flops_per_s") is not None:
-        parts.append(f"{event['flops_per_s'] / 1e9:.2f} GFLOP/s")
-    if event.get("eta_s") is not None:
-        parts.append(f"{clock(event['eta_s'])} left")
-    return ", ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as `42 s`, `3 min 20 s` or `2 h 05 min`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 def for_terminal() -> Display:

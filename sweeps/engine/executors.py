@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from recscale.pallas_kernels.names import load
 
-from .job import run_statuses
+from .job import count, run_statuses
 
 GROUP = "recscale.executors"
-EXECUTORS = {"local": "recscale.sweeps.engine.launch:run", "slurm": "recscale.sweeps.engine.slurm:run"}
+EXECUTORS = {"local": "recscale.sweeps.engine.launch:launch", "slurm": "recscale.sweeps.engine.slurm:submit"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,8 @@ class Outcome:
     def of(cls, out: Path, plan: Sequence[dict[str, Any]], wall_s: float, **more: Any) -> Outcome:
         """As the records below `out` say; `more` are further fields."""
         found = run_statuses(out, plan)
-        values = list(found.values())
-        counts = {status: values.count(status) for status in sorted(set(values))}
         failed = tuple(run for run, status in found.items() if status == "failed")
-        return cls(statuses=counts, failed=failed, wall_s=wall_s, **{"interrupted": False, **more})
+        return cls(statuses=count(found.values()), failed=failed, wall_s=wall_s, **{"interrupted": False, **more})
 
 
 class Executor(Protocol):

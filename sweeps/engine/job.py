@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ def run_statuses(out: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Run id -> status as recorded, "planned" where there is no record yet."""
     found = {row["run_id"]: read_record(out / "runs" / row["run_id"]) for row in rows}
     return {run: "planned" if record is None else record["status"] for run, record in found.items()}
+
+
+def count(statuses: Iterable[str]) -> dict[str, int]:
+    """How many there are of each, in alphabetical order."""
+    return dict(sorted(Counter(statuses).items()))
 
 
 def labels(row: dict[str, Any]) -> dict[str, Any]:

@@ -50,64 +50,64 @@ class _Worker:
 
 def launch(
     out: Path | str,
+    plan: Sequence[dict[str, Any]] | None = None,
     *,
     workers: int | None = None,
-    memory_bytes: int | None = None,
-    trainer: str = worker.TRAINER,
+    memory_gb: float | None = None,
     overrides: Sequence[str] = (),
+    options: Sequence[str] = (),
+    trainer: str = worker.TRAINER,
     display: Display | None = None,
 ) -> Outcome:
-    """Trains every unfinished run of `out/plan.jsonl` and returns what became of them.
+    """Trains every unfinished run of a plan and returns what became of them: the executor `local`.
 
     Args:
-        out: the sweep's folder.
+        out: the sweep's folder. plan: its rows; default what `out/plan.jsonl` holds.
         workers: worker processes; default one a core (one an accelerator where there are any).
-        memory_bytes: memory the predicted peaks of the running jobs may sum to; default most of what is free.
-        trainer: `module:function` called as `train_group`.
+        memory_gb: memory the predicted peaks of the running jobs may sum to; default most of what is free.
         overrides: `key=value` settings that cannot change a result (data.root, tracking), laid over every run.
-        display: where progress goes.
+        options: of executors that have any; none are taken here.
+        trainer: `module:function` called as `train_group`.
+        display: where progress goes; default the terminal.
 
     Raises:
         Busy: another launcher holds the folder.
         FileNotFoundError: there is no plan.
         PlanError: the plan is another version's. OverrideError: a setting that would change the runs.
+        ValueError: there are options.
     """
     out = Path(out)
-    rows = read_plan(out)
+    if options:
+        raise ValueError(f"the local executor takes no options, found {', '.join(options)}")
+    rows = read_plan(out) if plan is None else plan
     if rows:
         run_config(rows[0], overrides)  # what does not fit is told here, once, and not by every worker
     with only_launcher(out):
-        pool = _Pool(out, rows, workers, memory_bytes, trainer, tuple(overrides), display or Display())
         began = time.monotonic()
+        pool = _Pool(out, rows, workers, memory_gb, trainer, overrides, display or for_terminal())
         with _signals(pool):
             pool.run()
         return Outcome.of(out, rows, time.monotonic() - began, interrupted=pool.stopping)
 
 
-def run(
-    out: Path,
-    plan: Sequence[dict[str, Any]],
-    *,
-    workers: int | None,
-    memory_gb: float | None,
-    overrides: Sequence[str],
-    options: Sequence[str],
-) -> Outcome:
-    """The executor `local`: `launch` with its progress on the terminal. It takes no options of its own."""
-    if options:
-        raise ValueError(f"the local executor takes no options, found {', '.join(options)}")
-    memory = None if memory_gb is None else round(memory_gb * 1e9)
-    return launch(out, workers=workers, memory_bytes=memory, overrides=overrides, display=for_terminal())
-
-
 class _Pool:
     """The workers, the jobs they hold and the events they send."""
 
-    def __init__(self, out, rows, workers, memory_bytes, trainer, overrides, display):
+    def __init__(
+        self,
+        out: Path,
+        rows: Sequence[dict[str, Any]],
+        workers: int | None,
+        memory_gb: float | None,
+        trainer: str,
+        overrides: Sequence[str],
+        display: Display,
+    ):
         self.out, self.trainer, self.overrides, self.display = out, trainer, overrides, display
         self.waiting = pending_jobs(out, rows)
         self.slots = _slots(workers)
-        self.memory = memory_bytes if memory_bytes is not None else machine.MEMORY_SHARE * machine.free_memory_bytes()
+        free = machine.MEMORY_SHARE * machine.free_memory_bytes()
+        self.memory = free if memory_gb is None else round(1e9 * memory_gb)
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
         self.stopping = False

@@ -20,16 +20,27 @@ class MissingExtra(RuntimeError):
 
 
 def submit(
-    out: Path | str, options: Sequence[str] = (), *, overrides: Sequence[str] = (), cluster: str = "slurm"
-) -> dict[str, str]:
-    """Submits every unfinished job of a plan and returns {job: Slurm job id}. The folder must be on a shared disk.
+    out: Path | str,
+    plan: Sequence[dict[str, Any]] | None = None,
+    *,
+    workers: int | None = None,
+    memory_gb: float | None = None,
+    overrides: Sequence[str] = (),
+    options: Sequence[str] = (),
+    cluster: str = "slurm",
+) -> Outcome:
+    """Submits every unfinished job of a plan and does not wait: the executor `slurm`. The folder must be on a disk that
+    all machines share.
 
     Submitting again is safe: a job whose runs are finished is not submitted, one that is running holds a lock that
     makes its double stop, and one that was stopped resumes.
 
     Args:
-        out: the sweep's folder. options: `key=value` texts for submitit (`slurm_partition=cpu`, `timeout_min=600`).
-        overrides: `key=value` settings that cannot change a result. cluster: submitit's name of the executor.
+        out: the sweep's folder. plan: its rows; default what `out/plan.jsonl` holds.
+        workers, memory_gb: not used: how much runs at a time is the cluster's matter.
+        overrides: `key=value` settings that cannot change a result.
+        options: `key=value` texts for submitit (`slurm_partition=cpu`, `timeout_min=600`).
+        cluster: submitit's name of the executor.
 
     Raises:
         MissingExtra: submitit is not installed; the message says how to install it.
@@ -39,27 +50,16 @@ def submit(
         import submitit
     except ModuleNotFoundError as error:
         raise MissingExtra("the slurm backend needs submitit: pip install 'recscale[slurm]'") from error
-    out = Path(out).resolve()
+    out, began = Path(out).resolve(), time.monotonic()
     executor = submitit.AutoExecutor(folder=out / "slurm", cluster=cluster)
     executor.update_parameters(**{"name": out.name, "cpus_per_task": 1, **_options(options)})
+    rows = read_plan(out) if plan is None else plan
     with only_launcher(out):
-        jobs = pending_jobs(out, read_plan(out))
-        return {job.id: executor.submit(worker.run_job, str(out), job.id, tuple(overrides)).job_id for job in jobs}
-
-
-def run(
-    out: Path,
-    plan: Sequence[dict[str, Any]],
-    *,
-    workers: int | None,
-    memory_gb: float | None,
-    overrides: Sequence[str],
-    options: Sequence[str],
-) -> Outcome:
-    """The executor `slurm`: `submit`, without waiting; how many jobs run at a time is the cluster's matter."""
-    began = time.monotonic()
-    jobs = submit(out, options, overrides=overrides)
-    return Outcome.of(out, plan, time.monotonic() - began, submitted=jobs)
+        jobs = {
+            job.id: executor.submit(worker.run_job, str(out), job.id, tuple(overrides)).job_id
+            for job in pending_jobs(out, rows)
+        }
+        return Outcome.of(out, rows, time.monotonic() - began, submitted=jobs)
 
 
 def _options(texts: Sequence[str]) -> dict[str, object]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +49,67 @@ _SLURM = click.option(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Planning:
+    """What is asked of the planner."""
+
+    out: Path | None
+    root: str | None
+    assignments: tuple[str, ...]
+    extend: bool
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings of this launch that change no result: a plan made earlier may hold others."""
+        from .plan import is_free
+
+        place = () if self.root is None else (f"data.root={self.root}",)
+        return (*place, *(text for text in self.assignments if is_free(text)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    """What is asked of the executor."""
+
+    workers: int | None
+    memory_gb: float | None
+    backend: str
+    options: tuple[str, ...]
+
+    def executor(self) -> Executor:
+        from .executors import executor
+
+        try:
+            return executor(self.backend)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--backend") from error
+
+
+def _options(bundle: type, name: str, *options: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command these options, handed over as one argument: `name`, a `bundle` of them."""
+    fields = [field.name for field in dataclasses.fields(bundle)]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def bundled(**given: Any) -> None:
+            command(**{name: bundle(*map(given.pop, fields))}, **given)
+
+        return functools.reduce(lambda function, option: option(function), reversed(options), bundled)
+
+    return decorate
+
+
+_PLANNING = _options(_Planning, "planning", _OUT, _DATA, _SET, _EXTEND)
+_RUNNING = _options(_Running, "running", _WORKERS, _MEMORY, _BACKEND, _SLURM)
+
+
 @click.command()
 @click.argument("file")
-@_OUT
-@_DATA
-@_SET
-@_EXTEND
+@_PLANNING
 @_JSON
-def plan(
-    file: str, out: Path | None, root: str | None, assignments: tuple[str, ...], extend: bool, as_json: bool
-) -> None:
+def plan(file: str, planning: _Planning, as_json: bool) -> None:
     """Resolve every run of a sweep FILE: a table of counts, FLOPs, predicted memory and time. Nothing is launched."""
-    out, rows, new = _plan(file, out, root, assignments, extend)
+    out, rows, new = _plan(file, planning)
     from .tables import plan_table
 
     click.echo(plan_table(rows))
@@ -69,43 +120,26 @@ def plan(
 
 @click.command()
 @click.argument("target", metavar="FILE|OUT")
-@_OUT
-@_DATA
-@_SET
-@_EXTEND
-@_WORKERS
-@_MEMORY
-@_BACKEND
-@_SLURM
+@_PLANNING
+@_RUNNING
 @_JSON
-def launch(
-    target: str,
-    out: Path | None,
-    root: str | None,
-    assignments: tuple[str, ...],
-    extend: bool,
-    workers: int | None,
-    memory_gb: float | None,
-    backend: str,
-    options: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def launch(target: str, planning: _Planning, running: _Running, as_json: bool) -> None:
     """Train every unfinished run of a planned folder OUT, or plan a sweep FILE first. Stopped runs go on."""
     from .plan import FREE_KEYS, is_free
 
-    run = _executor(backend)
+    run = running.executor()
     with _errors():
         if (Path(target) / "plan.jsonl").exists():
-            fixed = [text for text in assignments if not is_free(text)]
-            if fixed or extend or out:
+            fixed = [text for text in planning.assignments if not is_free(text)]
+            if fixed or planning.extend or planning.out:
                 raise click.UsageError(
                     f"{target} is planned already; --extend, --out and --set of anything but {', '.join(FREE_KEYS)} "
                     "go with a sweep file"
                 )
             out = Path(target)
         else:
-            out, _, _ = _plan(target, out, root, assignments, extend)
-        outcome = _run(out, run, workers, memory_gb, _free(root, assignments), options)
+            out, _, _ = _plan(target, planning)
+        outcome = _run(out, run, running, planning.free)
     if _handed_over(out, outcome, as_json):
         return
     click.echo(_outcome_line(out, outcome))
@@ -119,11 +153,12 @@ def launch(
 @_JSON
 def status(out: Path, as_json: bool) -> None:
     """What has become of every run planned in OUT."""
+    from .job import count
     from .tables import run_states, status_table
 
     states = run_states(out)
     click.echo(status_table(states))
-    counts = _count([state["state"] for state in states])
+    counts = count([state["state"] for state in states])
     click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
     if as_json:
         _json({"out": str(out), "statuses": counts, "runs": states})
@@ -137,8 +172,10 @@ def collect(out: Path, as_json: bool) -> None:
     from recscale.scaling.records.runs import TABLE
     from recscale.scaling.records.runs import collect as collect_runs
 
+    from .job import count
+
     table = collect_runs(out)
-    counts = _count(list(table["status"]))
+    counts = count(list(table["status"]))
     click.echo(f"{out / TABLE}: {len(table)} runs, {', '.join(f'{count} {name}' for name, count in counts.items())}")
     if as_json:
         _json({"out": str(out), "table": str(out / TABLE), "runs": len(table), "statuses": counts})
@@ -146,39 +183,21 @@ def collect(out: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("file")
-@_OUT
-@_DATA
-@_SET
-@_EXTEND
-@_WORKERS
-@_MEMORY
-@_BACKEND
-@_SLURM
+@_PLANNING
+@_RUNNING
 @click.option("--no-report", is_flag=True, help="Stop after the run table: no fit, no plot.")
 @_JSON
-def sweep(
-    file: str,
-    out: Path | None,
-    root: str | None,
-    assignments: tuple[str, ...],
-    extend: bool,
-    workers: int | None,
-    memory_gb: float | None,
-    backend: str,
-    options: tuple[str, ...],
-    no_report: bool,
-    as_json: bool,
-) -> None:
+def sweep(file: str, planning: _Planning, running: _Running, no_report: bool, as_json: bool) -> None:
     """Plan a sweep FILE, train it, collect the run table, fit the law and plot it. Run again, it resumes."""
     from recscale.scaling.records.runs import TABLE
     from recscale.scaling.records.runs import collect as collect_runs
 
     began = time.monotonic()
-    run = _executor(backend)
+    run = running.executor()
     with _errors():
-        out, rows, _ = _plan(file, out, root, assignments, extend)
+        out, rows, _ = _plan(file, planning)
         click.echo(f"{len(rows)} runs planned, about {_job_seconds(rows):.0f} core-seconds (estimated)", err=True)
-        outcome = _run(out, run, workers, memory_gb, _free(root, assignments), options)
+        outcome = _run(out, run, running, planning.free)
         if _handed_over(out, outcome, as_json):
             return
         if outcome.interrupted:
@@ -194,56 +213,44 @@ def sweep(
     _leave(outcome)
 
 
-def _plan(
-    file: str, out: Path | None, root: str | None, assignments: tuple[str, ...], extend: bool
-) -> tuple[Path, list[dict[str, Any]], int]:
+def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]:
     """Loads, resolves and writes a plan; returns its folder, all its rows and how many are new."""
     from .loading import load
     from .plan import make_plan, write_plan, write_sweep
 
     loaded = load(file)
-    out = out or Path("runs") / loaded.name
+    out = asked.out or Path("runs") / loaded.name
     config = loaded.config()
-    if root is not None:
-        config.data.root = root
+    if asked.root is not None:
+        config.data.root = asked.root
     planned = make_plan(
         config,
         loaded.points(),
         sweep=loaded.name,
-        assignments=assignments,
+        assignments=asked.assignments,
         cache_dir=out / "cache",
         folder=loaded.folder,
     )
     for note in planned.notes:
         click.echo(f"note: {note}", err=True)
-    rows, new = write_plan(out, planned, extend=extend)
-    write_sweep(
-        out, {"name": loaded.name, "file": str(loaded.path), "set": list(assignments), "report": loaded.report()}
-    )
+    rows, new = write_plan(out, planned, extend=asked.extend)
+    facts = {"name": loaded.name, "file": str(loaded.path), "set": list(asked.assignments), "report": loaded.report()}
+    write_sweep(out, facts)
     return out, rows, new
 
 
-def _executor(name: str) -> Executor:
-    from .executors import executor
-
-    try:
-        return executor(name)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--backend") from error
-
-
-def _run(
-    out: Path,
-    run: Executor,
-    workers: int | None,
-    memory_gb: float | None,
-    overrides: tuple[str, ...],
-    options: tuple[str, ...],
-) -> Outcome:
+def _run(out: Path, run: Executor, asked: _Running, overrides: tuple[str, ...]) -> Outcome:
     from .plan import read_plan
 
     plan = read_plan(out)
-    return run(out, plan, workers=workers, memory_gb=memory_gb, overrides=overrides, options=options)
+    return run(
+        out,
+        plan,
+        workers=asked.workers,
+        memory_gb=asked.memory_gb,
+        overrides=overrides,
+        options=asked.options,
+    )
 
 
 def _handed_over(out: Path, outcome: Outcome, as_json: bool) -> bool:
@@ -267,14 +274,6 @@ def _report(out: Path) -> dict[str, Any]:
     return summary
 
 
-def _free(root: str | None, assignments: tuple[str, ...]) -> tuple[str, ...]:
-    """Settings of this launch that change no result: a plan made earlier may hold others."""
-    from .plan import is_free
-
-    place = () if root is None else (f"data.root={root}",)
-    return (*place, *(text for text in assignments if is_free(text)))
-
-
 def _outcome_line(out: Path, outcome: Outcome) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in outcome.statuses.items())
     line = f"{counts} in {outcome.wall_s:.0f} s"
@@ -295,10 +294,6 @@ def _leave(outcome: Outcome) -> None:
 
 def _job_seconds(rows: list[dict[str, Any]]) -> float:
     return sum({row["job"]: row["predicted"]["job_seconds"] for row in rows}.values())
-
-
-def _count(values: list[str]) -> dict[str, int]:
-    return {value: values.count(value) for value in sorted(set(values))}
 
 
 def _json(value: dict[str, Any]) -> None:

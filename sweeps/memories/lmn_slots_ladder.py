@@ -3,30 +3,26 @@
 Preset `base`: pairs to remember and histories to read, so that slots can serve the reads of events and of the target.
 Everything but slots and K is fixed; values have ten times the dense rate, the memory loss its default weight. Without
 it (`memory_weight` 0) at the middle size: does writing by the loss matter? For an accelerator: at 2^20 slots the values
-of three seeds with their moments take 2.4 GB, and no figure of this sweep has been committed.
+of three seeds with their moments take 2.4 GB.
 
     recscale sweep lmn_slots_ladder --out runs/lmn_slots_ladder
+
+Not run yet at this size: no figure of it has been committed.
 """
 
 from ml_collections import ConfigDict
 
-from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, axis, by_memory_slots, chain, product, seeds
+from recscale.sweeps.base import known_truth, power_law
 
 # M = n * n, half-octaves of n.
 SUB_KEYS = [128, 181, 256, 362, 512, 724, 1024]
 
 
 def get_config() -> ConfigDict:
-    config = base_config("lmn", "known_truth")
-    config.data.preset = "base"
+    config = known_truth("lmn", "base", requests=128, candidates=8, examples=4_000_000, value_lr=10.0)
     config.data.history_length = 32
     config.model.key_width = config.model.value_width = 64
-    config.training.requests = 128
-    config.training.candidates = 8
-    config.training.examples = 4_000_000
-    config.training.lr = 3e-3
-    config.training.value_lr = 10.0
     return config
 
 
@@ -37,4 +33,4 @@ def get_sweep() -> Sweep:
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "memory_slots"}, "target": "logloss"}
+    return power_law("memory_slots")

@@ -14,6 +14,8 @@ the more layers have a memory. The paper's percentages are of click QAUC on priv
 cannot be told from 0. Norms, warm-up and theta have a sweep of their own, `memory_anti_collapse`.
 
     recscale sweep memory_ablations --out runs/memory_ablations
+
+Not run yet at this size: no figure of it has been committed.
 """
 
 from typing import Any
@@ -23,29 +25,23 @@ from ml_collections import ConfigDict
 from recscale.models import freeze_config
 from recscale.models.memories.msn import active_hidden, count_params
 from recscale.scaling.data.known_truth import make_schema, preset
-from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, by_dense_params, chain, product, seeds
+from recscale.sweeps.base import known_truth, power_law
 
 # Few clusters: pairs are what the memory has to hold, and an embedding of the item holds a share of them by itself.
-_DATA = {"clusters": 16}
+WORLD = {"clusters": 16}
 
 _BASE = dict(tokens=8, width=32, hidden=128, layers=4, memory_count=2, memory_slots=4_096, memory_topk=32)
 
 
 def get_config() -> ConfigDict:
-    config = base_config("msn", "known_truth")
-    config.data.preset = "memory"
-    config.data.overrides = ConfigDict(_DATA)
-    config.training.requests = 512
-    config.training.examples = 1_000_000
-    config.training.lr = 3e-3
-    for name, value in _BASE.items():
-        config.model[name] = value
+    config = known_truth("msn", "memory", WORLD)
+    config.model.update(_BASE)
     return config
 
 
 def get_sweep() -> Sweep:
-    schema = make_schema(preset("memory", **_DATA))
+    schema = make_schema(preset("memory", **WORLD))
     base = count_params(freeze_config("msn", _BASE), schema)
     active = base.dense - base.inactive
 
@@ -71,4 +67,4 @@ def _changes() -> list[dict[str, Any]]:
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss", "hold_out_largest": False}
+    return power_law("dense_params", hold_out=False)

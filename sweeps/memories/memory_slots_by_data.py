@@ -5,6 +5,8 @@ Five numbers of slots by four horizons of one run, in the world of `memory_slots
 `memory_usage` / `memory_usage_null`. The report fits loss = E + a M^-alpha + b examples^-beta.
 
     recscale sweep memory_slots_by_data --out runs/memory_slots_by_data
+
+Not run yet at this size: no figure of it has been committed.
 """
 
 from recscale.sweeps import Sweep, architectures, axis, by_memory_slots, product, seeds

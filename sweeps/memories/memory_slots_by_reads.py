@@ -5,9 +5,12 @@ the world of `memory_slots_ladder`. More hits cost time and FLOPs; slots cost pa
 well, and the tokens of query and keys grow with it: compare at equal K * H.
 
     recscale sweep memory_slots_by_reads --out runs/memory_slots_by_reads
+
+Not run yet at this size: no figure of it has been committed.
 """
 
 from recscale.sweeps import Sweep, architectures, axis, by_memory_slots, product, seeds
+from recscale.sweeps.base import power_law
 from recscale.sweeps.memories.memory_slots_ladder import BACKBONE, get_config
 
 __all__ = ["get_config", "get_report", "get_sweep"]
@@ -28,5 +31,4 @@ def get_sweep() -> Sweep:
 
 
 def get_report() -> dict:
-    axes = {"N": "memory_slots"}
-    return {"form": "power_offset", "axes": axes, "target": "logloss", "hold_out_largest": False}
+    return power_law("memory_slots", hold_out=False)

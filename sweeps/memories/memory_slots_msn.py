@@ -5,12 +5,15 @@ parameters the networks are narrowed by as much, which is how the paper compares
 less than half a hidden unit of every token and layer, at the smallest sizes, both are the same run.
 
     recscale sweep memory_slots_msn --out runs/memory_slots_msn
+
+Not run yet at this size: no figure of it has been committed.
 """
 
 from recscale.models import freeze_config
 from recscale.models.memories.msn import active_hidden, count_params
 from recscale.scaling.data.known_truth import make_schema, preset
 from recscale.sweeps import Sweep, architectures, product, seeds
+from recscale.sweeps.base import power_law
 from recscale.sweeps.memories.memory_ablations import get_config
 
 __all__ = ["get_config", "get_report", "get_sweep"]
@@ -37,4 +40,4 @@ def get_sweep() -> Sweep:
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "memory_slots"}, "target": "logloss", "hold_out_largest": False}
+    return power_law("memory_slots", hold_out=False)

@@ -11,12 +11,14 @@ The largest published gap is .005 AUC and most are below .001, on private data: 
 Every variant has the same total of dense parameters (hidden widths are solved for), except the small dense model.
 
     recscale sweep mixer_ablations --out runs/mixer_ablations
+
+Not run yet at this size: no figure of it has been committed.
 """
 
 from ml_collections import ConfigDict
 
-from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, axis, by_dense_params, chain, product, seeds
+from recscale.sweeps.base import known_truth, power_law
 
 SIZE = 1.2e5
 
@@ -26,12 +28,7 @@ _TOKENMIXER = {"model.tokenizer": "cut", "model.tokens": 8, "model.layers": 4}
 
 
 def get_config() -> ConfigDict:
-    config = base_config("rankmixer", "known_truth")
-    config.data.preset = "dense"
-    config.training.requests = 512
-    config.training.examples = 1_000_000
-    config.training.lr = 3e-3
-    return config
+    return known_truth("rankmixer", "dense")
 
 
 def get_sweep() -> Sweep:
@@ -110,4 +107,4 @@ def _sparse() -> Sweep:
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss", "hold_out_largest": False}
+    return power_law("dense_params", hold_out=False)

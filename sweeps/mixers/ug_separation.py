@@ -12,12 +12,14 @@ Five paired seeds, dense parameters held equal by the hidden width, so that what
 matrices is given back. The log's 8 fields are cut into tokens of equal width, which may split a field.
 
     recscale sweep ug_separation --out runs/ug_separation
+
+Not run yet at this size: no figure of it has been committed.
 """
 
 from ml_collections import ConfigDict
 
-from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, axis, by_dense_params, chain, product, seeds
+from recscale.sweeps.base import known_truth, power_law
 
 SIZE = 6e4
 TOKENS, USER_TOKENS = 12, (4, 6, 9)
@@ -29,12 +31,7 @@ _TOKENMIXER = _TOKENIZER | {"model.layers": 4, "model.global_token": False}
 
 
 def get_config() -> ConfigDict:
-    config = base_config("rankmixer", "known_truth")
-    config.data.preset = "dense"
-    config.training.requests = 512
-    config.training.examples = 1_000_000
-    config.training.lr = 3e-3
-    return config
+    return known_truth("rankmixer", "dense")
 
 
 def get_sweep() -> Sweep:
@@ -52,4 +49,4 @@ def _family(backbone: str, fixed: dict) -> Sweep:
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss", "hold_out_largest": False}
+    return power_law("dense_params", hold_out=False)

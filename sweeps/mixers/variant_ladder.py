@@ -9,13 +9,12 @@ Two and four experts, since hidden widths come in steps of them and the smallest
 is the calm one, for runs of some thousand steps.
 
     recscale sweep variant_ladder --out runs/variant_ladder
+
+Not run yet at this size: no figure of it has been committed.
 """
 
-from ml_collections import ConfigDict
-
 from recscale.sweeps import Sweep, chain
-from recscale.sweeps.mixers.mixer_ladder import CENTRES, get_report, tuned_ladder
-from recscale.sweeps.mixers.mixer_ladder import get_config as mixer_config
+from recscale.sweeps.mixers.mixer_ladder import CENTRES, get_config, get_report, tuned_ladder
 
 __all__ = ["get_config", "get_report", "get_sweep"]
 
@@ -28,10 +27,6 @@ MODELS = {
     "ug_rankmixer": RANKMIXER,
     "ug_tokenmixer_large": LARGE,
 }
-
-
-def get_config() -> ConfigDict:
-    return mixer_config()
 
 
 def get_sweep() -> Sweep:

@@ -5,12 +5,15 @@ the sweep shows is whether more history helps at all on real data, and by how mu
 
     recscale data movielens-100k --out DIR
     recscale sweep movielens_length --data DIR --out runs/movielens_length
+
+Not run yet at this size: no figure of it has been committed.
 """
 
 from ml_collections import ConfigDict
 
-from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, by_dense_params, by_history_length, chain, product, seeds
+from recscale.sweeps.base import power_law
+from recscale.sweeps.movielens import get_config as movielens
 from recscale.sweeps.sequences.length_ladder import SETTINGS
 
 LENGTHS = [3, 6, 12, 24, 50, 100]
@@ -18,12 +21,7 @@ SIZE = 6e4
 
 
 def get_config() -> ConfigDict:
-    config = base_config("din+rankmixer", "movielens-100k")
-    config.data.preset = ""  # of the known-truth log only
-    config.training.requests = 256
-    config.training.examples = 0  # every row of one pass
-    config.training.warmup_examples = 5_000
-    return config
+    return movielens("din+rankmixer")
 
 
 def get_sweep() -> Sweep:
@@ -34,4 +32,4 @@ def get_sweep() -> Sweep:
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "history_length"}, "target": "logloss"}
+    return power_law("history_length")

@@ -9,13 +9,15 @@ and more: at this scale a tie is the expected result, and what the null controls
 history) leave is what the history is worth at all.
 
     recscale sweep sequence_ablations --out runs/sequence_ablations
+
+Not run yet at this size: no figure of it has been committed.
 """
 
 from ml_collections import ConfigDict
 
-from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, axis, by_dense_params, chain, product, seeds
-from recscale.sweeps.sequences.length_ladder import WORLD
+from recscale.sweeps.base import power_law
+from recscale.sweeps.sequences.length_ladder import long_log
 
 LENGTH = 128
 SIZE = 1.5e5
@@ -24,14 +26,7 @@ BASELINES = ["sum_pooling", "din", "target_attention", "sequence_transformer", "
 
 
 def get_config() -> ConfigDict:
-    config = base_config("longer+rankmixer", "known_truth")
-    config.data.preset = "long"
-    config.data.overrides = ConfigDict(WORLD | {"history_max": LENGTH})  # a world that models of this size can learn
-    config.training.requests = 32
-    config.training.candidates = 8
-    config.training.examples = 400_000
-    config.training.lr = 1.5e-3
-    return config
+    return long_log("longer+rankmixer", LENGTH, examples=400_000, lr=1.5e-3)
 
 
 def get_sweep() -> Sweep:
@@ -65,4 +60,4 @@ _BACKBONE = axis("model.backbone.layers", [1])
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss", "hold_out_largest": False}
+    return power_law("dense_params", hold_out=False)

@@ -4,6 +4,8 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import AbstractContextManager
 from typing import Any
 
+from . import config_dict as config_dict
+
 class FieldReference:
     def __init__(self, default: Any, field_type: type | None = None) -> None: ...
     def get(self) -> Any: ...

@@ -24,25 +24,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
 from recscale.models.memories.value_table import RowGrads
 from recscale.pallas_kernels.chunks import fold_rows, rows_within
 from recscale.pallas_kernels.sparse_gather import SortedHits, sort_hits
+from recscale.scaling.training.config import require_word
 
 from . import row_updates
+from .row_updates import RowOptimizer, Slots
 
-Array = jax.Array
-
-VALUE_UPDATES = ("rows_adam", "rows_adagrad", "rows_sgd", "dense_adam")
-RATE_RULES = ("multiple", "linear", "absolute", "constant")
-BIAS_CORRECTIONS = ("global", "row")
+ValueUpdate = Literal["rows_adam", "rows_adagrad", "rows_sgd", "dense_adam"]
+RateRule = Literal["multiple", "linear", "absolute", "constant"]
+BiasCorrection = Literal["global", "row"]
 
 # The rule of one row behind each name.
-_RULES = {
+_RULES: dict[ValueUpdate, RowOptimizer] = {
     "rows_adam": "rowwise_adam",
     "dense_adam": "rowwise_adam",
     "rows_adagrad": "rowwise_adagrad",
@@ -61,25 +63,21 @@ class ValueOptions:
     rate: c of the rule. decay_steps: of rule "linear". clip_norm: 0 is off.
     """
 
-    update: str = "rows_adam"
-    rate_rule: str = "multiple"
+    update: ValueUpdate = "rows_adam"
+    rate_rule: RateRule = "multiple"
     rate: float = 1.0
     decay_steps: int = 0
     clip_norm: float = 0.0
     weight_decay: float = 0.0
-    bias_correction: str = "global"
+    bias_correction: BiasCorrection = "global"
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
 
     def __post_init__(self):
-        for name, value, known in (
-            ("value_update", self.update, VALUE_UPDATES),
-            ("value_lr_rule", self.rate_rule, RATE_RULES),
-            ("value_bias_correction", self.bias_correction, BIAS_CORRECTIONS),
-        ):
-            if value not in known:
-                raise ValueError(f"training.{name} is {value!r}, expected one of {', '.join(known)}")
+        require_word("training.value_update", self.update, get_args(ValueUpdate))
+        require_word("training.value_lr_rule", self.rate_rule, get_args(RateRule))
+        require_word("training.value_bias_correction", self.bias_correction, get_args(BiasCorrection))
         if self.rate_rule == "linear" and self.decay_steps < 1:
             raise ValueError(
                 "training.value_lr_rule 'linear' needs training.value_lr_decay_examples, the rows over which the "
@@ -91,7 +89,7 @@ class ValueOptions:
         return self.update == "dense_adam"
 
 
-def value_options(training: Any, batch_rows: int) -> ValueOptions:
+def value_options(training: ConfigDict, batch_rows: int) -> ValueOptions:
     """The options a run's `training` section gives, for steps of `batch_rows` rows."""
     return ValueOptions(
         update=training.value_update,
@@ -107,15 +105,17 @@ def value_options(training: Any, batch_rows: int) -> ValueOptions:
     )
 
 
-def init_slots(options: ValueOptions, table: Array) -> dict[str, Array]:
-    """Optimiser state of a table [M, d]."""
+def init_slots(options: ValueOptions, table: Float[Array, "M d"]) -> Slots:
+    """Optimiser state of a table."""
     slots = row_updates.init_slots(_RULES[options.update], table)
     if options.bias_correction == "global":
         slots.pop("count", None)
     return slots
 
 
-def value_rate(options: ValueOptions, rate: Array, factor: Array, step: Array) -> Array:
+def value_rate(
+    options: ValueOptions, rate: Float[Array, " P"], factor: Float[Array, ""], step: Int[Array, ""]
+) -> Float[Array, " P"]:
     """Rate of the values, [P] like `rate`, the peak rates; `factor` and `step` are the schedule's."""
     if options.rate_rule == "multiple":
         return options.rate * rate * factor
@@ -127,13 +127,13 @@ def value_rate(options: ValueOptions, rate: Array, factor: Array, step: Array) -
 
 def update_rows(
     options: ValueOptions,
-    table: Array,
-    slots: dict[str, Array],
+    table: Float[Array, "M d"],
+    slots: Slots,
     grads: RowGrads,
-    rate: Array,
-    step: Array,
-    active: Array | bool = True,
-) -> tuple[Array, dict[str, Array]]:
+    rate: Float[Array, ""] | float,
+    step: Int[Array, ""],
+    active: Bool[Array, ""] | bool = True,
+) -> tuple[Float[Array, "M d"], Slots]:
     """One optimiser step on the rows that were hit.
 
     Args:
@@ -164,13 +164,13 @@ def update_rows(
 
 def update_dense(
     options: ValueOptions,
-    table: Array,
-    slots: dict[str, Array],
-    grad: Array,
-    rate: Array,
-    step: Array,
-    active: Array | bool = True,
-) -> tuple[Array, dict[str, Array]]:
+    table: Float[Array, "M d"],
+    slots: Slots,
+    grad: Float[Array, "M d"],
+    rate: Float[Array, ""] | float,
+    step: Int[Array, ""],
+    active: Bool[Array, ""] | bool = True,
+) -> tuple[Float[Array, "M d"], Slots]:
     """One Adam step on every row; arguments as in `update_rows`, `grad` is dV [M, d]."""
     if options.clip_norm:
         grad = grad * _clip(jnp.sum(jnp.square(grad)), options.clip_norm)
@@ -179,8 +179,8 @@ def update_dense(
 
 
 def _step(
-    options: ValueOptions, old: Array, slots: dict[str, Array], grads: Array, rate: Array, step: Array
-) -> tuple[Array, dict[str, Array]]:
+    options: ValueOptions, old: Array, slots: Slots, grads: Array, rate: Array | float, step: Array
+) -> tuple[Array, Slots]:
     count = step + 1 if options.bias_correction == "global" else None
     change, slots = row_updates.row_step(
         _RULES[options.update], slots, grads, eps=options.eps, b1=options.b1, b2=options.b2, count=count

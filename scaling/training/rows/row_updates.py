@@ -10,16 +10,21 @@ table. Adam here is *lazy*: an untouched row keeps its moments, and bias correct
 
 from __future__ import annotations
 
-import jax
+from typing import Literal, assert_never
+
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from recscale.models.inputs.tables import Touched
 
-ROW_OPTIMIZERS = ("rowwise_adagrad", "rowwise_adam")
+RowOptimizer = Literal["rowwise_adagrad", "rowwise_adam", "rowwise_sgd"]
+
+# Name -> what the optimiser keeps of a row.
+Slots = dict[str, Num[Array, " rows *_"]]
 
 
-def init_slots(kind: str, table: jax.Array) -> dict[str, jax.Array]:
-    """Optimiser state of a table [V, width]: adagrad {sum [V]}; adam {mean, square [V, width], count [V]}."""
+def init_slots(kind: RowOptimizer, table: Float[Array, "V width"]) -> Slots:
+    """Optimiser state of a table: adagrad {sum [V]}; adam {mean, square [V, width], count [V]}; sgd none."""
     rows = table.shape[0]
     if kind == "rowwise_adagrad":
         return {"sum": jnp.zeros(rows, jnp.float32)}
@@ -27,23 +32,23 @@ def init_slots(kind: str, table: jax.Array) -> dict[str, jax.Array]:
         return {"mean": jnp.zeros_like(table), "square": jnp.zeros_like(table), "count": jnp.zeros(rows, jnp.int32)}
     if kind == "rowwise_sgd":
         return {}
-    raise ValueError(f"training.embedding_optimizer is {kind!r}, expected one of {', '.join(ROW_OPTIMIZERS)}")
+    assert_never(kind)
 
 
 def update_rows(
-    kind: str,
-    table: jax.Array,
-    slots: dict[str, jax.Array],
+    kind: RowOptimizer,
+    table: Float[Array, "V width"],
+    slots: Slots,
     touched: Touched,
-    vectors: jax.Array,
-    grads: jax.Array,
-    rate: jax.Array,
+    vectors: Float[Array, "N width"],
+    grads: Float[Array, "N width"],
+    rate: Float[Array, ""] | float,
     *,
-    active: jax.Array | bool = True,
+    active: Bool[Array, ""] | bool = True,
     eps: float = 1e-8,
     b1: float = 0.9,
     b2: float = 0.999,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[Float[Array, "V width"], Slots]:
     """Applies one optimiser step to the touched rows of a table.
 
     Args:
@@ -65,15 +70,15 @@ def update_rows(
 
 
 def row_step(
-    kind: str,
-    slots: dict[str, jax.Array],
-    grads: jax.Array,
+    kind: RowOptimizer,
+    slots: Slots,
+    grads: Float[Array, "N width"],
     *,
     eps: float = 1e-8,
     b1: float = 0.9,
     b2: float = 0.999,
-    count: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    count: Int[Array, ""] | None = None,
+) -> tuple[Float[Array, "N width"], Slots]:
     """What to subtract, times the rate, from rows with gradients [N, width], and their new optimiser state.
 
     `count` is the number of updates Adam's bias correction assumes for all rows; None counts each row's own.
@@ -94,4 +99,4 @@ def row_step(
         else:
             times = count.astype(jnp.float32)
         return (new["mean"] / (1 - b1**times)) / (jnp.sqrt(new["square"] / (1 - b2**times)) + eps), new
-    raise ValueError(f"training.embedding_optimizer is {kind!r}, expected one of {', '.join(ROW_OPTIMIZERS)}")
+    assert_never(kind)

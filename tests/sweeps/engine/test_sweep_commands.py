@@ -92,7 +92,7 @@ def test_settings_that_change_no_result_may_differ_between_launches(call, sweep_
     monkeypatch.setattr(
         launch,
         "launch",
-        lambda out, **options: asked.append(options["overrides"]) or Outcome({}, False, 0.0, ()),
+        lambda out, plan, **options: asked.append(options["overrides"]) or Outcome({}, False, 0.0, ()),
     )
     call("plan", sweep_file, "--out", out)
     call("launch", out, "--set", "tracking.wandb=offline")
@@ -144,6 +144,6 @@ def test_slurm_submits_one_job_a_group_and_skips_finished_ones(call, sweep_file,
     for row in read_plan(out):
         if row["job"] == jobs[0]:
             write_record(out / "runs" / row["run_id"], {"status": "done"})
-    assert set(submit(out)) == {jobs[1]}
+    assert set(submit(out).submitted) == {jobs[1]}
     with pytest.raises(ValueError, match="not key=value"):
-        submit(out, ["partition"])
+        submit(out, options=["partition"])

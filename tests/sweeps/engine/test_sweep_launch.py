@@ -151,7 +151,7 @@ def test_memory_bounds_what_runs_at_once(planned, tmp_path):
     planned(jobs=3, seeds=1, memory=1000)
     (tmp_path / "fake.json").write_text(json.dumps({"*": {"step_s": 0.02}}))
     recorder = Recorder()
-    outcome = launch(tmp_path, trainer=TRAINER, workers=2, memory_bytes=1999, display=recorder)
+    outcome = launch(tmp_path, trainer=TRAINER, workers=2, memory_gb=1999e-9, display=recorder)
     assert outcome.statuses == {"done": 3}
     assert len({start["pid"] for start in starts(tmp_path)}) == 1  # never two at once, so never a second worker
     order = [event for event in recorder.events if event[0] in ("started", "done")]
@@ -160,7 +160,7 @@ def test_memory_bounds_what_runs_at_once(planned, tmp_path):
 
 def test_a_job_too_large_for_the_machine_is_refused_by_name(planned, tmp_path):
     planned(jobs=1, memory=10**12)
-    outcome = launch(tmp_path, trainer=TRAINER, workers=1, memory_bytes=10**9)
+    outcome = launch(tmp_path, trainer=TRAINER, workers=1, memory_gb=1.0)
     assert outcome.statuses == {"failed": 2} and starts(tmp_path) == []
     reasons = read_record(tmp_path / "runs" / outcome.failed[0])["reasons"]
     assert "predicted peak memory 1000.0 GB (estimated) exceeds the 1.0 GB" in reasons[0]

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from recscale.models.inputs.tables import Touched
 from recscale.scaling.training.rows.row_updates import init_slots, update_rows
+from recscale.scaling.training.step import StepOptions
 
 V, W = 50, 4
 
@@ -85,5 +87,5 @@ def test_update_aliases_the_table_and_needs_no_table_sized_temporary():
 
 
 def test_unknown_optimizer_is_named():
-    with pytest.raises(ValueError, match="rowwise_adagrad, rowwise_adam"):
-        init_slots("adagrad", jnp.ones((2, 2)))
+    with pytest.raises(ValueError, match="embedding_optimizer is 'adagrad', .* rowwise_adagrad, rowwise_adam"):
+        StepOptions(optax.identity(), "adagrad", 0.05, 1e-8, 0.01, 10, "linear")
