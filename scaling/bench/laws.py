@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from recscale.scaling.laws.fitting.fit import fit
-from recscale.scaling.laws.fitting.solver import cpu_device, make_problem, solve
-from recscale.scaling.laws.forms import registry as forms
+from recscale.scaling.laws import fit, forms
+from recscale.scaling.laws.fitting.problem import make_problem
+from recscale.scaling.laws.fitting.solver import cpu_device, solve
 from recscale.scaling.laws.judgement.rolling import rolling_origin
-from recscale.scaling.laws.uncertainty import bootstrap as uncertainty
+from recscale.scaling.laws.uncertainty.bootstrap import bootstrap
 
 REPEATS = 5
 TRUTH = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
@@ -102,7 +102,7 @@ def run(repeats: int = REPEATS) -> dict:
     note(
         "1,000 cluster-bootstrap refits of 240 points, chinchilla, two starts each",
         5.0,
-        lambda: uncertainty.bootstrap(problem, solution, codes, 1000, 0),
+        lambda: bootstrap(problem, solution, codes, 1000, 0),
         3,
     )
     eight = [
@@ -126,7 +126,7 @@ def run(repeats: int = REPEATS) -> dict:
         "times": results,
         "accuracy": {
             "parameters_relative_error": max(abs(exact.solution_params()[k] / v - 1) for k, v in TRUTH.items()),
-            "convergence_share": exact.solution.convergence_share,
+            "convergence_share": exact.solved()[1].convergence_share,
         },
         "peak_memory_bytes": _peak_memory(),
         "peak_memory_target_bytes": 10**9,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 from rich import box
@@ -11,16 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recscale.scaling.laws import forms
+from recscale.scaling.laws.fitting.fit import fit as fit_table
+from recscale.scaling.laws.fitting.law_fit import LawFit
+from recscale.scaling.laws.fitting.record import record as build_record
+from recscale.scaling.laws.judgement.rolling import Rolling, ladder_ends, rolling_origin
+from recscale.scaling.laws.tables.axes import parse_axes
+from recscale.scaling.laws.tables.read import read
 from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.plain import plain
-
-from .fitting.fit import LawFit
-from .fitting.fit import fit as fit_table
-from .fitting.record import build_record
-from .forms import registry as forms
-from .judgement.rolling import Rolling, ladder_ends, rolling_origin
-from .tables.axes import parse_axes
-from .tables.validate import read
 
 # What every fit is ranked against when extrapolation is scored; one-axis forms meet one-axis rivals.
 _RIVALS = {
@@ -83,28 +83,15 @@ def fit(
     target: str | None,
     cluster: str | None,
     bootstrap: int,
-    where: str | None,
-    weights: str | None,
-    huber_delta: float,
-    residuals: str,
-    invalid: str,
-    seed: int,
     score: bool,
     out: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Fit a scaling law to TABLE (csv, parquet, jsonl, or the folder of a sweep).
 
     Refused quantities are printed with the reason and never as a number.
     """
-    options = {
-        "huber_delta": huber_delta,
-        "residuals": residuals,
-        "weights": weights,
-        "where": where,
-        "invalid": invalid,
-        "seed": seed,
-    }
     frame = read(table)
     law = fit_table(frame, form, parse_axes(axes), target, bootstrap, cluster, **options)
     rolling = _score(frame, law, cluster, options) if score and not law.refused else None

@@ -20,7 +20,8 @@ from typing import Any
 import pandas as pd
 
 from recscale.scaling import laws
-from recscale.scaling.laws.tables import validate as tables
+from recscale.scaling.laws.tables import axes as law_axes
+from recscale.scaling.laws.tables.read import read as read_table
 from recscale.scaling.records import provenance, runs
 from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.plain import plain
@@ -95,7 +96,7 @@ def _table(out: Path) -> pd.DataFrame:
     if not out.is_dir():
         raise FileNotFoundError(f"there is no folder {out}; name the --out folder of a sweep")
     if (out / runs.TABLE).exists():
-        return tables.read(out)
+        return read_table(out)
     return runs.collect(out)
 
 
@@ -114,9 +115,9 @@ def _forms(form: str, axes: Any, table: pd.DataFrame) -> tuple[str, str, list[st
         # The axes of a plain sum are whatever columns it is given.
         resolved = laws.forms.get(form, tuple(columns))
     if len(resolved.slots) > 1:
-        slots = tables.resolve_axes(resolved, named or columns)
+        slots = law_axes.resolve_axes(resolved, named or columns)
         return VIEW_FORM, form, columns or list(slots.values()), slots
-    joint = tables.resolve_axes(laws.forms.get(JOINT_FORM), None)
+    joint = law_axes.resolve_axes(laws.forms.get(JOINT_FORM), None)
     wanted = views.both_vary(table) and (columns is None or set(joint.values()) <= set(columns))
     return resolved.id, JOINT_FORM, columns, joint if wanted else {}
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recscale.scaling.laws import LawFit
-from recscale.scaling.laws.fitting.record import build_record
+from recscale.scaling.laws import LawFit, record
 from recscale.scaling.laws.judgement.rolling import MIN_CALIBRATION, RATIO_EDGES, RATIO_NAMES, Rolling, ladder_ends
 from recscale.scaling.records.number_text import value_text
 from recscale.scaling.records.plain import plain
@@ -148,7 +147,7 @@ class Series:
         validation = {}
         if self.rolling is not None and not self.fit.refused:
             validation = {"rolling_origin": self.rolling.record(), "ladder_ends": plain(ladder_ends(self.fit))}
-        return build_record(self.fit, validation)
+        return record(self.fit, validation)
 
     def coverage(self, ratio: float) -> tuple[float, int] | None:
         """(share, count) of held-out points inside nominal 95 % intervals at this extrapolation; None if too few."""

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from recscale.scaling.data.metrics import describe
+
 from .pairing import PairedSize, most_pairs
 
 MIN_SIZES, MIN_DECADES = 5, 2.0
 MIN_SEEDS, MIN_SEEDED_SIZES = 3, 2
-LOSSES = ("logloss", "ne", "excess_logloss")
 _COUNTS = ("dense_params", "active_params", "embedding_params", "train_flops_per_row", "wall_s")
 _STREAM = ("dataset", "data_seed", "epochs", "negative_sampling", "table_start")
 
@@ -79,7 +80,7 @@ def checklist(
         _divergences(evidence.diverged),
         _stream(sides),
         _counts(rows, axis, equalised),
-        Item("primary_metric", "logloss (or a rescaling) is the metric", target in LOSSES, target, True),
+        Item("primary_metric", "logloss (or a rescaling) is the metric", describe(target).is_loss, target, True),
         Item(
             "held_out", "largest size held out and its order predicted", evidence.held_out_order_right,
             evidence.held_out_detail, True,

@@ -17,21 +17,22 @@ as a multiplier. What is computed, for y = E + A x^-alpha:
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from recscale.scaling.laws.forms import registry as forms
+from recscale.scaling.data import metrics
+from recscale.scaling.laws.forms import registry
 from recscale.scaling.laws.isoflop.frontier import Excluded, decayed_rows
 from recscale.scaling.laws.judgement import gates
 from recscale.scaling.laws.judgement.gates import Gate
-from recscale.scaling.laws.tables import validate as table
+from recscale.scaling.laws.tables.validate import Rows, prepare
 from recscale.scaling.records.plain import plain
 
-from . import checklist as claim
+from .checklist import Evidence, Item, checklist, missing
 from .pair_checks import difference_specifications, held_out_order, specification_text, specifications_agree
 from .pair_models import (
     LEVELS,
@@ -48,7 +49,6 @@ from .pair_models import (
 )
 from .pairing import Matching, PairedSize, match_clusters, paired_seeds
 
-HIGHER_IS_BETTER = ("auc", "gauc", "qauc", "t", "hr", "ndcg", "recall")
 _LEVEL = 0.95
 
 
@@ -114,36 +114,33 @@ class Comparison:
     b: str
     axis: str
     target: str
-    answer: str
-    reasons: list[str]
-    evidence: str
-    steeper: str | None
-    level: str | None
-    levels: list[Level]
-    shift: float | None
-    shift_interval: Interval | None
-    multipliers: list[EqualLoss]
-    differences: list[ExponentDifference]
-    paired: list[PairedSize]
-    paired_note: str
-    matched: bool
-    matching_note: str
-    checklist: list[claim.Item]
-    gates: list[Gate]
-    specifications: dict[str, float]
-    excluded: Excluded
-    settings: dict
+    answer: str = "cannot tell"
+    reasons: list[str] = field(default_factory=list)
+    evidence: str = "undecided"
+    steeper: str | None = None
+    level: str | None = None
+    levels: list[Level] = field(default_factory=list)
+    shift: float | None = None
+    shift_interval: Interval | None = None
+    multipliers: list[EqualLoss] = field(default_factory=list)
+    differences: list[ExponentDifference] = field(default_factory=list)
+    paired: list[PairedSize] = field(default_factory=list)
+    paired_note: str = ""
+    matched: bool = False
+    matching_note: str = ""
+    checklist: list[Item] = field(default_factory=list)
+    gates: list[Gate] = field(default_factory=list)
+    specifications: dict[str, float] = field(default_factory=dict)
+    excluded: Excluded = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """Plain dictionary, JSON-safe (NaN and infinities become null)."""
         return plain(asdict(self))
 
-    def to_json(self, indent: int | None = 2) -> str:
-        return json.dumps(self.to_dict(), indent=indent)
-
 
 def compare(
-    table_: pd.DataFrame,
+    table: pd.DataFrame,
     a: str,
     b: str,
     *,
@@ -178,24 +175,21 @@ def compare(
     Raises KeyError for an unknown column or architecture, ValueError for a metric where higher is better.
     Tables that cannot answer do not raise: they return "cannot tell" with the gates that refused.
     """
-    _check_arguments(table_, a, b, by, target)
+    _check_arguments(table, a, b, by, target)
     names = (str(a), str(b))
     settings = {
         "by": by, "cluster": cluster, "match": match, "bootstrap": bootstrap, "delta": delta,
         "margin": margin, "paired_seeds_needed": paired_seeds_needed, "equalised": equalised,
-        "known_truth": known_truth, "seed": seed, "table_hash": _table_hash(table_),
+        "known_truth": known_truth, "seed": seed, "table_hash": _table_hash(table),
     }  # fmt: skip
-    chosen = table_[table_[by].isin([a, b])].reset_index(drop=True)
+    chosen = table[table[by].isin([a, b])].reset_index(drop=True)
     diverged = _diverged(chosen, by, names)
     chosen, undecayed = decayed_rows(chosen)
-    rows = table.prepare(chosen, forms.get("power_offset"), {"x": axis}, target, cluster=cluster)
+    rows = prepare(chosen, registry.get("power_offset"), {"x": axis}, target, cluster=cluster)
     excluded = undecayed + [(e.run_id, e.reason) for e in rows.exclusions]
     is_a = (rows.frame[by] == a).to_numpy() if len(rows.y) else np.zeros(0, bool)
     found = _gates_before(rows, is_a, names)
-    blank = Comparison(
-        *names, axis, target, "cannot tell", [], "undecided", None, None, [], None, None, [], [], [], "",
-        False, "", [], found, {}, excluded, settings,
-    )  # fmt: skip
+    blank = Comparison(*names, axis, target, gates=found, excluded=excluded, settings=settings)
     if any(gates.EVERYTHING in gate.refuses for gate in found if gate.passed is False):
         return replace(blank, reasons=[f"{g.id}: {g.reason}" for g in found if g.passed is False])
     labels = np.array([rows.cluster_labels[code] for code in rows.codes])
@@ -237,12 +231,12 @@ def _compared(
     evidence, evidence_reasons = _evidence(differences, names, options["margin"], resample, span_refused)
     specifications = difference_specifications(frame, data, _headline(differences), options["delta"])
     held_right, held_detail = held_out_order(data, fits[level].model, paired, options["delta"])
-    facts = claim.Evidence(
+    facts = Evidence(
         resample, sum(d.admissible for d in differences), held_right, held_detail,
         specification_text(specifications), specifications_agree(specifications, evidence), diverged,
         options["table_hash"],
     )  # fmt: skip
-    items = claim.checklist(
+    items = checklist(
         frame, data.is_a, names, blank.axis, blank.target, paired, paired_note, facts,
         min_paired_seeds=options["paired_seeds_needed"], equalised=options["equalised"],
         known_truth=options["known_truth"],
@@ -271,16 +265,16 @@ def _compared(
     )
 
 
-def _check_arguments(table_: pd.DataFrame, a: str, b: str, by: str, target: str) -> None:
-    if by not in table_.columns:
-        raise KeyError(f"no column {by!r} naming the architecture; columns: {list(table_.columns)}")
-    known = sorted(str(value) for value in table_[by].dropna().unique())
+def _check_arguments(table: pd.DataFrame, a: str, b: str, by: str, target: str) -> None:
+    if by not in table.columns:
+        raise KeyError(f"no column {by!r} naming the architecture; columns: {list(table.columns)}")
+    known = sorted(str(value) for value in table[by].dropna().unique())
     for name in (a, b):
-        if name not in set(table_[by]):
+        if name not in set(table[by]):
             raise KeyError(f"no run of {by} {name!r} in the table; it has: {', '.join(known)}")
     if a == b:
         raise ValueError(f"cannot compare {a!r} with itself")
-    if target.lower() in HIGHER_IS_BETTER:
+    if metrics.describe(target.lower()).lower_is_better is False:
         raise ValueError(
             f"{target} is a metric where higher is better and whose power law is in t = 2 Phi^-1(AUC)^2; "
             "compare on logloss (or ne), where the exponents live"
@@ -294,10 +288,10 @@ def _diverged(rows: pd.DataFrame, by: str, names: tuple[str, str]) -> dict[str, 
     return {name: int(((runs[by] == name) & (runs["status"] == "diverged")).sum()) for name in names}
 
 
-def _gates_before(rows: table.Rows, is_a: np.ndarray, names: tuple[str, str]) -> list[Gate]:
+def _gates_before(rows: Rows, is_a: np.ndarray, names: tuple[str, str]) -> list[Gate]:
     """Rules that need only the table, per architecture."""
     found = list(rows.problems)
-    form = forms.get("power_offset")
+    form = registry.get("power_offset")
     for name, side in zip(names, (is_a, ~is_a), strict=True):
         count = int(side.sum())
         if not count:
@@ -319,7 +313,7 @@ def _gates_before(rows: table.Rows, is_a: np.ndarray, names: tuple[str, str]) ->
 
 
 def _refusal(name: str, reason: str) -> Gate:
-    return Gate(name, None, "", False, reason, "nothing can be compared", (gates.EVERYTHING,))
+    return gates.rule(name, None, "", reason, "nothing can be compared")
 
 
 def _cluster_count(data: PairData) -> int:
@@ -416,7 +410,7 @@ def _evidence(
     span_refused: list[Gate],
 ) -> tuple[str, list[str]]:
     """What the admissible differences say together, and why."""
-    usable = [d for d in differences if d.admissible and d.interval is not None]
+    usable = [(d, d.interval) for d in differences if d.admissible and d.interval is not None]
     if span_refused:
         return "undecided", [f"span: {gate.reason}" for gate in span_refused]
     if not resample:
@@ -424,29 +418,28 @@ def _evidence(
     if len(usable) < 2:
         rejected = "; ".join(f"{d.model}: {d.reason}" for d in differences if not d.admissible)
         return "undecided", [f"only {len(usable)} admissible model of the exponents ({rejected})"]
-    quoted = ", ".join(f"{d.model} {d.difference:+.3f} [{d.interval.low:+.3f}, {d.interval.high:+.3f}]" for d in usable)
-    above = sum(d.interval.low > 0 for d in usable)
-    below = sum(d.interval.high < 0 for d in usable)
+    quoted = ", ".join(f"{d.model} {d.difference:+.3f} [{i.low:+.3f}, {i.high:+.3f}]" for d, i in usable)
+    above = sum(interval.low > 0 for _, interval in usable)
+    below = sum(interval.high < 0 for _, interval in usable)
     if above >= 2 and not below:
         return "a steeper", [f"{names[0]} has the larger exponent: {quoted}"]
     if below >= 2 and not above:
         return "b steeper", [f"{names[1]} has the larger exponent: {quoted}"]
-    limits = [margin * abs(d.alpha_a + d.alpha_b) / 2 for d in usable]
-    if all(d.interval.high < limit for d, limit in zip(usable, limits, strict=True)):
+    if all(interval.high < margin * abs(d.alpha_a + d.alpha_b) / 2 for d, interval in usable):
         return "no relevant difference", [
             f"an exponent of {names[0]} larger by {margin:.0%} or more is ruled out: {quoted}"
         ]
     return "undecided", [f"the intervals of the difference of exponents decide nothing: {quoted}"]
 
 
-def _answer(evidence: str, reasons: list[str], items: list[claim.Item], found: list[Gate]) -> tuple[str, list[str]]:
+def _answer(evidence: str, reasons: list[str], items: list[Item], found: list[Gate]) -> tuple[str, list[str]]:
     blocking = [f"{g.id}: {g.reason}" for g in found if g.passed is False and gates.EVERYTHING in g.refuses]
-    blocking += claim.missing(items)
+    blocking += missing(items)
     if evidence == "undecided" or blocking:
         return "cannot tell", [*reasons, *blocking]
     return ("yes" if evidence == "a steeper" else "no"), reasons
 
 
-def _table_hash(table_: pd.DataFrame) -> str:
+def _table_hash(table: pd.DataFrame) -> str:
     """First 16 hex digits of SHA-256 over the table as CSV: the identity of what was compared."""
-    return hashlib.sha256(table_.to_csv(index=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:16]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich import box
@@ -11,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recscale.scaling.laws.tables.validate import read
+from recscale.scaling.laws.tables.read import read
 
 from .compare import Comparison, Interval
 from .compare import compare as compare_tables
@@ -41,6 +43,7 @@ _COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}
 )
 @click.option(
     "--paired-seeds",
+    "paired_seeds_needed",
     default=5,
     show_default=True,
     help="Paired seeds needed at one size.",
@@ -53,28 +56,14 @@ def compare(
     table: Path,
     first: str,
     second: str,
-    axis: str,
-    target: str,
-    by: str,
-    cluster: str | None,
-    match: str | None,
-    bootstrap: int,
-    margin: float,
-    paired_seeds: int,
-    equalised: str | None,
-    known_truth: str | None,
-    seed: int,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Answer whether --a scales better than --b: yes, no or cannot tell, with the reasons.
 
     TABLE is a run table (csv, parquet, jsonl) or a sweep folder that holds runs.parquet.
     """
-    result = compare_tables(
-        read(table), first, second, axis=axis, target=target, by=by, cluster=cluster, match=match,
-        bootstrap=bootstrap, margin=margin, paired_seeds_needed=paired_seeds, equalised=equalised,
-        known_truth=known_truth, seed=seed,
-    )  # fmt: skip
+    result = compare_tables(read(table), first, second, **options)
     render(result, Console())
     if as_json:
         click.echo(json.dumps(result.to_dict()))
@@ -99,14 +88,17 @@ def render(result: Comparison, console: Console) -> None:
         console.print(f"Excluded rows ({len(result.excluded)}): {escape(shown)}{more}", highlight=False)
 
 
+def _grid(title: str, headings: Sequence[str], left: Sequence[str] = ()) -> Table:
+    """An empty table; columns named in `left` are words, the others numbers."""
+    grid = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for heading in headings:
+        grid.add_column(escape(heading), justify="left" if heading in left else "right")
+    return grid
+
+
 def _render_numbers(result: Comparison, console: Console) -> None:
-    grid = Table(
-        title=f"{result.b} needs this many times the {result.axis} of {result.a}",
-        box=box.SIMPLE,
-        title_justify="left",
-    )
-    for heading in ("at", result.target, "multiplier", "interval"):
-        grid.add_column(heading, justify="left" if heading == "at" else "right")
+    title = f"{result.b} needs this many times the {result.axis} of {result.a}"
+    grid = _grid(title, ("at", result.target, "multiplier", "interval"), left=("at",))
     for row in result.multipliers:
         grid.add_row(
             f"{row.where} common",
@@ -124,9 +116,8 @@ def _render_numbers(result: Comparison, console: Console) -> None:
     console.print(grid)
     if not result.multipliers:
         console.print(f"The two have no {result.target} in common: no multiplier at equal loss.", highlight=False)
-    grid = Table(title="Exponents", box=box.SIMPLE, title_justify="left")
-    for heading in ("model", result.a, result.b, "difference", "interval", "admissible"):
-        grid.add_column(escape(heading), justify="left" if heading in ("model", "admissible") else "right")
+    headings = ("model", result.a, result.b, "difference", "interval", "admissible")
+    grid = _grid("Exponents", headings, left=("model", "admissible"))
     for d in result.differences:
         verdict = "yes" if d.admissible else f"no: {d.reason}"
         grid.add_row(
@@ -149,13 +140,8 @@ def _render_paired(result: Comparison, console: Console) -> None:
     if not result.paired:
         console.print(f"No paired seeds: {escape(result.paired_note)}.", highlight=False)
         return
-    grid = Table(
-        title=f"{result.target} of {result.a} minus {result.b}, same seeds ({result.paired_note})",
-        box=box.SIMPLE,
-        title_justify="left",
-    )
-    for heading in ("size", "pairs", "mean", "95% interval", "sd of difference", "sd of each"):
-        grid.add_column(heading, justify="right")
+    title = f"{result.target} of {result.a} minus {result.b}, same seeds ({result.paired_note})"
+    grid = _grid(title, ("size", "pairs", "mean", "95% interval", "sd of difference", "sd of each"))
     for p in result.paired:
         interval = "" if p.interval is None else f"[{p.interval[0]:+.2g}, {p.interval[1]:+.2g}]"
         each = "" if p.sd_a is None else f"{p.sd_a:.2g}, {p.sd_b:.2g}"
@@ -164,13 +150,8 @@ def _render_paired(result: Comparison, console: Console) -> None:
 
 
 def _render_checklist(result: Comparison, console: Console) -> None:
-    grid = Table(
-        title="Checklist (x ticked, - not, ? not recorded; * needed for an answer)",
-        box=box.SIMPLE,
-        title_justify="left",
-    )
-    for heading in ("", "item", "found"):
-        grid.add_column(heading)
+    headings = ("", "item", "found")
+    grid = _grid("Checklist (x ticked, - not, ? not recorded; * needed for an answer)", headings, left=headings)
     for item in result.checklist:
         grid.add_row(_MARKS[item.ticked], escape(item.text) + (" *" if item.required else ""), escape(item.detail))
     console.print(grid)

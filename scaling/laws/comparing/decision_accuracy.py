@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from recscale.scaling.laws.fitting import solver
-from recscale.scaling.laws.forms import registry as form_registry
+from recscale.scaling.laws.fitting.problem import make_problem
+from recscale.scaling.laws.fitting.solver import solve
+from recscale.scaling.laws.forms import registry
 from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.isoflop.frontier import Excluded, usable_rows
 
@@ -93,16 +94,16 @@ def decision_accuracy(
     seeds = [name for name in ("data_seed", "seed") if name in rows.columns]
     runs[seeds] = rows[seeds]
     means = runs.groupby(["setting", "scale"])["y"].mean().unstack("scale")
-    shared = sorted(means.columns[means.notna().all()])
+    shared = [float(level) for level in sorted(means.columns[means.notna().all()])]
     if len(means) < 2 or len(shared) < 2:
         raise ValueError(f"need two settings and two scales run by all of them, found {len(means)} and {len(shared)}")
     final = means[shared[-1]]
     pairs, close, known = _pairs(runs, final, seeds)
     accuracies = [_accuracy("scale", f"{level:.4g}", means[level], pairs, final) for level in shared[:-1]]
     for form in forms:
-        predicted, short = _form_predictions(form_registry.get(form), runs, shared[-1], delta)
+        predicted, short = _form_predictions(registry.get(form), runs, shared[-1], delta)
         note = f"too few scales below the largest for {', '.join(short)}" if short else ""
-        accuracies.append(_accuracy("form", form_registry.get(form).id, predicted, pairs, final, note))
+        accuracies.append(_accuracy("form", registry.get(form).id, predicted, pairs, final, note))
     return DecisionAccuracy(accuracies, close, shared[-1], _verdict(accuracies, pairs, close, known), excluded)
 
 
@@ -160,9 +161,9 @@ def _form_predictions(form: Form, runs: pd.DataFrame, largest: float, delta: flo
             continue
         log_x = np.log(group["x"].to_numpy())
         centre = log_x.mean()
-        problem = solver.make_problem(form, (log_x - centre)[:, None], group["y"].to_numpy(), delta=delta)
+        problem = make_problem(form, (log_x - centre)[:, None], group["y"].to_numpy(), delta=delta)
         where = np.array([[np.log(wanted[setting]) - centre]])
-        predictions[setting] = float(form.value(solver.solve(problem).phi, where)[0])
+        predictions[setting] = float(form.value(solve(problem).phi, where)[0])
     return pd.Series(predictions, dtype=float), short
 
 
@@ -174,8 +175,8 @@ def _verdict(accuracies: list[Accuracy], pairs: list, close: list, known: bool) 
     text = "" if known else "seed noise unknown, so close pairs could not be set apart; "
     if not laws:
         return text + "no law could be fitted below the largest scale"
-    best_law, best_single = max(laws, key=lambda a: a.share), max(single, key=lambda a: a.share)
-    beats = best_law.share > best_single.share
+    best_law, best_single = (max(found, key=lambda a: a.share or 0.0) for found in (laws, single))
+    beats = (best_law.share or 0.0) > (best_single.share or 0.0)
     comparison = "beats" if beats else "does not beat"
     return text + (
         f"the best law ({best_law.name}, {best_law.right}/{best_law.pairs}) {comparison} ranking at scale "

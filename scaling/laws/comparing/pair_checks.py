@@ -6,13 +6,14 @@ the difference of exponents under other axes, Huber widths, rows and floors.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pandas as pd
+
+from recscale.scaling.laws.fitting.problem import residual_scale
 
 from .pair_models import PairData, PairFit, fit_pair
 from .pairing import PairedSize
@@ -52,7 +53,7 @@ def difference_specifications(frame: pd.DataFrame, data: PairData, headline: flo
     for column in _SIZE_COLUMNS:
         if column in frame.columns and frame[column].notna().all() and (frame[column] > 0).all():
             axes[column] = frame[column].to_numpy(float)
-    distinct = {hashlib.sha256(np.ascontiguousarray(x)).hexdigest(): x for x in axes.values()}
+    distinct = {x.tobytes(): x for x in axes.values()}
     for x in distinct.values():
         moved = replace(data, x=x)
         if min(len(np.unique(x[side])) for side in (data.is_a, ~data.is_a)) < 4:
@@ -70,8 +71,7 @@ def difference_specifications(frame: pd.DataFrame, data: PairData, headline: flo
 
 
 def _residual_scale(fit: PairFit) -> float:
-    r = fit.residuals
-    return max(float(1.4826 * np.median(np.abs(r - np.median(r)))), 1e-9)
+    return max(residual_scale(fit.residuals), 1e-9)
 
 
 def _row_choices(data: PairData, delta: float) -> list[PairData]:

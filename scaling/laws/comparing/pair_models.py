@@ -24,7 +24,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize, stats
 
-from recscale.scaling.laws.fitting import solver
+from recscale.scaling.laws.fitting.problem import Problem, make_problem
+from recscale.scaling.laws.fitting.solver import SHARE_ABSOLUTE, SHARE_RELATIVE, WARM, refine
+from recscale.scaling.laws.fitting.starts import starting_points
 from recscale.scaling.laws.forms.form import (
     ABSENT,
     EXPONENT_GRID,
@@ -36,6 +38,7 @@ from recscale.scaling.laws.forms.form import (
     Slot,
 )
 from recscale.scaling.laws.judgement import gates
+from recscale.scaling.laws.uncertainty.bootstrap import cluster_counts
 
 LEVELS = ("shared", "shift", "exponents", "own")
 RIVALS = ("power", "log_linear")
@@ -150,11 +153,11 @@ def fit_pair(data: PairData, model: str, *, delta: float = 1e-3) -> PairFit:
         raise ValueError(f"no pair model {model!r}; one of {', '.join(_FREE)}")
     problem = _problem(data, model, delta)
     free = np.array(_FREE[model], float)
-    batch = solver.refine(problem, _starts(problem, model), free=free)
+    batch = refine(problem, _starts(problem, model), free=free)
     best = int(np.argmin(batch.objective))
-    limit = batch.objective[best] * (1 + solver.SHARE_RELATIVE) + solver.SHARE_ABSOLUTE * len(data.y)
+    limit = batch.objective[best] * (1 + SHARE_RELATIVE) + SHARE_ABSOLUTE * len(data.y)
     share = float(np.mean(batch.objective <= limit))
-    squares = solver.refine(_problem(data, model, _LEAST_SQUARES), batch.phi[best : best + 1], free=free)
+    squares = refine(_problem(data, model, _LEAST_SQUARES), batch.phi[best : best + 1], free=free)
     residuals = np.log(problem.form.value(squares.phi[0], problem.axes)) - np.log(data.y)
     none = np.empty((0, len(free)))
     objective = float(batch.objective[best])
@@ -173,7 +176,7 @@ def resampled(fit: PairFit, data: PairData, weights: np.ndarray, *, delta: float
     moved = free * (np.arange(len(free)) % 2 == 0)
     away = fit.phi + moved * rng.normal(0.0, _RESTART_SPREAD, (count, len(free)))
     first, second = (
-        solver.refine(problem, start, free=free, weights=weights, control=solver.WARM)
+        refine(problem, start, free=free, weights=weights, control=WARM)
         for start in (np.tile(fit.phi, (count, 1)), away)
     )
     better = np.where(np.isfinite(second.objective), second.objective, np.inf) < first.objective
@@ -227,9 +230,9 @@ def resampling_weights(data: PairData, draws: int, seed: int) -> np.ndarray:
     counts = np.zeros((draws, int(data.clusters.max()) + 1))
     for group in groups:
         needed = min(_MIN_DISTINCT_CLUSTERS, len(group))
-        drawn = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), size=draws)
+        drawn = cluster_counts(len(group), draws, rng)
         while (poor := (drawn > 0).sum(axis=1) < needed).any():
-            drawn[poor] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), size=int(poor.sum()))
+            drawn[poor] = cluster_counts(len(group), int(poor.sum()), rng)
         counts[:, group] = drawn
     return counts[:, data.clusters]
 
@@ -263,7 +266,7 @@ def rolling_origin_error(
         errors = []
         for row in np.flatnonzero(enough):
             starts = _starts(problem, model)
-            ends = solver.refine(problem, starts, free=free, weights=train[row].astype(float))
+            ends = refine(problem, starts, free=free, weights=train[row].astype(float))
             fitted = problem.form.value(ends.phi[int(np.argmin(ends.objective))], problem.axes)
             error = np.log(fitted[test[row]]) - np.log(data.y[test[row]])
             errors.append(float(np.sqrt(np.mean(error**2))))
@@ -275,14 +278,14 @@ def _axes(u: np.ndarray, is_a: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(u, float), np.where(is_a, 0.5, -0.5)], axis=1)
 
 
-def _problem(data: PairData, model: str, delta: float) -> solver.Problem:
+def _problem(data: PairData, model: str, delta: float) -> Problem:
     form = _log_linear_form() if model == "log_linear" else _pair_form()
-    return solver.make_problem(form, _axes(data.u, data.is_a), data.y, delta=delta)
+    return make_problem(form, _axes(data.u, data.is_a), data.y, delta=delta)
 
 
-def _starts(problem: solver.Problem, model: str) -> np.ndarray:
+def _starts(problem: Problem, model: str) -> np.ndarray:
     """Grid starts of the pair, with the entries a model holds fixed set to their value."""
-    starts = solver.starting_points(problem, problem.weights)
+    starts = starting_points(problem, problem.weights)
     fixed = np.array(_FREE[model]) == 0
     starts[:, fixed] = 0.0
     if model == "power":

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import warnings as python_warnings
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.forms.metric_maps import t_to_auc
 from recscale.scaling.laws.judgement import gates
 from recscale.scaling.laws.judgement.gates import EVERYTHING, INTERVALS, Gate
 from recscale.scaling.laws.tables.validate import Rows
-from recscale.scaling.laws.uncertainty import bootstrap as uncertainty
+from recscale.scaling.laws.uncertainty.profile import Profile
+from recscale.scaling.laws.uncertainty.seed_noise import SeedNoise
 
-from .optimum import optimum
-from .record import build_record, to_json
-from .solver import Problem, Solution
+from .problem import Problem, residuals
+from .solver import Solution
 
 LEVEL = 0.95
 
@@ -33,12 +34,12 @@ class Settings:
     """Everything that decides a fit besides the rows; part of the record."""
 
     huber_delta: float = 1e-3
-    residuals: str = "auto"
+    residuals: Literal["auto", "log", "plain"] = "auto"
     weights: str | None = None
     bootstrap: int = 1000
     seed: int = 0
     profile: bool = True
-    invalid: str = "refuse"
+    invalid: Literal["refuse", "exclude"] = "refuse"
     where: str | None = None
     auc: str = "auc"
     measured_v: float | None = None
@@ -46,6 +47,8 @@ class Settings:
     form_options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self):
+        if self.residuals not in ("auto", "log", "plain"):
+            raise ValueError(f"residuals must be auto, log or plain, found {self.residuals!r}")
         if self.bootstrap < 0:
             raise ValueError(f"bootstrap is {self.bootstrap}, expected a number of refits, or 0 for none")
         if not self.huber_delta > 0:
@@ -68,23 +71,23 @@ class LawFit:
     form: Form
     rows: Rows
     settings: Settings
-    problem: Problem | None
-    solution: Solution | None
-    centre: dict[str, float]
-    params: dict[str, float | None]
-    centred: dict[str, float | None]
-    derived: dict[str, float | None]
-    intervals: dict[str, tuple[float, float] | None]
-    centred_intervals: dict[str, tuple[float, float] | None]
     gates: tuple[Gate, ...]
     warnings: tuple[str, ...]
+    problem: Problem | None = None
+    solution: Solution | None = None
+    centre: dict[str, float] = field(default_factory=dict)
+    params: dict[str, float | None] = field(default_factory=dict)
+    centred: dict[str, float | None] = field(default_factory=dict)
+    derived: dict[str, float | None] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    centred_intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     draws: np.ndarray | None = field(default=None, repr=False)
     seed_draws: np.ndarray | None = field(default=None, repr=False)
-    profiles: dict[str, uncertainty.Profile] = field(default_factory=dict, repr=False)
-    jackknife: dict[str, object] = field(default_factory=dict, repr=False)
+    profiles: dict[str, Profile] = field(default_factory=dict, repr=False)
+    jackknife: dict[str, Any] = field(default_factory=dict, repr=False)
     no_floor: dict[str, float] = field(default_factory=dict, repr=False)
     slopes: dict[str, float] = field(default_factory=dict, repr=False)
-    seed_noise: uncertainty.SeedNoise | None = None
+    seed_noise: SeedNoise | None = None
 
     @property
     def refusals(self) -> list[Gate]:
@@ -101,7 +104,8 @@ class LawFit:
         found = [f"{g.id}: {g.reason}" for g in self.refusals if EVERYTHING in g.refuses or name in g.refuses]
         return "; ".join(found)
 
-    def _require(self) -> tuple[Problem, Solution]:
+    def solved(self) -> tuple[Problem, Solution]:
+        """The solver's problem and its best fit. Raises Refused when nothing may be read from the fit."""
         if self.refused or self.problem is None or self.solution is None:
             reasons = "; ".join(f"{g.id}: {g.reason}" for g in self.refusals if EVERYTHING in g.refuses)
             raise Refused(f"the {self.form.id} fit is refused: {reasons}")
@@ -109,14 +113,14 @@ class LawFit:
 
     def predict(
         self,
-        axes: Mapping[str, Sequence[float] | np.ndarray | float] | pd.DataFrame,
+        axes: Mapping[str, ArrayLike] | pd.DataFrame,
         *,
         interval: bool = False,
         level: float = LEVEL,
         noise: bool = False,
         beyond_range: bool = False,
-        stream: str = "logloss",
-    ):
+        stream: Literal["logloss", "auc"] = "logloss",
+    ) -> Any:
         """Predicted metric at axis values (keys: slots, their aliases or the columns fitted); arrays
         broadcast.
 
@@ -125,14 +129,14 @@ class LawFit:
         warning unless `beyond_range`. stream: "logloss" or "auc", for the joint form. Raises Refused when the
         fit or its intervals are refused.
         """
-        problem, solution = self._require()
+        problem, solution = self.solved()
         wanted = self._points(axes)
         shape = np.broadcast(*wanted.values()).shape
         flat = {slot: np.broadcast_to(value, shape).ravel() for slot, value in wanted.items()}
         points = self._centred_points(flat, stream)
         beyond = np.zeros(len(points), bool) if beyond_range else gates.forecast(self.rows.axes, flat)
         if beyond.any():
-            python_warnings.warn(
+            warnings.warn(
                 f"{int(beyond.sum())} of {len(points)} predictions lie more than "
                 f"{gates.MAX_FORECAST_RATIO:g} times, or the fitted span again, beyond the largest fitted "
                 "axis value: refused (NaN); beyond_range=True returns them",
@@ -146,9 +150,9 @@ class LawFit:
         outputs = [np.where(beyond, np.nan, o).reshape(shape)[()] for o in outputs]
         return tuple(outputs) if interval else outputs[0]
 
-    def _points(self, axes) -> dict[str, np.ndarray]:
+    def _points(self, axes: Mapping[str, ArrayLike] | pd.DataFrame) -> dict[str, np.ndarray]:
         """Slot -> values, from a mapping or a table."""
-        given = {str(key): axes[key] for key in axes}
+        given: dict[str, Any] = {str(key): values for key, values in axes.items()}
         found = {}
         for slot in self.form.slots:
             keys = [k for k in (slot.name, self.rows.columns[slot.name], *slot.aliases) if k in given]
@@ -159,7 +163,7 @@ class LawFit:
             found[slot.name] = np.asarray(given[keys[0]], float)
         return found
 
-    def _centred_points(self, flat: Mapping[str, np.ndarray], stream: str) -> np.ndarray:
+    def _centred_points(self, flat: Mapping[str, np.ndarray], stream: Literal["logloss", "auc"]) -> np.ndarray:
         """Centred axes [m, d] of raw values, with the stream marker where the form has one."""
         columns = [
             np.log(flat[slot.name]) - self.centre[slot.name] if slot.transform == "log" else flat[slot.name]
@@ -179,27 +183,13 @@ class LawFit:
         if noise:
             generator = np.random.default_rng(self.settings.seed + 1)
             second = points[0, -1] if self.form.streams else None
-            own = (uncertainty.residuals(problem, solution.phi) * problem.unit)[
+            own = (residuals(problem, solution.phi) * problem.unit)[
                 slice(None) if second is None else problem.axes[:, -1] == second
             ]
             drawn = generator.choice(own, size=curves.shape)
             curves = curves * np.exp(-drawn) if problem.kind == "log" else curves - drawn
         tail = 50 * (1 - level)
         return np.percentile(curves, tail, axis=0), np.percentile(curves, 100 - tail, axis=0)
-
-    def optimum(self, budget: float | Sequence[float], cost: Callable | None = None, *, interval: bool = False) -> dict:
-        """Cheapest way to a low metric: axis values minimising the fitted form on the level set cost(*axes) =
-        budget.
-
-        cost takes one array per slot and must grow in each; None is the plain product x1 * x2 * ... Returns
-        axis -> value(s), "metric", "budget", and with `interval` (axis + "_interval"). Raises Refused when an
-        exponent it rests on is refused.
-        """
-        self._require()
-        missing = [p.name for p in self.form.parameters if p.role == "exponent" and self.params[p.name] is None]
-        if missing:
-            raise Refused(f"no optimum: {'; '.join(f'{name} refused ({self.reason(name)})' for name in missing)}")
-        return optimum(self, budget, cost, interval)
 
     def solution_params(self) -> dict[str, float]:
         """Raw parameters at the optimum whatever the gates say: for computing with, never for quoting."""
@@ -237,17 +227,6 @@ class LawFit:
         parts = [f"{p.name} = {_short(self.params[p.name])}" for p in self.form.parameters if p.role != "coefficient"]
         return f"{self.form.id} on {self.rows.target}: {', '.join(parts)}; fitted over {ranges}"
 
-    @cached_property
-    def record(self) -> dict:
-        """The frozen fit record: hypothesis, runs, fit, result, validation, ranking extras, provenance,
-        checklist.
-        """
-        return build_record(self)
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The record as JSON; NaN and infinities become null."""
-        return to_json(self.record, indent)
-
 
 def derived_quantities(form: Form, natural: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Quantities computed from parameters: the split exponent a = beta / (alpha + beta) of two-axis forms."""
@@ -261,38 +240,30 @@ def with_numbers(result: LawFit) -> LawFit:
     """Fill in parameters and intervals, leaving out whatever a gate refused."""
     form, solution = result.form, result.solution
     if result.refused or solution is None:
-        nothing = dict.fromkeys(form.names)
-        return replace(
-            result,
-            params=nothing,
-            centred=dict(nothing),
-            intervals=dict(nothing),
-            centred_intervals=dict(nothing),
-        )
+        fields = ("params", "centred", "intervals", "centred_intervals")
+        return replace(result, **{name: dict.fromkeys(form.names) for name in fields})
     refused = {name for gate in result.refusals for name in gate.refuses}
     if form.split is not None and refused & set(form.split):
         refused.add("a")
     centred = form.to_natural(solution.phi)
-    raw = form.uncentre(centred, result.centre)
-    extra = derived_quantities(form, centred)
-    params = _keep(raw, refused, float)
-    ends = {"centred": {}, "raw": {}}
+    derived = derived_quantities(form, centred)
+    # Without resampled fits there is no interval of anything.
+    intervals = centred_intervals = dict.fromkeys([*form.names, *derived])
     if result.draws is not None:
         drawn = form.to_natural(result.draws)
-        ends["centred"] = drawn
-        ends["raw"] = {**form.uncentre(drawn, result.centre), **derived_quantities(form, drawn)}
-    blank = dict.fromkeys([*form.names, *extra]) if result.draws is None else {}
+        raw = {**form.uncentre(drawn, result.centre), **derived_quantities(form, drawn)}
+        intervals, centred_intervals = (_keep(values, refused, _percentiles) for values in (raw, drawn))
     return replace(
         result,
-        params=params,
+        params=_keep(form.uncentre(centred, result.centre), refused, float),
         centred=_keep(centred, refused, float),
-        derived=_keep(extra, refused, float),
-        intervals=blank or _keep(ends["raw"], refused, _percentiles),
-        centred_intervals=dict(blank) or _keep(ends["centred"], refused, _percentiles),
+        derived=_keep(derived, refused, float),
+        intervals=intervals,
+        centred_intervals=centred_intervals,
     )
 
 
-def _keep(values: Mapping[str, np.ndarray], refused: set[str], convert) -> dict:
+def _keep(values: Mapping[str, np.ndarray], refused: set[str], convert: Callable[[np.ndarray], Any]) -> dict[str, Any]:
     return {name: None if name in refused else convert(value) for name, value in values.items()}
 
 

@@ -8,13 +8,11 @@ hold the numeric search to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import brentq, minimize, minimize_scalar
 
-if TYPE_CHECKING:
-    from .law_fit import LawFit
+from .law_fit import LawFit, Refused
 
 _REACH = 60.0  # search interval in ln x around the fitted centre: 26 decades either side
 _INTERVAL_DRAWS = 200
@@ -43,9 +41,9 @@ def allocate(value: Callable, centre: np.ndarray, cost: Callable, budget: float)
         low, high = centre[-1] - _REACH, centre[-1] + _REACH
         if gap(low) > 0 or gap(high) < 0:
             return None
-        return float(brentq(gap, low, high, xtol=1e-13))  # pyright: ignore[reportArgumentType]
+        return float(brentq(gap, low, high, xtol=1e-13))
 
-    def loss(first: np.ndarray) -> float:
+    def loss(first: np.ndarray | float) -> float:
         at = last(np.atleast_1d(first))
         return np.inf if at is None else value(np.array([*np.atleast_1d(first), at]))
 
@@ -73,12 +71,23 @@ def allocate(value: Callable, centre: np.ndarray, cost: Callable, budget: float)
     return np.array([*found.x, last(found.x)])
 
 
-def optimum(fit: LawFit, budget: float | Sequence[float], cost: Callable | None, interval: bool) -> dict:
-    """See `LawFit.optimum`."""
-    form, cost = fit.form, cost or product_cost
+def optimum(
+    law: LawFit, budget: float | Sequence[float], cost: Callable | None = None, *, interval: bool = False
+) -> dict:
+    """Cheapest way to a low metric: axis values minimising the fitted form on the level set cost(*axes) = budget.
+
+    cost takes one array per slot and must grow in each; None is the plain product x1 * x2 * ... Returns axis ->
+    value(s), "metric", "budget", and with `interval` (axis + "_interval"). Raises Refused when an exponent it rests on
+    is refused.
+    """
+    _, solution = law.solved()
+    missing = [p.name for p in law.form.parameters if p.role == "exponent" and law.params[p.name] is None]
+    if missing:
+        raise Refused(f"no optimum: {'; '.join(f'{name} refused ({law.reason(name)})' for name in missing)}")
+    form, cost = law.form, cost or product_cost
     if any(slot.transform != "log" for slot in form.slots):
         raise ValueError(f"form {form.id} has an axis that is not a resource to buy; fix it and use the base form")
-    centre = np.array([fit.centre[slot] for slot in form.axes])
+    centre = np.array([law.centre[slot] for slot in form.axes])
     budgets = np.atleast_1d(np.asarray(budget, float))
 
     def best(phi: np.ndarray) -> np.ndarray:
@@ -87,18 +96,16 @@ def optimum(fit: LawFit, budget: float | Sequence[float], cost: Callable | None,
 
         return np.stack([allocate(metric, centre, cost, float(b)) for b in budgets])
 
-    assert fit.solution is not None  # LawFit.optimum has refused otherwise
-    phi = fit.solution.phi
-    chosen = best(phi)
-    values = np.array([form.value(phi, (row - centre)[None])[0] for row in chosen])
+    chosen = best(solution.phi)
+    values = np.array([form.value(solution.phi, (row - centre)[None])[0] for row in chosen])
     scalar = np.ndim(budget) == 0
     take = (lambda array: float(array[0])) if scalar else (lambda array: array)
     result = {slot: take(np.exp(chosen[:, j])) for j, slot in enumerate(form.axes)}
     result |= {"metric": take(values), "budget": take(budgets)}
     if interval:
-        if fit.draws is None:
+        if law.draws is None:
             raise ValueError("no interval: the fit has no resampled draws")
-        drawn = np.stack([best(phi) for phi in fit.draws[:_INTERVAL_DRAWS]])
+        drawn = np.stack([best(phi) for phi in law.draws[:_INTERVAL_DRAWS]])
         ends = np.exp(np.percentile(drawn, [2.5, 97.5], axis=0))
         for j, slot in enumerate(form.axes):
             result[f"{slot}_interval"] = tuple(take(end[:, j]) for end in ends)

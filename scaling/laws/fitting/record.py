@@ -9,77 +9,59 @@ such a record carries the word incomplete.
 from __future__ import annotations
 
 import hashlib
-import json
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 import pandas as pd
 
 from recscale.scaling.laws.judgement import gates
-from recscale.scaling.laws.uncertainty.bootstrap import residual_scale, residuals
 from recscale.scaling.records import provenance
 from recscale.scaling.records.plain import plain
 
-from . import solver
+from .law_fit import LawFit
+from .problem import residual_scale, residuals
+from .solver import MAX_ITERATIONS, VERSION, Control
 
-if TYPE_CHECKING:
-    from .law_fit import LawFit
-
-# Facts a record needs besides what the fit computes: section -> {name: run-table columns that may hold it}.
+# Facts a record needs besides what the fit computes.
 _REPORTED = {
-    "hypothesis": {
-        "size_counts": ("size_counts",),
-        "data_counts": ("data_counts",),
-        "flop_convention": ("flop_convention",),
-    },
-    "runs": {
-        "shape_choice": ("shape_choice",),
-        "data_order": ("data_order", "data_seed"),
-        "batch": ("batch_rows",),
-        "optimizer": ("optimizer",),
-        "lr_rule": ("lr_rule",),
-        "lr_trials": ("lr_trials",),
-        "warmup": ("warmup_examples",),
-        "schedule": ("schedule",),
-        "decayed": ("decayed",),
-        "seeds": ("seed",),
-        "smoothing": ("smoothing",),
-        "checkpoints_used": ("checkpoints_used",),
-    },
-    "ranking": {
-        "metric_window_rows": ("metric_window_rows",),
-        "base_rate": ("base_rate",),
-        "calibration": ("calibration",),
-        "time_split": ("time_split",),
-        "epochs": ("epochs",),
-        "negative_sampling": ("negative_sampling",),
-        "table_sizes": ("embedding_params",),
-        "table_start": ("table_start",),
-        "hash_collision_share": ("hash_collision_share",),
-        "history_length": ("history_length",),
-    },
+    "hypothesis": ("size_counts", "data_counts", "flop_convention"),
+    "runs": (
+        "shape_choice", "data_order", "batch", "optimizer", "lr_rule", "lr_trials", "warmup", "schedule", "decayed",
+        "seeds", "smoothing", "checkpoints_used",
+    ),
+    "ranking": (
+        "metric_window_rows", "base_rate", "calibration", "time_split", "epochs", "negative_sampling", "table_sizes",
+        "table_start", "hash_collision_share", "history_length",
+    ),
+}  # fmt: skip
+# Run-table columns that may hold a fact, where they are not called as it is.
+_COLUMNS = {
+    "data_order": ("data_order", "data_seed"),
+    "batch": ("batch_rows",),
+    "warmup": ("warmup_examples",),
+    "seeds": ("seed",),
+    "table_sizes": ("embedding_params",),
 }
 _LISTED_VALUES = 8
 
 
-def build_record(fit: LawFit, validation: dict | None = None) -> dict:
+def record(law: LawFit, validation: dict | None = None) -> dict:
     """The record of a fit as nested plain dictionaries; `validation` holds rolling-origin results where there
     are any.
     """
     sections = {
-        "hypothesis": _hypothesis(fit),
-        "runs": _runs(fit),
-        "fit": _fit(fit),
-        "result": _result(fit),
+        "hypothesis": _hypothesis(law),
+        "runs": _runs(law),
+        "fit": _fit(law),
+        "result": _result(law),
         "validation": validation or {},
         "ranking": {},
-        "provenance": _provenance(fit),
+        "provenance": _provenance(law),
     }
     missing = []
     for section, facts in _REPORTED.items():
-        for name, columns in facts.items():
-            value = _fact(fit, name, columns)
+        for name in facts:
+            value = _fact(law, name)
             sections[section][name] = value
             if value is None:
                 missing.append(f"{section}.{name}")
@@ -88,13 +70,13 @@ def build_record(fit: LawFit, validation: dict | None = None) -> dict:
     return plain({**sections, "checklist": {"complete": not missing, "missing": missing}})
 
 
-def _fact(fit: LawFit, name: str, columns: tuple[str, ...]):
+def _fact(law: LawFit, name: str):
     """A reported fact from the call's notes, else a summary of the column that holds it, else None."""
-    if name in fit.settings.notes:
-        return fit.settings.notes[name]
-    for column in columns:
-        if column in fit.rows.frame.columns:
-            values = fit.rows.frame[column].dropna()
+    if name in law.settings.notes:
+        return law.settings.notes[name]
+    for column in _COLUMNS.get(name, (name,)):
+        if column in law.rows.frame.columns:
+            values = law.rows.frame[column].dropna()
             if len(values):
                 return summarise(values)
     return None
@@ -115,34 +97,34 @@ def summarise(values: pd.Series):
     return {"distinct": len(distinct)}
 
 
-def _hypothesis(fit: LawFit) -> dict:
-    form = fit.form
+def _hypothesis(law: LawFit) -> dict:
+    form = law.form
     return {
         "form": form.id,
         "equation": form.equation,
         "source": form.source,
-        "axes": dict(fit.rows.columns),
-        "metric": fit.rows.target,
+        "axes": dict(law.rows.columns),
+        "metric": law.rows.target,
         "shared_exponents": form.id.endswith("_tied"),
         "valid": form.valid,
         "limits": form.limits,
-        "claimed_range": fit.settings.notes.get("claimed_range", claimed_range(fit)),
-        "options": dict(fit.settings.form_options),
+        "claimed_range": law.settings.notes.get("claimed_range", claimed_range(law)),
+        "options": dict(law.settings.form_options),
     }
 
 
-def claimed_range(fit: LawFit) -> dict:
+def claimed_range(law: LawFit) -> dict:
     """Slot -> (smallest, largest) value a forecast is not refused at."""
     found = {}
-    for slot, values in fit.rows.axes.items():
+    for slot, values in law.rows.axes.items():
         if len(values):
             low, high = float(values.min()), float(values.max())
             found[slot] = (low, high * min(gates.MAX_FORECAST_RATIO, high / low) if low > 0 else high)
     return found
 
 
-def _runs(fit: LawFit) -> dict:
-    rows = fit.rows
+def _runs(law: LawFit) -> dict:
+    rows = law.rows
     reasons = pd.Series([e.reason for e in rows.exclusions], dtype=object)
     status = rows.frame["status"] if "status" in rows.frame else None
     return {
@@ -161,20 +143,20 @@ def _runs(fit: LawFit) -> dict:
     }
 
 
-def _fit(fit: LawFit) -> dict:
-    settings, problem, solution = fit.settings, fit.problem, fit.solution
+def _fit(law: LawFit) -> dict:
+    settings, problem, solution = law.settings, law.problem, law.solution
     found = {
         "objective": "sum of weight * Huber(residual), never averaged",
         "residual": None if problem is None else "ln yhat - ln y" if problem.kind == "log" else "(yhat - y) / unit",
-        "transform": "t = 2 Phi^-1(AUC)^2" if fit.form.target == "auc" else "none",
+        "transform": "t = 2 Phi^-1(AUC)^2" if law.form.target == "auc" else "none",
         "huber_delta": settings.huber_delta if np.isfinite(settings.huber_delta) else "inf (least squares)",
         "weights": settings.weights or "one per row",
-        "parameters_searched": {p.name: p.searched for p in fit.form.parameters},
-        "centre": {slot: float(np.exp(value)) for slot, value in fit.centre.items()},
-        "solver": f"recscale law solver {solver.VERSION}",
+        "parameters_searched": {p.name: p.searched for p in law.form.parameters},
+        "centre": {slot: float(np.exp(value)) for slot, value in law.centre.items()},
+        "solver": f"recscale law solver {VERSION}",
         "gradient": "forward-mode Jacobian, float64",
-        "tolerance": solver.Control().tolerance,
-        "max_iterations": solver.MAX_ITERATIONS,
+        "tolerance": Control().tolerance,
+        "max_iterations": MAX_ITERATIONS,
         "jax": jax.__version__,
     }
     if problem is not None and solution is not None:
@@ -186,13 +168,13 @@ def _fit(fit: LawFit) -> dict:
             "residual_scale": scale,
             "residual_rms": float(np.sqrt(np.mean(r**2))),
             "residual_sd": float(np.std(r)),
-            "information_criteria": information_criteria(r, len(fit.form.names)),
+            "information_criteria": information_criteria(r, len(law.form.names)),
             "starts": len(solution.starts.phi),
             "convergence_share": solution.convergence_share,
             "iterations": solution.iterations,
             "gradient_norm": solution.gradient,
             "bounds": {
-                p.name: (low, high) for p, low, high in zip(fit.form.parameters, problem.low, problem.high, strict=True)
+                p.name: (low, high) for p, low, high in zip(law.form.parameters, problem.low, problem.high, strict=True)
             },
         }
     return found
@@ -208,39 +190,39 @@ def information_criteria(residuals: np.ndarray, parameters: int) -> dict[str, fl
     return {"aicc": deviance + 2 * p * n / (n - p - 1), "bic": deviance + p * np.log(n)}
 
 
-def _result(fit: LawFit) -> dict:
+def _result(law: LawFit) -> dict:
     found = {
-        "params": fit.params,
-        "centred": fit.centred,
-        "derived": fit.derived,
-        "units": fit.form.units,
-        "intervals": fit.intervals,
-        "centred_intervals": fit.centred_intervals,
-        "seed_noise_intervals": fit.seed_intervals(),
-        "seed_noise": None if fit.seed_noise is None else vars(fit.seed_noise),
+        "params": law.params,
+        "centred": law.centred,
+        "derived": law.derived,
+        "units": law.form.units,
+        "intervals": law.intervals,
+        "centred_intervals": law.centred_intervals,
+        "seed_noise_intervals": law.seed_intervals(),
+        "seed_noise": None if law.seed_noise is None else vars(law.seed_noise),
         "profile_intervals": {
-            name: {"interval": None if fit.reason(name) else p.interval, "noise": p.noise, "nu": p.nu}
-            for name, p in fit.profiles.items()
+            name: {"interval": None if law.reason(name) else p.interval, "noise": p.noise, "nu": p.nu}
+            for name, p in law.profiles.items()
         },
-        "floor_upper_bound": fit.floor_upper_bound,
-        "jackknife": fit.jackknife,
-        "no_floor_fit": fit.no_floor,
-        "log_linear_slopes": fit.slopes,
-        "gates": [gate.as_dict() for gate in fit.gates],
-        "refusals": [gate.as_dict() for gate in fit.refusals],
-        "warnings": list(fit.warnings),
+        "floor_upper_bound": law.floor_upper_bound,
+        "jackknife": law.jackknife,
+        "no_floor_fit": law.no_floor,
+        "log_linear_slopes": law.slopes,
+        "gates": [gate.as_dict() for gate in law.gates],
+        "refusals": [gate.as_dict() for gate in law.refusals],
+        "warnings": list(law.warnings),
         "bootstrap": {
-            "draws": 0 if fit.draws is None else len(fit.draws),
-            "seed": fit.settings.seed,
+            "draws": 0 if law.draws is None else len(law.draws),
+            "seed": law.settings.seed,
             "level": 0.95,
         },
     }
-    if fit.draws is not None and len(fit.form.names) > 1:
-        spread = fit.draws.std(axis=0)
+    if law.draws is not None and len(law.form.names) > 1:
+        spread = law.draws.std(axis=0)
         if np.all(spread > 1e-12):
-            found["correlation"] = {"names": list(fit.form.names), "matrix": np.corrcoef(fit.draws.T)}
-    if fit.problem is not None and fit.solution is not None:
-        found["residuals"] = residuals(fit.problem, fit.solution.phi)
+            found["correlation"] = {"names": list(law.form.names), "matrix": np.corrcoef(law.draws.T)}
+    if law.problem is not None and law.solution is not None:
+        found["residuals"] = residuals(law.problem, law.solution.phi)
     return found
 
 
@@ -252,17 +234,12 @@ def table_hash(frame: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def _provenance(fit: LawFit) -> dict:
+def _provenance(law: LawFit) -> dict:
     return {
         "commit": provenance.commit(),
-        "table_sha256": table_hash(fit.rows.frame),
+        "table_sha256": table_hash(law.rows.frame),
         "date": provenance.now(),
         "command": provenance.command(),
-        "settings": {name: value for name, value in vars(fit.settings).items() if name != "notes"},
+        "settings": {name: value for name, value in vars(law.settings).items() if name != "notes"},
         "versions": provenance.versions(("jax", "numpy", "pandas")),
     }
-
-
-def to_json(record: dict, indent: int | None = 2) -> str:
-    """The record as JSON text."""
-    return json.dumps(plain(record), indent=indent)

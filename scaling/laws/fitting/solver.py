@@ -25,9 +25,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-from recscale.scaling.laws.forms.form import Form
-
+from .problem import Problem
 from .starts import starting_points
 
 VERSION = "1"
@@ -39,73 +39,27 @@ SHARE_RELATIVE, SHARE_ABSOLUTE = 1e-4, 1e-14
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One table prepared for one form. Arrays hold n real rows; padding happens at the call of the program.
-
-    kind: "log" or "plain". target is ln y for "log", y for "plain"; delta[n] is Huber's width, unit[n] scales
-    residuals. low, high: search-space bounds [p].
-    """
-
-    form: Form
-    axes: np.ndarray
-    y: np.ndarray
-    weights: np.ndarray
-    delta: np.ndarray
-    unit: np.ndarray
-    kind: str
-    low: np.ndarray
-    high: np.ndarray
-
-    @property
-    def target(self) -> np.ndarray:
-        """What residuals are taken against."""
-        return np.log(self.y) if self.kind == "log" else self.y
-
-
-@dataclass(frozen=True)
 class Batch:
     """Results of b refinements: phi[b, p], objective[b], iterations[b], gradient norm[b] (inf-norm over free
     parameters).
     """
 
-    phi: np.ndarray
-    objective: np.ndarray
-    iterations: np.ndarray
-    gradient: np.ndarray
+    phi: Float[np.ndarray, "b p"]
+    objective: Float[np.ndarray, " b"]
+    iterations: Int[np.ndarray, " b"]
+    gradient: Float[np.ndarray, " b"]
 
 
 @dataclass(frozen=True)
 class Solution:
     """Best of the starts, with everything needed to judge it. `starts` are all refined ends, best first."""
 
-    phi: np.ndarray
+    phi: Float[np.ndarray, " p"]
     objective: float
     iterations: int
     gradient: float
     convergence_share: float
     starts: Batch = field(repr=False)
-
-
-def make_problem(
-    form: Form,
-    axes: np.ndarray,
-    y: np.ndarray,
-    *,
-    weights: np.ndarray | None = None,
-    delta: float | np.ndarray = 1e-3,
-    unit: float | np.ndarray = 1.0,
-    kind: str = "log",
-) -> Problem:
-    """Prepare centred axes[n, d] and metric y[n]. kind "log" needs y > 0; "plain" takes any finite metric."""
-    axes, y = np.asarray(axes, float), np.asarray(y, float)
-    n = len(y)
-    if kind == "log" and not np.all(y > 0):
-        raise ValueError(f"form {form.id}: log residuals need a positive metric, found a minimum of {y.min():g}")
-    weights = np.ones(n) if weights is None else np.asarray(weights, float)
-    scale = float(np.median(np.abs(y))) or 1.0
-    low, high = form.bounds(axes, scale)
-    widths, units = (np.broadcast_to(np.asarray(value, float), (n,)) for value in (delta, unit))
-    return Problem(form, axes, y, weights, widths, units, kind, low, high)
 
 
 def _padded(n: int) -> int:
@@ -126,6 +80,19 @@ def _solve_spd(matrix: jnp.ndarray, rhs: jnp.ndarray) -> jnp.ndarray:
     return jax.lax.fori_loop(0, size, sweep, full)[:, size]
 
 
+class Control(NamedTuple):
+    """When a refinement stops: `calm` accepted steps in a row below `tolerance`, or damping above `stuck`, or
+    `limit` steps. The compiled program takes it as traced scalars, so changing a tolerance compiles nothing.
+    """
+
+    limit: int = MAX_ITERATIONS
+    tolerance: float = 1e-12
+    calm: int = 5
+    stuck: float = 1e6
+    polish: bool = True
+    damping: float = 1e-2
+
+
 class _State(NamedTuple):
     """One refinement in flight."""
 
@@ -138,17 +105,6 @@ class _State(NamedTuple):
     iteration: jax.Array
     exact: jax.Array
     done: jax.Array
-
-
-class _Switches(NamedTuple):
-    """`Control` as traced scalars, so changing a tolerance compiles nothing."""
-
-    limit: jax.Array
-    tolerance: jax.Array
-    calm: jax.Array
-    stuck: jax.Array
-    polish: jax.Array
-    damping: jax.Array
 
 
 @cache
@@ -242,34 +198,20 @@ def _program(family, kind: str):
     return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, 0) + (None,) * 9))
 
 
-@dataclass(frozen=True)
-class Control:
-    """When a refinement stops: `calm` accepted steps in a row below `tolerance`, or damping above `stuck`, or
-    `limit` steps.
-    """
-
-    limit: int = MAX_ITERATIONS
-    tolerance: float = 1e-12
-    calm: int = 5
-    stuck: float = 1e6
-    polish: bool = True
-    damping: float = 1e-2
-
-
 # Resampled fits start at the optimum of the full table and need percentiles, not the last digit.
 WARM = Control(limit=60, tolerance=1e-7, calm=2, stuck=1e2, polish=False, damping=1e-3)
 
 
 def refine(
     problem: Problem,
-    starts: np.ndarray,
+    starts: Float[np.ndarray, "b p"],
     *,
     weights: np.ndarray | None = None,
     targets: np.ndarray | None = None,
     free: np.ndarray | None = None,
     nu: float = 0.0,
     scale: np.ndarray | float = 1.0,
-    control: Control = Control(),  # noqa: B008  frozen
+    control: Control = Control(),  # noqa: B008  cannot change
 ) -> Batch:
     """Refine starts[b, p] (search space). Every per-entry argument may be left out or given for all entries
     at once.
@@ -279,7 +221,6 @@ def refine(
     parameter at its start, outside bounds if need be. nu > 0: Student-t deviance with `nu` degrees of freedom
     and residual `scale`[b] instead of Huber; large nu is Gaussian.
     """
-    starts = np.atleast_2d(np.asarray(starts, float))
     count, p = starts.shape
     n, size = len(problem.y), len(problem.form.family.names)
     rows = _padded(n)
@@ -307,22 +248,7 @@ def refine(
     pieces = []
     with jax.enable_x64(True), jax.default_device(cpu_device()):
         shared = [jnp.asarray(a) for a in (*shared_rows, matrix, constant, low, high)]
-        switches = (
-            jnp.asarray(float(nu)),
-            _Switches(
-                *(
-                    jnp.asarray(v)
-                    for v in (
-                        control.limit,
-                        control.tolerance,
-                        control.calm,
-                        control.stuck,
-                        control.polish,
-                        control.damping,
-                    )
-                )
-            ),
-        )
+        switches = (jnp.asarray(float(nu)), Control._make(jnp.asarray(value) for value in control))
         for begin in range(0, count, batch):
             index = np.minimum(np.arange(begin, begin + batch), count - 1)
             entries = [jnp.asarray(a[index]) for a in (start_inside, free, weights, targets, scale)]
@@ -332,7 +258,7 @@ def refine(
     return Batch(phi[:, :p], value, iterations, gradient)
 
 
-def cpu_device() -> jax.Device:
+def cpu_device():
     """The CPU device every fit runs on, whatever the default backend is."""
     try:
         return jax.local_devices(backend="cpu")[0]

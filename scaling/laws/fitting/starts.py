@@ -13,15 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 from scipy.stats import qmc
 
 from recscale.scaling.laws.forms.form import EXPONENT_GRID, Linear
 
-if TYPE_CHECKING:
-    from .solver import Problem
+from .problem import Problem
 
 _SOBOL_SEED = 20240229  # the grid is part of the method: the same for every table and every run
 _CHUNK_ELEMENTS = 2**21  # bounds the memory of a grid block to tens of megabytes
@@ -59,7 +58,9 @@ def _active_sets(terms: int, signed: tuple[bool, ...]) -> np.ndarray:
     return np.array([mask for mask in masks if all(on or not free for on, free in zip(mask, signed, strict=True))])
 
 
-def nonnegative(gram: np.ndarray, moment: np.ndarray, signed: tuple[bool, ...]) -> tuple[np.ndarray, np.ndarray]:
+def nonnegative(
+    gram: Float[np.ndarray, "g k k"], moment: Float[np.ndarray, "g k"], signed: tuple[bool, ...]
+) -> tuple[Float[np.ndarray, "g k"], Float[np.ndarray, " g"]]:
     """argmin_c c'Gc - 2 c'm with c >= 0 where not signed: G[g, k, k], m[g, k] -> (c[g, k], value[g])."""
     terms = gram.shape[-1]
     norm = np.sqrt(np.maximum(np.einsum("gkk->gk", gram), 1e-300))
@@ -117,7 +118,7 @@ def _spread(values: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([best, rest])
 
 
-def starting_points(problem: Problem, weights: np.ndarray) -> np.ndarray:
+def starting_points(problem: Problem, weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, "s p"]:
     """Search-space starts[s, p] of a problem: eight from the grid, times the form's extra starts."""
     form = problem.form
     if form.starts is not None:

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from .form import DATA, ONE, SIZE, Family, Form, Linear, Parameter, Slot, coefficient, exponent, floor_parameter
+from .form import DATA, ONE, SIZE, Axes, Family, Form, Linear, Parameter, Slot, coefficient, exponent, floor_parameter
 
 
 def _ceiling() -> Parameter:
@@ -18,7 +18,7 @@ def _ceiling() -> Parameter:
 
 
 @cache
-def auc() -> Form:
+def auc(axes: Axes = None) -> Form:
     """t = S - A x^-alpha with t = 2 Phi^-1(AUC)^2: parameters live on t, predictions come back as AUC."""
 
     def value(theta, axes, xp):
@@ -46,12 +46,13 @@ def auc() -> Form:
 
 
 @cache
-def joint(slots: tuple[str, ...] = ("x",)) -> Form:
+def joint(axes: Axes = None) -> Form:
     """logloss = E + (v/2) sum_j A_j x_j^-alpha_j and t = S - sum_j A_j x_j^-alpha_j: one bracket, two
     streams.
 
     Rows carry a last axis that is 0 for logloss and 1 for t.
     """
+    slots = axes if axes is not None and len(axes) > 1 else ("x",)
     pairs = [("A", "alpha")] if len(slots) == 1 else [(f"A_{s}", f"alpha_{s}") for s in slots]
 
     def value(theta, axes, xp):

@@ -11,11 +11,24 @@ from functools import cache
 
 import numpy as np
 
-from .form import DATA, SIZE, UNCHECKED, Family, Form, Linear, Parameter, Slot, coefficient, exponent, floor_parameter
+from .form import (
+    DATA,
+    SIZE,
+    UNCHECKED,
+    Axes,
+    Family,
+    Form,
+    Linear,
+    Parameter,
+    Slot,
+    coefficient,
+    exponent,
+    floor_parameter,
+)
 
 
 @cache
-def moe_granularity() -> Form:
+def moe_granularity(axes: Axes = None) -> Form:
     """y = c + (g G^-gamma + a) N^-alpha + b D^-beta, G the expert granularity."""
 
     def value(theta, axes, xp):
@@ -33,18 +46,7 @@ def moe_granularity() -> Form:
             np.exp(-e["beta"] * axes[:, 1]),
         ]
 
-    fine = Parameter(
-        "g",
-        "coefficient",
-        1e-12,
-        1e6,
-        "log",
-        "target",
-        ("N", "G"),
-        (("N", "alpha", 1.0), ("G", "gamma", 1.0)),
-        "target * N^alpha * G^gamma",
-        "contribution of coarse experts",
-    )
+    fine = coefficient("g", "N", "alpha", ("G", "gamma"), meaning="contribution of coarse experts")
     names = ("c", "g", "gamma", "a", "alpha", "b", "beta")
     parameters = (
         floor_parameter("c"),
@@ -72,7 +74,7 @@ def moe_granularity() -> Form:
 
 
 @cache
-def moe_unified() -> Form:
+def moe_unified(axes: Axes = None) -> Form:
     """ln y = a ln N + b ln Ehat + c ln N ln Ehat + d; Ehat is the saturated expert count, a column."""
 
     def value(theta, axes, xp):
@@ -119,7 +121,7 @@ def moe_unified() -> Form:
 
 
 @cache
-def moe_sparsity() -> Form:
+def moe_sparsity(axes: Axes = None) -> Form:
     """y = e + a N^-alpha + b D^-beta + c s^-lambda + d s^-delta N^-gamma, s the active fraction."""
 
     def value(theta, axes, xp):
@@ -133,18 +135,7 @@ def moe_sparsity() -> Form:
         alone = [np.exp(-e["alpha"] * n), np.exp(-e["beta"] * data), np.exp(-e["lambda"] * s)]
         return [np.ones((1, len(axes))), *alone, np.exp(-e["delta"] * s - e["gamma"] * n)]
 
-    both = Parameter(
-        "d",
-        "coefficient",
-        1e-12,
-        1e6,
-        "log",
-        "target",
-        ("s", "N"),
-        (("s", "delta", 1.0), ("N", "gamma", 1.0)),
-        "target * s^delta * N^gamma",
-        "joint contribution of size and sparsity",
-    )
+    both = coefficient("d", "s", "delta", ("N", "gamma"), meaning="joint contribution of size and sparsity")
     names = ("e", "a", "alpha", "b", "beta", "c", "lambda", "d", "delta", "gamma")
     parameters = (
         floor_parameter("e"),

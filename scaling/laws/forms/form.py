@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from jaxtyping import Float
 
 # What the note of a form says when its equation has been taken from a summary of the paper, not the paper.
 UNCHECKED = "equation not yet checked against the paper: do so before citing it"
@@ -27,6 +28,9 @@ ABSENT = -1e3
 # 1e-3, and a degenerate table must be able to run to a large one, where the gates catch it.
 EXPONENT_RANGE = (1e-6, 20.0)
 EXPONENT_GRID = tuple(np.geomspace(0.03, 2.5, 16))
+
+# Names of a form's axes in a call, in order; None where the call names none.
+Axes = tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Form:
-    """A scaling law: see the module docstring. Use `recscale.scaling.laws.forms.registry.get(id)` to obtain one.
+    """A scaling law: see the module docstring. Use `recscale.scaling.laws.forms.get(id)` to obtain one.
 
     embed: family parameter -> ({own parameter: weight}, constant) in search space; absent names map to
     themselves.
@@ -112,6 +116,7 @@ class Form:
     start_count: how many grid points are refined.
     extra_starts: values tried for parameters that are not part of the linear problem.
     streams: rows carry a last axis that tells logloss (0) from t (1).
+    signed: the same form for metrics that may be 0 or negative, where there is one.
     target: "positive" (log residuals), "any", "auc" (t = 2 Phi^-1(AUC)^2), "log_target" (linear in ln y).
     raw(centred, log_centre) replaces the general rule of `uncentre`.
     """
@@ -138,6 +143,7 @@ class Form:
     start_count: int = 8
     streams: bool = False
     note: str = ""
+    signed: Callable[[], Form] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,11 +159,6 @@ class Form:
     def units(self) -> dict[str, str]:
         """Unit of every raw parameter, in words of the target and the axes."""
         return {parameter.name: parameter.unit for parameter in self.parameters}
-
-    @property
-    def has_floor(self) -> bool:
-        """Whether the metric has a free asymptote."""
-        return self.floor is not None
 
     def __getitem__(self, name: str) -> Parameter:
         for parameter in self.parameters:
@@ -209,14 +210,16 @@ class Form:
             raw[parameter.name] = value
         return raw
 
-    def value(self, phi: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    def value(self, phi: Float[np.ndarray, " p"], axes: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """y[n] for one search-space vector phi[>= p] at centred axes[n, d], NumPy float64."""
         matrix, constant = self.affine()
         full = np.zeros(len(self.family.names))
         full[: len(self.names)] = np.asarray(phi, float)[: len(self.names)]
         return np.asarray(self.family.value(matrix @ full + constant, np.asarray(axes, float), np))
 
-    def bounds(self, axes: np.ndarray, target_scale: float) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(
+        self, axes: Float[np.ndarray, "n d"], target_scale: float
+    ) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
         """Search-space bounds (low[p], high[p]) for a table with centred axes[n, d] and metric of size
         target_scale.
         """
@@ -233,17 +236,31 @@ class Form:
             high.append(edges[1])
         return np.array(low), np.array(high)
 
+    @property
+    def floor_at(self) -> int:
+        """Place of the floor among the parameters. Raises ValueError for a form without one."""
+        if self.floor is None:
+            raise ValueError(f"form {self.id} has no floor")
+        return self.names.index(self.floor)
+
     def without_floor(self) -> Form:
         """The same form with its floor fixed at 0: the rival of the `floor` gate."""
-        if self.floor is None:
-            raise ValueError(f"form {self.id} has no floor to remove")
-        kept = tuple(parameter for parameter in self.parameters if parameter.name != self.floor)
-        searched_as_log = self[self.floor].searched == "log"
-        embed = {**self.embed, self.floor: ({}, ABSENT if searched_as_log else 0.0)}
-        linear = self.linear
-        if linear is not None:
-            linear = _drop_column(linear, self.floor)
+        floor = self.parameters[self.floor_at]
+        kept = tuple(parameter for parameter in self.parameters if parameter is not floor)
+        embed = {**self.embed, floor.name: ({}, ABSENT if floor.searched == "log" else 0.0)}
+        linear = self.linear and _drop_column(self.linear, floor.name)
         return replace(self, id=self.id + "_no_floor", parameters=kept, embed=embed, linear=linear, floor=None)
+
+    def for_any_metric(self) -> Form:
+        """The form for metrics that may be 0 or negative: its floor is searched as a real number on plain residuals.
+
+        Raises ValueError for a form that is only defined on positive metrics.
+        """
+        if self.signed is not None:
+            return self.signed()
+        if self.target in ("any", "auc") or self.floor is None:
+            return self
+        raise ValueError(f"form {self.id} needs a positive metric; power_offset and log_linear take any")
 
 
 def _drop_column(linear: Linear, name: str) -> Linear:
@@ -275,8 +292,12 @@ def floor_parameter(name: str = "E", searched: str = "log") -> Parameter:
     )
 
 
-def coefficient(name: str, slot: str, exponent: str, sign: float = 1.0) -> Parameter:
-    """A positive coefficient A of A x^-alpha."""
+def coefficient(
+    name: str, slot: str, exponent: str, *further: tuple[str, str], sign: float = 1.0, meaning: str = ""
+) -> Parameter:
+    """A positive coefficient A of A x^-alpha, or of a product of powers: `further` pairs of slot and exponent."""
+    pairs = ((slot, exponent), *further)
+    unit = "".join(f" {'*' if sign > 0 else '/'} {axis}^{power}" for axis, power in pairs)
     return Parameter(
         name,
         "coefficient",
@@ -284,10 +305,10 @@ def coefficient(name: str, slot: str, exponent: str, sign: float = 1.0) -> Param
         1e6,
         "log",
         "target",
-        (slot,),
-        ((slot, exponent, sign),),
-        f"target * {slot}^{exponent}" if sign > 0 else f"target / {slot}^{exponent}",
-        f"contribution of {slot}; centred: at the geometric mean of the fitted rows",
+        tuple(axis for axis, _ in pairs),
+        tuple((axis, power, sign) for axis, power in pairs),
+        "target" + unit,
+        meaning or f"contribution of {slot}; centred: at the geometric mean of the fitted rows",
     )
 
 

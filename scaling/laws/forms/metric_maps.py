@@ -1,4 +1,4 @@
-"""Metric maps used by the forms: AUC to t = 2 Phi^-1(AUC)^2 and back, normalised entropy, expected ratios.
+"""Metric maps used by the forms: AUC to t = 2 Phi^-1(AUC)^2 and back, and AUC from published gains.
 
 t is the logit signal variance of Gaussian logits at a small base rate; it is a power law in the same exponent
 as logloss, while 1 - AUC is not (free-offset fits of its exponent are biased by +.04 to +.10).
@@ -25,19 +25,6 @@ def t_to_auc(t: np.ndarray | float) -> np.ndarray:
     (AUC .5).
     """
     return ndtr(np.sqrt(np.maximum(np.asarray(t, float), 0.0) / 2.0))
-
-
-def base_rate_entropy(base_rate: np.ndarray | float) -> np.ndarray:
-    """H(p) = -p ln p - (1 - p) ln(1 - p) in nats: the logloss of always predicting the base rate."""
-    p = np.asarray(base_rate, float)
-    if np.any((p <= 0) | (p >= 1)):
-        raise ValueError(f"base rate must lie strictly between 0 and 1, found {p.min():g} to {p.max():g}")
-    return -(p * np.log(p) + (1 - p) * np.log1p(-p))
-
-
-def normalised_entropy(logloss: np.ndarray | float, base_rate: np.ndarray | float) -> np.ndarray:
-    """NE = logloss / H(base rate); a rescaling of logloss, so exponents are unchanged."""
-    return np.asarray(logloss, float) / base_rate_entropy(base_rate)
 
 
 def absolute_auc(relative: np.ndarray | float, baseline: float, convention: str) -> np.ndarray:

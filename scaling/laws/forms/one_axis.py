@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from scipy.stats import qmc
 
-from .form import ONE, UNCHECKED, Family, Form, Linear, Parameter, coefficient, exponent, floor_parameter
+from .form import ONE, UNCHECKED, Axes, Family, Form, Linear, Parameter, coefficient, exponent, floor_parameter
 
 _MANY_STARTS = 64
 _NEWTON_STEPS = 25
@@ -31,7 +31,7 @@ def _between(unit: np.ndarray, low: float, high: float, log: bool = True) -> np.
 
 
 @cache
-def log_linear(real: bool = False) -> Form:
+def log_linear(axes: Axes = None, real: bool = False) -> Form:
     """y = a - b ln x: the limit of power_offset as alpha -> 0 with A -> infinity; fitted as a rival to every
     one-axis form.
     """
@@ -42,29 +42,10 @@ def log_linear(real: bool = False) -> Form:
     def raw(centred, log_centre):
         return {"a": centred["a"] + centred["b"] * log_centre["x"], "b": centred["b"]}
 
+    signed = ("real", "target")
     parameters = (
-        Parameter(
-            "a",
-            "level",
-            -1e6,
-            1e6,
-            "real",
-            "target",
-            (),
-            unit="target",
-            meaning="metric at ln x = 0; centred: at x0",
-        ),
-        Parameter(
-            "b",
-            "slope",
-            -1e6,
-            1e6,
-            "real",
-            "target",
-            (),
-            unit="target per e-fold",
-            meaning="fall of y per e-fold",
-        ),
+        Parameter("a", "level", -1e6, 1e6, *signed, unit="target", meaning="metric at ln x = 0; centred: at x0"),
+        Parameter("b", "slope", -1e6, 1e6, *signed, unit="target per e-fold", meaning="fall of y per e-fold"),
     )
     linear = Linear((), ("a", "b"), lambda exponents, axes: [np.ones(len(axes)), -axes[:, 0]], (True, True))
     return Form(
@@ -81,11 +62,12 @@ def log_linear(real: bool = False) -> Form:
         valid="x > 0",
         target="any" if real else "positive",
         min_distinct=3,
+        signed=None if real else lambda: log_linear(real=True),
     )
 
 
 @cache
-def gain() -> Form:
+def gain(axes: Axes = None) -> Form:
     """Delta = c x^gamma, to store published gains. gamma is not an exponent of the loss and is compared with
     nothing.
     """
@@ -138,7 +120,7 @@ def _solve_saturating(log_a, rhs, xp):
 
 
 @cache
-def saturating() -> Form:
+def saturating(axes: Axes = None) -> Form:
     """(y - E) / (E0 - y)^a = A x^-c: saturates at E0 for small x and at E for large x."""
 
     def value(theta, axes, xp):
@@ -200,7 +182,7 @@ def saturating() -> Form:
 
 
 @cache
-def broken(breaks: int = 1) -> Form:
+def broken(axes: Axes = None, breaks: int = 1) -> Form:
     """y = a + b x^-c0 prod_i (1 + (x/d_i)^(1/f_i))^(-c_i f_i): power laws joined by smooth breaks."""
     if breaks not in (1, 2):
         raise ValueError(f"bnsl: breaks must be 1 or 2 (0 is power_offset), found {breaks}")
@@ -234,18 +216,7 @@ def broken(breaks: int = 1) -> Form:
 
     parameters = [
         floor_parameter("a"),
-        Parameter(
-            "b",
-            "coefficient",
-            1e-12,
-            1e6,
-            "log",
-            "target",
-            ("x",),
-            (("x", "c0", 1.0),),
-            "target * x^c0",
-            "scale",
-        ),
+        coefficient("b", "x", "c0", meaning="scale"),
         Parameter("c0", "exponent", -5.0, 20.0, "real", "one", ("x",), meaning="slope before the first break"),
     ]
     for i in range(1, breaks + 1):

@@ -23,6 +23,7 @@ from .form import (
     ONE,
     SIZE,
     UNCHECKED,
+    Axes,
     Family,
     Form,
     Linear,
@@ -70,7 +71,7 @@ def kappa_mean(log_first, log_second, kappa, xp):
 
 
 @cache
-def kappa_family(extra: int = 0, real_floor: bool = False) -> Family:
+def kappa_family(extra: int = 0) -> Family:
     """E + kappa mean of two power terms + `extra` power terms; theta = (E, A, alpha, B, beta, kappa, A_j,
     alpha_j, ...).
     """
@@ -80,12 +81,12 @@ def kappa_family(extra: int = 0, real_floor: bool = False) -> Family:
     def value(theta, axes, xp):
         first = theta[1] - xp.exp(theta[2]) * axes[:, 0]
         second = theta[3] - xp.exp(theta[4]) * axes[:, 1]
-        y = (theta[0] if real_floor else xp.exp(theta[0])) + xp.exp(kappa_mean(first, second, xp.exp(theta[5]), xp))
+        y = xp.exp(theta[0]) + xp.exp(kappa_mean(first, second, xp.exp(theta[5]), xp))
         for j in range(extra):
             y = y + xp.exp(theta[6 + 2 * j] - xp.exp(theta[7 + 2 * j]) * axes[:, 2 + j])
         return y
 
-    return Family(f"kappa_{extra}{'_real' if real_floor else ''}", tuple(names), value)
+    return Family(f"kappa_{extra}", tuple(names), value)
 
 
 def effective_data(log_unique, epochs, r_star, xp):
@@ -132,7 +133,7 @@ def _additive_embed(names: list[tuple[str, str]], floor: bool) -> dict:
 
 
 @cache
-def power() -> Form:
+def power(axes: Axes = None) -> Form:
     """y = A x^-alpha. For relative losses in percent fit y/100 + 1, which is loss / baseline."""
     names = [("A", "alpha")]
     return Form(
@@ -152,7 +153,7 @@ def power() -> Form:
 
 
 @cache
-def power_offset(real_floor: bool = False) -> Form:
+def power_offset(axes: Axes = None, real_floor: bool = False) -> Form:
     """y = E + A x^-alpha, the default on one axis."""
     names = [("A", "alpha")]
     floor = floor_parameter("E", "real" if real_floor else "log")
@@ -171,6 +172,7 @@ def power_offset(real_floor: bool = False) -> Form:
         limits="x -> infinity gives E; alpha -> 0 with A -> infinity is log_linear",
         valid="x > 0, y > E",
         target="any" if real_floor else "positive",
+        signed=None if real_floor else lambda: power_offset(real_floor=True),
     )
 
 
@@ -184,8 +186,18 @@ def _two_axis_parameters(tied: bool, floor: bool, kappa: bool) -> tuple[Paramete
 
 
 @cache
-def chinchilla(tied: bool = False) -> Form:
-    """y = E + A N^-alpha + B D^-beta, optionally with alpha = beta."""
+def chinchilla(axes: Axes = None) -> Form:
+    """y = E + A N^-alpha + B D^-beta."""
+    return _chinchilla(tied=False)
+
+
+@cache
+def chinchilla_tied(axes: Axes = None) -> Form:
+    """y = E + A N^-alpha + B D^-alpha."""
+    return _chinchilla(tied=True)
+
+
+def _chinchilla(tied: bool) -> Form:
     names = [("A", "alpha"), ("B", "alpha" if tied else "beta")]
     return Form(
         "chinchilla_tied" if tied else "chinchilla",
@@ -220,10 +232,18 @@ def _kappa_embed(tied: bool, floor: bool, kappa: str) -> dict:
 
 
 @cache
-def kaplan(offset: bool) -> Form:
-    """y = [(A N^-alpha)^(1/beta) + (B D^-beta)^(1/beta)]^beta, optionally + E: the kappa form at kappa =
-    1/beta.
-    """
+def kaplan(axes: Axes = None) -> Form:
+    """y = [(A N^-alpha)^(1/beta) + (B D^-beta)^(1/beta)]^beta: the kappa form at kappa = 1/beta without a floor."""
+    return _kaplan(offset=False)
+
+
+@cache
+def kaplan_offset(axes: Axes = None) -> Form:
+    """y = E + [(A N^-alpha)^(1/beta) + (B D^-beta)^(1/beta)]^beta: the kappa form at kappa = 1/beta."""
+    return _kaplan(offset=True)
+
+
+def _kaplan(offset: bool) -> Form:
     names = [("A", "alpha"), ("B", "beta")]
     equation = "[(A N^-alpha)^(1/beta) + (B D^-beta)^(1/beta)]^beta"
     return Form(
@@ -245,8 +265,18 @@ def kaplan(offset: bool) -> Form:
 
 
 @cache
-def kappa(tied: bool = False) -> Form:
+def kappa(axes: Axes = None) -> Form:
     """y = E + [(A N^-alpha)^kappa + (B D^-beta)^kappa]^(1/kappa)."""
+    return _kappa(tied=False)
+
+
+@cache
+def kappa_tied(axes: Axes = None) -> Form:
+    """y = E + [(A N^-alpha)^kappa + (B D^-alpha)^kappa]^(1/kappa)."""
+    return _kappa(tied=True)
+
+
+def _kappa(tied: bool) -> Form:
     beta = "alpha" if tied else "beta"
     names = [("A", "alpha"), ("B", beta)]
     return Form(
@@ -269,8 +299,9 @@ def kappa(tied: bool = False) -> Form:
 
 
 @cache
-def sum_form(slots: tuple[str, ...]) -> Form:
+def sum_form(axes: Axes = None) -> Form:
     """y = E + sum_j A_j x_j^-alpha_j over any axes; parameters are E, A_<axis>, alpha_<axis>."""
+    slots = axes or ("dense_params", "examples")
     names = [(f"A_{slot}", f"alpha_{slot}") for slot in slots]
     parameters = [floor_parameter()]
     for slot, (name, alpha) in zip(slots, names, strict=True):
@@ -293,8 +324,9 @@ def sum_form(slots: tuple[str, ...]) -> Form:
 
 
 @cache
-def kappa_sum(extra: tuple[str, ...]) -> Form:
+def kappa_sum(axes: Axes = None) -> Form:
     """y = E + kappa(N, D) + sum over further axes: size and data are a bottleneck, the rest add."""
+    extra = tuple(slot for slot in axes or SUM_COLUMNS[2:] if slot not in ("N", "D", "x1", "x2"))
     pairs = [("A", "alpha"), ("B", "beta")] + [(f"A_{slot}", f"alpha_{slot}") for slot in extra]
     parameters = list(_two_axis_parameters(False, True, True))
     embed = {}
@@ -321,7 +353,7 @@ def kappa_sum(extra: tuple[str, ...]) -> Form:
 
 
 @cache
-def repeated_data(base: str = "chinchilla") -> Form:
+def repeated_data(axes: Axes = None, base: str = "chinchilla") -> Form:
     """A two-axis form with D replaced by U (1 + R* (1 - e^(-R/R*))), R = epochs - 1 (arXiv 2305.16264)."""
     constraints = {
         "chinchilla": (False, "sum"),
@@ -342,17 +374,8 @@ def repeated_data(base: str = "chinchilla") -> Form:
         Slot("epochs", "epochs", "epochs", (), "linear"),
     )
     parameters = [_onto_unique(p) for p in _two_axis_parameters(tied, True, shape == "free")]
-    parameters.append(
-        Parameter(
-            "R_star",
-            "shape",
-            1e-3,
-            1e4,
-            slots=("epochs",),
-            unit="epochs",
-            meaning="repetitions after which data is spent",
-        )
-    )
+    meaning = "repetitions after which data is spent"
+    parameters.append(Parameter("R_star", "shape", 1e-3, 1e4, slots=("epochs",), unit="epochs", meaning=meaning))
 
     def columns(exponents, axes):
         data = effective_data(axes[:, 1], axes[:, 2], exponents["R_star"], np)

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 from scipy.interpolate import Akima1DInterpolator
 
-from recscale.scaling.laws.uncertainty.bootstrap import seed_noise
+from recscale.scaling.laws.uncertainty.seed_noise import seed_noise
 
 Excluded = list[tuple[str, str]]
 Noise = float | Callable[[np.ndarray], np.ndarray] | str | None
@@ -67,7 +67,7 @@ class AllocationLaw:
 
     exponent: float
     coefficient: float
-    se: float | None
+    se: float
     se_source: str
     interval: tuple[float, float] | None
     n_optima: int
@@ -130,7 +130,7 @@ def isoflop(
     min_sizes: int = 5,
     edge_spacing: float = 0.5,
     budget_tolerance: float = 0.02,
-    reduce: str = "mean",
+    reduce: Literal["mean", "min"] = "mean",
     log_metric: bool = True,
     points_per_interval: int | None = None,
     noise: Noise = "seeds",
@@ -166,26 +166,26 @@ def isoflop(
     kept, excluded = usable_rows(decayed, [size, flops, budget, target])
     excluded = undecayed + excluded
     curves, _ = usable_rows(table, [size, flops, target])  # a row without a budget may still bracket one
-    source = "unknown" if noise is None else "given" if not isinstance(noise, str) else "repeated seeds"
-    if noise == "seeds":
+    if isinstance(noise, str):
         estimate = seed_noise(kept, [size, budget], kept[target].to_numpy(float))
-        noise = None if estimate is None else estimate.sd
-        source = "unknown: no repeated seeds at two sizes" if estimate is None else source
-    rules = _Rules(min_sizes, edge_spacing, log_metric, points_per_interval, noise, draws)
+        sd = None if estimate is None else estimate.sd
+        source = "unknown: no repeated seeds at two sizes" if estimate is None else "repeated seeds"
+    else:
+        sd, source = noise, "unknown" if noise is None else "given"
+    rules = _Rules(min_sizes, edge_spacing, log_metric, points_per_interval, sd, draws)
     rng = np.random.default_rng(seed)
     groups, redrawn = [], []
-    for group_budget, rows in kept.groupby(budget, sort=True):
-        cell, dropped = _sizes_at_budget(
-            curves, rows, float(group_budget), (size, flops, target), budget_tolerance, reduce
-        )
+    for key, rows in kept.groupby(budget, sort=True):
+        level = float(cast(float, key))
+        cell, dropped = _sizes_at_budget(curves, rows, level, (size, flops, target), budget_tolerance, reduce)
         excluded += dropped
-        group, samples = _group_optima(float(group_budget), cell, rules, rng)
+        group, samples = _group_optima(level, cell, rules, rng)
         groups.append(group)
         redrawn.append(samples)
     akima = _allocation_law(groups, [s.get("akima") for s in redrawn], "akima")
     parabola = _allocation_law(groups, [s.get("parabola") for s in redrawn], "parabola")
     reasons = _quoting_reasons(akima, parabola)
-    if noise is None:
+    if sd is None:
         reasons.append(f"seed noise {source}, so no claim may rest on the exponents")
     settings = {
         "size": size, "flops": flops, "budget": budget, "target": target, "min_sizes": min_sizes,
@@ -338,11 +338,11 @@ def _own_curve(table: pd.DataFrame, row: pd.Series, size: str) -> pd.DataFrame:
 
 
 def _interpolated(curve: pd.DataFrame, budget: float, flops: str, target: str) -> float | None:
-    curve = curve.groupby(flops)[target].mean().sort_index()
-    x = np.log(curve.index.to_numpy(float))
+    means = curve.groupby(flops)[target].mean().sort_index()
+    x = np.log(means.index.to_numpy(float))
     if len(x) < 2 or not x[0] <= np.log(budget) <= x[-1]:
         return None
-    return float(np.exp(np.interp(np.log(budget), x, np.log(curve.to_numpy(float)))))
+    return float(np.exp(np.interp(np.log(budget), x, np.log(means.to_numpy(float)))))
 
 
 def _group_optima(
@@ -413,14 +413,16 @@ def _allocation_law(groups: list[IsoflopGroup], samples: list[np.ndarray | None]
         return None
     x = np.log([budget for budget, _, _ in chosen])
     y = np.log([optimum.size for _, optimum, _ in chosen])
-    noisy = all(s is not None for _, _, s in chosen)
+    redrawn = [s for _, _, s in chosen if s is not None]
+    noisy = len(redrawn) == len(chosen)
     sd = np.array([optimum.log_sd if noisy else 1.0 for _, optimum, _ in chosen])
     weights = np.ones_like(sd) if not noisy or np.any(sd <= 0) else sd**-2
     slope, intercept = _weighted_line(x, y[:, None], weights)
     if noisy:
-        drawn = _weighted_line(x, np.stack([s for _, _, s in chosen]), weights)[0]
+        drawn = _weighted_line(x, np.stack(redrawn), weights)[0]
         drawn = drawn[np.isfinite(drawn)]
-        interval = tuple(float(q) for q in np.quantile(drawn, [0.025, 0.975]))
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        interval = (float(low), float(high))
         se, source = float(drawn.std()), "seed noise"
     else:
         residual = y - intercept[0] - slope[0] * x

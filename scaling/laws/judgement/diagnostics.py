@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from recscale.scaling.laws.fitting.solver import Problem, Solution, refine, solve
-from recscale.scaling.laws.uncertainty.bootstrap import cluster_sd, residuals
+from recscale.scaling.laws.fitting.problem import Problem, residuals
+from recscale.scaling.laws.fitting.solver import Solution, refine, solve
+from recscale.scaling.laws.uncertainty.curvature import cluster_sd
 
 from .gates import f_test
 
@@ -52,8 +53,8 @@ def floor_evidence(problem: Problem, solution: Solution, codes: np.ndarray) -> t
     fitted y - E along an axis, others at their centre; the largest over axes. held_out_ratio: rms error on
     the largest values of each axis with a floor over that without.
     """
-    form = problem.form
-    bare = replace(problem, form=form.without_floor(), **_without(problem, form.names.index(form.floor)))
+    form, at = problem.form, problem.form.floor_at
+    bare = replace(problem, form=form.without_floor(), low=np.delete(problem.low, at), high=np.delete(problem.high, at))
     rival = solve(bare)
     masks = held_out_masks(problem.axes)
     rows = np.concatenate([np.ones((1, len(problem.y))), (~masks).astype(float)]) * problem.weights
@@ -83,24 +84,19 @@ def _cluster_p_value(problem: Problem, phi: np.ndarray, codes: np.ndarray) -> fl
     form, count = problem.form, int(codes.max()) + 1
     if count == len(codes) or count < 3:
         return 0.0
-    at = form.names.index(form.floor)
+    at = form.floor_at
     spread = cluster_sd(problem, phi, codes)[at]
     # The error of ln E is that of E relative to E, so E / se(E) = 1 / se(ln E).
-    ratio = (1.0 if form[form.floor].searched == "log" else abs(phi[at])) / max(spread, 1e-300)
+    ratio = (1.0 if form.parameters[at].searched == "log" else abs(phi[at])) / max(spread, 1e-300)
     return float(2 * stats.t.sf(ratio, count - 1))
-
-
-def _without(problem: Problem, at: int) -> dict[str, np.ndarray]:
-    """Search bounds with one entry removed."""
-    return {"low": np.delete(problem.low, at), "high": np.delete(problem.high, at)}
 
 
 def _range_above_floor(problem: Problem, phi: np.ndarray) -> float:
     """max over axes of max/min of fitted y - E along that axis, the other axes at their centre."""
     form, centre = problem.form, problem.axes.mean(axis=0)
     centre[len(form.slots) :] = 0.0  # the stream marker, where there is one: the metric with the floor
-    at = form.names.index(form.floor)
-    floor = np.exp(phi[at]) if form[form.floor].searched == "log" else phi[at]
+    at = form.floor_at
+    floor = np.exp(phi[at]) if form.parameters[at].searched == "log" else phi[at]
     ratios = [1.0]
     for j in range(len(form.slots)):
         points = np.tile(centre, (2, 1))

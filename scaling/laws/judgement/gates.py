@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
@@ -52,6 +53,20 @@ class Gate:
         return asdict(self)
 
 
+def rule(
+    name: str,
+    value: float | str | None,
+    threshold: str,
+    reason: str,
+    consequence: str,
+    refuses: tuple[str, ...] = (EVERYTHING,),
+) -> Gate:
+    """The outcome of a rule that has failed, with its consequence and what it refuses, where there is a reason."""
+    if not reason:
+        return Gate(name, value, threshold, True)
+    return Gate(name, value, threshold, False, reason, consequence, refuses)
+
+
 def _decades(values: np.ndarray) -> float:
     return float(np.log10(values.max() / values.min()))
 
@@ -62,18 +77,17 @@ def span(form: Form, slot: str, values: np.ndarray) -> Gate:
     """
     distinct, decades = len(np.unique(values)), _decades(values)
     needed = max(MIN_DISTINCT, form.min_distinct)
-    passed = distinct >= needed and decades >= MIN_DECADES
+    enough = distinct >= needed and decades >= MIN_DECADES
     touched = tuple(
         p.name for p in form.parameters if (slot in p.slots and p.role != "floor") or (p.role in ("floor", "ceiling"))
     )
-    return Gate(
+    return rule(
         "span",
         f"{distinct} values over {decades:.2f} decades",
         f">= {needed} values and >= {MIN_DECADES} decades",
-        passed,
-        "" if passed else f"axis {slot} has {distinct} distinct values over {decades:.2f} decades",
-        "" if passed else f"no exponent, coefficient or floor is read from {slot}; see the log-linear slope",
-        () if passed else touched,
+        "" if enough else f"axis {slot} has {distinct} distinct values over {decades:.2f} decades",
+        f"no exponent, coefficient or floor is read from {slot}; see the log-linear slope",
+        touched,
     )
 
 
@@ -83,23 +97,12 @@ def degenerate(form: Form, axes: Mapping[str, np.ndarray], y: np.ndarray) -> lis
     for slot, values in axes.items():
         if len(np.unique(values)) < 2:
             reason = f"axis {slot} has the single value {values[0]:g}: form {form.id} needs it to vary"
-            gates.append(
-                _everything(
-                    "degenerate",
-                    "1 distinct value",
-                    ">= 2 distinct values",
-                    reason,
-                    "choose a form without this axis, or run more sizes",
-                )
-            )
+            mend = "choose a form without this axis, or run more sizes"
+            gates.append(rule("degenerate", "1 distinct value", ">= 2 distinct values", reason, mend))
     if len(y) and np.ptp(y) <= 1e-12 * np.max(np.abs(y)):
         reason = f"the metric is constant ({y[0]:g}) over all {len(y)} rows"
-        gates.append(_everything("degenerate", float(np.ptp(y)), "> 0", reason, "there is nothing to explain"))
+        gates.append(rule("degenerate", float(np.ptp(y)), "> 0", reason, "there is nothing to explain"))
     return gates
-
-
-def _everything(name: str, value, threshold: str, reason: str, consequence: str) -> Gate:
-    return Gate(name, value, threshold, False, reason, consequence, (EVERYTHING,))
 
 
 def dof(form: Form, rows: int, clusters: int, distinct: int) -> Gate:
@@ -107,58 +110,35 @@ def dof(form: Form, rows: int, clusters: int, distinct: int) -> Gate:
     count = len(form.names)
     threshold = f"rows >= {count + SPARE_ROWS}, clusters >= {count}, distinct points >= {count}"
     value = f"{rows} rows, {clusters} clusters, {distinct} distinct points"
-    if rows >= count + SPARE_ROWS and clusters >= count and distinct >= count:
-        return Gate("dof", value, threshold, True)
-    return _everything(
-        "dof",
-        value,
-        threshold,
-        f"{value} for the {count} parameters of {form.id}",
-        "choose a smaller form or add runs",
-    )
+    enough = rows >= count + SPARE_ROWS and clusters >= count and distinct >= count
+    reason = "" if enough else f"{value} for the {count} parameters of {form.id}"
+    return rule("dof", value, threshold, reason, "choose a smaller form or add runs")
 
 
 def collinear(form: Form, axes: Mapping[str, np.ndarray], columns: Mapping[str, str]) -> list[Gate]:
     """Two axes whose logarithms correlate above .995 (above .9 for parameters with FLOPs) cannot be read
     apart.
     """
-    gates, slots = [], list(axes)
-    for i, first in enumerate(slots):
-        for second in slots[i + 1 :]:
-            a, b = np.log(axes[first]), np.log(axes[second])
-            if np.ptp(a) == 0 or np.ptp(b) == 0:
-                continue
-            value = abs(float(np.corrcoef(a, b)[0, 1]))
-            pair = {columns[first], columns[second]} == {"dense_params", "train_flops"}
-            limit = 0.9 if pair else MAX_CORRELATION
-            if value >= limit:
-                touched = tuple(p.name for p in form.parameters if set(p.slots) & {first, second})
-                gates.append(
-                    Gate(
-                        "correlation",
-                        value,
-                        f"< {limit}",
-                        False,
-                        f"ln {first} and ln {second} correlate at {value:.4f} over the rows",
-                        f"the terms of {first} and {second} cannot be told apart",
-                        touched,
-                    )
-                )
+    gates = []
+    for first, second in combinations(axes, 2):
+        a, b = np.log(axes[first]), np.log(axes[second])
+        if np.ptp(a) == 0 or np.ptp(b) == 0:
+            continue
+        value = abs(float(np.corrcoef(a, b)[0, 1]))
+        pair = {columns[first], columns[second]} == {"dense_params", "train_flops"}
+        limit = 0.9 if pair else MAX_CORRELATION
+        if value >= limit:
+            touched = tuple(p.name for p in form.parameters if set(p.slots) & {first, second})
+            reason = f"ln {first} and ln {second} correlate at {value:.4f} over the rows"
+            effect = f"the terms of {first} and {second} cannot be told apart"
+            gates.append(rule("correlation", value, f"< {limit}", reason, effect, touched))
     return gates or [Gate("correlation", None, f"axes < {MAX_CORRELATION}", True)]
 
 
 def convergence(share: float) -> Gate:
     """At least a fifth of the starts must reach the best objective."""
-    passed = share >= MIN_CONVERGENCE
-    if passed:
-        return Gate("convergence", share, f">= {MIN_CONVERGENCE}", True)
-    return _everything(
-        "convergence",
-        share,
-        f">= {MIN_CONVERGENCE}",
-        f"only {share:.0%} of the starts reached the best objective",
-        "the optimum may be an accident",
-    )
+    reason = "" if share >= MIN_CONVERGENCE else f"only {share:.0%} of the starts reached the best objective"
+    return rule("convergence", share, f">= {MIN_CONVERGENCE}", reason, "the optimum may be an accident")
 
 
 def bounds(form: Form, phi: np.ndarray, low: np.ndarray, high: np.ndarray, smallest: float) -> list[Gate]:
@@ -170,104 +150,53 @@ def bounds(form: Form, phi: np.ndarray, low: np.ndarray, high: np.ndarray, small
         margin = BOUND_MARGIN * (high[i] - low[i])
         at = "lower" if phi[i] - low[i] < margin else "upper" if high[i] - phi[i] < margin else ""
         reason = f"{parameter.name} ended at its {at} search bound" if at else ""
-        if (
-            not at
-            and parameter.role == "floor"
-            and parameter.searched == "log"
-            and np.exp(phi[i]) < FLOOR_TINY * smallest
-        ):
+        log_floor = parameter.role == "floor" and parameter.searched == "log"
+        if not at and log_floor and np.exp(phi[i]) < FLOOR_TINY * smallest:
             reason = f"{parameter.name} is below {FLOOR_TINY:g} of the smallest metric"
         if reason:
-            gates.append(
-                Gate(
-                    "bound",
-                    float(phi[i]),
-                    f"[{low[i]:.4g}, {high[i]:.4g}] in search space",
-                    False,
-                    reason,
-                    f"{parameter.name} is not determined by these rows",
-                    (parameter.name,),
-                )
-            )
+            interval = f"[{low[i]:.4g}, {high[i]:.4g}] in search space"
+            effect = f"{parameter.name} is not determined by these rows"
+            gates.append(rule("bound", float(phi[i]), interval, reason, effect, (parameter.name,)))
     return gates or [Gate("bound", None, "1% inside every search interval", True)]
 
 
 def floor(name: str, evidence: Mapping[str, float]) -> Gate:
     """Whether the asymptote is separable from 0; `evidence` is what `diagnostics.floor_evidence` measured."""
+    dof, p_value, ratio, held_out = (evidence[key] for key in ("dof", "p_value", "ratio", "held_out_ratio"))
     rules = [
-        (
-            evidence["dof"] < FLOOR_MIN_DOF,
-            f"{evidence['dof']:.0f} residual degrees of freedom, fewer than {FLOOR_MIN_DOF}",
-        ),
-        (
-            not evidence["p_value"] < 0.05,
-            f"an F-test does not reject a zero floor (p = {evidence['p_value']:.2g})",
-        ),
-        (
-            evidence["ratio"] < FLOOR_MIN_RATIO,
-            f"the part above the floor changes by only x{evidence['ratio']:.2f} on every axis",
-        ),
-        (
-            evidence["held_out_ratio"] > FLOOR_WORSE,
-            f"held-out error with a floor is {evidence['held_out_ratio']:.2f} times that without",
-        ),
+        (dof < FLOOR_MIN_DOF, f"{dof:.0f} residual degrees of freedom, fewer than {FLOOR_MIN_DOF}"),
+        (not p_value < 0.05, f"an F-test does not reject a zero floor (p = {p_value:.2g})"),
+        (ratio < FLOOR_MIN_RATIO, f"the part above the floor changes by only x{ratio:.2f} on every axis"),
+        (held_out > FLOOR_WORSE, f"held-out error with a floor is {held_out:.2f} times that without"),
     ]
     reasons = [text for failed, text in rules if failed]
     threshold = f"dof >= {FLOOR_MIN_DOF}, p < .05, ratio >= {FLOOR_MIN_RATIO:g}, held-out error <= {FLOOR_WORSE} x"
-    value = (
-        f"dof {evidence['dof']:.0f}, p {evidence['p_value']:.2g}, ratio {evidence['ratio']:.2f}, "
-        f"held-out {evidence['held_out_ratio']:.2f}"
-    )
-    if not reasons:
-        return Gate("floor", value, threshold, True)
-    return Gate(
-        "floor",
-        value,
-        threshold,
-        False,
-        "; ".join(reasons),
-        f"{name} is not separated from 0: see the fit without a floor and the upper bound of {name}",
-        (name,),
-    )
+    value = f"dof {dof:.0f}, p {p_value:.2g}, ratio {ratio:.2f}, held-out {held_out:.2f}"
+    effect = f"{name} is not separated from 0: see the fit without a floor and the upper bound of {name}"
+    return rule("floor", value, threshold, "; ".join(reasons), effect, (name,))
 
 
 def correlation(names: Sequence[str], draws: np.ndarray) -> list[Gate]:
     """Pairs of centred parameters whose resampled values correlate above .995; draws[b, p] searched."""
     spread = draws.std(axis=0)
     gates = []
-    for i in range(len(names)):
-        for j in range(i + 1, len(names)):
-            # Below this the draws differ by rounding only, which correlates for no reason.
-            if min(spread[i], spread[j]) < 1e-7:
-                continue
-            value = abs(float(np.corrcoef(draws[:, i], draws[:, j])[0, 1]))
-            if value > MAX_CORRELATION:
-                gates.append(
-                    Gate(
-                        "correlation",
-                        value,
-                        f"<= {MAX_CORRELATION}",
-                        False,
-                        f"{names[i]} and {names[j]} correlate at {value:.4f} over the resampled fits",
-                        "only their combination is determined",
-                        (names[i], names[j]),
-                    )
-                )
+    for i, j in combinations(range(len(names)), 2):
+        # Below this the draws differ by rounding only, which correlates for no reason.
+        if min(spread[i], spread[j]) < 1e-7:
+            continue
+        value = abs(float(np.corrcoef(draws[:, i], draws[:, j])[0, 1]))
+        if value > MAX_CORRELATION:
+            reason = f"{names[i]} and {names[j]} correlate at {value:.4f} over the resampled fits"
+            pair, effect = (names[i], names[j]), "only their combination is determined"
+            gates.append(rule("correlation", value, f"<= {MAX_CORRELATION}", reason, effect, pair))
     return gates or [Gate("correlation", None, f"resampled pairs <= {MAX_CORRELATION}", True)]
 
 
 def clusters(count: int) -> Gate:
     """Six clusters at least, or no bootstrap interval: the leave-one-cluster-out range is given instead."""
-    passed = count >= MIN_CLUSTERS
-    return Gate(
-        "clusters",
-        count,
-        f">= {MIN_CLUSTERS}",
-        passed,
-        "" if passed else f"{count} clusters",
-        "" if passed else "no bootstrap intervals; see the leave-one-cluster-out range",
-        () if passed else (INTERVALS,),
-    )
+    reason = "" if count >= MIN_CLUSTERS else f"{count} clusters"
+    effect = "no bootstrap intervals; see the leave-one-cluster-out range"
+    return rule("clusters", count, f">= {MIN_CLUSTERS}", reason, effect, (INTERVALS,))
 
 
 def shape(name: str, interval: tuple[float, float] | None) -> Gate:
@@ -277,50 +206,27 @@ def shape(name: str, interval: tuple[float, float] | None) -> Gate:
         return Gate("shape", None, threshold, None, "the profile was not computed", "its shape is unchecked")
     low, high = interval
     value = f"[{low:.3g}, {high:.3g}]"
-    if not (low <= 1.0 and high >= 20.0):
-        return Gate("shape", value, threshold, True)
-    reason = f"the profile interval of {name} is {value}"
-    return Gate("shape", value, threshold, False, reason, "sum and bottleneck not distinguished", (name,))
+    reason = f"the profile interval of {name} is {value}" if low <= 1.0 and high >= 20.0 else ""
+    return rule("shape", value, threshold, reason, "sum and bottleneck not distinguished", (name,))
 
 
 def tuning(bracketed: np.ndarray | None) -> Gate:
     """Every row's learning rate must be bracketed before the word law may stand in a title."""
     if bracketed is None:
-        return Gate(
-            "tuning",
-            None,
-            "every row bracketed",
-            None,
-            "the table has no lr_bracketed column",
-            "whether learning rates were tuned is unknown",
-        )
+        reason, effect = "the table has no lr_bracketed column", "whether learning rates were tuned is unknown"
+        return Gate("tuning", None, "every row bracketed", None, reason, effect)
     missing = int(np.sum(~bracketed))
-    return Gate(
-        "tuning",
-        missing,
-        "0 rows not bracketed",
-        missing == 0,
-        "" if not missing else f"{missing} of {len(bracketed)} rows have a learning rate that is not bracketed",
-        "" if not missing else "titles say trend, not law",
-        () if not missing else (LAW,),
-    )
+    reason = f"{missing} of {len(bracketed)} rows have a learning rate that is not bracketed" if missing else ""
+    return rule("tuning", missing, "0 rows not bracketed", reason, "titles say trend, not law", (LAW,))
 
 
 def gains(form: Form) -> list[Gate]:
     """A gain exponent is stored and compared with nothing: it depends on the baseline and the range."""
     if form.id != "gain":
         return []
-    return [
-        Gate(
-            "gain",
-            "gamma of a gain over a baseline",
-            "an exponent of the metric itself",
-            False,
-            "gamma of a gain depends on the baseline and the range, and falls where the loss exponent rises",
-            "gamma is compared with no other exponent",
-            (COMPARISON,),
-        )
-    ]
+    value, threshold = "gamma of a gain over a baseline", "an exponent of the metric itself"
+    reason = "gamma of a gain depends on the baseline and the range, and falls where the loss exponent rises"
+    return [rule("gain", value, threshold, reason, "gamma is compared with no other exponent", (COMPARISON,))]
 
 
 def forecast(fitted: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from recscale.scaling.laws.fitting.fit import LawFit, Refused, codes_of, fit, problem_of
-from recscale.scaling.laws.fitting.solver import Control, Problem, Solution, solve
-from recscale.scaling.laws.forms import registry as forms
+from recscale.scaling.laws.fitting.fit import codes_of, fit, problem_of
+from recscale.scaling.laws.fitting.law_fit import LawFit, Refused
+from recscale.scaling.laws.fitting.problem import Problem, residuals
+from recscale.scaling.laws.fitting.solver import Control, Solution, solve
+from recscale.scaling.laws.forms import registry
 from recscale.scaling.laws.forms.form import Form
-from recscale.scaling.laws.tables import validate as table
-from recscale.scaling.laws.uncertainty import bootstrap as uncertainty
+from recscale.scaling.laws.tables.validate import require
+from recscale.scaling.laws.uncertainty.bootstrap import bootstrap, cluster_counts
 from recscale.scaling.records.plain import plain
 
 from .gates import MIN_CLUSTERS
@@ -75,8 +79,8 @@ class Rolling:
                 "cuts": grouped["cut"].count(),
             }
         )
-        precision = 1.0 / np.maximum(grouped["rms"].apply(lambda r: np.mean(r**2)), 1e-30)
-        precision[[name for name in precision.index if name in BASELINES]] = 0.0
+        precision = 1.0 / grouped["rms"].apply(lambda r: np.mean(r**2)).clip(lower=1e-30)
+        precision.loc[precision.index.isin(BASELINES)] = 0.0
         found["weight"] = precision / precision.sum() if precision.sum() > 0 else precision
         return found.sort_values("mean_rms", kind="stable")
 
@@ -121,14 +125,14 @@ class Rolling:
             factors[name] = float(score[place - 1]) if place <= len(score) else None
         return factors
 
-    def forecast(self, axes: Mapping[str, object], *, beyond_range: bool = False) -> dict:
+    def forecast(self, axes: Mapping[str, ArrayLike], *, beyond_range: bool = False) -> dict:
         """Weighted mean forecast over the ranked forms, with the spread between forms beside it.
 
         Returns mean, low and high over forms (not an interval of the noise), and per-form predictions and
         weights.
         """
         ranking = self.ranking
-        weights = {name: w for name, w in ranking["weight"].items() if w > 0 and name in self.fits}
+        weights = {str(name): w for name, w in ranking["weight"].items() if w > 0 and name in self.fits}
         if not weights:
             raise Refused("no form could be ranked by held-out error, so there is no forecast")
         each = {name: self.fits[name].predict(axes, beyond_range=beyond_range) for name in weights}
@@ -225,14 +229,14 @@ _POINT_COLUMNS = [
 def _with_cut_axis(frame: pd.DataFrame, axes: Mapping[str, str] | None, axis: str | None) -> tuple[str, pd.DataFrame]:
     """The column cuts are made on, added to the table when it is a product of axes."""
     if axis is not None:
-        table.require(frame, axis, "the rolling-origin axis")
+        require(frame, axis, "the rolling-origin axis")
         return axis, frame
     if "train_flops" in frame.columns:
         return "train_flops", frame
     columns = list(dict.fromkeys((axes or {"N": "dense_params", "D": "examples"}).values()))
     present = [column for column in columns if column in frame.columns]
     if not present:
-        table.require(frame, columns[0], "the rolling-origin axis")
+        require(frame, columns[0], "the rolling-origin axis")
     if len(present) == 1:
         return present[0], frame
     name = " x ".join(present)
@@ -242,7 +246,7 @@ def _with_cut_axis(frame: pd.DataFrame, axes: Mapping[str, str] | None, axis: st
 def _axes_for(candidate: str | Form, axes: Mapping[str, str] | None, axis: str) -> Mapping[str, str] | None:
     """The part of `axes` a form understands; a one-axis form without a slot of its own reads the cut axis."""
     named = tuple(axes) if axes else None
-    form = forms.get(candidate, named)
+    form = registry.get(candidate, named)
     known = {key for slot in form.slots for key in (slot.name, *slot.aliases)}
     if len(form.slots) == 1:
         slot = form.slots[0].name
@@ -280,38 +284,36 @@ def _score(law: LawFit, name: str, values: np.ndarray, cut: float, draws: int):
     if train.sum() < max(MIN_TRAIN, 2 * len(law.form.names)) or test.sum() < MIN_TEST:
         return None
     problem, solution, weights = fit_part(law, train)
-    which = np.concatenate([test, np.zeros_like(test)]) if law.form.streams else test
-    predicted = law.form.value(solution.phi, problem.axes[which])
-    actual, positive = problem.y[which], problem.kind == "log" or np.all(problem.y[which] > 0)
-    error = np.log(predicted / actual) if positive else predicted - actual
+    which, predicted, actual, error = _held_out(law, problem, solution, test)
     bands = _bands(law, problem, solution, weights, which, draws) if draws else None
     ratio = values[test] / values[train].max()
     bins = np.clip(np.searchsorted(RATIO_EDGES, ratio, side="left") - 1, 0, len(RATIO_NAMES) - 1)
     rows = []
     for i, run in enumerate(np.flatnonzero(test)):
         ends = [float(b[i]) for pair in bands for b in pair] if bands is not None else [np.nan] * (2 * len(LEVELS))
-        rows.append(
-            [
-                name,
-                cut,
-                law.rows.run_ids[run],
-                float(ratio[i]),
-                RATIO_NAMES[bins[i]],
-                float(np.log(actual[i]) if positive else actual[i]),
-                float(np.log(predicted[i]) if positive else predicted[i]),
-                float(error[i]),
-                *ends,
-            ]
-        )
-    score = [
-        name,
-        cut,
-        int(train.sum()),
-        int(test.sum()),
-        float(np.sqrt(np.mean(error**2))),
-        float(np.mean(error)),
-    ]
-    return score, rows
+        numbers = [float(actual[i]), float(predicted[i]), float(error[i]), *ends]
+        rows.append([name, cut, law.rows.run_ids[run], float(ratio[i]), RATIO_NAMES[bins[i]], *numbers])
+    return _score_row(name, cut, train, test, error), rows
+
+
+def _held_out(law: LawFit, problem: Problem, solution: Solution, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(mask over the problem's rows, predicted, actual, error) of held-out `rows` [n] of the table.
+
+    Metrics and their errors are in logarithms where all are positive.
+    """
+    which = np.concatenate([rows, np.zeros_like(rows)]) if law.form.streams else rows
+    predicted, actual = law.form.value(solution.phi, problem.axes[which]), problem.y[which]
+    if np.all(actual > 0):
+        return which, np.log(predicted), np.log(actual), np.log(predicted / actual)
+    return which, predicted, actual, predicted - actual
+
+
+def _spread(error: np.ndarray) -> dict[str, float]:
+    return {"rms": float(np.sqrt(np.mean(error**2))), "bias": float(np.mean(error))}
+
+
+def _score_row(name: str, cut: float, train: np.ndarray, test: np.ndarray, error: np.ndarray) -> dict[str, Any]:
+    return {"form": name, "cut": cut, "train": int(train.sum()), "test": int(test.sum()), **_spread(error)}
 
 
 def _bands(law: LawFit, problem: Problem, solution: Solution, weights: np.ndarray, which: np.ndarray, draws: int):
@@ -324,12 +326,10 @@ def _bands(law: LawFit, problem: Problem, solution: Solution, weights: np.ndarra
         return None
     generator = np.random.default_rng(law.settings.seed + 11)
     counts = np.zeros((draws, int(codes.max()) + 1))
-    counts[:, present] = uncertainty.cluster_counts(len(present), draws, generator)
-    drawn = uncertainty.bootstrap(
-        problem, solution, codes, draws, law.settings.seed, counts=counts, weights=weights, restart=False
-    )
+    counts[:, present] = cluster_counts(len(present), draws, generator)
+    drawn = bootstrap(problem, solution, codes, draws, law.settings.seed, counts=counts, weights=weights, restart=False)
     curves = np.stack([law.form.value(phi, problem.axes[which]) for phi in drawn])
-    own = uncertainty.residuals(problem, solution.phi)[used]
+    own = residuals(problem, solution.phi)[used]
     noise = generator.choice(own, size=curves.shape)
     unit = problem.unit[which]
     curves = np.log(curves) - noise if problem.kind == "log" else curves - noise * unit
@@ -338,7 +338,7 @@ def _bands(law: LawFit, problem: Problem, solution: Solution, weights: np.ndarra
     return [np.percentile(curves, [50 * (1 - level), 50 * (1 + level)], axis=0) for level in LEVELS]
 
 
-def _baselines(law: LawFit, values: np.ndarray, cuts: Sequence[float]) -> list[list]:
+def _baselines(law: LawFit, values: np.ndarray, cuts: Sequence[float]) -> list[dict[str, Any]]:
     """Scores of two rivals no form may lose to: the largest run's value, and y linear in the log of the cut
     axis.
     """
@@ -354,20 +354,9 @@ def _baselines(law: LawFit, values: np.ndarray, cuts: Sequence[float]) -> list[l
             "log_linear_baseline": level + slope * logs[test],
         }
         for name, guess in guesses.items():
-            if np.all(y[test] > 0):
-                error = np.log(np.maximum(guess, 1e-12 * y[test]) / y[test])
-            else:
-                error = guess - y[test]
-            rows.append(
-                [
-                    name,
-                    cut,
-                    int(train.sum()),
-                    int(test.sum()),
-                    float(np.sqrt(np.mean(error**2))),
-                    float(np.mean(error)),
-                ]
-            )
+            positive = np.all(y[test] > 0)
+            error = np.log(np.maximum(guess, 1e-12 * y[test]) / y[test]) if positive else guess - y[test]
+            rows.append(_score_row(name, cut, train, test, error))
     return rows
 
 
@@ -384,31 +373,20 @@ def ladder_ends(law: LawFit, slot: str | None = None) -> dict[str, dict]:
     if slot not in law.rows.axes:
         raise ValueError(f"form {law.form.id} has no axis {slot!r}; it has {', '.join(law.form.axes)}")
     values = law.rows.axes[slot]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, rung in (("largest", values.max()), ("smallest", values.min())):
         out = values == rung
+        found[name] = {"value": float(rung), "rows": int(out.sum())}
         if (~out).sum() < len(law.form.names) + MIN_TEST or len(np.unique(values[~out])) < MIN_TEST:
-            found[name] = {
-                "value": float(rung),
-                "rows": int(out.sum()),
-                "reason": "too few rows remain without it",
-            }
+            found[name] |= {"reason": "too few rows remain without it"}
             continue
         problem, solution, _ = fit_part(law, ~out)
-        which = np.concatenate([out, np.zeros_like(out)]) if law.form.streams else out
-        predicted, actual = law.form.value(solution.phi, problem.axes[which]), problem.y[which]
-        error = np.log(predicted / actual) if np.all(actual > 0) else predicted - actual
-        found[name] = {
-            "value": float(rung),
-            "rows": int(out.sum()),
-            "rms": float(np.sqrt(np.mean(error**2))),
-            "bias": float(np.mean(error)),
-        }
+        found[name] |= _spread(_held_out(law, problem, solution, out)[3])
     return found
 
 
 def calibrated_interval(
-    law: LawFit, rolling: Rolling, axes: Mapping[str, object], ratio: float, *, beyond_range: bool = False
+    law: LawFit, rolling: Rolling, axes: Mapping[str, ArrayLike], ratio: float, *, beyond_range: bool = False
 ):
     """(prediction, low, high, note): the law's 95% band for new runs, its half-width times the conformal
     factor at this ratio.

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recscale.scaling.laws.fitting.fit import LawFit, Refused, fit
-from recscale.scaling.laws.forms import registry as form_registry
-from recscale.scaling.laws.uncertainty.bootstrap import residual_scale, residuals, seed_noise
+from recscale.scaling.laws.fitting.fit import fit
+from recscale.scaling.laws.fitting.law_fit import LawFit, Refused
+from recscale.scaling.laws.fitting.problem import residual_scale, residuals
+from recscale.scaling.laws.forms import registry
+from recscale.scaling.laws.uncertainty.seed_noise import seed_noise
 
 from .gates import EVERYTHING
 
@@ -99,7 +101,7 @@ def specification_curve(
         raise ValueError(f"cannot freeze {unknown}; the choices are {', '.join(DIMENSIONS)}")
     if quantity == "forecast" and not at:
         raise ValueError("quantity 'forecast' needs `at`, the axis values to forecast")
-    headline_form = form_registry.get(form)
+    headline_form = registry.get(form)
     space = _Space(_with_columns(table, axes), dict(axes), target, cluster, quantity, dict(at or {}), _size_slot(axes))
     headline = _headline(space, headline_form.id, freeze)
     base = space.fit(headline)
@@ -169,7 +171,7 @@ def _choices(
     space: _Space, base: LawFit, headline: Mapping[str, Any], freeze: Mapping[str, Any], rivals: Sequence[str]
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
     """The values each dimension may take, the headline's first, and forms left out with the reason."""
-    r = residuals(base.problem, base.solution.phi)
+    r = _residuals(base)
     sigma = max(residual_scale(r), 1e-9)
     masks = _row_masks(space.table)
     noise = _NOISE_COLUMN in space.table.columns
@@ -200,7 +202,7 @@ def _admissible_forms(
         if law.refused:
             reasons[name] = _refusal(law)
         else:
-            spread[name] = float(np.sqrt(np.mean(residuals(law.problem, law.solution.phi) ** 2)))
+            spread[name] = float(np.sqrt(np.mean(_residuals(law) ** 2)))
     best = min(spread.values())
     for name, value in spread.items():
         # Exact data leave residuals of rounding only, where ratios mean nothing.
@@ -213,7 +215,8 @@ def _pick(
     choices: Mapping[str, list[Any]], headline: Mapping[str, Any], limit: int, seed: int
 ) -> tuple[list[dict[str, Any]], int]:
     """The headline and at most limit - 1 other combinations, in a fixed order."""
-    every = [dict(zip(DIMENSIONS, values, strict=True)) for values in product(*(choices[d] for d in DIMENSIONS))]
+    combinations = product(*(choices[name] for name in DIMENSIONS))
+    every: list[dict[str, Any]] = [dict(zip(DIMENSIONS, values, strict=True)) for values in combinations]
     # The AUC form is one form: it does not multiply with the others.
     every = [c for c in every if c["metric"] != "auc" or c["form"] == headline["form"]]
     others = [c for c in every if c != headline]
@@ -231,7 +234,7 @@ def _row(space: _Space, base: LawFit, choice: Mapping[str, Any], headline: Mappi
     law = space.fit(choice, keep)
     if law.refused:
         return {**row, "reason": _refusal(law)}
-    row["objective"] = law.solution.objective
+    row["objective"] = law.solved()[1].objective
     if space.quantity != "forecast":
         values = {**law.params, **law.derived}
         if space.quantity not in values:
@@ -244,6 +247,11 @@ def _row(space: _Space, base: LawFit, choice: Mapping[str, Any], headline: Mappi
     except Refused as error:
         return {**row, "reason": str(error)}
     return {**row, "value": float(value)}
+
+
+def _residuals(law: LawFit) -> np.ndarray:
+    problem, solution = law.solved()
+    return residuals(problem, solution.phi)
 
 
 def _refusal(law: LawFit) -> str:

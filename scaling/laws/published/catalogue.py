@@ -14,7 +14,6 @@ number carries a grade saying how it was obtained, and the grade decides what ma
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -24,6 +23,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from recscale.pallas_kernels import names
 
 _FOLDER = Path(__file__).parent
 _DASHED_GRADES = frozenset({"secondary", "abstract", "unverified"})
@@ -285,33 +286,25 @@ def _read(name: str) -> Any:
 def _record(section: str, record_id: str) -> dict[str, Any]:
     records = {record["id"]: record for record in _read("laws")[section]}
     if record_id not in records:
-        close = difflib.get_close_matches(record_id, records, n=4, cutoff=0.3) or sorted(records)
-        raise KeyError(f"no entry {record_id!r} in section {section!r} of the published laws; close: {close}")
+        nearest = names.nearest(record_id, records)
+        raise KeyError(f"no entry {record_id!r} in section {section!r} of the published laws{nearest}")
     return records[record_id]
 
 
 def _law(record: dict[str, Any]) -> PublishedLaw:
     axes = _as_tuple(record["axis"])
+    same = ("id", "paper", "arxiv", "venue", "domain", "form", "equation", "n_points", "held_fixed", "caution")
     return PublishedLaw(
-        id=record["id"],
-        paper=record["paper"],
-        arxiv=record["arxiv"],
-        venue=record["venue"],
-        domain=record["domain"],
-        form=record["form"],
-        equation=record["equation"],
+        **{name: record[name] for name in same},
         parameters=dict(record["parameters"]),
         axes=axes,
         axis_units=_per_axis(record["axis_unit"], axes),
         conventions=_per_axis(record["convention"], axes),
         range=_numeric_range(record["range"]),
-        n_points=record["n_points"],
         metrics=_as_tuple(record["metric"]),
         metric_ids=_as_tuple(record["metric_id"]),
-        held_fixed=record["held_fixed"],
         grade=record["provenance"]["grade"],
         grade_detail=record["provenance"].get("detail"),
-        caution=record["caution"],
         printed_as=record.get("printed_as"),
     )
 

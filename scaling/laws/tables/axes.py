@@ -1,6 +1,10 @@
-"""Axes of a law as the command line writes them."""
+"""Which columns of a run table are the axes of a form: as the command line writes them, and resolved."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from recscale.scaling.laws.forms.form import Form
 
 
 def parse_axes(text: str | None) -> dict[str, str] | list[str] | None:
@@ -26,3 +30,23 @@ def parse_axes(text: str | None) -> dict[str, str] | list[str] | None:
             "nor SLOT=COLUMN pairs (N=dense_params,D=examples)"
         )
     return pairs or entries
+
+
+def resolve_axes(form: Form, axes: Mapping[str, str] | Sequence[str] | str | None) -> dict[str, str]:
+    """Slot -> column, from slot names or aliases, a sequence in slot order, one column, or None."""
+    columns = {slot.name: slot.column for slot in form.slots}
+    if axes is None:
+        return columns
+    if isinstance(axes, str):
+        axes = [axes]
+    if not isinstance(axes, Mapping):
+        if len(axes) > len(columns):
+            raise ValueError(f"form {form.id} has {len(columns)} axes, found {len(axes)} columns: {', '.join(axes)}")
+        axes = dict(zip(columns, axes, strict=False))
+    known = {alias: slot.name for slot in form.slots for alias in (*slot.aliases, slot.name)}
+    for key, column in axes.items():
+        if key not in known:
+            offered = ", ".join(f"{slot.name} (default {slot.column})" for slot in form.slots)
+            raise ValueError(f"form {form.id} has no axis {key!r}; its axes are {offered}")
+        columns[known[key]] = column
+    return columns

@@ -8,24 +8,20 @@ not a default.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from recscale.pallas_kernels import names
 from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.forms.metric_maps import auc_to_t
-from recscale.scaling.laws.judgement.gates import EVERYTHING, Gate
+from recscale.scaling.laws.judgement.gates import Gate, rule
 
-READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": pd.read_csv,
-    ".parquet": pd.read_parquet,
-    ".jsonl": lambda path: pd.read_json(path, lines=True),
-}
 RUN_COLUMNS = ("run_id", "run", "run_name", "name")
+_MEND = "mend the table, or pass invalid='exclude' to leave those rows out"
 
 
 @dataclass(frozen=True)
@@ -68,60 +64,10 @@ class Rows:
         return np.stack(list(self.axes.values()), axis=1)
 
 
-def read(path: str | Path) -> pd.DataFrame:
-    """A run table from a csv, parquet or jsonl file, or from a sweep directory that holds `runs.parquet`.
-
-    Raises ValueError naming the file: absent, of an unknown format, unreadable as what its ending says, or without
-    columns.
-    """
-    path = Path(path)
-    if path.is_dir():
-        inside = path / "runs.parquet"
-        if not inside.exists():
-            found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise ValueError(
-                f"{path} has no runs.parquet (found {found}); collect the sweep first, or name a table file"
-            )
-        path = inside
-    if not path.exists():
-        raise ValueError(f"no such table: {path}")
-    if path.suffix not in READERS:
-        raise ValueError(f"{path.name}: unknown table format {path.suffix!r}; expected {', '.join(READERS)}")
-    try:
-        table = READERS[path.suffix](path)
-    except ValueError as error:  # of pandas and pyarrow, which do not name the file
-        raise ValueError(f"{path} cannot be read as {path.suffix.removeprefix('.')}: {error}") from error
-    if not len(table.columns):
-        raise ValueError(f"{path} holds no table: it has no columns")
-    return table
-
-
 def require(table: pd.DataFrame, column: str, purpose: str) -> None:
-    """Raise ValueError naming the nearest columns if the table lacks one."""
+    """Raise ValueError naming the nearest column if the table lacks this one."""
     if column not in table.columns:
-        names = [str(c) for c in table.columns]
-        near = difflib.get_close_matches(column, names, n=3, cutoff=0.3) or names[:6]
-        raise ValueError(f"no column {column!r} for {purpose}; nearest: {', '.join(near)}")
-
-
-def resolve_axes(form: Form, axes: Mapping[str, str] | Sequence[str] | str | None) -> dict[str, str]:
-    """Slot -> column, from slot names or aliases, a sequence in slot order, one column, or None."""
-    columns = {slot.name: slot.column for slot in form.slots}
-    if axes is None:
-        return columns
-    if isinstance(axes, str):
-        axes = [axes]
-    if not isinstance(axes, Mapping):
-        if len(axes) > len(columns):
-            raise ValueError(f"form {form.id} has {len(columns)} axes, found {len(axes)} columns: {', '.join(axes)}")
-        axes = dict(zip(columns, axes, strict=False))
-    known = {alias: slot.name for slot in form.slots for alias in (*slot.aliases, slot.name)}
-    for key, column in axes.items():
-        if key not in known:
-            offered = ", ".join(f"{slot.name} (default {slot.column})" for slot in form.slots)
-            raise ValueError(f"form {form.id} has no axis {key!r}; its axes are {offered}")
-        columns[known[key]] = column
-    return columns
+        raise ValueError(f"no column {column!r} for {purpose}{names.nearest(column, map(str, table.columns))}")
 
 
 def prepare(
@@ -133,7 +79,7 @@ def prepare(
     cluster: str | None = None,
     weights: str | None = None,
     where: str | None = None,
-    invalid: str = "refuse",
+    invalid: Literal["refuse", "exclude"] = "refuse",
     positive: bool = True,
     auc: str | None = None,
 ) -> Rows:
@@ -170,7 +116,8 @@ def prepare(
     copies = _copies(table, {**reasons, **wrong})
     problems = []
     if invalid == "refuse":
-        problems = [gate for gate in (_problem("values", wrong, runs), _problem("duplicates", copies, runs)) if gate]
+        named = (("values", wrong), ("duplicates", copies))
+        problems = [_problem(name, found, runs) for name, found in named if found]
     reasons |= wrong | copies
 
     keep = np.array([i for i in range(len(table)) if i not in reasons], int)
@@ -181,7 +128,8 @@ def prepare(
     labels, codes, name, warnings = _clusters(kept, cluster)
     exclusions = tuple(Exclusion(i, runs[i], reasons[i]) for i in sorted(reasons))
     if not len(keep):
-        problems.append(_refusal("empty", 0, ">= 1 row", f"no row of {len(table)} is left: {_tally(reasons)}"))
+        reason = f"no row of {len(table)} is left: {_tally(reasons)}"
+        problems.append(rule("empty", 0, ">= 1 row", reason, _MEND))
     return Rows(
         {slot: numeric[column][keep] for slot, column in columns.items()},
         dict(columns),
@@ -270,33 +218,19 @@ def _copies(table: pd.DataFrame, done: Mapping[int, str]) -> dict[int, str]:
     )
     first: dict[int, int] = {}
     copies = {}
-    for i, group in groups.items():
+    for i, group in zip(groups.index.tolist(), groups.tolist(), strict=True):
         if group in first:
-            copies[int(i)] = f"copy of row {first[group]} in every column"
+            copies[i] = f"copy of row {first[group]} in every column"
         else:
-            first[group] = int(i)
+            first[group] = i
     return copies
 
 
-def _problem(name: str, found: Mapping[int, str], runs: list[str]) -> Gate | None:
-    """A refusal of the whole table when rows are wrong, naming the first few."""
-    if not found:
-        return None
+def _problem(name: str, found: Mapping[int, str], runs: list[str]) -> Gate:
+    """A refusal of the whole table, naming the first few of the rows that are wrong."""
     shown = "; ".join(f"{runs[i]}: {reason}" for i, reason in list(found.items())[:3])
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return _refusal(name, len(found), "0 rows", f"{len(found)} rows are unusable ({shown}{more})")
-
-
-def _refusal(name: str, value: int, threshold: str, reason: str) -> Gate:
-    return Gate(
-        name,
-        value,
-        threshold,
-        False,
-        reason,
-        "mend the table, or pass invalid='exclude' to leave those rows out",
-        (EVERYTHING,),
-    )
+    return rule(name, len(found), "0 rows", f"{len(found)} rows are unusable ({shown}{more})", _MEND)
 
 
 def _tally(reasons: Mapping[int, str]) -> str:

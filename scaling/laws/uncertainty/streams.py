@@ -13,11 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from recscale.scaling.laws.fitting.solver import Problem, Solution, make_problem, refine, solve
+from recscale.scaling.laws.fitting.problem import Problem, make_problem, residual_scale, residuals
+from recscale.scaling.laws.fitting.solver import Solution, refine, solve
 from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.tables.validate import Rows
-
-from .bootstrap import residual_scale, residuals
 
 _ROUNDS = 12
 # Residual scales below this share of the metric are rounding and say nothing about the noise.

@@ -120,9 +120,9 @@ def test_a_table_from_elsewhere_needs_no_status_architecture_or_shape():
 
 def test_wrong_columns_and_forms_are_named(make_runs):
     table = make_runs()
-    with pytest.raises(ValueError, match="no column 'loglos'.*nearest: logloss"):
+    with pytest.raises(ValueError, match="no column 'loglos'.*did you mean .logloss"):
         views.make_views(table, target="loglos")
-    with pytest.raises(ValueError, match="nearest: .*dense_params"):
+    with pytest.raises(ValueError, match="did you mean .dense_params"):
         views.make_views(table, axes=["dense_param"])
     with pytest.raises(ValueError, match="chinchilla has 2 axes"):
         views.make_views(table, form="chinchilla")
@@ -233,11 +233,11 @@ def test_fit_json_holds_a_record_per_fit_with_exclusions_by_name(summary, out):
 
 def test_facts_of_our_own_runs_enter_the_record(make_runs):
     _, view = roles(make_runs().assign(group_id="g"), axes=["dense_params"])
-    record = view.series[0].fit.record
+    record = view.series[0].record
     assert "embedding tables" in record["hypothesis"]["size_counts"]
     assert "hypothesis.size_counts" not in record["checklist"]["missing"]
     _, foreign = roles(make_runs(), axes=["dense_params"])
-    assert "hypothesis.size_counts" in foreign.series[0].fit.record["checklist"]["missing"]
+    assert "hypothesis.size_counts" in foreign.series[0].record["checklist"]["missing"]
 
 
 class _Outline(HTMLParser):

@@ -177,7 +177,7 @@ def test_metrics_where_higher_is_better_are_refused():
 
 
 def test_result_is_json(steeper):
-    data = json.loads(steeper.to_json())
+    data = json.loads(json.dumps(steeper.to_dict()))
     assert data["answer"] == "yes" and len(data["multipliers"]) == 3
     assert (
         data["settings"]["table_hash"]

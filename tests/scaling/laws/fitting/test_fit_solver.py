@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from recscale.scaling.laws import fit
+from recscale.scaling.laws import fit, forms
 from recscale.scaling.laws.fitting import solver
+from recscale.scaling.laws.fitting.problem import make_problem
 from recscale.scaling.laws.fitting.starts import nonnegative
-from recscale.scaling.laws.forms import registry as forms
 
 TRUTH = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 SPLIT = 0.37 / 0.72
@@ -75,9 +75,7 @@ def test_objective_is_a_sum_so_doubling_rows_by_weight_doubles_it():
     frame["precision"] = np.where(np.arange(len(frame)) % 2, 1.0, 4.0)
     law = fit(frame, "chinchilla", {"N": "N", "D": "D"}, "loss", bootstrap=0)
     logs = np.log(frame[["N", "D"]].to_numpy())
-    problem = solver.make_problem(
-        law.form, logs - logs.mean(0), frame["loss"].to_numpy(), weights=np.full(len(frame), 2.0)
-    )
+    problem = make_problem(law.form, logs - logs.mean(0), frame["loss"].to_numpy(), weights=np.full(len(frame), 2.0))
     assert solver.solve(problem).objective == pytest.approx(2 * law.solution.objective, rel=1e-9)
     # As a column, weights are scaled to mean 1: only ratios matter.
     same = fit(frame, "chinchilla", {"N": "N", "D": "D"}, "loss", bootstrap=0, weights="twice")
@@ -141,7 +139,7 @@ def test_tables_of_similar_size_share_one_program():
 def test_bounds_hold_free_parameters_and_fixed_ones_stay_put():
     frame = trap_table(0.003)
     logs = np.log(frame[["N", "D"]].to_numpy())
-    problem = solver.make_problem(forms.get("chinchilla"), logs - logs.mean(0), frame["loss"].to_numpy())
+    problem = make_problem(forms.get("chinchilla"), logs - logs.mean(0), frame["loss"].to_numpy())
     start = solver.solve(problem).phi
     held = np.array([1.0, 1.0, 0.0, 1.0, 1.0])
     fixed = start.copy()

@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import qmc
 
-from recscale.scaling.laws import fit
-from recscale.scaling.laws.forms import registry as forms
-from recscale.scaling.laws.forms.form import Form
+from recscale.scaling.laws import fit, forms, optimum
+from recscale.scaling.laws.forms import Form
 from recscale.scaling.laws.forms.metric_maps import t_to_auc
 
 
@@ -185,7 +184,7 @@ def test_aliases_and_readable_ids_are_the_same_form():
         ("MOE-S", "moe_sparsity"),
     ):
         assert forms.get(alias) is forms.get(name)
-    with pytest.raises(ValueError, match="nearest: .*chinchilla"):
+    with pytest.raises(ValueError, match="did you mean .chinchilla"):
         forms.get("chinchila")
 
 
@@ -252,11 +251,11 @@ def test_optimum_matches_the_closed_form_of_the_sum():
     e, a_, alpha, b_, beta = (law.params[name] for name in ("E", "A", "alpha", "B", "beta"))
     g = (alpha * a_ / (beta * b_)) ** (1 / (alpha + beta))
     split = beta / (alpha + beta)
-    best = law.optimum(budget=6e20, cost=lambda n, d: 6 * n * d)
+    best = optimum(law, budget=6e20, cost=lambda n, d: 6 * n * d)
     assert best["N"] == pytest.approx(g * (1e20) ** split, rel=1e-5)
     assert best["N"] * best["D"] == pytest.approx(1e20, rel=1e-9)
     assert law.derived["a"] == pytest.approx(split)
-    many = law.optimum(budget=[1e19, 1e20, 1e21])
+    many = optimum(law, budget=[1e19, 1e20, 1e21])
     assert np.polyfit(np.log(many["budget"]), np.log(many["N"]), 1)[0] == pytest.approx(split, abs=1e-6)
 
 
@@ -266,14 +265,14 @@ def test_optimum_under_a_cost_that_is_not_a_product():
     def cost(n, d):
         return d * (2e9 + 6 * n)  # a fixed price per example besides the size
 
-    best = law.optimum(budget=1e21, cost=cost)
+    best = optimum(law, budget=1e21, cost=cost)
     assert cost(best["N"], best["D"]) == pytest.approx(1e21, rel=1e-9)
     for factor in (0.9, 1.1):
         n = best["N"] * factor
         d = 1e21 / (2e9 + 6 * n)
         assert law.predict({"N": n, "D": d}) > best["metric"]
     with pytest.raises(ValueError, match="interior optimum"):
-        law.optimum(budget=1e21, cost=lambda n, d: d + 0 * n)
+        optimum(law, budget=1e21, cost=lambda n, d: d + 0 * n)
 
 
 def test_optimum_over_three_axes_beats_its_neighbours():
@@ -292,9 +291,47 @@ def test_optimum_over_three_axes_beats_its_neighbours():
     frame = pd.DataFrame(dict(zip(names, axes, strict=True))).assign(logloss=raw_value(form, truth, axes))
     law = fit(frame, "sum", bootstrap=0)
     assert law.form.axes == names
-    best = law.optimum(budget=1e14)
+    best = optimum(law, budget=1e14)
     for slot in names:
         for other in names:
             if slot != other:
                 moved = {**{n: best[n] for n in names}, slot: best[slot] * 1.2, other: best[other] / 1.2}
                 assert law.predict(moved, beyond_range=True) > best["metric"]
+
+
+OWN_FORM = '''
+import numpy as np
+from recscale.scaling.laws.forms import ONE, Family, Form, Linear, coefficient, exponent
+
+def shifted(axes=None, shift=1.0):
+    """y = A x^-alpha + shift, with a shift that is known."""
+    return Form(
+        "shifted", (), "y = A x^-alpha + shift", "this test", (ONE,),
+        (coefficient("A", "x", "alpha"), exponent("alpha", "x")),
+        Family(f"shifted {shift}", ("A", "alpha"),
+               lambda theta, axes, xp: xp.exp(theta[0] - xp.exp(theta[1]) * axes[:, 0]) + shift),
+        Linear(("alpha",), ("A",), lambda e, axes: [np.exp(-e["alpha"] * axes[:, 0])], (False,)),
+    )
+
+def nothing(axes=None):
+    return None
+'''
+
+
+def test_a_form_of_ones_own_is_named_by_its_address(tmp_path, monkeypatch):
+    (tmp_path / "forms_of_a_test.py").write_text(OWN_FORM)
+    monkeypatch.syspath_prepend(tmp_path)
+    x = np.geomspace(1e4, 1e7, 9)
+    frame = pd.DataFrame({"dense_params": x, "logloss": 2.0 + 3 * x**-0.35})
+    law = fit(frame, "forms_of_a_test:shifted", bootstrap=0, shift=2.0)
+    assert law.form.id == "shifted" and law.params == pytest.approx({"A": 3.0, "alpha": 0.35}, rel=1e-6)
+    with pytest.raises(ValueError, match="no attribute 'shiftd'"):
+        forms.get("forms_of_a_test:shiftd")
+    with pytest.raises(ValueError, match="returned None, expected a Form"):
+        forms.get("forms_of_a_test:nothing")
+
+
+def test_an_alias_is_one_forms_and_no_forms_name():
+    aliases = [alias for name in forms.names() for alias in forms.get(name).aliases]
+    assert len(aliases) == len(set(aliases)) and not set(aliases) & set(forms.names())
+    assert forms.full_name("KSUM") == "kappa_sum" and forms.full_name("kappa") == "kappa"

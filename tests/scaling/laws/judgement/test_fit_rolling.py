@@ -10,8 +10,8 @@ import pytest
 from scipy.special import zeta
 
 from recscale.scaling.laws import Refused, fit
+from recscale.scaling.laws.fitting.problem import residuals
 from recscale.scaling.laws.judgement import rolling
-from recscale.scaling.laws.uncertainty import bootstrap as uncertainty
 
 AXES = {"N": "dense_params", "D": "examples"}
 
@@ -50,7 +50,7 @@ def four_resources(floor=0.3777, v=0.116):
 
 
 def residual_rms(law):
-    return np.sqrt(np.mean(uncertainty.residuals(law.problem, law.solution.phi) ** 2))
+    return np.sqrt(np.mean(residuals(law.problem, law.solution.phi) ** 2))
 
 
 def test_kappa_describes_the_surface_and_the_sum_does_not():
@@ -177,7 +177,7 @@ def test_a_form_refused_on_the_whole_table_is_listed_and_not_ranked():
     assert "single value" in scored.refused["chinchilla"] and scored.best is None
     with pytest.raises(Refused):
         scored.forecast({"N": 1e5, "D": 1e6})
-    with pytest.raises(ValueError, match="nearest: train_flops"):
+    with pytest.raises(ValueError, match="did you mean .train_flops"):
         rolling.rolling_origin(frame, ["chinchilla"], AXES, axis="train_flop")
 
 

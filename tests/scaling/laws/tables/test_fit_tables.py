@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recscale.scaling.laws import fit
-from recscale.scaling.laws.fitting import solver
-from recscale.scaling.laws.forms import registry as forms
+from recscale.scaling.laws import fit, forms
+from recscale.scaling.laws.fitting.problem import make_problem
+from recscale.scaling.laws.fitting.solver import solve
 from recscale.scaling.laws.judgement import rolling
 
 TABLES = Path(__file__).parents[3] / "tables"
@@ -78,8 +78,8 @@ def test_overtraining_law_from_five_points(name):
     assert len(chosen) == 5
     form, logs = forms.get("chinchilla_tied"), np.log(chosen[["params", "tokens"]].to_numpy(float))
     centre = logs.mean(axis=0)
-    problem = solver.make_problem(form, logs - centre, chosen["loss"].to_numpy(), delta=np.inf, kind="plain")
-    solution = solver.solve(problem)
+    problem = make_problem(form, logs - centre, chosen["loss"].to_numpy(), delta=np.inf, kind="plain")
+    solution = solve(problem)
     raw = form.uncentre(form.to_natural(solution.phi), dict(zip(form.axes, centre, strict=True)))
     eta = raw["alpha"] / 2
     found = {"E": raw["E"], "a": raw["A"] * 6**eta, "b": raw["B"] * 6**eta, "eta": eta}

@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recscale.scaling.laws import fit
+from recscale.scaling.laws import fit, forms
 from recscale.scaling.laws.fitting import solver
-from recscale.scaling.laws.forms import registry as forms
+from recscale.scaling.laws.fitting.problem import make_problem
 from recscale.scaling.laws.forms.metric_maps import t_to_auc
-from recscale.scaling.laws.uncertainty import bootstrap as uncertainty
+from recscale.scaling.laws.uncertainty.bootstrap import bootstrap, cluster_counts
+from recscale.scaling.laws.uncertainty.profile import profiles
+from recscale.scaling.laws.uncertainty.seed_noise import SeedNoise
 
 TRUE_ALPHA = 0.35
 
@@ -29,8 +31,8 @@ def shaped(seed, shapes=12, checkpoints=5, shape_sd=3e-4, point_sd=1e-4):
 def alpha_interval(frame, codes, draws=200):
     logs = np.log(frame[["N", "D"]].to_numpy())
     form = forms.get("chinchilla")
-    problem = solver.make_problem(form, logs - logs.mean(0), frame["loss"].to_numpy())
-    drawn = uncertainty.bootstrap(problem, solver.solve(problem), codes, draws, seed=1)
+    problem = make_problem(form, logs - logs.mean(0), frame["loss"].to_numpy())
+    drawn = bootstrap(problem, solver.solve(problem), codes, draws, seed=1)
     return np.percentile(np.exp(drawn[:, form.names.index("alpha")]), [2.5, 97.5])
 
 
@@ -47,7 +49,7 @@ def test_cluster_resampling_covers_where_point_resampling_does_not():
 
 
 def test_resamples_are_integer_counts_and_repeat_with_the_seed():
-    counts = uncertainty.cluster_counts(7, 50, np.random.default_rng(0))
+    counts = cluster_counts(7, 50, np.random.default_rng(0))
     assert counts.shape == (50, 7) and np.all(counts.sum(axis=1) == 7) and counts.dtype.kind == "i"
     frame = shaped(0)
     axes = {"N": "N", "D": "D"}
@@ -60,9 +62,9 @@ def test_resamples_are_integer_counts_and_repeat_with_the_seed():
 def test_warm_started_refits_agree_with_refits_to_the_last_digit():
     frame = shaped(2, point_sd=1e-3)
     logs = np.log(frame[["N", "D"]].to_numpy())
-    problem = solver.make_problem(forms.get("chinchilla"), logs - logs.mean(0), frame["loss"].to_numpy())
+    problem = make_problem(forms.get("chinchilla"), logs - logs.mean(0), frame["loss"].to_numpy())
     solution = solver.solve(problem)
-    weights = uncertainty.cluster_counts(12, 100, np.random.default_rng(0))[:, frame["shape_id"]].astype(float)
+    weights = cluster_counts(12, 100, np.random.default_rng(0))[:, frame["shape_id"]].astype(float)
     starts = np.tile(solution.phi, (100, 1))
     quick = solver.refine(problem, starts, weights=weights, control=solver.WARM)
     full = solver.refine(problem, starts, weights=weights)
@@ -99,16 +101,16 @@ def test_profile_under_gaussian_noise_equals_the_exact_likelihood_ratio():
     y = 3 * x**-0.2 * np.exp(1e-2 * generator.standard_normal(60))
     form = forms.get("power")
     u = np.log(x) - np.log(x).mean()
-    problem = solver.make_problem(form, u[:, None], y, delta=np.inf)
-    noise = uncertainty.SeedNoise(np.log(1e-2), 1.0, 5, 10)  # sd proportional to y: 1e-2 in ln y
-    profile = uncertainty.profiles(problem, solver.solve(problem), ["alpha"], noise)["alpha"]
+    problem = make_problem(form, u[:, None], y, delta=np.inf)
+    noise = SeedNoise(np.log(1e-2), 1.0, 5, 10)  # sd proportional to y: 1e-2 in ln y
+    profile = profiles(problem, solver.solve(problem), ["alpha"], noise)["alpha"]
     slope = -np.polyfit(u, np.log(y), 1)[0]
     half = 1.959964 * 1e-2 / np.sqrt(np.sum(u**2))
     assert profile.noise == "gaussian"
     assert profile.interval == pytest.approx((slope - half, slope + half), rel=2e-3)
     # A law that misses by ten times what seeds do is not judged by seeds.
-    quiet = uncertainty.SeedNoise(np.log(1e-3), 1.0, 5, 10)
-    student = uncertainty.profiles(problem, solver.solve(problem), ["alpha"], quiet)["alpha"]
+    quiet = SeedNoise(np.log(1e-3), 1.0, 5, 10)
+    student = profiles(problem, solver.solve(problem), ["alpha"], quiet)["alpha"]
     assert student.noise == "student" and student.interval[1] - student.interval[0] > half
 
 
@@ -117,8 +119,8 @@ def test_student_profile_survives_outliers_and_covers():
     u = np.linspace(-4.6, 4.6, 30)
     for seed in range(24):
         noise = 1e-3 * np.random.default_rng(seed).standard_t(4, size=30)
-        problem = solver.make_problem(form, u[:, None], (0.4 + 0.1 * np.exp(-0.3 * u)) * np.exp(noise))
-        profile = uncertainty.profiles(problem, solver.solve(problem), ["alpha"])["alpha"]
+        problem = make_problem(form, u[:, None], (0.4 + 0.1 * np.exp(-0.3 * u)) * np.exp(noise))
+        profile = profiles(problem, solver.solve(problem), ["alpha"])["alpha"]
         low, high = profile.interval
         inside += low <= 0.3 <= high
         widths.append(high - low)
