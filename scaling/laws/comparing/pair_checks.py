@@ -27,8 +27,8 @@ def held_out_order(data: PairData, model: str, paired: list[PairedSize], delta: 
     """Fit without each architecture's largest value of the axis and predict the order there."""
     top = np.where(data.is_a, data.x[data.is_a].max(), data.x[~data.is_a].max())
     held = data.x >= top * (1 - 1e-9)
-    keep = PairData(data.x[~held], data.y[~held], data.is_a[~held], data.clusters[~held], data.matched)
-    if min(len(np.unique(keep.x[side])) for side in (keep.is_a, ~keep.is_a)) < 3:
+    keep = data.subset(~held)
+    if keep.fewest_values < 3:
         return None, "too few values of the axis below the largest"
     fit = fit_pair(keep, model, delta=delta)
     u = np.log(data.x[held]) - keep.centre
@@ -56,7 +56,7 @@ def difference_specifications(frame: pd.DataFrame, data: PairData, headline: flo
     distinct = {x.tobytes(): x for x in axes.values()}
     for x in distinct.values():
         moved = replace(data, x=x)
-        if min(len(np.unique(x[side])) for side in (data.is_a, ~data.is_a)) < 4:
+        if moved.fewest_values < 4:
             continue
         for rows, width in product(_row_choices(moved, delta), (sigma / 3, delta, 1e6)):
             values += [
@@ -76,19 +76,12 @@ def _residual_scale(fit: PairFit) -> float:
 
 def _row_choices(data: PairData, delta: float) -> list[PairData]:
     """All rows; without outliers (|r| > 5 MAD); without each architecture's smallest size."""
-
-    def subset(keep: np.ndarray) -> PairData:
-        return PairData(data.x[keep], data.y[keep], data.is_a[keep], data.clusters[keep], data.matched)
-
     fit = fit_pair(data, "own", delta=delta)
     inliers = np.abs(fit.residuals) <= _OUTLIER_MADS * _residual_scale(fit)
     smallest = np.where(data.is_a, data.x[data.is_a].min(), data.x[~data.is_a].min())
     larger = data.x > smallest * (1 + 1e-9)
-    choices = [data]
-    for keep in (inliers, larger):
-        if not keep.all() and min(len(np.unique(data.x[keep & side])) for side in (data.is_a, ~data.is_a)) >= 4:
-            choices.append(subset(keep))
-    return choices
+    fewer = [data.subset(keep) for keep in (inliers, larger) if not keep.all()]
+    return [data, *(choice for choice in fewer if choice.fewest_values >= 4)]
 
 
 def specification_text(found: Mapping[str, float]) -> str:

@@ -80,6 +80,15 @@ class PairData:
     def u(self) -> np.ndarray:
         return np.log(self.x) - self.centre
 
+    @property
+    def fewest_values(self) -> int:
+        """Distinct values of the axis in the architecture that has fewer of them."""
+        return min(len(np.unique(self.x[side])) for side in (self.is_a, ~self.is_a))
+
+    def subset(self, keep: np.ndarray) -> PairData:
+        """The rows under the mask `keep` [n]."""
+        return PairData(self.x[keep], self.y[keep], self.is_a[keep], self.clusters[keep], self.matched)
+
 
 @dataclass(frozen=True)
 class PairFit:

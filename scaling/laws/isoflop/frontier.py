@@ -182,8 +182,9 @@ def isoflop(
         group, samples = _group_optima(level, cell, rules, rng)
         groups.append(group)
         redrawn.append(samples)
-    akima = _allocation_law(groups, [s.get("akima") for s in redrawn], "akima")
-    parabola = _allocation_law(groups, [s.get("parabola") for s in redrawn], "parabola")
+    both = list(zip(groups, redrawn, strict=True))
+    akima = _allocation_law([(group.budget, group.akima, samples.get("akima")) for group, samples in both])
+    parabola = _allocation_law([(group.budget, group.parabola, samples.get("parabola")) for group, samples in both])
     reasons = _quoting_reasons(akima, parabola)
     if sd is None:
         reasons.append(f"seed noise {source}, so no claim may rest on the exponents")
@@ -404,11 +405,12 @@ def _edge_reason(place: float, u: np.ndarray, low: float, high: float) -> str:
     return ""
 
 
-def _allocation_law(groups: list[IsoflopGroup], samples: list[np.ndarray | None], name: str) -> AllocationLaw | None:
-    """Weighted least squares of ln N_opt on ln C; None with fewer than 3 optima."""
-    chosen = [
-        (g.budget, getattr(g, name), s) for g, s in zip(groups, samples, strict=True) if getattr(g, name) is not None
-    ]
+def _allocation_law(optima: list[tuple[float, Optimum | None, np.ndarray | None]]) -> AllocationLaw | None:
+    """Weighted least squares of ln N_opt on ln C; None with fewer than 3 optima.
+
+    optima: per budget the optimum, where there is one, and ln N_opt of its redraws, where the noise is known.
+    """
+    chosen = [(budget, optimum, samples) for budget, optimum, samples in optima if optimum is not None]
     if len(chosen) < 3:
         return None
     x = np.log([budget for budget, _, _ in chosen])

@@ -89,14 +89,6 @@ class PublishedCurve:
     law: PublishedLaw
     _evaluate: Callable[..., np.ndarray]
 
-    @property
-    def linestyle(self) -> str:
-        return self.law.linestyle
-
-    @property
-    def label(self) -> str:
-        return self.law.label
-
     def __call__(self, *x: float | np.ndarray) -> np.ndarray:
         """y at x. Raises ValueError if the number of arguments is not the number of axes, or a value is not
         positive.

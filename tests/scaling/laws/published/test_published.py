@@ -78,9 +78,9 @@ def test_every_law_loads_and_either_draws_or_says_why_not():
 )
 def test_unchecked_grades_are_dashed_and_named(law_id, style, in_label):
     curve = published.curve(law_id)
-    assert curve.linestyle == style
-    assert in_label in curve.label
-    assert ("[" in curve.label) == (style == "--")
+    assert curve.law.linestyle == style
+    assert in_label in curve.law.label
+    assert ("[" in curve.law.label) == (style == "--")
 
 
 def test_overlay_needs_the_same_axis_metric_and_convention():
