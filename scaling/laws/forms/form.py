@@ -80,12 +80,18 @@ class Parameter:
 class Family:
     """A value function over search-space parameters: value(theta[P], axes[n, d], xp) -> y[n].
 
-    xp is numpy or jax.numpy; the function must work under both.
+    xp is numpy or jax.numpy; the function must work under both. Families of one id, with the same names and a function
+    written at the same place, share a compiled program: a constant that the function holds belongs in the id.
     """
 
     id: str
     names: tuple[str, ...]
     value: Callable = field(compare=False)
+    written_at: str = field(init=False, repr=False)
+
+    def __post_init__(self):
+        place = f"{self.value.__module__}.{self.value.__qualname__}"
+        object.__setattr__(self, "written_at", place)
 
 
 @dataclass(frozen=True)
