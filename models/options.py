@@ -48,6 +48,17 @@ def require_share(**shares: float) -> None:
             raise ValueError(f"{name} is {value}, expected a share in [0, 1)")
 
 
+def refuse_unused(config: Any, reason: str, **flags: Any) -> None:
+    """Raises ValueError for the first of these flags (name=value) of a config that is not at its default.
+
+    reason: why they have no effect there, and the mend.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, value in flags.items():
+        if value != defaults[name]:
+            raise ValueError(f"{name} is {value!r} and has no effect: {reason}, or leave it at {defaults[name]!r}")
+
+
 def group_of(config: Any, group: type[T]) -> T:
     """The flags of one option group alone, of a config that has them."""
     return group(**{field.name: getattr(config, field.name) for field in dataclasses.fields(typing.cast(Any, group))})

@@ -1,4 +1,4 @@
-"""What an architecture is: two calls that are one, and how a sequence encoder meets a backbone.
+"""What an architecture is: scoring in two calls, users before candidates, and how an encoder joins a backbone.
 
     state  = model.encode_user(user)            once per request, never sees a candidate
     output = model.score(state, candidates)     per candidate
@@ -16,13 +16,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from .inputs.batch import CandidateInputs, Inputs, Output, UserInputs
 from .inputs.history import NO_TOKENS, SequenceTokens, TokenShape
-
-Array = jax.Array
 
 __all__ = [
     "NO_TOKENS",
@@ -39,7 +37,7 @@ __all__ = [
 class EncodedHistory(NamedTuple):
     """What `SequenceEncoder.encode_user` returns: finished user tokens [R, t_u, A] or None, and any cached state."""
 
-    tokens: Array | None
+    tokens: Float[Array, "R t A"] | None
     cache: Any
 
 
@@ -61,14 +59,19 @@ class Ranker(nnx.Module):
 class Backbone(Ranker):
     """A ranker that also takes the tokens of a sequence encoder."""
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> Any:
-        """tokens: [R, t_u, A] or None."""
+    def encode_user(self, user: UserInputs, tokens: Float[Array, "R t A"] | None = None) -> Any:
+        """tokens: those the encoder made of the user, or None."""
         raise NotImplementedError
 
     def score(
-        self, state: Any, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+        self,
+        state: Any,
+        candidates: CandidateInputs,
+        tokens: Float[Array, "R C t A"] | None = None,
+        *,
+        key: Array | None = None,
     ) -> Output:
-        """tokens: [R, C, t_c, A] or None."""
+        """tokens: those the encoder made of each candidate, or None."""
         raise NotImplementedError
 
 
@@ -78,7 +81,7 @@ class SequenceEncoder(nnx.Module):
     def encode_user(self, user: UserInputs) -> EncodedHistory:
         raise NotImplementedError
 
-    def candidate_tokens(self, cache: Any, candidates: CandidateInputs) -> Array | None:
+    def candidate_tokens(self, cache: Any, candidates: CandidateInputs) -> Float[Array, "R C t A"] | None:
         """[R, C, t_c, A]; None for an encoder that never looks at the candidate."""
         return None
 

@@ -5,12 +5,14 @@ din                  a sequence encoder in front of a DLRM-MLP (short for din+dl
 din+rankmixer        a sequence encoder in front of a backbone
 hyformer             a ranker: owns its histories as well, so nothing goes in front of it
 rankmixer_100m       a preset: an alias with fixed sizes
+package.module:SPEC  any spec by its address; other distributions add names through the entry points `recscale.models`
+
+What a name means is its spec: a `BackboneSpec`, an `EncoderSpec` or a `RankerSpec`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from recscale.pallas_kernels.names import nearest
+from recscale.pallas_kernels.names import available, load, nearest
 from recscale.pallas_kernels.targets import current_platform
 
 from .architecture import BackboneSpec, EncoderSpec, RankerSpec
@@ -29,38 +31,42 @@ from .options import freeze
 from .presets import PRESETS
 from .ranker import Composed, Ranker
 
-# name -> (kind, module:attribute)
+GROUP = "recscale.models"
+
+# name -> address of the spec
 _TABLE = {
-    "rankmixer": ("backbone", ".mixers.rankmixer:RANKMIXER"),
-    "tokenmixer_large": ("backbone", ".mixers.tokenmixer_large:TOKENMIXER_LARGE"),
-    "ug_rankmixer": ("backbone", ".mixers.ug_rankmixer:UG_RANKMIXER"),
-    "ug_tokenmixer_large": ("backbone", ".mixers.ug_tokenmixer_large:UG_TOKENMIXER_LARGE"),
-    "dlrm_mlp": ("backbone", ".baselines.dlrm_mlp:DLRM_MLP"),
-    "dcnv2": ("backbone", ".baselines.dcnv2:DCNV2"),
-    "wukong": ("backbone", ".baselines.wukong:WUKONG"),
-    "hiformer": ("backbone", ".baselines.hiformer:HIFORMER"),
-    "autoint": ("backbone", ".baselines.autoint:AUTOINT"),
-    "dhen_lite": ("backbone", ".baselines.dhen_lite:DHEN_LITE"),
-    "pkm": ("backbone", ".memories.memory_mixer:PKM"),
-    "memory_plus": ("backbone", ".memories.memory_mixer:MEMORY_PLUS"),
-    "msn": ("backbone", ".memories.msn:MSN_SPEC"),
-    "mmoe": ("backbone", ".baselines.mmoe:MMOE"),
-    "hyformer": ("ranker", ".sequences.hyformer:HYFORMER"),
-    "mixformer": ("ranker", ".sequences.mixformer:MIXFORMER"),
-    "ui_mixformer": ("ranker", ".sequences.mixformer:UI_MIXFORMER"),
-    "longer": ("encoder", ".sequences.longer:LONGER"),
-    "ads": ("encoder", ".sequences.ads:ADS_SPEC"),
-    "sum_pooling": ("encoder", ".baselines.sum_pooling:SUM_POOLING"),
-    "din": ("encoder", ".baselines.din:DIN_SPEC"),
-    "target_attention": ("encoder", ".baselines.target_attention:TARGET_ATTENTION"),
-    "sequence_transformer": ("encoder", ".baselines.sequence_transformer:SEQUENCE_TRANSFORMER"),
-    "sasrec": ("encoder", ".baselines.sequence_transformer:SASREC"),
-    "hstu": ("encoder", ".baselines.hstu:HSTU_SPEC"),
-    "twin_lite": ("encoder", ".baselines.twin_lite:TWIN_LITE"),
-    "stca": ("encoder", ".baselines.stca:STCA_SPEC"),
-    "lmn": ("ranker", ".memories.lmn:LMN_SPEC"),
-    "onetrans_lite": ("ranker", ".baselines.onetrans_lite:ONETRANS_LITE"),
+    "rankmixer": "recscale.models.mixers.rankmixer:RANKMIXER",
+    "tokenmixer_large": "recscale.models.mixers.tokenmixer_large:TOKENMIXER_LARGE",
+    "ug_rankmixer": "recscale.models.mixers.ug_rankmixer:UG_RANKMIXER",
+    "ug_tokenmixer_large": "recscale.models.mixers.ug_tokenmixer_large:UG_TOKENMIXER_LARGE",
+    "dlrm_mlp": "recscale.models.baselines.dlrm_mlp:DLRM_MLP",
+    "dcnv2": "recscale.models.baselines.dcnv2:DCNV2",
+    "wukong": "recscale.models.baselines.wukong:WUKONG",
+    "hiformer": "recscale.models.baselines.hiformer:HIFORMER",
+    "autoint": "recscale.models.baselines.autoint:AUTOINT",
+    "dhen_lite": "recscale.models.baselines.dhen_lite:DHEN_LITE",
+    "pkm": "recscale.models.memories.memory_mixer:PKM",
+    "memory_plus": "recscale.models.memories.memory_mixer:MEMORY_PLUS",
+    "msn": "recscale.models.memories.msn:MSN_SPEC",
+    "mmoe": "recscale.models.baselines.mmoe:MMOE",
+    "hyformer": "recscale.models.sequences.hyformer:HYFORMER",
+    "mixformer": "recscale.models.sequences.mixformer:MIXFORMER",
+    "ui_mixformer": "recscale.models.sequences.mixformer:UI_MIXFORMER",
+    "longer": "recscale.models.sequences.longer:LONGER",
+    "ads": "recscale.models.sequences.ads:ADS_SPEC",
+    "sum_pooling": "recscale.models.baselines.sum_pooling:SUM_POOLING",
+    "din": "recscale.models.baselines.din:DIN_SPEC",
+    "target_attention": "recscale.models.baselines.target_attention:TARGET_ATTENTION",
+    "sequence_transformer": "recscale.models.baselines.sequence_transformer:SEQUENCE_TRANSFORMER",
+    "sasrec": "recscale.models.baselines.sequence_transformer:SASREC",
+    "hstu": "recscale.models.baselines.hstu:HSTU_SPEC",
+    "twin_lite": "recscale.models.baselines.twin_lite:TWIN_LITE",
+    "stca": "recscale.models.baselines.stca:STCA_SPEC",
+    "lmn": "recscale.models.memories.lmn:LMN_SPEC",
+    "onetrans_lite": "recscale.models.baselines.onetrans_lite:ONETRANS_LITE",
 }
+
+_KINDS = {BackboneSpec: "backbone", EncoderSpec: "encoder", RankerSpec: "ranker"}
 
 # What a sequence encoder stands in front of when it is named alone.
 _ALONE = "dlrm_mlp"
@@ -68,18 +74,24 @@ _ALONE = "dlrm_mlp"
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One side of a name: the registered spec and the preset's overrides."""
+    """One side of a name: the spec and the preset's overrides."""
 
     spec: Any
     overrides: dict[str, Any]
 
+    @property
+    def kind(self) -> str:
+        return _KINDS[type(self.spec)]
+
 
 def list_models(kind: str | None = None) -> list[str]:
-    """Registered names, presets excluded; kind "backbone", "encoder" or "ranker" selects.
+    """Names of this package and of other distributions, presets excluded; kind "backbone", "encoder" or "ranker"
+    selects, and imports every model for it.
 
     Any encoder goes with any backbone; a ranker stands alone.
     """
-    return [name for name, (k, _) in _TABLE.items() if kind in (None, k)]
+    names = available(GROUP, _TABLE)
+    return names if kind is None else [name for name in names if _load(name).kind == kind]
 
 
 def reads_history(name: str) -> bool:
@@ -202,13 +214,14 @@ def _parts(name: str) -> tuple[_Part | None, _Part]:
     names = name.split("+")
     if len(names) > 2:
         raise ValueError(f"{name!r} has {len(names)} parts; expected encoder+backbone")
-    kinds = [_kind(part) for part in names]
+    parts = [_load(part) for part in names]
+    kinds = [part.kind for part in parts]
     if kinds in (["backbone"], ["ranker"]):
-        return None, _load(name)
+        return None, parts[0]
     if kinds == ["encoder"]:
-        return _load(name), _load(_ALONE)
+        return parts[0], _load(_ALONE)
     if kinds == ["encoder", "backbone"]:
-        return _load(names[0]), _load(names[1])
+        return parts[0], parts[1]
     if kinds[-1] == "ranker":
         raise ValueError(
             f"{name!r}: {names[1]} reads the histories itself, so nothing goes in front of it; use {names[1]!r} alone"
@@ -218,17 +231,18 @@ def _parts(name: str) -> tuple[_Part | None, _Part]:
     )
 
 
-def _kind(name: str) -> str:
-    base = PRESETS[name][0] if name in PRESETS else name
-    if base not in _TABLE:
-        raise ValueError(f"there is no model {name!r}{nearest(name, [*_TABLE, *PRESETS])}")
-    return _TABLE[base][0]
-
-
 def _load(name: str) -> _Part:
     base, overrides = PRESETS.get(name, (name, {}))
-    module, attribute = _TABLE[base][1].split(":")
-    return _Part(getattr(importlib.import_module(module, __package__), attribute), overrides)
+    if base not in (known := available(GROUP, _TABLE)) and ":" not in base:
+        raise ValueError(
+            f"there is no model {name!r}{nearest(name, [*known, *PRESETS])}; or name one as package.module:attribute"
+        )
+    spec = load(GROUP, base, _TABLE, "model")
+    if type(spec) not in _KINDS:
+        raise ValueError(
+            f"model {name!r} is a {type(spec).__name__}, expected a BackboneSpec, EncoderSpec or RankerSpec"
+        )
+    return _Part(spec, overrides)
 
 
 def _defaults(part: _Part) -> dict[str, Any]:

@@ -10,6 +10,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from .inputs.history import TokenShape
+from .inputs.schema import Schema
+from .inputs.tokenizers import TokenizerOptions, possible_tokens
+
 LARGE = 1e7
 
 # Widths tried for the layer that is held fixed, relative to the solution with equal widths.
@@ -160,6 +164,39 @@ def token_shapes(
         yield T, D, F
 
 
+def shapes_by_width(
+    choices: Iterable[tuple[int | None, float]],
+    target: float,
+    layers: int,
+    ratio: float,
+    hiddens: Callable[[int | None, int], Iterable[tuple[int, int]]],
+) -> Iterator[dict[str, Any]]:
+    """Overrides (tokens, width, hidden) of `layers` blocks with one network D -> F -> D per token; friendliest first.
+
+    Args:
+        choices: (T, its cost in octaves of F/D); T None stays as configured.
+        ratio: F/D that is preferred.
+        hiddens: (T, D) -> (rank, F) that meet the target, rank 0 the friendliest.
+    """
+    found = set()
+    for T, token_cost in choices:
+        step = math.lcm(T or 1, 128 if target >= LARGE else 4)
+        ideal = math.sqrt(target / (2 * ratio * layers * (T or 16)))
+        for D in range(step, int(3 * ideal) + step + 1, step):
+            for rank, hidden in hiddens(T, D):
+                found.add((abs(math.log2(hidden / D / ratio)) + token_cost + rank / 4, T or 0, D, hidden))
+    for _, T, D, hidden in sorted(found):
+        yield {"tokens": T or None, "width": D, "hidden": hidden}
+
+
+def affine_widths(params: Callable[[int], int], target: float, unit: int = 1) -> list[int]:
+    """Multiples of `unit` and of each grain, coarsest first, at which params, affine in the width, meets the target."""
+    one, two = params(unit), params(2 * unit)
+    exact = unit * (1 + (target - one) / (two - one))
+    steps = [math.lcm(grain, unit) for grain in grains(target)]
+    return list(dict.fromkeys(grain * round(exact / grain) for grain in steps if exact >= grain / 2 + 1e-9))
+
+
 def token_choices(possible: Iterable[int], target: float) -> list[tuple[int, float]]:
     """Powers of two among the possible T, within an octave of the one that suits the size, with half an octave's cost
     per octave; whatever is possible if none is a power of two."""
@@ -168,3 +205,12 @@ def token_choices(possible: Iterable[int], target: float) -> list[tuple[int, flo
     suits = 4 if target < 3e4 else 8 if target < 3e5 else 16 if target < 3e8 else 32
     nearest = min(powers, key=lambda T: (abs(math.log2(T / suits)), T))
     return [(T, abs(math.log2(T / nearest)) / 2) for T in powers if abs(math.log2(T / nearest)) <= 1]
+
+
+def tokenizer_choices(
+    schema: Schema, options: TokenizerOptions, target: float, tokens: TokenShape
+) -> list[tuple[int | None, float]]:
+    """T as configured, or those that suit the size where a "cut" tokenizer may choose; each with its cost."""
+    if options.tokens is not None or options.tokenizer != "cut":
+        return [(options.tokens, 0.0)]
+    return list(token_choices(possible_tokens(schema, options, tokens), target))

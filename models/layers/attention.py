@@ -10,14 +10,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from .dense import Dense
 from .matmul import contract
 
-Array = jax.Array
 
-
-def attend_tokens(q: Array, k: Array, v: Array, scale: float, dtype=jnp.float32) -> Array:
+def attend_tokens(
+    q: Float[Array, "Q B H d"],
+    k: Float[Array, "T B H d"],
+    v: Float[Array, "T B H e"],
+    scale: float,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "Q B He"]:
     """softmax(scale * q k^T) v per head: q [Q, B, H, d], k [T, B, H, d], v [T, B, H, e] -> [Q, B, H*e].
 
     2*Q*T*H*(d + e) FLOPs per row.
@@ -33,17 +39,24 @@ def attend_tokens(q: Array, k: Array, v: Array, scale: float, dtype=jnp.float32)
 class SelfAttention(nnx.Module):
     """x [T, B, D] -> [T, B, D]."""
 
-    def __init__(self, width: int, heads: int, *, init: str = "lecun_normal", dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        init: str = "lecun_normal",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        def dense(axes: tuple[str, str] = ("embed", "heads")) -> Dense:
+            return Dense(width, width, use_bias=False, init=init, axes=axes, dtype=dtype, rngs=rngs)
+
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} attention heads")
         self.heads, self.dtype = heads, dtype
-        kwargs = dict(use_bias=False, init=init, dtype=dtype, rngs=rngs)
-        self.query = Dense(width, width, axes=("embed", "heads"), **kwargs)
-        self.key = Dense(width, width, axes=("embed", "heads"), **kwargs)
-        self.value = Dense(width, width, axes=("embed", "heads"), **kwargs)
-        self.out = Dense(width, width, axes=("heads", "embed"), **kwargs)
+        self.query, self.key, self.value, self.out = dense(), dense(), dense(), dense(("heads", "embed"))
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "T B D"]:
         tokens, rows, width = x.shape
         split = (tokens, rows, self.heads, width // self.heads)
         q, k, v = (f(x).reshape(split) for f in (self.query, self.key, self.value))

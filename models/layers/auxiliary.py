@@ -8,17 +8,51 @@ z_L are the model's logits, z_l those of the head on block l: towers of their ow
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from recscale.models.options import Options, refuse_unused
 
 from . import param
 from .norms import Norm
 from .towers import Towers, mean_tokens, tower_params
 
-Array = jax.Array
+
+@dataclasses.dataclass(frozen=True)
+class AuxiliaryOptions(Options):
+    """aux_mode: "joint" or "independent". aux_weight: of the sum of the heads' losses, 0 is off. aux_layers: blocks
+    with a head, counted from 1; None is the middle one. aux_stop_gradient: z_L is a constant in "joint" losses."""
+
+    aux_mode: Literal["joint", "independent"] = "joint"
+    aux_weight: float = 0.1
+    aux_layers: tuple[int, ...] | None = None
+    aux_stop_gradient: bool = False
+
+    def auxiliary_blocks(self, layers: int) -> tuple[int, ...]:
+        """Blocks with a head, of so many."""
+        if not self.aux_weight:
+            return ()
+        middle = (layers // 2,) if layers > 1 else ()
+        return middle if self.aux_layers is None else self.aux_layers
+
+    def check_auxiliary(self, layers: int) -> None:
+        """ValueError for blocks that do not exist, or flags without effect."""
+        blocks = self.aux_layers or ()
+        if len(set(blocks)) < len(blocks) or any(not 1 <= block < layers for block in blocks):
+            raise ValueError(f"aux_layers is {blocks}, expected blocks from 1 to {layers - 1}, each once")
+        if not self.aux_weight:
+            reason = "aux_weight is 0, so there are no auxiliary heads; set aux_weight"
+            refuse_unused(self, reason, aux_mode=self.aux_mode, aux_layers=self.aux_layers)
+        if not self.aux_weight or self.aux_mode == "independent":
+            reason = "no loss joins the model's logits; set aux_weight and aux_mode='joint'"
+            refuse_unused(self, reason, aux_stop_gradient=self.aux_stop_gradient)
 
 
 class AuxiliaryHead(nnx.Module):
@@ -32,14 +66,14 @@ class AuxiliaryHead(nnx.Module):
         tower: tuple[int, ...] = (),
         norm_eps: float = 1e-6,
         init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.norm = Norm(width, kind="rms", eps=norm_eps, dtype=dtype)
         self.towers = Towers(width, tasks, tower=tower, init=init, dtype=dtype, rngs=rngs)
         param.training_only(self)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "B Y"]:
         return self.towers(mean_tokens(self.norm(x)))
 
 
@@ -47,10 +81,9 @@ class AuxiliaryHeads(nnx.Module):
     """A head on each block of `layers` (counted from 1), and their losses.
 
     Args:
-        width, tasks: D, Y. layers: blocks with a head.
-        mode: "joint" or "independent". weight: of the sum of their losses.
-        stop_gradient: whether z_L is a constant in "joint" losses.
-        head: arguments of `AuxiliaryHead`.
+        width, tasks: D, Y. layers: blocks with a head, `options.auxiliary_blocks(L)`.
+        options: how their losses are made.
+        tower, norm_eps, init: of every head.
     """
 
     def __init__(
@@ -59,13 +92,19 @@ class AuxiliaryHeads(nnx.Module):
         tasks: int,
         *,
         layers: tuple[int, ...] = (),
-        mode: str = "joint",
-        weight: float = 0.1,
-        stop_gradient: bool = False,
-        **head,
+        options: AuxiliaryOptions = AuxiliaryOptions(),  # noqa: B008
+        tower: tuple[int, ...] = (),
+        norm_eps: float = 1e-6,
+        init: str = "lecun_normal",
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ):
-        self.layers, self.mode, self.weight, self.stop_gradient = layers, mode, weight, stop_gradient
-        self.heads = nnx.List(AuxiliaryHead(width, tasks, **head) for _ in layers)
+        self.layers, self.mode, self.weight = layers, options.aux_mode, options.aux_weight
+        self.stop_gradient = options.aux_stop_gradient
+        self.heads = nnx.List(
+            AuxiliaryHead(width, tasks, tower=tower, norm_eps=norm_eps, init=init, dtype=dtype, rngs=rngs)
+            for _ in layers
+        )
 
     def each(self, function: Callable[[AuxiliaryHead, Array], Array], after: Sequence[Array]) -> list[Array]:
         """function(head, x) of every head; after[l]: x after block l, after[0] what enters the first."""

@@ -36,7 +36,7 @@ class Dense(nnx.Module):
         self.kernel = param.kernel(rngs, (width, out), axes, init, std_scale)
         self.bias = param.constant((out,), (axes[1],)) if use_bias else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*rows in"]) -> Float[Array, "*rows out"]:
         rows = x.reshape(-1, x.shape[-1])
         y = product(rows, self.kernel, self.dtype)
         if self.bias is not None:
@@ -62,7 +62,7 @@ class FFN(nnx.Module):
         self.up = Dense(width, hidden, init=init, dtype=dtype, rngs=rngs)
         self.down = Dense(hidden, out or width, init=init, axes=("hidden", "embed"), dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows out"]:
         return self.down(activation(self.act)(self.up(x)))
 
 
@@ -107,7 +107,7 @@ class MLP(nnx.Module):
         pairs = pairwise((width, *widths))
         self.layers = nnx.List(Dense(a, b, init=init, dtype=dtype, rngs=rngs) for a, b in pairs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows out"]:
         for layer in self.layers:
             x = activation(self.act)(layer(x))
         return x
@@ -147,17 +147,17 @@ class SplitDense(nnx.Module):
         self.kernel = param.kernel(rngs, (user_width + candidate_width, out), axes, init)
         self.bias = param.constant((out,), (axes[1],)) if use_bias else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B d"]) -> Float[Array, "B F"]:
         """The whole product on rows that are already joined: [B, d_u + d_c] -> [B, F]."""
         return self._add_bias(product(x, self.kernel, self.dtype))
 
-    def encode_user(self, x: Array | None) -> Array | None:
+    def encode_user(self, x: Float[Array, "R d_u"] | None) -> Float[Array, "R F"] | None:
         """x_user W_user: [R, d_u] -> [R, F]; None when the user side is empty."""
-        if not self.user_width:
+        if not self.user_width or x is None:
             return None
         return product(x, self.kernel, self.dtype, inputs=slice(self.user_width))
 
-    def score(self, state: Array | None, x: Array) -> Array:
+    def score(self, state: Float[Array, "R F"] | None, x: Float[Array, "R C d_c"]) -> Float[Array, "RC F"]:
         """Adds the candidate part and the bias: [R, F] and [R, C, d_c] -> [R*C, F]."""
         requests, candidates, width = x.shape
         rows = x.reshape(requests * candidates, width)
@@ -168,7 +168,7 @@ class SplitDense(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)[None]
 
 
-def repeat_user(x: Array, candidates: int) -> Array:
+def repeat_user(x: Float[Array, "R d"], candidates: int) -> Float[Array, "RC d"]:
     """[R, d] -> [R*C, d]: every candidate row sees its request's vector."""
     if candidates == 1:
         return x

@@ -10,28 +10,29 @@ adding results up are gathers, and so are their gradients (a scatter would add i
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-Array = jax.Array
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Assignment(NamedTuple):
     """selections: int32 [N], flat index (t*B + b)*k + j of the selection at each place, T*B*k where a place is empty;
     places: int32 [T, B, k], the place of each selection, N where it has none."""
 
-    selections: Array
-    places: Array
+    selections: Int[Array, " N"]
+    places: Int[Array, "T B k"]
 
 
-def one_hot(ids: Array, experts: int) -> Array:
+def one_hot(ids: Int[Array, "*T k"], experts: int) -> Bool[Array, "*T k E"]:
     """ids [..., k] -> bool [..., k, E]; id E gives no expert."""
     return ids[..., None] == jnp.arange(experts, dtype=ids.dtype).reshape((1,) * ids.ndim + (experts,))
 
 
-def by_capacity(ids: Array, experts: int, capacity: int) -> tuple[Assignment, Array]:
+def by_capacity(ids: Int[Array, "T B k"], experts: int, capacity: int) -> tuple[Assignment, Float[Array, ""]]:
     """Places t*E*C + e*C + c for ids [T, B, k]; earlier rows first. Also float32 []: selections without a place."""
     tokens, rows, k = ids.shape
     chosen = one_hot(ids, experts)
@@ -53,7 +54,7 @@ def _inverse(positions: Array, size: int) -> Array:
     return nowhere.at[positions].set(jnp.arange(positions.size, dtype=jnp.int32), mode="drop")
 
 
-def by_sorting(ids: Array, experts: int) -> tuple[Assignment, Array]:
+def by_sorting(ids: Int[Array, "T B k"], experts: int) -> tuple[Assignment, Int[Array, " TE"]]:
     """Places in the order of (token, expert, row) for ids [T, B, k]; also int32 [T*E], rows of every group."""
     tokens = ids.shape[0]
     token = jnp.arange(tokens, dtype=jnp.int32)[:, None, None]
@@ -67,23 +68,23 @@ def by_sorting(ids: Array, experts: int) -> tuple[Assignment, Array]:
 
 
 @jax.custom_vjp
-def dispatch(x: Array, assignment: Assignment) -> Array:
+def dispatch(x: Float[Array, "T B D"], assignment: Assignment) -> Float[Array, "N D"]:
     """The row of every place: [T, B, D] -> [N, D], zeros in empty places."""
     k = assignment.places.shape[-1]
     return _take(x.reshape(-1, x.shape[-1]), assignment.selections // k)
 
 
 @jax.custom_vjp
-def collect(z: Array, assignment: Assignment) -> Array:
+def collect(z: Float[Array, "N D"], assignment: Assignment) -> Float[Array, "T B D"]:
     """The sum of every row's places: [N, D] -> [T, B, D]; a selection without a place adds nothing."""
     tokens, rows, k = assignment.places.shape
     places = assignment.places.reshape(-1, k)
-    total = sum(_take(z, places[:, j]).astype(jnp.float32) for j in range(k))
+    total = functools.reduce(operator.add, [_take(z, places[:, j]).astype(jnp.float32) for j in range(k)])
     return total.astype(z.dtype).reshape(tokens, rows, -1)
 
 
 @jax.custom_vjp
-def spread(gates: Array, assignment: Assignment) -> Array:
+def spread(gates: Float[Array, "T B k"], assignment: Assignment) -> Float[Array, " N"]:
     """The gate of every place: [T, B, k] -> [N], 0 in empty places."""
     return _take(gates.reshape(-1), assignment.selections)
 

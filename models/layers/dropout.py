@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-Array = jax.Array
 
-
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(x: Float[Array, "*any"], rate: float, key: Array | None) -> Float[Array, "*any"]:
     """Zeroes a share `rate` of x and scales the rest up to keep the mean; x itself without a key or a rate."""
     if not rate or key is None:
         return x

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from recscale.pallas_kernels.hybrid_attention import hybrid_attention, merge_attention
 
 from .dense import Dense
 from .norms import Norm, norm_params
 from .per_token import activation
-
-Array = jax.Array
 
 
 class KeyValues(NamedTuple):
@@ -42,7 +41,7 @@ class Visible(NamedTuple):
     """
 
     keys: KeyValues
-    length: Array | None = None
+    length: Int[Array, " R"] | None = None
     mode: str = "full"
     q_pos: Array | None = None
 
@@ -70,29 +69,31 @@ class HistoryBlock(nnx.Module):
         activation: str = "gelu",
         init: str = "lecun_normal",
         implementation: str | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        F, attends = hidden or 4 * width, use_bias if attention_bias is None else attention_bias
+
+        def dense(inputs: int, out: int, axes: tuple[str, str], biased: bool) -> Dense:
+            return Dense(inputs, out, use_bias=biased, init=init, axes=axes, dtype=dtype, rngs=rngs)
+
         check_heads(width, heads)
         self.heads, self.act, self.implementation = heads, activation, implementation
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        kwargs["use_bias"] = use_bias if attention_bias is None else attention_bias
         self.attention_norm = Norm(width, kind=norm, dtype=dtype)
-        self.query = Dense(width, width, axes=("embed", "heads"), **kwargs)
-        self.key = Dense(width, width, axes=("embed", "heads"), **kwargs)
-        self.value = Dense(width, width, axes=("embed", "heads"), **kwargs)
-        self.out = Dense(width, width, axes=("heads", "embed"), **kwargs)
+        self.query = dense(width, width, ("embed", "heads"), attends)
+        self.key = dense(width, width, ("embed", "heads"), attends)
+        self.value = dense(width, width, ("embed", "heads"), attends)
+        self.out = dense(width, width, ("heads", "embed"), attends)
         self.ffn_norm = Norm(width, kind=norm, dtype=dtype)
-        kwargs["use_bias"] = use_bias
-        self.up = Dense(width, hidden or 4 * width, **kwargs)
-        self.down = Dense(hidden or 4 * width, width, axes=("hidden", "embed"), **kwargs)
+        self.up = dense(width, F, ("embed", "hidden"), use_bias)
+        self.down = dense(F, width, ("hidden", "embed"), use_bias)
 
-    def keys(self, x: Array) -> KeyValues:
+    def keys(self, x: Float[Array, "*lead n D"]) -> KeyValues:
         """x [..., n, D] -> k, v [..., n, H, d]."""
         x = self.attention_norm(x)
         return KeyValues(split_heads(self.key(x), self.heads), split_heads(self.value(x), self.heads))
 
-    def __call__(self, x: Array, *seen: Visible) -> Array:
+    def __call__(self, x: Float[Array, "*lead Q D"], *seen: Visible) -> Float[Array, "*lead Q D"]:
         """x [R, Q, D] or [R, C, Q, D]; the sets in `seen` must be disjoint."""
         q = split_heads(self.query(self.attention_norm(x)), self.heads)
         x = x + self.out(attend(q, *seen, implementation=self.implementation))
@@ -115,33 +116,37 @@ class TargetRead(nnx.Module):
         use_bias: bool = False,
         init: str = "lecun_normal",
         implementation: str | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        def dense(inputs: int, axes: tuple[str, str]) -> Dense:
+            return Dense(inputs, width, use_bias=use_bias, init=init, axes=axes, dtype=dtype, rngs=rngs)
+
         check_heads(width, heads)
         self.heads, self.implementation = heads, implementation
-        kwargs = dict(use_bias=use_bias, init=init, dtype=dtype, rngs=rngs)
-        self.query = Dense(query_width, width, axes=("features", "heads"), **kwargs)
-        self.key = Dense(event_width, width, axes=("embed", "heads"), **kwargs)
-        self.value = Dense(event_width, width, axes=("embed", "heads"), **kwargs)
-        self.out = Dense(width, width, axes=("heads", "embed"), **kwargs)
+        self.query = dense(query_width, ("features", "heads"))
+        self.key = dense(event_width, ("embed", "heads"))
+        self.value = dense(event_width, ("embed", "heads"))
+        self.out = dense(width, ("heads", "embed"))
 
-    def keys(self, events: Array) -> KeyValues:
+    def keys(self, events: Float[Array, "R S A"]) -> KeyValues:
         return KeyValues(split_heads(self.key(events), self.heads), split_heads(self.value(events), self.heads))
 
-    def __call__(self, x: Array, keys: KeyValues, length: Array) -> Array:
+    def __call__(
+        self, x: Float[Array, "R C D_x"], keys: KeyValues, length: Int[Array, " R"]
+    ) -> Float[Array, "R C 1 D"]:
         q = split_heads(self.query(x), self.heads)[:, :, None]
         return self.out(attend(q, Visible(keys, length), implementation=self.implementation))
 
 
-def attend(q: Array, *seen: Visible, implementation: str | None = None) -> Array:
+def attend(q: Float[Array, "*lead H d"], *seen: Visible, implementation: str | None = None) -> Float[Array, "*lead Hd"]:
     """q [R, (C,) Q, H, d] over the union of disjoint sets of keys, scale 1/sqrt(d) -> [R, (C,) Q, H*d]."""
     parts = [_part(q, each, implementation) for each in seen]
     o = parts[0][0] if len(parts) == 1 else merge_attention(parts)[0]
     return o.reshape(*o.shape[:-2], -1)
 
 
-def split_heads(x: Array, heads: int) -> Array:
+def split_heads(x: Float[Array, "*lead D"], heads: int) -> Float[Array, "*lead H d"]:
     """[..., D] -> [..., H, D/H]."""
     return x.reshape(*x.shape[:-1], heads, -1)
 

@@ -8,16 +8,16 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.pallas_kernels.mixed_precision import einsum_float32
-
-Array = jax.Array
 
 
 class Kernel(Protocol):
     """What a layer's `kernel` may be instead of an `nnx.Param`: weights that know how to multiply (int8 ones)."""
 
-    def product(self, x: Array, dtype, inputs: slice) -> Array:
+    def product(self, x: Float[Array, "*T B in"], dtype: DTypeLike, inputs: slice) -> Float[Array, "*U B out"]:
         """x [B, in] or [T, B, in] times the kernel's rows `inputs`: [B, out], or [T, B, out] with a kernel per token.
 
         The result has `dtype`.
@@ -25,7 +25,14 @@ class Kernel(Protocol):
         ...
 
 
-def product(x: Array, kernel: nnx.Param | Kernel, dtype=jnp.float32, *, transposed=False, inputs=slice(None)) -> Array:
+def product(
+    x: Float[Array, "*T B in"],
+    kernel: nnx.Param | Kernel,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    transposed: bool = False,
+    inputs: slice = slice(None),  # noqa: B008
+) -> Float[Array, "*U B out"]:
     """x times a layer's kernel, as `contract` does it; x [B, in] with a kernel per token is read by every token.
 
     Args:
@@ -44,7 +51,9 @@ def product(x: Array, kernel: nnx.Param | Kernel, dtype=jnp.float32, *, transpos
     return contract(f"{left},{token}{right}->{token}bf", x, w, dtype)
 
 
-def contract(spec: str, x: Array, w: Array, dtype=jnp.float32) -> Array:
+def contract(
+    spec: str, x: Float[Array, ...], w: Float[Array, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, ...]:
     """`einsum(spec, x, w)` with operands cast to `dtype`, products summed in float32; the result has `dtype`.
 
     Below float32 the two gradients are products of `dtype` operands as well (differentiating

@@ -69,7 +69,7 @@ class PerTokenDense(nnx.Module):
         self.kernel = param.kernel(rngs, (tokens, width, out), stored, init, std_scale, transposed, fans)
         self.bias = param.constant((tokens, out), ("tokens", axes[1])) if use_bias else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B in"] | Float[Array, "B in"]) -> Float[Array, "T B out"]:
         y = product(x, self.kernel, self.dtype, transposed=self.transposed)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)[:, None, :]
 
@@ -107,10 +107,11 @@ class PerTokenFFN(nnx.Module):
             tokens, hidden, out, init=init, axes=("hidden", "embed"), transposed=True, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "T B in"] | Float[Array, "B in"]) -> Float[Array, "T B out"]:
         fused = self.implementation is not None or fuses(self.act)
         if not fused or not isinstance(self.up.kernel, nnx.Variable):
             return self.down(activation(self.act)(self.up(x)))
+        assert self.up.bias is not None and self.down.bias is not None
         weights = [w[...] for w in (self.up.kernel, self.up.bias, self.down.kernel, self.down.bias)]
         if x.ndim == 2:
             x = jnp.broadcast_to(x, (weights[0].shape[0], *x.shape))

@@ -26,14 +26,18 @@ Letters: T tokens, B rows, D width, E experts, k selections, f hidden width of a
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
+from recscale.models.options import Options, refuse_unused
 from recscale.pallas_kernels.grouped_matmul import grouped_matmul
 from recscale.pallas_kernels.targets import current_platform
 
@@ -42,8 +46,6 @@ from .dispatch import Assignment, by_capacity, by_sorting, collect, dispatch, on
 from .matmul import contract
 from .per_token import PerTokenDense, PerTokenSwiGLU, activation
 
-Array = jax.Array
-
 PATHS = ("auto", "masked", "capacity", "ragged")
 
 # Capacities are multiples of this, which vector units prefer.
@@ -51,6 +53,24 @@ _CAPACITY_STEP = 8
 
 # Tokens whose experts are computed together at fixed capacity.
 _TOKENS_AT_ONCE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertOptions(Options):
+    """expert_path: how experts are computed; capacity_factor: places of an expert over its mean number of rows;
+    balance_weight: of the loss that evens out the rows of softmax-routed experts."""
+
+    expert_path: Literal["auto", "masked", "capacity", "ragged"] = "auto"
+    capacity_factor: float = 1.25
+    balance_weight: float = 0.0
+
+    def check_capacity(self) -> None:
+        """ValueError for a capacity factor that leaves no place, or that nothing reads."""
+        if self.capacity_factor <= 0:
+            raise ValueError(f"capacity_factor is {self.capacity_factor}, expected above 0")
+        if self.expert_path in ("masked", "ragged"):
+            reason = f"expert_path={self.expert_path!r} has no capacity; take 'capacity' or 'auto'"
+            refuse_unused(self, reason, capacity_factor=self.capacity_factor)
 
 
 def choose_path(path: str, training: bool) -> str:
@@ -62,12 +82,6 @@ def choose_path(path: str, training: bool) -> str:
     if current_platform() != "cpu":
         return "ragged"
     return "capacity" if training else "masked"
-
-
-def check_capacity(factor: float) -> None:
-    """Raises ValueError for a capacity factor that leaves no place."""
-    if factor <= 0:
-        raise ValueError(f"capacity_factor is {factor}, expected above 0")
 
 
 def capacity_of(rows: int, share: float, factor: float) -> int:
@@ -102,7 +116,7 @@ class PerTokenExperts(nnx.Module):
         scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
         fans: tuple[int, int] | None = None,
         implementation: str | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if kind not in ("ffn", "swiglu"):
@@ -110,20 +124,23 @@ class PerTokenExperts(nnx.Module):
         fans = fans or (width, hidden)
         shape, axes = (tokens, experts, width, hidden), ("tokens", "experts", "hidden", "embed")
         self.experts, self.act, self.implementation, self.dtype = experts, activation, implementation, dtype
-        swiglu, turned = kind == "swiglu", dict(transposed=True, fans=fans)
-        self.up = param.kernel(rngs, shape, axes, init, scales[0], **turned)
-        self.gate = param.kernel(rngs, shape, axes, init, scales[1], **turned) if swiglu else None
+        swiglu = kind == "swiglu"
+        self.up = param.kernel(rngs, shape, axes, init, scales[0], transposed=True, fans=fans)
+        gate = param.kernel(rngs, shape, axes, init, scales[1], transposed=True, fans=fans) if swiglu else None
+        self.gate = gate
         self.bias = None if swiglu else param.constant((tokens, experts, hidden), axes[:3])
         out = (tokens, experts, hidden, width)
-        self.out = param.kernel(rngs, out, axes, init, scales[2], fans=fans[::-1])
+        self.out = param.kernel(rngs, out, axes, init, scales[2], fans=(fans[1], fans[0]))
 
-    def masked(self, x: Array, gates: Array) -> Array:
+    def masked(self, x: Float[Array, "T B D"], gates: Float[Array, "T B E"]) -> Float[Array, "T B D"]:
         """All experts: x [T, B, D], gates [T, B, E] -> [T, B, D]."""
         h = self._hidden(lambda w: contract("tbd,tefd->tebf", x, w, self.dtype), lambda b: b[:, :, None])
         h = h * gates.swapaxes(1, 2)[..., None].astype(self.dtype)
         return contract("tebf,tefd->tbd", h, self.out[...], self.dtype)
 
-    def capacity(self, x: Array, ids: Array, gates: Array, capacity: int) -> tuple[Array, Array]:
+    def capacity(
+        self, x: Float[Array, "T B D"], ids: Int[Array, "T B k"], gates: Float[Array, "T B k"], capacity: int
+    ) -> tuple[Float[Array, "T B D"], Float[Array, ""]]:
         """At most `capacity` rows an expert: ids and gates [T, B, k] -> [T, B, D], and how many were dropped.
 
         A few tokens at a time: XLA's CPU backend multiplies a batch of small matrices on one thread, but runs products
@@ -142,7 +159,9 @@ class PerTokenExperts(nnx.Module):
         y = contract("tecf,tefd->tecd", h, self.out[...][tokens], self.dtype)
         return collect(y.reshape(-1, y.shape[-1]), assignment), dropped
 
-    def ragged(self, x: Array, ids: Array, gates: Array) -> Array:
+    def ragged(
+        self, x: Float[Array, "T B D"], ids: Int[Array, "T B k"], gates: Float[Array, "T B k"]
+    ) -> Float[Array, "T B D"]:
         """Rows sorted by expert: ids and gates [T, B, k] -> [T, B, D]."""
         assignment, sizes = by_sorting(ids, self.experts)
         z = dispatch(x.astype(self.dtype), assignment)
@@ -152,18 +171,22 @@ class PerTokenExperts(nnx.Module):
         h = h * spread(gates.astype(self.dtype), assignment)[:, None]
         return collect(self._grouped(h, self.out[...], sizes), assignment)
 
-    def _hidden(self, product, place) -> Array:
+    def _hidden(self, product: Callable[[Array], Array], place: Callable[[Array], Array]) -> Array:
         """Hidden activation; `product(kernel)` multiplies the rows, `place(bias)` brings a bias to their layout."""
         if self.gate is not None:
             return activation("silu")(product(self.gate[...])) * product(self.up[...])
-        return activation(self.act)(product(self.up[...]) + place(self.bias[...].astype(self.dtype)))
+        return activation(self.act)(product(self.up[...]) + place(self._biases()))
+
+    def _biases(self) -> Array:
+        assert self.bias is not None  # whatever has no gate has biases
+        return self.bias[...].astype(self.dtype)
 
     def _hidden_at_once(self, z: Array, tokens: slice) -> Array:
         """Hidden activation of rows [T, E, C, D] of some tokens. One product for gate and up together: products of one
         expert are small, and XLA's CPU backend takes a tenth less for both gradients of one twice as wide."""
         spec, up = "tecd,tefd->tecf", self.up[...][tokens]
         if self.gate is None:
-            place = self.bias[...].astype(self.dtype)[tokens][:, :, None]
+            place = self._biases()[tokens][:, :, None]
             return activation(self.act)(contract(spec, z, up, self.dtype) + place)
         both = contract(spec, z, jnp.concatenate([self.gate[...][tokens], up], axis=2), self.dtype)
         gate, up = jnp.split(both, 2, axis=-1)
@@ -191,7 +214,9 @@ class TopKRouting(NamedTuple):
     z: Array
 
 
-def top_k_gates(logits: Array, k: int, norm: str = "selected") -> tuple[Array, Array]:
+def top_k_gates(
+    logits: Float[Array, "T B E"], k: int, norm: str = "selected"
+) -> tuple[Int[Array, "T B k"], Float[Array, "T B k"]]:
     """ids int32 and gates float32 [T, B, k] of the k largest logits [T, B, E].
 
     norm="selected": softmax over the k logits; "all": softmax over all E, of which k are kept as they are.
@@ -240,7 +265,7 @@ class TopKMoE(nnx.Module):
         path: str = "auto",
         capacity_factor: float = 1.25,
         implementation: str | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_top_k(hidden, experts, active, shared=shared, gate_norm=gate_norm)
@@ -251,15 +276,30 @@ class TopKMoE(nnx.Module):
         if pooled:
             tokens, experts = 1, experts * tokens
         self.routed, self.selected = experts - shared, active - shared
-        kwargs = dict(init=init, scales=scales, fans=fans, dtype=dtype, rngs=rngs)
         self.experts = PerTokenExperts(
-            tokens, width, f, self.routed, kind=kind, activation=activation, implementation=implementation, **kwargs
+            tokens,
+            width,
+            f,
+            self.routed,
+            kind=kind,
+            activation=activation,
+            init=init,
+            scales=scales,
+            fans=fans,
+            implementation=implementation,
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.shared = PerTokenSwiGLU(tokens, width, f, **kwargs) if shared else None
+        always = None
+        if shared:
+            always = PerTokenSwiGLU(tokens, width, f, init=init, scales=scales, fans=fans, dtype=dtype, rngs=rngs)
+        self.shared = always
         self.bias = param.constant((tokens, width), ("tokens", "embed")) if kind == "ffn" else None
         self.router = param.kernel(rngs, (tokens, width, self.routed), ("tokens", "embed", "experts"), "lecun_normal")
 
-    def __call__(self, x: Array, *, training: bool = False) -> tuple[Array, TopKRouting]:
+    def __call__(
+        self, x: Float[Array, "T B D"], *, training: bool = False
+    ) -> tuple[Float[Array, "T B D"], TopKRouting]:
         shape = x.shape
         if self.pooled:
             x = x.reshape(1, -1, shape[-1])
@@ -297,13 +337,13 @@ def top_k_report(
     """Losses and stats of several layers, as means over them; `weights` of the losses "balance" and "z"."""
     if not routing:
         return {}, {}
-    mean = {name: jnp.stack([getattr(r, name) for r in routing]).mean() for name in ("balance", "z", "dropped")}
-    losses = {f"router_{name}": weight * mean[name] for name, weight in weights.items() if weight}
-    return losses, {
-        "dropped_share": mean["dropped"],
-        "router_balance": mean["balance"],
-        "router_z": mean["z"],
+    stats = {
+        "dropped_share": jnp.stack([r.dropped for r in routing]).mean(),
+        "router_balance": jnp.stack([r.balance for r in routing]).mean(),
+        "router_z": jnp.stack([r.z for r in routing]).mean(),
     }
+    losses = {f"router_{name}": weight * stats[f"router_{name}"] for name, weight in weights.items() if weight}
+    return losses, stats
 
 
 def check_top_k(hidden: int, experts: int, active: int, *, shared: bool = True, gate_norm: str = "selected") -> None:
@@ -337,14 +377,24 @@ class ReLURouting(NamedTuple):
     cut: Array
 
 
+Routing = ReLURouting | TopKRouting
+
+
+class Gating(NamedTuple):
+    """Which router of a `ReLUMoE` a pass uses, and the rows that "rows" leaves to the train router: bool [B]."""
+
+    gates_from: Literal["infer", "train", "train_alone", "mean", "rows"] = "infer"
+    by_train: Array | None = None
+
+
 class ReLUMoE(nnx.Module):
     """v_t = sum_e relu(x R_t + c_t)_e * E_te(x) + b2_t with two routers: x [T, B, D] -> [T, B, D].
 
-    Serving uses the infer router; `gates_from` says what a training pass uses:
+    Serving uses the infer router; `gating.gates_from` says what a training pass uses:
         "infer", "train"   one of them
         "train_alone"      the train router, and the report is about it
         "mean"             (G_train + G_infer) / 2
-        "rows"             G_train on the rows marked by `by_train` bool [B], G_infer on the others
+        "rows"             G_train on the rows marked by `gating.by_train` bool [B], G_infer on the others
 
     Args:
         tokens, width, hidden: T, D, F of the dense network; every expert has F/E.
@@ -370,7 +420,7 @@ class ReLUMoE(nnx.Module):
         path: str = "auto",
         capacity_factor: float = 1.25,
         implementation: str | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if hidden % experts:
@@ -396,24 +446,30 @@ class ReLUMoE(nnx.Module):
         self.train_router = _relu_router(tokens, width, experts, rngs) if two_routers else None
 
     def __call__(
-        self, x: Array, *, training: bool = False, gates_from: str = "infer", by_train: Array | None = None
-    ) -> tuple[Array, ReLURouting]:
-        infer = jax.nn.relu((self.train_router if gates_from == "train_alone" else self.infer_router)(x))
-        gates = self._gates(x, infer, gates_from, by_train)
-        y, cut = self._apply(x, gates, training)
+        self, x: Float[Array, "T B D"], *, training: bool = False, gating: Gating | None = None
+    ) -> tuple[Float[Array, "T B D"], ReLURouting]:
+        gating = gating or Gating()
+        infer = jax.nn.relu(self._train(x) if gating.gates_from == "train_alone" else self.infer_router(x))
+        y, cut = self._apply(x, self._gates(x, infer, gating), training)
+        by_train = gating.by_train
         own = jnp.ones(x.shape[1], jnp.float32) if by_train is None else 1.0 - by_train.astype(jnp.float32)
         opened = (infer > 0) & (own[None, :, None] > 0)
         active = opened.mean(axis=-1, dtype=jnp.float32).sum(axis=1) / own.sum()
         routing = ReLURouting(infer.mean(), active, opened.any(axis=1), cut)
         return y + self.bias[...].astype(self.dtype)[:, None], routing
 
-    def _gates(self, x: Array, infer: Array, gates_from: str, by_train: Array | None) -> Array:
-        if gates_from in ("infer", "train_alone"):
+    def _train(self, x: Array) -> Array:
+        if self.train_router is None:
+            raise ValueError("two_routers=False left the train router out, so its gates cannot be used")
+        return self.train_router(x)
+
+    def _gates(self, x: Array, infer: Array, gating: Gating) -> Array:
+        if gating.gates_from in ("infer", "train_alone"):
             return infer
-        train = jax.nn.relu(self.train_router(x))
-        if gates_from == "rows":
-            return jnp.where(by_train[None, :, None], train, infer)
-        return train if gates_from == "train" else (train + infer) / 2
+        train = jax.nn.relu(self._train(x))
+        if gating.by_train is not None:
+            return jnp.where(gating.by_train[None, :, None], train, infer)
+        return train if gating.gates_from == "train" else (train + infer) / 2
 
     def _apply(self, x: Array, gates: Array, training: bool) -> tuple[Array, Array]:
         """The gated sum, and the share of open gates that was cut."""
@@ -448,5 +504,6 @@ class ReLUMoE(nnx.Module):
 def _relu_router(tokens: int, width: int, experts: int, rngs: nnx.Rngs) -> PerTokenDense:
     """Kernel a tenth of the usual scale and bias 1: gates start near 1, so step 0 is close to the dense model."""
     router = PerTokenDense(tokens, width, experts, std_scale=0.1, axes=("embed", "experts"), rngs=rngs)
+    assert router.bias is not None
     router.bias[...] = jnp.ones_like(router.bias[...])
     return router

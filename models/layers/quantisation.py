@@ -17,10 +17,13 @@ shapes a checkpoint is restored into.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.inputs.tokenizers import Tokenizer
 from recscale.pallas_kernels.w8a16_matmul import dequantize, quantize_int8, w8a16_matmul
@@ -29,8 +32,7 @@ from .dense import Dense, SplitDense
 from .per_token import PerTokenDense
 from .towers import Towers
 
-Array = jax.Array
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]
 
 
 class Int8Values(nnx.Variable):
@@ -63,11 +65,13 @@ class Int8Kernel(nnx.Module):
             axes = axes and (*axes[:-2], axes[-1], axes[-2])
         values, scale = quantize_int8(weights)
         # Split over a mesh as the float kernel was.
-        names = ({}, {}) if axes is None else ({"logical_axes": axes}, {"logical_axes": (*axes[:-2], axes[-1])})
-        self.values, self.scale = Int8Values(values, **names[0]), Int8Scale(scale, **names[1])
+        self.values, self.scale = Int8Values(values), Int8Scale(scale)
+        if axes is not None:
+            self.values.set_metadata(logical_axes=axes)
+            self.scale.set_metadata(logical_axes=(*axes[:-2], axes[-1]))
         self.transposed, self.implementation, self.interpret = transposed, implementation, interpret
 
-    def product(self, x: Array, dtype, inputs: slice) -> Array:
+    def product(self, x: Float[Array, "*T B in"], dtype: DTypeLike, inputs: slice) -> Float[Array, "*U B out"]:
         """See `recscale.models.layers.matmul.Kernel`."""
         values = self.values[...][..., inputs, :]
         per_token = values.ndim == 3
@@ -121,8 +125,8 @@ def quantize(
         for name, transposed in _kernels(layer).items():
             kernel = getattr(layer, name)
             if isinstance(kernel, nnx.Param):  # not None, nor quantised already
-                own = dict(transposed=transposed, implementation=implementation, interpret=interpret)
-                setattr(layer, name, Int8Kernel(kernel, **own))
+                served = Int8Kernel(kernel, transposed=transposed, implementation=implementation, interpret=interpret)
+                setattr(layer, name, served)
                 found += 1
     if not found:
         raise ValueError(f"{type(model).__name__} has no dense or per-token layer outside of what is skipped")

@@ -19,28 +19,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from recscale.models.layers import param
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.per_token import PerTokenDense, activation
 from recscale.pallas_kernels.product_key_topk import product_key_topk
 
-from .axis_norm import AxisNorm
+from .axis_norm import make_axis_norm
+from .options import MemoryOptions
 from .value_table import Constant
-
-Array = jax.Array
-
-QUERIES = ("linear", "mlp")
-THETAS = ("none", "right_dxd", "left_nxn")
-THETA_ORDERS = ("ln_after", "ln_before")
-SCORE_SCALES = ("inv_sqrt", "none", "learned")
-
-
-def require_known(*settings: tuple[str, str, tuple[str, ...]]) -> None:
-    """ValueError for the first (name, value, known values) whose value is not known."""
-    for name, value, known in settings:
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
 class Found(NamedTuple):
@@ -51,125 +40,102 @@ class Found(NamedTuple):
 
 
 class Query(nnx.Module):
-    """x [T, B, D] -> [N, heads, 2, p], without biases; a layer of GELU units in between for "mlp"."""
+    """x [T, B, D] -> [N, heads, 2, p], without biases; a layer of GELU units in between for query="mlp"."""
 
     def __init__(
         self,
         tokens: int,
         width: int,
-        heads: int,
-        key_width: int,
+        options: MemoryOptions,
         *,
-        kind: str = "linear",
-        hidden: int | None = None,
-        per_token: bool = False,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        require_known(("query", kind, QUERIES))
-        self.shape = (heads, 2, key_width)
-        widths = [width, *([hidden or width] if kind == "mlp" else []), 2 * heads * key_width]
-        kwargs = dict(use_bias=False, dtype=dtype, rngs=rngs)
-        layers = []
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
-            axes = ("embed" if i == 0 else "hidden", "key" if i == len(widths) - 2 else "hidden")
-            layers.append(
-                PerTokenDense(tokens, a, b, axes=axes, **kwargs) if per_token else Dense(a, b, axes=axes, **kwargs)
-            )
-        self.layers = nnx.List(layers)
+        def layer(inputs: int, out: int, axes: tuple[str, str]) -> Dense | PerTokenDense:
+            if options.query_per_token:
+                return PerTokenDense(tokens, inputs, out, use_bias=False, axes=axes, dtype=dtype, rngs=rngs)
+            return Dense(inputs, out, use_bias=False, axes=axes, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+        self.shape = (options.query_heads, 2, options.key_width)
+        out = math.prod(self.shape)
+        if options.query == "linear":
+            self.layers = nnx.List([layer(width, out, ("embed", "key"))])
+        else:
+            hidden = options.query_hidden or width
+            self.layers = nnx.List([layer(width, hidden, ("embed", "hidden")), layer(hidden, out, ("hidden", "key"))])
+
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "N H 2 p"]:
         for i, layer in enumerate(self.layers):
             x = layer(x if i == 0 else activation("gelu")(x))
         return x.reshape(-1, *self.shape)
 
 
-class Addressing(nnx.Module):
+class Asking(nnx.Module):
+    """What both ways of addressing share: queries and the norms of queries and keys. Arguments: see `Addressing`."""
+
+    def __init__(
+        self, tokens: int, width: int, options: MemoryOptions, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.topk, self.heads, self.tokens = options.memory_topk, options.memory_heads, tokens
+        self.query = Query(tokens, width, options, dtype=dtype, rngs=rngs)
+        p, gain = options.key_width, options.key_width**-options.norm_gain_power
+        self.query_norm = make_axis_norm(p, options.query_norm, heads=options.query_heads, gain=gain)
+        self.key_norm = make_axis_norm(p, options.key_norm, gain=gain)
+
+    def ask(self, x: Array, *, train: bool, valid: Array | None) -> Array:
+        """q [N, heads, 2, p] of x [T, B, D]."""
+        q = self.query(x)
+        return q if self.query_norm is None else self.query_norm(q, train=train, valid=valid)
+
+    def normed(self, keys: Array) -> Array:
+        return keys if self.key_norm is None else self.key_norm(keys, sub_keys=True)
+
+
+class Addressing(Asking):
     """x [T, B, D] -> the slots every token reads.
 
     Args:
         tokens, width: T, D.
-        sub_keys, topk, heads, key_width: n, K, H, p.
-        query, query_hidden, query_per_token, query_shared_by_heads: see `Query`; one query for all heads.
-        query_norm, key_norm: kinds of `AxisNorm` or None. norm_gain_power: gains start at p^-g.
-        score_scale: "inv_sqrt", "none" or "learned".
-        keys_per_token, keys_shared_by_heads: whose keys they are.
-        theta, theta_order, theta_noise, freeze_base_keys: see the file's head.
-        key_init: "normal" or "uniform".
+        options: sub-keys, heads, keys, theta and norms, see `MemoryOptions`.
     """
 
     def __init__(
-        self,
-        tokens: int,
-        width: int,
-        sub_keys: int,
-        topk: int,
-        heads: int,
-        key_width: int,
-        *,
-        query: str = "linear",
-        query_hidden: int | None = None,
-        query_per_token: bool = False,
-        query_shared_by_heads: bool = False,
-        query_norm: str | None = "layer",
-        key_norm: str | None = "layer",
-        norm_gain_power: float = 0.0,
-        score_scale: str = "inv_sqrt",
-        keys_per_token: bool = False,
-        keys_shared_by_heads: bool = False,
-        theta: str = "none",
-        theta_order: str = "ln_after",
-        theta_noise: float = 0.0,
-        freeze_base_keys: bool = False,
-        key_init: str = "normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        self, tokens: int, width: int, options: MemoryOptions, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        if topk > sub_keys:
-            raise ValueError(f"topk is {topk}, but an axis has only {sub_keys} sub-keys; lower it or add slots")
-        require_known(("theta", theta, THETAS), ("theta_order", theta_order, THETA_ORDERS))
-        require_known(("score_scale", score_scale, SCORE_SCALES))
-        if theta == "left_nxn" and freeze_base_keys:
-            raise ValueError("theta='left_nxn' with frozen base keys never moves a key that was not read; train keys")
-        self.topk, self.heads, self.tokens = topk, heads, tokens
-        self.theta_kind, self.theta_order = theta, theta_order
-        query_heads = 1 if query_shared_by_heads else heads
-        self.query = Query(
-            tokens, width, query_heads, key_width, kind=query, hidden=query_hidden, per_token=query_per_token,
-            dtype=dtype, rngs=rngs,
-        )  # fmt: skip
-        gain = key_width**-norm_gain_power
-        self.query_norm = query_norm and AxisNorm(key_width, query_norm, heads=query_heads, gain=gain)
-        self.key_norm = key_norm and AxisNorm(key_width, key_norm, gain=gain)
-        self.scale = key_width**-0.5 if score_scale == "inv_sqrt" else 1.0
-        self.learned_scale = param.constant((), (), key_width**-0.5) if score_scale == "learned" else None
-        self.per_token = keys_per_token
-        lead = ((tokens,) if keys_per_token else ()) + (1 if keys_shared_by_heads else heads,)
-        keys = draw_keys(rngs, (*lead, 2, sub_keys, key_width), key_init)
-        axes = (*(("tokens",) if keys_per_token else ()), "heads", "axes", "sub_keys", "key")
-        self.keys = Constant(keys) if freeze_base_keys else nnx.Param(keys, logical_axes=axes)
-        self.theta = self._draw_theta(keys.shape, axes, theta_noise, rngs) if theta != "none" else None
+        super().__init__(tokens, width, options, dtype=dtype, rngs=rngs)
+        self.theta_kind, self.theta_order = options.theta, options.theta_order
+        p, scale = options.key_width, options.score_scale
+        self.scale = p**-0.5 if scale == "inv_sqrt" else 1.0
+        self.learned_scale = param.constant((), (), p**-0.5) if scale == "learned" else None
+        self.per_token = options.keys_per_token
+        lead = ((tokens,) if self.per_token else ()) + (1 if options.keys_shared_by_heads else self.heads,)
+        keys = draw_keys(rngs, (*lead, 2, options.virtual_sub_keys, p), options.key_init)
+        axes = (*(("tokens",) if self.per_token else ()), "heads", "axes", "sub_keys", "key")
+        self.keys = Constant(keys) if options.freeze_base_keys else nnx.Param(keys, logical_axes=axes)
+        theta = None
+        if options.theta != "none":
+            theta = self._draw_theta(keys.shape, axes, options.theta_noise, rngs)
+        self.theta: nnx.Param | None = theta
 
-    def effective_keys(self) -> Array:
+    def effective_keys(self) -> Float[Array, "*T H 2 n p"]:
         """k~ [(T,) H, 2, n, p], float32."""
         keys = self.keys[...]
-        norm = (lambda k: k) if self.key_norm is None else (lambda k: self.key_norm(k, sub_keys=True))
         if self.theta is None:
-            return norm(keys)
+            return self.normed(keys)
         if self.theta_order == "ln_before":
-            return self._mix(norm(keys))
-        return norm(self._mix(keys))
+            return self._mix(keys=self.normed(keys), theta=self.theta[...])
+        return self.normed(self._mix(keys=keys, theta=self.theta[...]))
 
     def fold(self) -> None:
         """Replaces keys, theta and key norm by the constant k~, for serving; folding twice changes nothing."""
         self.keys = Constant(self.effective_keys())
         self.theta = self.key_norm = None
 
-    def __call__(self, x: Array, *, train: bool = False, valid: Array | None = None) -> Found:
-        """valid: bool [N], reads that count in batch statistics."""
-        q = self.query(x)
-        if self.query_norm is not None:
-            q = self.query_norm(q, train=train, valid=valid)
+    def __call__(
+        self, x: Float[Array, "T B D"], *, train: bool = False, valid: Bool[Array, " N"] | None = None
+    ) -> Found:
+        """valid: reads that count in batch statistics."""
+        q = self.ask(x, train=train, valid=valid)
         if self.learned_scale is not None:
             q = q * self.learned_scale[...]
         keys = self.effective_keys()
@@ -193,10 +159,10 @@ class Addressing(nnx.Module):
         identity = jnp.broadcast_to(jnp.eye(side), drawn.shape)
         return nnx.Param(identity + drawn, logical_axes=(*axes[:-2], name, name))
 
-    def _mix(self, keys: Array) -> Array:
+    def _mix(self, *, keys: Array, theta: Array) -> Array:
         if self.theta_kind == "right_dxd":
-            return jnp.einsum("...np,...pq->...nq", keys, self.theta[...])
-        return jnp.einsum("...mn,...np->...mp", self.theta[...], keys)
+            return jnp.einsum("...np,...pq->...nq", keys, theta)
+        return jnp.einsum("...mn,...np->...mp", theta, keys)
 
 
 def draw_keys(rngs: nnx.Rngs, shape: tuple[int, ...], kind: str) -> Array:
@@ -204,8 +170,6 @@ def draw_keys(rngs: nnx.Rngs, shape: tuple[int, ...], kind: str) -> Array:
     bound, flat = shape[-1] ** -0.5, (math.prod(shape),)
     if kind == "uniform":
         return jax.random.uniform(rngs.params(), flat, jnp.float32, -bound, bound).reshape(shape)
-    if kind != "normal":
-        raise ValueError(f"key_init is {kind!r}, expected normal or uniform")
     return (bound * jax.random.normal(rngs.params(), flat, jnp.float32)).reshape(shape)
 
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float
 
 from recscale.models.layers import param
-
-Array = jax.Array
 
 KINDS = ("layer", "rms", "batch")
 
@@ -49,7 +48,14 @@ class AxisNorm(nnx.Module):
         self.mean = RunningStatistic(jnp.zeros((heads, 2, width))) if batch else None
         self.variance = RunningStatistic(jnp.ones((heads, 2, width))) if batch else None
 
-    def __call__(self, x: Array, *, train: bool = False, valid: Array | None = None, sub_keys: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "*lead p"],
+        *,
+        train: bool = False,
+        valid: Bool[Array, " N"] | None = None,
+        sub_keys: bool = False,
+    ) -> Float[Array, "*lead p"]:
         """valid: bool [N], reads that count in batch statistics (padding must not)."""
         x = x.astype(jnp.float32)
         if self.kind == "batch":
@@ -63,6 +69,7 @@ class AxisNorm(nnx.Module):
         return y if self.bias is None else y + self.bias[...].reshape(shape)
 
     def _batch(self, x: Array, train: bool, valid: Array | None) -> Array:
+        assert self.mean is not None and self.variance is not None
         if not train:
             mean, variance = self.mean[...], self.variance[...]
         else:
@@ -76,6 +83,11 @@ class AxisNorm(nnx.Module):
                 old = running[...]
                 running[...] = old + self.momentum * (jax.lax.stop_gradient(new) - old)
         return (x - mean[None]) * jax.lax.rsqrt(variance + self.eps)[None]
+
+
+def make_axis_norm(width: int, kind: str | None, *, heads: int = 1, gain: float = 1.0) -> AxisNorm | None:
+    """An `AxisNorm`; None for kind None, which a sweep writes "none"."""
+    return None if kind in (None, "none") else AxisNorm(width, kind, heads=heads, gain=gain)
 
 
 def axis_norm_params(width: int, kind: str | None) -> int:

@@ -45,6 +45,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import RankerSpec
 from recscale.models.baselines import din
@@ -55,17 +57,17 @@ from recscale.models.inputs.history import EventPlan, HistoryOptions, find_histo
 from recscale.models.inputs.schema import Schema
 from recscale.models.layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_params
 from recscale.models.layers.matmul import contract
-from recscale.models.layers.per_token import activation
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.param import Init
+from recscale.models.layers.per_token import Activation, activation
+from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
+from recscale.models.options import Options, refuse_unused, require_sizes
 from recscale.models.ranker import Ranker
 from recscale.models.sizing import mlp_shapes
 
 from .options import MemoryOptions, memory_flops, memory_params
-from .product_key_memory import memory_layer
+from .product_key_memory import ProductKeyMemory
 from .usage import read_stats
 from .value_table import Constant
-
-Array = jax.Array
 
 # A score that leaves nothing after the softmax, and no infinity on the way.
 _INVISIBLE = -1e30
@@ -76,12 +78,9 @@ _COLLAPSED, _JUDGED = 0.1, 8
 
 
 @dataclasses.dataclass(frozen=True)
-class LMNConfig(MemoryOptions, HistoryOptions):
-    """widths F1, F2, ... of the MLP; din_hidden: widths of DIN; memory_weight: lambda; the rest: see the file."""
+class LMNOptions(Options):
+    """What is read, what is written, and how both meet; memory_weight: lambda. See the file."""
 
-    widths: tuple[int, ...] = (256, 128)
-    din_hidden: tuple[int, ...] = (32, 16)
-    candidate: Literal["match", "project"] = "match"
     query_mode: Literal["user", "item_only"] = "user"
     read_from: Literal["both", "sequence", "target"] = "both"
     pool: Literal["attention", "mean"] = "attention"
@@ -89,18 +88,53 @@ class LMNConfig(MemoryOptions, HistoryOptions):
     target_gradient: bool = False
     memory_weight: float = 0.1
     memory_loss_to: Literal["all", "values"] = "all"
+    activation: Activation = "relu"
+    init: Init = "lecun_normal"
+
+    @property
+    def reads_sequence(self) -> bool:
+        """Whether scores depend on reads of events; else only the memory loss does."""
+        return self.read_from != "target"
+
+    @property
+    def reads_target(self) -> bool:
+        return self.read_from != "sequence"
+
+    @property
+    def attends(self) -> bool:
+        """Whether every candidate weighs the reads of events by itself."""
+        return self.reads_sequence and self.pool == "attention"
+
+    @property
+    def averages(self) -> bool:
+        """Whether the reads of events are averaged, once per request."""
+        return self.reads_sequence and self.pool == "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class LMNConfig(LMNOptions, MemoryOptions, HistoryOptions, TowerOptions):
+    """widths F1, F2, ... of the MLP; din_hidden: widths of DIN; candidate: what e_i and x_s are; the rest: see the
+    file."""
+
+    widths: tuple[int, ...] = (256, 128)
+    din_hidden: tuple[int, ...] = (32, 16)
+    candidate: Literal["match", "project"] = "match"
     memory_slots: int = 256
     value_init_std: float | None = 0.02
-    activation: str = "relu"
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        self.check_memory()
+        super().__post_init__()
         if not self.widths:
             raise ValueError("widths is empty, expected at least one layer")
+        require_sizes(widths=self.widths, tower=self.tower)
         if self.memory_weight < 0:
             raise ValueError(f"memory_weight is {self.memory_weight}, expected 0 (no memory loss) or more")
+        if not self.memory_weight:
+            reason = "memory_weight is 0, so there is no memory loss; set memory_weight"
+            refuse_unused(self, reason, target=self.target, target_gradient=self.target_gradient)
+            refuse_unused(self, reason, memory_loss_to=self.memory_loss_to)
+        if not self.reads_sequence:
+            refuse_unused(self, "scores read no events; set read_from='both' or 'sequence'", pool=self.pool)
         if self.value_op != "bag" or self.score != "additive" or self.query_norm == "batch":
             raise ValueError(
                 f"lmn reads bags by additive scores without batch norm, found value_op={self.value_op!r}, "
@@ -112,15 +146,6 @@ class LMNConfig(MemoryOptions, HistoryOptions):
             raise ValueError(
                 "values_frozen leaves nothing to train with addressing='random' or memory_loss_to='values'"
             )
-
-    @property
-    def reads_sequence(self) -> bool:
-        """Whether scores depend on reads of events; else only the memory loss does."""
-        return self.read_from != "target"
-
-    @property
-    def reads_target(self) -> bool:
-        return self.read_from != "sequence"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +179,9 @@ class LMNPlan:
     @property
     def value_width(self) -> int:
         """d."""
-        return self.memory.value_width
+        return self.memory.value_width or 0
 
-    def split(self, events: Array) -> tuple[Array, Array]:
+    def split(self, events: Float[Array, "R S A"]) -> tuple[Float[Array, "R S A_x"], Float[Array, "R S A_a"]]:
         """events [R, S, .] -> x [R, S, A_x] and a [R, S, A_a], possibly of width 0."""
         items, actions, start = [], [], 0
         for width, name in self.parts:
@@ -230,41 +255,47 @@ class LMN(Ranker):
     """A reconstruction: the history of `plan.events` and the target read in one memory, DIN beside it, an MLP on top.
 
     Args:
-        plan: from `plan_lmn`. config: sizes and flags. encoder: DIN. din_width: of its token. tasks: Y.
+        plan: from `plan_lmn`. widths: F1, F2, ... encoder: DIN. din_width: of its token. tasks: Y.
+        options: what is read and written. tower: widths of the towers.
     """
 
     def __init__(
         self,
         plan: LMNPlan,
-        config: LMNConfig,
+        widths: tuple[int, ...],
         encoder: din.DIN,
         din_width: int,
         tasks: int,
         *,
-        dtype=jnp.float32,
+        options: LMNOptions = LMNOptions(),  # noqa: B008
+        tower: tuple[int, ...] = (),
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kwargs = dict(init=config.init, dtype=dtype, rngs=rngs)
-        self.plan, self.config, self.din, self.dtype = plan, config, encoder, dtype
-        A_x, d, project = plan.item_width, plan.value_width, plan.project
-        self.project = Dense(plan.flat.candidate_width, A_x, axes=("features", "embed"), **kwargs) if project else None
-        self.memory = memory_layer(plan.memory, 1, _query_inputs(plan, config), dtype=dtype, rngs=rngs)
-        attends = config.reads_sequence and config.pool == "attention"
-        self.pool = Dense(A_x, d, use_bias=False, axes=("embed", "key"), **kwargs) if attends else None
-        learned = config.memory_weight > 0 and config.target == "learned"
-        fixed = config.memory_weight > 0 and config.target == "fixed"
+        self.plan, self.options, self.din, self.dtype = plan, options, encoder, dtype
+        init, A_x, d, project, attends = options.init, plan.item_width, plan.value_width, plan.project, options.attends
+        axes = ("features", "embed")
+        fields = plan.flat.candidate_width
+        self.project = Dense(fields, A_x, axes=axes, init=init, dtype=dtype, rngs=rngs) if project else None
+        self.memory = ProductKeyMemory(1, _query_inputs(plan, options), plan.memory, dtype=dtype, rngs=rngs)
+        pool = None
+        if attends:
+            pool = Dense(A_x, d, use_bias=False, axes=("embed", "key"), init=init, dtype=dtype, rngs=rngs)
+        self.pool = pool
+        learned = options.memory_weight > 0 and options.target == "learned"
+        fixed = options.memory_weight > 0 and options.target == "fixed"
         self.target = _target_matrix(plan, trained=learned, rngs=rngs) if learned or fixed else None
         self.reference = Reference(jnp.zeros(())) if learned else None
-        user, candidate = _first_inputs(plan, config, din_width)
-        self.first = SplitDense(user, candidate, config.widths[0], **kwargs)
-        self.rest = MLP(config.widths[0], config.widths[1:], activation=config.activation, **kwargs)
-        self.towers = Towers(config.widths[-1], tasks, tower=config.tower, **kwargs)
+        user, candidate = _first_inputs(plan, options, din_width)
+        self.first = SplitDense(user, candidate, widths[0], init=init, dtype=dtype, rngs=rngs)
+        self.rest = MLP(widths[0], widths[1:], activation=options.activation, init=init, dtype=dtype, rngs=rngs)
+        self.towers = Towers(widths[-1], tasks, tower=tower, init=init, dtype=dtype, rngs=rngs)
 
     def encode_user(self, user: UserInputs) -> LMNState:
         view = read_history(find_history(user, self.plan.events.sequence), self.plan.events.length)
         items, actions = self.plan.split(view.events)
         e_u, read = self.plan.flat.join_user(user), None
-        if self.config.reads_sequence:
+        if self.options.reads_sequence:
             read = self._read(items, e_u, view.valid)
         half = [] if e_u is None else [e_u.astype(self.dtype)]
         if read is not None and self.pool is None:
@@ -279,18 +310,18 @@ class LMN(Ranker):
         half = [fields, self.din.candidate_tokens(state.din, candidates)[:, :, 0]]
         if self.pool is not None:
             half.append(self._attend(item, state))
-        if self.config.reads_target:
+        if self.options.reads_target:
             found = self._read(item, state.user, candidates.valid)
             half.append(found.y)
             stats |= self._stats("memory_target", found)
         h = self.first.score(state.first, jnp.concatenate([part.astype(self.dtype) for part in half], axis=-1))
-        logits = self.towers(self.rest(activation(self.config.activation)(h)))
+        logits = self.towers(self.rest(activation(self.options.activation)(h)))
         losses, read = {}, state.read
-        if key is not None and self.config.memory_weight:
+        if key is not None and self.options.memory_weight:
             if read is None:
                 read = self._read(state.items, state.user, state.valid)
             raw, variance = self._memory_loss(state, read)
-            losses["memory"] = self.config.memory_weight * raw
+            losses["memory"] = self.options.memory_weight * raw
             stats |= {"memory_loss": raw, "log_target_variance": jnp.log(jnp.maximum(variance, 1e-30))}
         if read is not None:
             stats |= self._stats("memory", read)
@@ -309,7 +340,8 @@ class LMN(Ranker):
     def _read(self, x: Array, e_u: Array | None, valid: Array | None) -> _Read:
         """Reads for x [R, S, A_x] (events, or candidates in their place) of users e_u [R, A_u]."""
         R, S = x.shape[:2]
-        if self.config.query_mode == "user":
+        if self.options.query_mode == "user":
+            assert e_u is not None
             x = jnp.concatenate([x, jnp.broadcast_to(e_u[:, None], (R, S, e_u.shape[-1]))], axis=-1)
         found = self.memory(x.reshape(1, R * S, -1), valid=None if valid is None else valid.reshape(1, -1))
         weights = found.weights.reshape(R, S, *found.weights.shape[1:])
@@ -317,6 +349,7 @@ class LMN(Ranker):
 
     def _attend(self, item: Array, state: LMNState) -> Array:
         """u [R, C, d], 0 for a request without events."""
+        assert self.pool is not None and state.read is not None
         q, y, visible = self.pool(item), state.read.y, state.valid[:, None]
         scores = contract("rcd,rsd->rcs", q, y, self.dtype).astype(jnp.float32) * y.shape[-1] ** -0.5
         weights = jax.nn.softmax(jnp.where(visible, scores, _INVISIBLE), axis=-1)
@@ -325,7 +358,7 @@ class LMN(Ranker):
     def _memory_loss(self, state: LMNState, read: _Read) -> tuple[Array, Array]:
         """L_mem without its weight, and the variance of the target over valid events."""
         y = read.y.astype(jnp.float32)
-        if self.config.memory_loss_to == "values":
+        if self.options.memory_loss_to == "values":
             slots, weights = (part.reshape(-1, read.slots.shape[-1]) for part in (read.slots, read.weights))
             y = self.memory.values.sum(slots, jax.lax.stop_gradient(weights)).reshape(y.shape)
         target = self._targets(state)
@@ -349,7 +382,7 @@ class LMN(Ranker):
             lead = state.items.shape[:2]
             user = [jnp.broadcast_to(e[:, None], (*lead, e.shape[-1])) for e in user]
             written = jnp.concatenate([state.items, *user, state.actions], axis=-1)
-        written = written if self.config.target_gradient else jax.lax.stop_gradient(written)
+        written = written if self.options.target_gradient else jax.lax.stop_gradient(written)
         if self.target is None:
             return written.astype(jnp.float32)
         return contract("rsa,ad->rsd", written, self.target[...], jnp.float32)
@@ -376,28 +409,34 @@ def _target_matrix(plan: LMNPlan, *, trained: bool, rngs: nnx.Rngs) -> nnx.Varia
     return nnx.Param(value, logical_axes=("features", "embed"), training_only=True)
 
 
-def _query_inputs(plan: LMNPlan, config: LMNConfig) -> int:
+def _query_inputs(plan: LMNPlan, options: LMNOptions) -> int:
     """W: width of what a query is made of."""
-    return plan.item_width + (plan.flat.user_width if config.query_mode == "user" else 0)
+    return plan.item_width + (plan.flat.user_width if options.query_mode == "user" else 0)
 
 
-def _first_inputs(plan: LMNPlan, config: LMNConfig, din_width: int) -> tuple[int, int]:
+def _first_inputs(plan: LMNPlan, options: LMNOptions, din_width: int) -> tuple[int, int]:
     """Widths of the user half and the candidate half of the MLP's input."""
-    d, mean = plan.value_width, config.reads_sequence and config.pool == "mean"
-    reads = config.reads_target + (config.reads_sequence and not mean)
-    return plan.flat.user_width + d * mean, plan.flat.candidate_width + din_width + d * reads
+    d, reads = plan.value_width, options.reads_target + options.attends
+    return plan.flat.user_width + d * options.averages, plan.flat.candidate_width + din_width + d * reads
 
 
 def _din_config(config: LMNConfig) -> din.DINConfig:
-    shared = {name: getattr(config, name) for name in ("sequence", "recent", "time_feature", "candidate", "init")}
-    return din.DINConfig(hidden=config.din_hidden, **shared)
+    return din.DINConfig(
+        hidden=config.din_hidden,
+        sequence=config.sequence,
+        recent=config.recent,
+        time_feature=config.time_feature,
+        candidate=config.candidate,
+        init=config.init,
+    )
 
 
 def build(config: LMNConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> LMN:
     """The model of a config."""
     plan, encoder = plan_lmn(schema, config), din.build(_din_config(config), schema, rngs=rngs, dtype=dtype)
     width = din.token_shape(_din_config(config), schema).width
-    return LMN(plan, config, encoder, width, len(schema.tasks), dtype=dtype, rngs=rngs)
+    tasks = len(schema.tasks)
+    return LMN(plan, config.widths, encoder, width, tasks, options=config, tower=config.tower, dtype=dtype, rngs=rngs)
 
 
 def count_params(config: LMNConfig, schema: Schema) -> Params:
@@ -406,7 +445,7 @@ def count_params(config: LMNConfig, schema: Schema) -> Params:
     A_x, d, F1, Y = plan.item_width, plan.value_width, config.widths[0], len(schema.tasks)
     head = tower_params(config.widths[-1], Y, config.tower)
     dense = (sum(_first_inputs(plan, config, din_width)) + 1) * F1 + mlp_params(F1, config.widths[1:]) + head
-    dense += A_x * d if config.reads_sequence and config.pool == "attention" else 0
+    dense += A_x * d if config.attends else 0
     dense += (plan.flat.candidate_width + 1) * A_x if plan.project else 0
     learned = (A_x + plan.flat.user_width + plan.action_width) * d
     learned *= config.target == "learned" and config.memory_weight > 0
@@ -420,14 +459,14 @@ def count_flops(config: LMNConfig, schema: Schema) -> Flops:
     plan, din_width = plan_lmn(schema, config), din.token_shape(_din_config(config), schema).width
     A_x, d, S, F1 = plan.item_width, plan.value_width, plan.events.length, config.widths[0]
     user, candidate = (2 * width * F1 for width in _first_inputs(plan, config, din_width))
-    mean = config.reads_sequence and config.pool == "mean"
-    total = Flops(user=user, user_unneeded=user * (not (plan.flat.user_trained or mean)), candidate=candidate)
+    needed = plan.flat.user_trained or config.averages
+    total = Flops(user=user, user_unneeded=user * (not needed), candidate=candidate)
     total += Flops(candidate=mlp_flops(F1, config.widths[1:]))
     total += Flops(candidate=tower_flops(config.widths[-1], len(schema.tasks), config.tower))
     if plan.project:
         product = 2 * plan.flat.candidate_width * A_x
         total += Flops(candidate=product, candidate_unneeded=product * (not plan.flat.candidate_trained))
-    if config.reads_sequence and not mean:
+    if config.attends:
         product = 2 * A_x * d
         total += Flops(candidate=product + 4 * S * d, candidate_unneeded=product * (not plan.matched_trained))
     return (

@@ -41,32 +41,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.batch import CandidateInputs, Output
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
-from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
-from recscale.models.layers.dropout import dropout
-from recscale.models.layers.norms import norm_params
+from recscale.models.inputs.tokenizers import TokenPlan, UserTokens, plan_tokens
 from recscale.models.layers.per_token import PerTokenFFN
-from recscale.models.layers.per_token_moe import TopKMoE, check_top_k
-from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
-from recscale.models.mixers.rankmixer import RankMixerBlock, make_norm, token_choices
-from recscale.models.ranker import Backbone
-from recscale.models.sizing import token_shapes
+from recscale.models.layers.per_token_moe import ExpertOptions, TopKMoE, check_top_k
+from recscale.models.layers.towers import tower_flops
+from recscale.models.mixers.rankmixer import HIDDEN_RATIO, BlockOptions, StackOptions, stack_params
+from recscale.models.options import group_of, refuse_unused, require_sizes
+from recscale.models.sizing import token_shapes, tokenizer_choices
 
 from .options import MemoryOptions, memory_flops, memory_params
-from .product_key_memory import ProductKeyMemory, memory_layer, valid_tokens
-
-Array = jax.Array
+from .product_key_memory import ProductKeyMemory
+from .stack import MemoryStack, ReadingBlock, Stats
 
 # combine -> the gate of `sparse_gather`.
 _GATES = {
@@ -76,18 +75,12 @@ _GATES = {
     "gate_one_plus_tanh": "one_plus_tanh",
 }
 
-# F / D the sizing prefers, as RankMixer's.
-_HIDDEN_RATIO = 2.8
-
 
 @dataclasses.dataclass(frozen=True)
-class MSNConfig(MemoryOptions, TokenizerOptions):
-    """width D, hidden F, layers L; mem_layers: gated layers, None for the last `memory_count`; experts E,
-    active_experts K, expert_path and capacity_factor as in `layers/per_token_moe.py`; the rest: see the file."""
+class MSNConfig(MemoryOptions, ExpertOptions, StackOptions):
+    """mem_layers: gated layers, None for the last `memory_count`; experts E, active_experts K; the rest: see the file
+    and the groups."""
 
-    width: int = 128
-    hidden: int = 512
-    layers: int = 2
     module: Literal["ffn", "gated_ffn", "smoe", "msn_ffn", "msn_smoe"] = "msn_ffn"
     combine: Literal["gate_tanh", "gate_identity", "gate_sigmoid", "gate_one_plus_tanh", "concat", "replace"] = (
         "gate_tanh"
@@ -98,38 +91,25 @@ class MSNConfig(MemoryOptions, TokenizerOptions):
     experts: int = 4
     active_experts: int = 2
     router: Literal["selected", "all"] = "selected"
-    balance_weight: float = 0.0
-    expert_path: Literal["auto", "masked", "capacity", "ragged"] = "auto"
-    capacity_factor: float = 1.25
     query_per_token: bool = True
     theta: Literal["none", "right_dxd", "left_nxn"] = "right_dxd"
     value_init_std: float | None = 0.02
     block_style: Literal["post", "pre", "plain"] = "post"
-    activation: str = "gelu"
     norm: Literal["layer", "rms"] = "layer"
-    norm_affine: bool = True
-    norm_per_token: bool = False
-    norm_eps: float = 1e-6
-    dropout: float = 0.0
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("width", "hidden", "layers", "experts", "active_experts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}, expected a share in [0, 1)")
-        self.check_memory()
+        super().__post_init__()
+        require_sizes(experts=self.experts, active_experts=self.active_experts, gate_hidden=self.gate_hidden)
         if not 0 <= self.memory_count <= self.layers:
             raise ValueError(f"memory_count is {self.memory_count}, expected 0 to the {self.layers} layers")
         placed = self.mem_layers or ()
         if len(set(placed)) < len(placed) or any(not 0 <= i < self.layers for i in placed):
             raise ValueError(f"mem_layers is {placed}, expected distinct layers from 0 to {self.layers - 1}")
-        if self.gate_hidden is not None and self.gate_hidden < 1:
-            raise ValueError(f"gate_hidden is {self.gate_hidden}, expected at least 1, or None")
-        if self.balance_weight and self.module not in ("smoe", "msn_smoe"):
-            raise ValueError(f"balance_weight is {self.balance_weight}, but module={self.module!r} has no experts")
+        if self.module not in ("smoe", "msn_smoe"):
+            reason = f"module={self.module!r} has no experts; take an smoe"
+            refuse_unused(self, reason, balance_weight=self.balance_weight, router=self.router)
+            refuse_unused(self, reason, expert_path=self.expert_path, capacity_factor=self.capacity_factor)
+        self.check_capacity()
         if self.module in ("msn_ffn", "msn_smoe"):
             self._check_combine()
         if self.module in ("smoe", "msn_smoe"):
@@ -180,8 +160,22 @@ def gate_width(config: MSNConfig, tokens: int) -> int:
     """G: `gate_hidden`, or the width at which the gate network has as many parameters as a memory's query and keys."""
     if config.gate_hidden is not None:
         return config.gate_hidden
-    bare = dict(theta="none", freeze_base_keys=False, query_norm=None, key_norm=None, score_scale="inv_sqrt")
-    plain = dataclasses.replace(config, **bare, addressing="learned", value_op="bag", module="ffn")
+    plain = dataclasses.replace(
+        group_of(config, MemoryOptions),
+        theta="none",
+        theta_order="ln_after",
+        theta_noise=0.0,
+        freeze_base_keys=False,
+        query_norm=None,
+        key_norm=None,
+        score_scale="inv_sqrt",
+        addressing="learned",
+        value_op="bag",
+        prevalue_width=None,
+        expert_activation="gelu",
+        expansion=4,
+        expansion_join="grouped",
+    )
     same = memory_params(plain, tokens, config.width, own_values=False).dense
     return max(1, round((same / tokens - config.width) / (2 * config.width + 1)))
 
@@ -206,14 +200,14 @@ class Interaction(nnx.Module):
         self.network, self.gate, self.memory, self.combine = network, gate, memory, combine
 
     def __call__(
-        self, z: Array, *, training: bool = False, valid: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
-        """valid: bool [T, B], tokens that are no padding; others read nothing."""
+        self, z: Float[Array, "T B D"], *, training: bool = False, valid: Bool[Array, "T B"] | None = None
+    ) -> tuple[Float[Array, "T B D"], Stats]:
+        """valid: tokens that are no padding; others read nothing."""
         x, stats = z, {}
         if self.gate is not None:
             x = z * self.gate(z)
         if self.memory is not None:
-            x, found = self._remember(z, training, valid)
+            x, found = self._remember(self.memory, z, training, valid)
             stats |= {f"memory/{name}": value for name, value in found.items()}
         if isinstance(self.network, TopKMoE):
             y, routing = self.network(x, training=training)
@@ -223,12 +217,12 @@ class Interaction(nnx.Module):
         stats["branch_ratio"] = _rms(y) / jnp.maximum(_rms(z), 1e-30)
         return y, stats
 
-    def _remember(self, z: Array, training: bool, valid: Array | None) -> tuple[Array, dict[str, Array]]:
+    def _remember(self, memory: ProductKeyMemory, z: Array, training: bool, valid: Array | None) -> tuple[Array, Stats]:
         """What the network reads, and the read's diagnostics."""
         if self.combine in _GATES:
-            read = self.memory(z, gate=z, gate_fn=_GATES[self.combine], train=training, valid=valid)
+            read = memory(z, gate=z, gate_fn=_GATES[self.combine], train=training, valid=valid)
             return read.y, read.stats
-        read = self.memory(z, train=training, valid=valid)
+        read = memory(z, train=training, valid=valid)
         x = read.y if self.combine == "replace" else jnp.concatenate([z, read.y], axis=-1)
         return x, read.stats
 
@@ -239,8 +233,11 @@ def _rms(x: Array) -> Array:
 
 def make_module(module: str, config: MSNConfig, tokens: int, *, dtype=jnp.float32, rngs: nnx.Rngs) -> Interaction:
     """The module called `module` with a config's sizes."""
-    D, F, kwargs = config.width, config.hidden, dict(init=config.init, dtype=dtype, rngs=rngs)
-    kwargs["activation"] = config.activation
+    D, act, init = config.width, config.activation, config.init
+
+    def feed_forward(inputs: int, hidden: int) -> PerTokenFFN:
+        return PerTokenFFN(tokens, inputs, hidden, D, activation=act, init=init, dtype=dtype, rngs=rngs)
+
     if module in ("smoe", "msn_smoe"):
         network = TopKMoE(
             tokens,
@@ -252,113 +249,106 @@ def make_module(module: str, config: MSNConfig, tokens: int, *, dtype=jnp.float3
             gate_scale=1.0,
             gate_norm=config.router,
             kind="ffn",
+            activation=act,
+            init=init,
             fans=(D, config.expert_hidden),
             path=config.expert_path,
             capacity_factor=config.capacity_factor,
-            **kwargs,
+            dtype=dtype,
+            rngs=rngs,
         )
     else:
-        network = PerTokenFFN(tokens, config.network_inputs(module), F, D, **kwargs)
-    gate = PerTokenFFN(tokens, D, gate_width(config, tokens), **kwargs) if module == "gated_ffn" else None
-    memory = memory_layer(config, tokens, D, dtype=dtype, rngs=rngs) if module.startswith("msn") else None
+        network = feed_forward(config.network_inputs(module), config.hidden)
+    gate = feed_forward(D, gate_width(config, tokens)) if module == "gated_ffn" else None
+    memory = ProductKeyMemory(tokens, D, config, dtype=dtype, rngs=rngs) if module.startswith("msn") else None
     return Interaction(network, gate=gate, memory=memory, combine=config.combine)
 
 
-class MSNBlock(RankMixerBlock):
-    """A RankMixer block around an interaction module: x [T, B, D] -> [T, B, D] and the module's diagnostics."""
+class MSNBlock(ReadingBlock):
+    """A RankMixer block around an interaction module: x [T, B, D] -> [T, B, D] and the module's diagnostics.
 
-    def __init__(self, module: Interaction, tokens: int, width: int, *, rngs: nnx.Rngs, **flags: Any):
-        super().__init__(tokens, width, 1, rngs=rngs, **flags)
+    Arguments: see `RankMixerBlock`.
+    """
+
+    def __init__(
+        self,
+        module: Interaction,
+        tokens: int,
+        width: int,
+        options: BlockOptions = BlockOptions(),  # noqa: B008
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(tokens, width, 1, options, dtype=dtype, rngs=rngs)
         self.ffn = module
 
-    def with_stats(
-        self, x: Array, *, key: Array | None = None, valid: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
-        """A key means training; valid as for `Interaction`."""
-        found: dict[str, Array] = {}
-
-        def branch(z: Array) -> Array:
-            y, stats = self.ffn(z, training=key is not None, valid=valid)
-            found.update(stats)
-            return dropout(y, self.dropout, key)
-
-        x = self._sublayer(self._mix, self.mixing_norm, x)
-        return self._sublayer(branch, self.ffn_norm, x), found
+    def branch(self, z: Array, *, training: bool, valid: Array | None) -> tuple[Array, Stats]:
+        return self.ffn(z, training=training, valid=valid)
 
 
-class MSN(Backbone):
+class MSN(MemoryStack):
     """Tokenizer, L blocks, mean over tokens, towers.
 
     Args:
-        plan: the resolved tokenizer. config: sizes and flags. tasks: Y.
+        balance_weight: of the loss that evens out the experts' rows. The other arguments: see `TokenStack`.
     """
 
-    def __init__(self, plan: TokenPlan, config: MSNConfig, tasks: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        T, D, kwargs = plan.tokens, config.width, dict(init=config.init, dtype=dtype, rngs=rngs)
-        norm = {name: getattr(config, name) for name in ("norm", "norm_affine", "norm_per_token", "norm_eps")}
-        style = dict(norm_place="pre" if config.block_style == "pre" else "post")
-        if config.block_style == "plain":
-            style, norm["norm"] = dict(residual=False), None
-        self.balance_weight = config.balance_weight
-        self.tokenizer = Tokenizer(plan, D, **kwargs)
-        self.blocks = nnx.List(
-            MSNBlock(
-                make_module(config.module_of(i), config, T, dtype=dtype, rngs=rngs),
-                T,
-                D,
-                dropout=config.dropout,
-                **style,
-                **norm,
-                **kwargs,
-            )
-            for i in range(config.layers)
-        )
-        self.final_norm = make_norm(T, D, dtype=dtype, **norm) if config.block_style == "pre" else None
-        self.towers = Towers(D, tasks, tower=config.tower, **kwargs)
-
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UserTokens:
-        return self.tokenizer.encode_user(user, tokens)
+    def __init__(
+        self,
+        plan: TokenPlan,
+        width: int,
+        tasks: int,
+        make_blocks: Callable[[], Iterable[MSNBlock]],
+        options: BlockOptions = BlockOptions(),  # noqa: B008
+        *,
+        balance_weight: float = 0.0,
+        tower: tuple[int, ...] = (),
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.balance_weight = balance_weight
+        super().__init__(plan, width, tasks, make_blocks, options, tower=tower, dtype=dtype, rngs=rngs)
 
     def score(
-        self, state: UserTokens, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+        self,
+        state: UserTokens,
+        candidates: CandidateInputs,
+        tokens: Float[Array, "R C t A"] | None = None,
+        *,
+        key: Array | None = None,
     ) -> Output:
-        own = self.tokenizer.candidate_tokens(state, candidates, tokens)
-        x, stats = self.tokenizer.join(state, own), {}
-        valid = valid_tokens(candidates, x.shape[0])
-        for i, block in enumerate(self.blocks):
-            x, found = block.with_stats(x, key=None if key is None else jax.random.fold_in(key, i), valid=valid)
-            stats |= {f"layer{i}/{name}": value for name, value in found.items()}
-        if self.final_norm is not None:
-            x = self.final_norm(x)
-        logits = self.towers(mean_tokens(x))
+        logits, found = self.read(state, candidates, tokens, key)
         losses = {}
         if self.balance_weight:
-            balance = [value for name, value in stats.items() if name.endswith("experts/balance")]
+            balance = [own["experts/balance"] for own in found.values() if "experts/balance" in own]
             losses["router_balance"] = self.balance_weight * jnp.mean(jnp.stack(balance))
-        return Output(logits=logits.reshape(*own.shape[1:3], -1), losses=losses, stats=stats)
-
-    def fold(self) -> None:
-        """Folds over-parameterised keys into constants, for serving."""
-        for block in self.blocks:
-            if block.ffn.memory is not None:
-                block.ffn.memory.fold()
+        stats = {f"layer{i}/{name}": value for i, own in found.items() for name, value in own.items()}
+        return Output(logits=logits, losses=losses, stats=stats)
 
 
 def build(
     config: MSNConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
 ) -> MSN:
     """The model of a config; `tokens` are those of a sequence encoder in front."""
-    return MSN(plan_tokens(schema, config, config.width, tokens), config, len(schema.tasks), rngs=rngs, dtype=dtype)
+    plan, D = plan_tokens(schema, config, config.width, tokens), config.width
+    place = "pre" if config.block_style == "pre" else "post"
+    options = config.block(place, residual=config.block_style != "plain")
+
+    def blocks() -> Iterator[MSNBlock]:
+        for layer in range(config.layers):
+            module = make_module(config.module_of(layer), config, plan.tokens, dtype=dtype, rngs=rngs)
+            yield MSNBlock(module, plan.tokens, D, options, dtype=dtype, rngs=rngs)
+
+    weight, tower = config.balance_weight, config.tower
+    return MSN(plan, D, len(schema.tasks), blocks, options, balance_weight=weight, tower=tower, dtype=dtype, rngs=rngs)
 
 
 def count_params(config: MSNConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
     """Closed form of the parameter tree, values of memories included."""
     plan = plan_tokens(schema, config, config.width, tokens)
-    gains = plan.tokens if config.norm_per_token else None
-    norm = norm_params(config.width, kind=config.norm, affine=config.norm_affine, tokens=gains)
     norms = {"post": 2 * config.layers, "pre": 2 * config.layers + 1, "plain": 0}[config.block_style]
-    tokenizer, head = plan.params(config.width), tower_params(config.width, len(schema.tasks), config.tower)
-    total = Params(tokenizer + norms * norm + head, tokenizer, head)
+    total = stack_params(config, plan, len(schema.tasks), norms)
     for i in range(config.layers):
         total += _module_params(config.module_of(i), config, plan.tokens)
     return total
@@ -412,7 +402,7 @@ def size_space(
     """
     unit = config.active_experts if config.module in ("smoe", "msn_smoe") else 1
     named, choices = {}, []
-    for T, cost in token_choices(schema, config, target_dense_params, tokens):
+    for T, cost in tokenizer_choices(schema, config, target_dense_params, tokens):
         count = T or plan_tokens(schema, config, config.width, tokens).tokens
         named[count] = T
         choices.append((count, cost))
@@ -421,7 +411,7 @@ def size_space(
         shape = dataclasses.replace(config, tokens=named[T], width=D, hidden=unit * F)
         return count_params(shape, schema, tokens).dense
 
-    for T, D, F in token_shapes(params, choices, target_dense_params, _HIDDEN_RATIO / unit):
+    for T, D, F in token_shapes(params, choices, target_dense_params, HIDDEN_RATIO / unit):
         yield {"tokens": named[T], "width": D, "hidden": unit * F}
 
 

@@ -19,13 +19,14 @@ import math
 from typing import Literal
 
 from recscale.models.counts import Flops, Params
-from recscale.models.options import require_sizes
+from recscale.models.layers.per_token import Activation
+from recscale.models.options import Options, refuse_unused, require_sizes
 
 from .axis_norm import axis_norm_params
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryOptions:
+class MemoryOptions(Options):
     """Flags of the memory; defaults are the common additive bag.
 
     memory_slots: M; n is the integer whose square is nearest, and n*n slots exist.
@@ -71,7 +72,7 @@ class MemoryOptions:
     temperature: float = 1.0
     value_op: Literal["bag", "swilu", "prevalue", "expert", "expansion"] = "bag"
     prevalue_width: int | None = None
-    expert_activation: str = "gelu"
+    expert_activation: Activation = "gelu"
     expansion: int = 4
     expansion_join: Literal["grouped", "summed"] = "grouped"
     keys_per_token: bool = False
@@ -86,8 +87,8 @@ class MemoryOptions:
     addressing: Literal["learned", "random"] = "learned"
     values_frozen: bool = False
 
-    def check_memory(self) -> None:
-        """ValueError if flags contradict each other."""
+    def __post_init__(self):
+        super().__post_init__()
         require_sizes(
             memory_slots=self.memory_slots,
             memory_heads=self.memory_heads,
@@ -104,9 +105,9 @@ class MemoryOptions:
         )
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0")
-        for name in ("value_init_std", "theta_noise"):
-            if (getattr(self, name) or 0.0) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        for name, value in (("value_init_std", self.value_init_std), ("theta_noise", self.theta_noise)):
+            if value is not None and value < 0:
+                raise ValueError(f"{name} is {value}, expected 0 or more")
         if self.memory_topk > self.sub_keys:
             raise ValueError(
                 f"memory_topk is {self.memory_topk}, but memory_slots={self.memory_slots} has only n = {self.sub_keys} "
@@ -135,6 +136,30 @@ class MemoryOptions:
             raise ValueError(f"tucker_cores is {self.tucker_cores}, but score is 'additive'")
         if self.tucker_cores > 1 and self.value_op in ("prevalue", "expert"):
             raise ValueError(f"tucker_cores is {self.tucker_cores}: cores weigh slices of a bag, not {self.value_op!r}")
+
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """ValueError for a flag of a form that was not chosen."""
+        if self.query != "mlp":
+            refuse_unused(self, "a linear query has no hidden layer; set query='mlp'", query_hidden=self.query_hidden)
+        if self.score != "tucker":
+            refuse_unused(self, "scores are additive; set score='tucker'", tucker_rank=self.tucker_rank)
+        elif self.score_scale != "inv_sqrt":
+            refuse_unused(self, "Tucker scores are not scaled; set score='additive'", score_scale=self.score_scale)
+        if self.theta == "none":
+            reason = "there is no theta; set theta"
+            refuse_unused(self, reason, theta_order=self.theta_order, theta_noise=self.theta_noise)
+        if self.read_weights != "softmax":
+            reason = f"read_weights={self.read_weights!r} has no temperature; set 'softmax'"
+            refuse_unused(self, reason, temperature=self.temperature)
+        if self.value_op != "prevalue":
+            refuse_unused(self, "set value_op='prevalue'", prevalue_width=self.prevalue_width)
+        if self.value_op != "expert":
+            refuse_unused(self, "set value_op='expert'", expert_activation=self.expert_activation)
+        if self.value_op != "expansion":
+            reason = "set value_op='expansion'"
+            refuse_unused(self, reason, expansion=self.expansion, expansion_join=self.expansion_join)
 
     @property
     def sub_keys(self) -> int:

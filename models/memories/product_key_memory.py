@@ -24,30 +24,23 @@ p key width, d value width, X expansion.
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from recscale.models.inputs.batch import CandidateInputs
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.per_token import activation
 
-from .addressing import Addressing, freeze_module, require_known
+from .addressing import Addressing, freeze_module
 from .options import MemoryOptions
 from .tucker import TuckerAddressing
 from .usage import read_stats
 from .value_table import Constant, ValueTable
-
-Array = jax.Array
-
-READ_WEIGHTS = ("softmax", "none", "sigmoid", "relu")
-VALUE_OPS = ("bag", "swilu", "prevalue", "expert", "expansion")
-JOINS = ("grouped", "summed")
-SCORES = ("additive", "tucker")
-ADDRESSINGS = ("learned", "random")
 
 
 class MemoryRead(NamedTuple):
@@ -64,103 +57,73 @@ class ProductKeyMemory(nnx.Module):
     """One memory layer on token-major activations: x [T, B, D] -> [T, B, d or D].
 
     Args:
-        n, topk, heads, key_dim, value_dim: n, K, H, p, d.
         tokens, width: T, D.
-        read_weights, temperature: how scores become weights.
-        value_op, prevalue_width, expert_activation, expansion, expansion_join: see the file's head.
+        options: everything else, see `MemoryOptions`.
         values: a `ValueTable` to share with other layers (a pool); None makes one. "expert" and "prevalue" have two
             tables each and take no pool.
-        value_init_std: None is 1/sqrt d. values_frozen: values stay as drawn.
-        values_per_token: T tables of M rows.
-        addressing: "learned", or "random" for frozen query and keys.
-        score: "additive" or "tucker", the latter with tucker_rank and tucker_cores.
-        address: further flags of `Addressing`.
+
+    Raises:
+        ValueError: a pool of another shape, or for an operator that takes none; cores that do not divide d.
     """
 
     def __init__(
         self,
-        n: int,
-        topk: int,
-        heads: int,
-        key_dim: int,
-        value_dim: int,
-        *,
         tokens: int,
         width: int,
-        read_weights: str = "softmax",
-        temperature: float = 1.0,
-        value_op: str = "bag",
-        prevalue_width: int | None = None,
-        expert_activation: str = "gelu",
-        expansion: int = 4,
-        expansion_join: str = "grouped",
+        options: MemoryOptions = MemoryOptions(),  # noqa: B008
+        *,
         values: ValueTable | None = None,
-        value_init_std: float | None = None,
-        values_frozen: bool = False,
-        values_per_token: bool = False,
-        addressing: str = "learned",
-        score: str = "additive",
-        tucker_rank: int = 2,
-        tucker_cores: int = 1,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **address: Any,
     ):
-        require_known(("read_weights", read_weights, READ_WEIGHTS), ("value_op", value_op, VALUE_OPS))
-        require_known(("expansion_join", expansion_join, JOINS), ("score", score, SCORES))
-        require_known(("addressing", addressing, ADDRESSINGS))
-        self.n, self.topk, self.heads, self.tokens, self.width = n, topk, heads, tokens, width
-        self.value_dim = width if value_op == "expert" else value_dim
-        self.read_weights, self.temperature, self.value_op = read_weights, temperature, value_op
-        self.cores, self.values_per_token = tucker_cores, values_per_token
-        self.expansion = expansion if value_op == "expansion" else 1
-        self.join, self.act, self.dtype = expansion_join, expert_activation, dtype
-        sub_keys = n * math.isqrt(self.expansion)
-        if score == "tucker":
-            self.address = TuckerAddressing(
-                tokens, width, sub_keys, topk, heads, key_dim, rank=tucker_rank, cores=tucker_cores,
-                dtype=dtype, rngs=rngs, **address,
-            )  # fmt: skip
-        else:
-            self.address = Addressing(tokens, width, sub_keys, topk, heads, key_dim, dtype=dtype, rngs=rngs, **address)
-        self.hashed = addressing == "random"
+        op, n, cores = options.value_op, options.sub_keys, options.tucker_cores
+        self.n, self.topk, self.heads, self.tokens, self.width = (
+            n,
+            options.memory_topk,
+            options.memory_heads,
+            tokens,
+            width,
+        )
+        self.read_weights, self.temperature, self.value_op = options.read_weights, options.temperature, op
+        self.cores, self.values_per_token = cores, options.values_per_token
+        self.expansion = options.expansion if op == "expansion" else 1
+        self.join, self.act, self.dtype = options.expansion_join, options.expert_activation, dtype
+        address = TuckerAddressing if options.score == "tucker" else Addressing
+        self.address = address(tokens, width, options, dtype=dtype, rngs=rngs)
+        self.hashed = options.addressing == "random"
         if self.hashed:
             freeze_module(self.address)
-        rows = n * n * (tokens if values_per_token else 1)
-        self.slots = rows
-        make = dict(frozen=values_frozen, rngs=rngs)
-        d, std = self.value_dim, self.value_dim**-0.5 if value_init_std is None else value_init_std
-        if d % tucker_cores:
-            raise ValueError(f"values are {d} wide, which {tucker_cores} tucker_cores with a slice each do not divide")
-        e = prevalue_width or d
-        if values is not None and value_op in ("prevalue", "expert"):
-            raise ValueError(f"value_op={value_op!r} has two tables of its own and reads no shared pool")
+        self.slots = rows = options.slots * (tokens if options.values_per_token else 1)
+        d, e, frozen = options.value_dim(width), options.prevalue_dim(width), options.values_frozen
+        std = d**-0.5 if options.value_init_std is None else options.value_init_std
+        if d % cores:
+            raise ValueError(f"values are {d} wide, which {cores} tucker_cores with a slice each do not divide")
+        if values is not None and op in ("prevalue", "expert"):
+            raise ValueError(f"value_op={op!r} has two tables of its own and reads no shared pool")
         # A core weighs its own slice of d/m: a row of the table is then a slice.
-        self.values = values or ValueTable(rows * tucker_cores, d // tucker_cores, std=std, **make)
-        wanted = (rows * tucker_cores, d // tucker_cores)
-        if self.values.rows.shape != wanted:
-            raise ValueError(f"the shared pool has shape {self.values.rows.shape}, this layer wants {wanted}")
-        second = {"prevalue": e, "expert": width}.get(value_op)
-        self.pre_values = ValueTable(rows, second, std=second**-0.5, **make) if second else None
-        kwargs = dict(use_bias=False, dtype=dtype, rngs=rngs)
-        self.project = Dense(width, {"swilu": d, "prevalue": e}[value_op], **kwargs) if self._projects else None
-        groups = self.expansion if expansion_join == "grouped" else 1
-        has_out = value_op in ("swilu", "prevalue", "expansion")
-        self.out = Dense(groups * d, width, axes=("hidden", "embed"), **kwargs) if has_out else None
+        shape = (rows * cores, d // cores)
+        self.values = values or ValueTable(*shape, std=std, frozen=frozen, rngs=rngs)
+        if self.values.rows.shape != shape:
+            raise ValueError(f"the shared pool has shape {self.values.rows.shape}, this layer wants {shape}")
+        second = {"prevalue": e, "expert": width}.get(op)
+        self.pre_values = ValueTable(rows, second, std=second**-0.5, frozen=frozen, rngs=rngs) if second else None
+        inner = {"swilu": d, "prevalue": e}.get(op)
+        self.project = Dense(width, inner, use_bias=False, dtype=dtype, rngs=rngs) if inner else None
+        groups, axes = self.expansion if options.expansion_join == "grouped" else 1, ("hidden", "embed")
+        out = None
+        if op in ("swilu", "prevalue", "expansion"):
+            out = Dense(groups * d, width, use_bias=False, axes=axes, dtype=dtype, rngs=rngs)
+        self.out = out
         self.permutation = None if self.expansion == 1 else _permutation(self.expansion * n * n, rngs)
-
-    @property
-    def _projects(self) -> bool:
-        return self.value_op in ("swilu", "prevalue")
 
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "T B D"],
         *,
-        gate: Array | None = None,
+        gate: Float[Array, "T B d"] | None = None,
         gate_fn: str = "none",
         train: bool = False,
-        valid: Array | None = None,
+        valid: Bool[Array, "T B"] | None = None,
     ) -> MemoryRead:
         """Reads the memory for every token of every row.
 
@@ -185,7 +148,7 @@ class ProductKeyMemory(nnx.Module):
         y, slots = self._read(rows, ids, weights, held, gate_fn)
         head_weights = weights if weights.ndim == 3 else weights.mean(axis=1)
         stats = read_stats(slots, head_weights, self.slots)
-        if gate_fn in ("tanh", "one_plus_tanh"):
+        if held is not None and gate_fn in ("tanh", "one_plus_tanh"):
             opened = y - held if gate_fn == "one_plus_tanh" else y  # gate * tanh(read)
             stats["gate_saturated"] = _share(jnp.abs(opened) > 0.95 * jnp.abs(held), flat)
         return MemoryRead(y.astype(self.dtype).reshape(*lead, -1), stats, slots, head_weights)
@@ -212,12 +175,12 @@ class ProductKeyMemory(nnx.Module):
         flat = weights.reshape(reads, -1)
         if self.cores > 1:
             return self._join(self._read_cores(slots, group, weights), x), slots
-        if self.value_op == "expert":
+        if self.value_op == "expert" and self.pre_values is not None:
             opened = activation(self.act)(self.pre_values.dot(slots, x))
             return self.values.sum(slots, flat * opened), slots
-        if self.value_op == "prevalue":
+        if self.pre_values is not None and self.project is not None:
             flat = flat * self.pre_values.dot(slots, self.project(x).astype(jnp.float32))
-        if group is not None and self.join == "grouped":
+        if group is not None and self.join == "grouped" and self.out is not None:
             bags = [self.values.sum(jnp.where(group == k, slots, -1), flat) for k in range(self.expansion)]
             return self.out(jnp.concatenate(bags, axis=-1)), slots
         return self._join(self.values.sum(slots, flat, gate=gate, gate_fn=gate_fn), x), slots
@@ -235,7 +198,7 @@ class ProductKeyMemory(nnx.Module):
         return jnp.concatenate(bags, axis=-1)
 
     def _join(self, y: Array, x: Array) -> Array:
-        if self.value_op == "swilu":
+        if self.value_op == "swilu" and self.project is not None:
             y = y * jax.nn.silu(self.project(x).astype(jnp.float32))
         return y if self.out is None else self.out(y)
 
@@ -251,68 +214,8 @@ def _permutation(size: int, rngs: nnx.Rngs) -> Constant:
     return Constant(jax.random.permutation(rngs.params(), size).astype(jnp.int32))
 
 
-def valid_tokens(candidates: CandidateInputs, tokens: int) -> Array | None:
+def valid_tokens(candidates: CandidateInputs, tokens: int) -> Bool[Array, "T B"] | None:
     """`valid` of a read of all tokens of all candidates: bool [T, R*C], or None if no candidate is padding."""
     if candidates.valid is None:
         return None
     return jnp.broadcast_to(candidates.valid.reshape(-1), (tokens, candidates.valid.size))
-
-
-def memory_layer(
-    options: MemoryOptions,
-    tokens: int,
-    width: int,
-    *,
-    values: ValueTable | None = None,
-    dtype=jnp.float32,
-    rngs: nnx.Rngs,
-) -> ProductKeyMemory:
-    """The layer a config's flags describe; `values` is another layer's table to share."""
-    o = options
-    address = dict(
-        query=o.query,
-        query_hidden=o.query_hidden,
-        query_per_token=o.query_per_token,
-        query_shared_by_heads=o.query_shared_by_heads,
-        query_norm=None if o.query_norm == "none" else o.query_norm,
-        key_norm=None if o.key_norm == "none" else o.key_norm,
-        norm_gain_power=o.norm_gain_power,
-        key_init=o.key_init,
-    )
-    if o.score == "additive":
-        address |= dict(
-            score_scale=o.score_scale,
-            keys_per_token=o.keys_per_token,
-            keys_shared_by_heads=o.keys_shared_by_heads,
-            theta=o.theta,
-            theta_order=o.theta_order,
-            theta_noise=o.theta_noise,
-            freeze_base_keys=o.freeze_base_keys,
-        )
-    return ProductKeyMemory(
-        o.sub_keys,
-        o.memory_topk,
-        o.memory_heads,
-        o.key_width,
-        o.value_dim(width),
-        tokens=tokens,
-        width=width,
-        read_weights=o.read_weights,
-        temperature=o.temperature,
-        value_op=o.value_op,
-        prevalue_width=o.prevalue_width,
-        expert_activation=o.expert_activation,
-        expansion=o.expansion,
-        expansion_join=o.expansion_join,
-        values=values,
-        value_init_std=o.value_init_std,
-        values_frozen=o.values_frozen,
-        values_per_token=o.values_per_token,
-        addressing=o.addressing,
-        score=o.score,
-        tucker_rank=o.tucker_rank,
-        tucker_cores=o.tucker_cores,
-        dtype=dtype,
-        rngs=rngs,
-        **address,
-    )

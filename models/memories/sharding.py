@@ -23,17 +23,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as Spec
+from jaxtyping import Array, Float, Int
 
 from recscale.pallas_kernels.sparse_gather import sparse_gather
-
-Array = jax.Array
 
 SHARDINGS = ("rows", "columns")
 
 
 def sharded_read(
-    values: Array, ids: Array, weights: Array, mesh: Mesh, axis: str, *, by: str = "rows", dedupe: int | None = None
-) -> Array:
+    values: Float[Array, "M d"],
+    ids: Int[Array, "N J"],
+    weights: Float[Array, "N J"],
+    mesh: Mesh,
+    axis: str,
+    *,
+    by: str = "rows",
+    dedupe: int | None = None,
+) -> Float[Array, "N d"]:
     """y[t] = sum_j weights[t,j] values[ids[t,j]], float32 [N, d], sharded over reads.
 
     Args:
@@ -61,10 +67,12 @@ def sharded_read(
     width = values.shape[1]
     missing = -values.shape[SHARDINGS.index(by)] % devices
     padding = ((0, missing), (0, 0)) if by == "rows" else ((0, 0), (0, missing))
-    local = {"rows": _by_rows, "columns": _by_columns}[by] if dedupe is None else _by_distinct_rows
-    options = {"axis": axis} if dedupe is None else {"axis": axis, "most": dedupe}
+    if dedupe is not None:
+        local = functools.partial(_by_distinct_rows, axis=axis, most=dedupe)
+    else:
+        local = functools.partial(_by_rows if by == "rows" else _by_columns, axis=axis)
     read = jax.shard_map(
-        functools.partial(local, **options),
+        local,
         mesh=mesh,
         in_specs=(Spec(axis) if by == "rows" else Spec(None, axis), Spec(axis), Spec(axis)),
         out_specs=Spec(axis),

@@ -17,15 +17,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from recscale.pallas_kernels.chunks import map_rows, rows_within
 from recscale.pallas_kernels.product_key_topk.reference import comparable
 
-from .addressing import Found, Query, draw_keys
-from .axis_norm import AxisNorm
+from .addressing import Asking, Found, draw_keys
+from .options import MemoryOptions
 from .value_table import Constant
-
-Array = jax.Array
 
 # Most bytes of scores alive at once.
 _LIMIT_BYTES = 64 * 2**20
@@ -35,47 +35,20 @@ class SingularVectors(nnx.Variable):
     """State of the first stage: changed by training steps only, part of the checkpoint, not a parameter."""
 
 
-class TuckerAddressing(nnx.Module):
+class TuckerAddressing(Asking):
     """x [T, B, D] -> scores [N, H, K], or [N, m, H, K] for m > 1 cores (selected by their sum), and ids [N, H, K].
 
-    Scores are not scaled by 1/sqrt p, as in the paper; `norm_gain_power` is its remedy. The other arguments are those
-    of `Addressing`.
+    Scores are not scaled by 1/sqrt p, as in the paper; `norm_gain_power` is its remedy. Arguments as of `Addressing`.
     """
 
     def __init__(
-        self,
-        tokens: int,
-        width: int,
-        sub_keys: int,
-        topk: int,
-        heads: int,
-        key_width: int,
-        *,
-        rank: int = 2,
-        cores: int = 1,
-        query: str = "linear",
-        query_hidden: int | None = None,
-        query_per_token: bool = False,
-        query_shared_by_heads: bool = False,
-        query_norm: str | None = "layer",
-        key_norm: str | None = "layer",
-        norm_gain_power: float = 0.0,
-        key_init: str = "normal",
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        self, tokens: int, width: int, options: MemoryOptions, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        if topk > sub_keys:
-            raise ValueError(f"topk is {topk}, but an axis has only {sub_keys} sub-keys; lower it or add slots")
-        self.topk, self.heads, self.cores = topk, heads, cores
-        query_heads = 1 if query_shared_by_heads else heads
-        self.query = Query(
-            tokens, width, query_heads, key_width, kind=query, hidden=query_hidden, per_token=query_per_token,
-            dtype=dtype, rngs=rngs,
-        )  # fmt: skip
-        gain = key_width**-norm_gain_power
-        self.query_norm = query_norm and AxisNorm(key_width, query_norm, heads=query_heads, gain=gain)
-        self.key_norm = key_norm and AxisNorm(key_width, key_norm, gain=gain)
-        keys = draw_keys(rngs, (rank, heads, 2, sub_keys, key_width), key_init)
+        super().__init__(tokens, width, options, dtype=dtype, rngs=rngs)
+        rank, cores, heads = options.tucker_rank, options.tucker_cores, options.memory_heads
+        self.cores = cores
+        shape = (rank, heads, 2, options.virtual_sub_keys, options.key_width)
+        keys = draw_keys(rngs, shape, options.key_init)
         self.keys = nnx.Param(keys, logical_axes=("rank", "heads", "axes", "sub_keys", "key"))
         noise = 0.1 * jax.random.normal(rngs.params(), (cores, heads, rank, rank)) / rank
         core = jnp.broadcast_to(jnp.eye(rank) / cores, noise.shape) + noise
@@ -93,20 +66,20 @@ class TuckerAddressing(nnx.Module):
         sign = jnp.where(jnp.sum(u * like, axis=-1, keepdims=True) < 0, -1.0, 1.0)
         self.left[...], self.right[...] = u * sign, v * sign
 
-    def effective_keys(self) -> Array:
+    def effective_keys(self) -> Float[Array, "r H 2 n p"]:
         """Normed keys [r, H, 2, n, p]."""
-        return self.keys[...] if self.key_norm is None else self.key_norm(self.keys[...], sub_keys=True)
+        return self.normed(self.keys[...])
 
     def fold(self) -> None:
         """Replaces keys and key norm by constants, for serving."""
         self.keys, self.key_norm = Constant(self.effective_keys()), None
 
-    def __call__(self, x: Array, *, train: bool = False, valid: Array | None = None) -> Found:
+    def __call__(
+        self, x: Float[Array, "T B D"], *, train: bool = False, valid: Bool[Array, " N"] | None = None
+    ) -> Found:
         if train:
             self.refresh()
-        q = self.query(x)
-        if self.query_norm is not None:
-            q = self.query_norm(q, train=train, valid=valid)
+        q = self.ask(x, train=train, valid=valid)
         q = jnp.broadcast_to(q, (q.shape[0], self.heads, *q.shape[2:])).astype(jnp.float32)
         keys, core, k = self.effective_keys(), self.core[...], self.topk
         sub_keys, rank = keys.shape[3], keys.shape[0]

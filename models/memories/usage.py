@@ -19,10 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 from recscale.pallas_kernels.sparse_gather import sort_hits
-
-Array = jax.Array
 
 # Tables with more slots than this many times the hits are counted by sorting, so that the cost stays that of the hits.
 _DENSE = 4
@@ -31,7 +30,7 @@ _DENSE = 4
 _SAMPLE = 512
 
 
-def read_stats(slots: Array, weights: Array, total: int) -> dict[str, Array]:
+def read_stats(slots: Int[Array, "N J"], weights: Float[Array, "N H K"], total: int) -> dict[str, Shaped[Array, ...]]:
     """Diagnostics of one batch of reads: scalars, and the vectors they come from. No gradient.
 
     Args:
@@ -67,7 +66,7 @@ def read_stats(slots: Array, weights: Array, total: int) -> dict[str, Array]:
     }
 
 
-def row_norm_quantiles(rows: Array) -> dict[str, Array]:
+def row_norm_quantiles(rows: Float[Array, "M d"]) -> dict[str, Float[Array, ""]]:
     """10, 50 and 90 % quantiles of the norms of at most 512 rows, evenly spaced over a table [M, d]."""
     sample = jax.lax.stop_gradient(rows[:: -(-rows.shape[0] // _SAMPLE)]).astype(jnp.float32)
     norms = jnp.sqrt(jnp.sum(jnp.square(sample), axis=-1))

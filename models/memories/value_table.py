@@ -27,11 +27,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from recscale.models.inputs.tables import Table
 from recscale.pallas_kernels.sparse_gather import sparse_dot, sparse_gather
-
-Array = jax.Array
 
 
 class Constant(nnx.Variable):
@@ -42,7 +41,7 @@ class Constant(nnx.Variable):
 class RowRead:
     """One read of a table: ids int32 [N, J], -1 = absent; factor: w [N, J] of a sum, x [N, d] of a dot product."""
 
-    ids: Array
+    ids: Array  # transformations put other leaves here, so shapes are not checked
     factor: Array
     kind: str = flax.struct.field(pytree_node=False)
 
@@ -86,7 +85,14 @@ class ValueTable(nnx.Module):
         self.frozen = frozen
         self.tape: Tape | None = None
 
-    def sum(self, ids: Array, weights: Array, *, gate: Array | None = None, gate_fn: str = "none") -> Array:
+    def sum(
+        self,
+        ids: Int[Array, "N J"],
+        weights: Float[Array, "N J"],
+        *,
+        gate: Float[Array, "N d"] | None = None,
+        gate_fn: str = "none",
+    ) -> Float[Array, "N d"]:
         """Weighted sums [N, d] of rows (see `sparse_gather`), float32 or in the gate's dtype."""
         shape = (ids.shape[0], self.rows.shape[1])
         probe, value_grad = self._mode("sum", ids, weights, shape)
@@ -94,7 +100,7 @@ class ValueTable(nnx.Module):
             self.rows[...], ids, weights, gate=gate, gate_fn=gate_fn, probe=probe, value_grad=value_grad
         )
 
-    def dot(self, ids: Array, x: Array) -> Array:
+    def dot(self, ids: Int[Array, "N J"], x: Float[Array, "N d"]) -> Float[Array, "N J"]:
         """Products [N, J] of x [N, d] with rows, float32, 0 for absent hits."""
         probe, value_grad = self._mode("dot", ids, x, ids.shape)
         products = sparse_dot(self.rows[...], ids, x, value_grad=value_grad)

@@ -30,98 +30,119 @@ how dense training and sparse inference meet. They add L*T*2*E*(D + 1) parameter
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from recscale.models import sizing
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
-from recscale.models.inputs.tokenizers import (
-    Tokenizer,
-    TokenizerOptions,
-    TokenPlan,
-    UserTokens,
-    plan_tokens,
-    possible_tokens,
-)
+from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
 from recscale.models.layers.attention import SelfAttention
 from recscale.models.layers.dense import FFN
 from recscale.models.layers.dropout import dropout
 from recscale.models.layers.mixing import mix_token_major
-from recscale.models.layers.norms import Norm, norm_params
-from recscale.models.layers.per_token import PerTokenFFN
-from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
-from recscale.models.options import require_sizes
+from recscale.models.layers.norms import NormOptions, make_norm, normalise, options_params
+from recscale.models.layers.param import Init
+from recscale.models.layers.per_token import Activation, PerTokenFFN
+from recscale.models.layers.per_token_moe import Gating, ReLUMoE, Routing, TopKMoE
+from recscale.models.layers.residuals import Step, sub_layer
+from recscale.models.layers.towers import TowerOptions, Towers, mean_tokens, tower_flops, tower_params
+from recscale.models.options import group_of, refuse_unused, require_share, require_sizes
 from recscale.models.ranker import Backbone
-from recscale.models.sizing import LARGE, grains
+from recscale.models.sizing import affine_widths, shapes_by_width, tokenizer_choices
 
 from . import rankmixer_moe as moe
 
-Array = jax.Array
-
-# Mixers that keep the first sub-layer of a block.
-_MIXING = ("mix", "self_attention")
+NormPlace = Literal["post", "pre"]
 
 # F / D the sizing prefers: the ratio at which the paper's 100M row meets its printed parameters.
-_HIDDEN_RATIO = 2.8
+HIDDEN_RATIO = 2.8
 
 
 @dataclasses.dataclass(frozen=True)
-class RankMixerConfig(moe.SparseOptions, TokenizerOptions):
-    """width D, hidden F, layers L, heads (self_attention only; None: as many as tokens); the rest: see the file."""
+class NetworkOptions(NormOptions):
+    """Flags that all blocks built on RankMixer's have; activation and init are those of its networks."""
+
+    activation: Activation = "gelu"
+    dropout: float = 0.0
+    init: Init = "lecun_normal"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_share(dropout=self.dropout)
+
+    def block(self, norm_place: NormPlace = "post", *, residual: bool = True) -> BlockOptions:
+        """These flags for a block that mixes as the paper does; without a residual there is no norm either."""
+        return BlockOptions(
+            norm=self.norm if residual else None,
+            norm_affine=self.norm_affine,
+            norm_per_token=self.norm_per_token,
+            norm_eps=self.norm_eps,
+            activation=self.activation,
+            dropout=self.dropout,
+            init=self.init,
+            residual=residual,
+            norm_place=norm_place,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOptions(NetworkOptions):
+    """Flags of a block. heads: of mixer="self_attention", None for as many as tokens; the rest: see the file."""
+
+    mixer: Literal["mix", "none", "self_attention", "all_share", "all_concat"] = "mix"
+    heads: int | None = None
+    ffn: Literal["per_token", "shared"] = "per_token"
+    residual: bool = True
+    norm_place: NormPlace = "post"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_sizes(heads=self.heads)
+        if self.ffn == "shared" and self.joins_tokens:
+            raise ValueError(f"mixer={self.mixer!r} replaces the per-token network, so ffn must be 'per_token'")
+        if self.mixer != "self_attention":
+            refuse_unused(self, f"mixer={self.mixer!r} has no attention; set mixer='self_attention'", heads=self.heads)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a block has its first sub-layer."""
+        return self.mixer in ("mix", "self_attention")
+
+    @property
+    def joins_tokens(self) -> bool:
+        """Whether networks read all tokens side by side."""
+        return self.mixer in ("all_share", "all_concat")
+
+
+@dataclasses.dataclass(frozen=True)
+class StackOptions(NetworkOptions, TowerOptions, TokenizerOptions):
+    """width D, hidden F, layers L, and the flags of networks, towers and tokenizer."""
 
     width: int = 128
     hidden: int = 512
     layers: int = 2
-    mixer: Literal["mix", "none", "self_attention", "all_share", "all_concat"] = "mix"
-    heads: int | None = None
-    ffn: Literal["per_token", "shared"] = "per_token"
-    activation: str = "gelu"
-    residual: bool = True
-    norm: Literal["layer", "rms", "none"] | None = "layer"
-    norm_place: Literal["post", "pre"] = "post"
-    norm_affine: bool = True
-    norm_per_token: bool = False
-    norm_eps: float = 1e-6
-    dropout: float = 0.0
-    init: str = "lecun_normal"
-    tower: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_sizes(width=self.width, hidden=self.hidden, layers=self.layers, heads=self.heads, tower=self.tower)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}, expected a share in [0, 1)")
-        if self.ffn == "shared" and self.mixer in ("all_share", "all_concat"):
-            raise ValueError(f"mixer={self.mixer!r} replaces the per-token network, so ffn must be 'per_token'")
-        per_token = self.ffn == "per_token" and self.mixer not in ("all_share", "all_concat")
-        moe.check(self, self.hidden, per_token=per_token)
+        super().__post_init__()
+        require_sizes(width=self.width, hidden=self.hidden, layers=self.layers, tower=self.tower)
 
 
-def make_norm(
-    tokens: int,
-    width: int,
-    *,
-    norm: str | None = "layer",
-    norm_affine: bool = True,
-    norm_per_token: bool = False,
-    norm_eps: float = 1e-6,
-    dtype=jnp.float32,
-) -> Norm | None:
-    """The block's norm on [T, B, D], or None for norm=None, which a sweep writes "none"."""
-    gains = tokens if norm_per_token else None
-    return (
-        None
-        if norm in (None, "none")
-        else Norm(width, kind=norm, affine=norm_affine, tokens=gains, eps=norm_eps, dtype=dtype)
-    )
+@dataclasses.dataclass(frozen=True)
+class RankMixerConfig(moe.SparseOptions, BlockOptions, StackOptions):
+    """All flags; see the file and the groups."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_experts(self.hidden, per_token=self.ffn == "per_token" and not self.joins_tokens)
 
 
 class RankMixerBlock(nnx.Module):
@@ -129,10 +150,7 @@ class RankMixerBlock(nnx.Module):
 
     Args:
         tokens, width, hidden: T, D, F. mixer="mix" needs D divisible by T.
-        heads: of mixer="self_attention".
-        sparse: experts instead of a dense network per token, or None.
-        norm: arguments of `make_norm`.
-        The other flags are those of `RankMixerConfig`.
+        options: everything else; sparse: experts instead of a dense network per token, or None.
     """
 
     def __init__(
@@ -140,82 +158,122 @@ class RankMixerBlock(nnx.Module):
         tokens: int,
         width: int,
         hidden: int,
+        options: BlockOptions = BlockOptions(),  # noqa: B008
         *,
-        mixer: str = "mix",
-        heads: int | None = None,
-        ffn: str = "per_token",
-        activation: str = "gelu",
-        residual: bool = True,
-        norm_place: str = "post",
-        dropout: float = 0.0,
-        init: str = "lecun_normal",
         sparse: moe.SparseOptions | None = None,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **norm: Any,
     ):
+        mixer, act, init = options.mixer, options.activation, options.init
         if mixer == "mix" and width % tokens:
             raise ValueError(f"width {width} does not divide into {tokens} heads, one per token; make it a multiple")
-        self.mixer, self.residual, self.norm_place, self.dropout = mixer, residual, norm_place, dropout
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.attention = SelfAttention(width, heads or tokens, **kwargs) if mixer == "self_attention" else None
+        self.options, self.attention = group_of(options, BlockOptions), None
+        if mixer == "self_attention":
+            self.attention = SelfAttention(width, options.heads or tokens, init=init, dtype=dtype, rngs=rngs)
+        inputs = tokens * width if options.joins_tokens else width
+        self.ffn: Any
         if sparse is not None and sparse.experts is not None:
-            self.ffn = moe.make_experts(sparse, tokens, width, hidden, activation=activation, **kwargs)
-        elif mixer == "all_concat":
-            self.ffn = FFN(tokens * width, hidden, activation=activation, **kwargs)
-        elif ffn == "shared":
-            self.ffn = FFN(width, hidden, activation=activation, **kwargs)
+            self.ffn = moe.make_experts(sparse, tokens, width, hidden, act, init, dtype=dtype, rngs=rngs)
+        elif mixer == "all_concat" or options.ffn == "shared":
+            self.ffn = FFN(inputs, hidden, activation=act, init=init, dtype=dtype, rngs=rngs)
         else:
-            inputs = tokens * width if mixer == "all_share" else width
-            self.ffn = PerTokenFFN(tokens, inputs, hidden, width, activation=activation, **kwargs)
-        self.mixing_norm = make_norm(tokens, width, dtype=dtype, **norm) if mixer in _MIXING else None
-        self.ffn_norm = make_norm(tokens, width, dtype=dtype, **norm)
+            self.ffn = PerTokenFFN(tokens, inputs, hidden, width, activation=act, init=init, dtype=dtype, rngs=rngs)
+        self.mixing_norm = make_norm(options, width, tokens=tokens, dtype=dtype) if options.mixes else None
+        self.ffn_norm = make_norm(options, width, tokens=tokens, dtype=dtype)
 
-    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+    def __call__(self, x: Float[Array, "T B D"], *, key: Array | None = None) -> Float[Array, "T B D"]:
         return self.with_routing(x, key=key)[0]
 
-    def with_routing(self, x: Array, *, key: Array | None = None, **gating: Any) -> tuple[Array, moe.Routing | None]:
-        """The new x and what a sparse network reports; `gating` are further arguments of a sparse network."""
-        if self.mixer in _MIXING:
-            x = self._sublayer(self._mix, self.mixing_norm, x)
-        routing: list[moe.Routing] = []
+    def with_routing(
+        self, x: Float[Array, "T B D"], *, key: Array | None = None, gating: Gating | None = None
+    ) -> tuple[Float[Array, "T B D"], Routing | None]:
+        """The new x and what a sparse network reports; `gating` says which router a ReLU-routed network uses."""
+        routing: list[Routing] = []
 
         def branch(y: Array) -> Array:
-            if moe.is_sparse(self.ffn):
-                y, found = self.ffn(y, training=key is not None, **gating)
+            if isinstance(self.ffn, TopKMoE | ReLUMoE):
+                y, found = (
+                    self.ffn(y, training=key is not None)
+                    if isinstance(self.ffn, TopKMoE)
+                    else self.ffn(y, training=key is not None, gating=gating or Gating())
+                )
                 routing.append(found)
-            else:
-                y = self._feed_forward(y)
-            return dropout(y, self.dropout, key)
+                return y
+            return self._feed_forward(y)
 
-        x = self._sublayer(branch, self.ffn_norm, x)
+        x = self.around(branch, x, key)
         return x, routing[0] if routing else None
 
-    def _sublayer(self, branch, norm: Norm | None, x: Array) -> Array:
-        """post: norm(branch(x) + x);  pre: branch(norm(x)) + x."""
-        norm = norm or (lambda y: y)
-        y = branch(norm(x) if self.norm_place == "pre" else x)
-        y = y + x if self.residual else y
-        return norm(y) if self.norm_place == "post" else y
+    def around(self, branch: Step, x: Float[Array, "T B D"], key: Array | None) -> Float[Array, "T B D"]:
+        """The block with `branch` in the place of its feed-forward network; a key switches dropout on."""
+        if self.options.mixes:
+            x = self._sub_layer(self._mix, self.mixing_norm, x)
+        return self._sub_layer(lambda y: dropout(branch(y), self.options.dropout, key), self.ffn_norm, x)
+
+    def _sub_layer(self, branch: Step, norm: Step | None, x: Array) -> Array:
+        return sub_layer(branch, norm, x, place=self.options.norm_place, residual=self.options.residual)
 
     def _mix(self, x: Array) -> Array:
         return mix_token_major(x, x.shape[0]) if self.attention is None else self.attention(x)
 
     def _feed_forward(self, x: Array) -> Array:
-        if self.mixer not in ("all_share", "all_concat"):
+        if not self.options.joins_tokens:
             return self.ffn(x)
         tokens, rows, width = x.shape
         y = self.ffn(x.swapaxes(0, 1).reshape(rows, tokens * width))
-        return y if self.mixer == "all_share" else y.reshape(rows, tokens, width).swapaxes(0, 1)
+        return y if self.options.mixer == "all_share" else y.reshape(rows, tokens, width).swapaxes(0, 1)
 
 
-class RankMixer(Backbone):
+class TokenStack(Backbone):
+    """What models of RankMixer's blocks share: tokenizer, blocks, mean over tokens, towers.
+
+    Args:
+        plan: the resolved tokenizer (`plan_tokens`); T is `plan.tokens`. width, tasks: D, Y.
+        make_blocks: called after the tokenizer was made, so that parameters are drawn in reading order.
+        options: of the blocks; norm_place="pre" adds a norm before the mean, since such blocks never normalise their
+            last sum. tower: widths of the towers.
+    """
+
+    def __init__(
+        self,
+        plan: TokenPlan,
+        width: int,
+        tasks: int,
+        make_blocks: Callable[[], Iterable[RankMixerBlock]],
+        options: BlockOptions = BlockOptions(),  # noqa: B008
+        *,
+        tower: tuple[int, ...] = (),
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        pre, T = options.norm_place == "pre", plan.tokens
+        self.tokenizer = Tokenizer(plan, width, init=options.init, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(make_blocks())
+        self.final_norm = make_norm(options, width, tokens=T, dtype=dtype) if pre else None
+        self.towers = Towers(width, tasks, tower=tower, init=options.init, dtype=dtype, rngs=rngs)
+
+    def encode_user(self, user: UserInputs, tokens: Float[Array, "R t A"] | None = None) -> UserTokens:
+        return self.tokenizer.encode_user(user, tokens)
+
+    def join(
+        self, state: UserTokens, candidates: CandidateInputs, tokens: Array | None
+    ) -> tuple[Float[Array, "T B D"], tuple[int, int, int]]:
+        """The tokens of every candidate row, and the shape of logits: (R, C, -1)."""
+        own = self.tokenizer.candidate_tokens(state, candidates, tokens)
+        return self.tokenizer.join(state, own), (own.shape[1], own.shape[2], -1)
+
+    def read_out(self, x: Float[Array, "T B D"]) -> Float[Array, "B Y"]:
+        """Logits of the last block's tokens."""
+        return self.towers(mean_tokens(normalise(self.final_norm, x)))
+
+
+class RankMixer(TokenStack):
     """Tokenizer, L blocks, mean over tokens, towers.
 
     Args:
         plan: the resolved tokenizer (`plan_tokens`); T is `plan.tokens`.
         width, hidden, layers, tasks: D, F, L, Y.
-        norm: arguments of `make_norm`; block: further flags of `RankMixerBlock`.
+        options, sparse: of the blocks. tower: widths of the towers.
     """
 
     def __init__(
@@ -225,73 +283,66 @@ class RankMixer(Backbone):
         hidden: int,
         layers: int,
         tasks: int,
+        options: BlockOptions = BlockOptions(),  # noqa: B008
         *,
-        tower: tuple[int, ...] = (),
-        norm_place: str = "post",
-        norm: Mapping[str, Any] | None = None,
-        init: str = "lecun_normal",
         sparse: moe.SparseOptions | None = None,
-        dtype=jnp.float32,
+        tower: tuple[int, ...] = (),
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **block: Any,
     ):
-        norm, block = norm or {}, block | {"sparse": sparse}
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.tokenizer = Tokenizer(plan, width, **kwargs)
-        self.blocks = nnx.List(
-            RankMixerBlock(plan.tokens, width, hidden, norm_place=norm_place, **norm, **block, **kwargs)
-            for _ in range(layers)
-        )
-        # A pre-norm stack never normalises its last sum, so the mean over tokens needs one more norm.
-        self.final_norm = make_norm(plan.tokens, width, dtype=dtype, **norm) if norm_place == "pre" else None
-        self.towers = Towers(width, tasks, tower=tower, **kwargs)
+        def blocks() -> Iterator[RankMixerBlock]:
+            for _ in range(layers):
+                yield RankMixerBlock(plan.tokens, width, hidden, options, sparse=sparse, dtype=dtype, rngs=rngs)
+
+        super().__init__(plan, width, tasks, blocks, options, tower=tower, dtype=dtype, rngs=rngs)
         self.experts = moe.ExpertControl(sparse, layers, plan.tokens) if sparse and sparse.experts else None
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UserTokens:
-        return self.tokenizer.encode_user(user, tokens)
-
     def score(
-        self, state: UserTokens, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+        self,
+        state: UserTokens,
+        candidates: CandidateInputs,
+        tokens: Float[Array, "R C t A"] | None = None,
+        *,
+        key: Array | None = None,
     ) -> Output:
-        own = self.tokenizer.candidate_tokens(state, candidates, tokens)
-        x, (requests, candidates) = self.tokenizer.join(state, own), own.shape[1:3]
-        passes = [{}] if self.experts is None else self.experts.passes(requests, candidates, training=key is not None)
-        found = [self._pass(x, key, gating) for gating in passes]
-        logits = [z.reshape(requests, candidates, -1) for z, _ in found]
+        x, shape = self.join(state, candidates, tokens)
         if self.experts is None:
-            return Output(logits=logits[0])
-        return self.experts.output(logits, [routing for _, routing in found], training=key is not None)
+            return Output(logits=self._pass(x, key)[0].reshape(shape))
+        training = key is not None
+        passes = self.experts.passes(shape[0], shape[1], training=training)
+        found = [self._pass(x, key, gating) for gating in passes]
+        logits = [z.reshape(shape) for z, _ in found]
+        return self.experts.output(logits, [routing for _, routing in found], training=training)
 
-    def _pass(self, x: Array, key: Array | None, gating: Mapping[str, Any]) -> tuple[Array, list[Any]]:
+    def _pass(self, x: Array, key: Array | None, gating: Gating | None = None) -> tuple[Array, list[Any]]:
         """Logits [B, Y] of tokens [T, B, D], and what the experts of every block report."""
         found = []
         for i, block in enumerate(self.blocks):
             own_key = None if key is None else jax.random.fold_in(key, i)
-            x, routing = block.with_routing(x, key=own_key, **gating)
+            x, routing = block.with_routing(x, key=own_key, gating=gating)
             found.append(routing)
-        if self.final_norm is not None:
-            x = self.final_norm(x)
-        return self.towers(mean_tokens(x)), found
+        return self.read_out(x), found
 
 
 def build(
-    config: RankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
+    config: RankMixerConfig,
+    schema: Schema,
+    tokens: TokenShape = NO_TOKENS,
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike = jnp.float32,
 ) -> RankMixer:
     """The model of a config; `tokens` are those of a sequence encoder in front."""
-    flags = ("mixer", "heads", "ffn", "activation", "residual", "norm_place", "dropout", "init", "tower")
-    norms = ("norm", "norm_affine", "norm_per_token", "norm_eps")
-    return RankMixer(
-        plan_tokens(schema, config, config.width, tokens),
-        config.width,
-        config.hidden,
-        config.layers,
-        len(schema.tasks),
-        norm={name: getattr(config, name) for name in norms},
-        sparse=config,
-        dtype=dtype,
-        rngs=rngs,
-        **{name: getattr(config, name) for name in flags},
-    )
+    plan = plan_tokens(schema, config, config.width, tokens)
+    sizes = (config.width, config.hidden, config.layers, len(schema.tasks))
+    return RankMixer(plan, *sizes, config, sparse=config, tower=config.tower, dtype=dtype, rngs=rngs)
+
+
+def stack_params(config: StackOptions, plan: TokenPlan, tasks: int, norms: int) -> Params:
+    """Parameters of a `TokenStack` beside the networks of its blocks: tokenizer, towers and so many norms."""
+    tokenizer, head = plan.params(config.width), tower_params(config.width, tasks, config.tower)
+    gains = norms * options_params(config, config.width, plan.tokens)
+    return Params(dense=tokenizer + gains + head, tokenizer=tokenizer, head=head)
 
 
 def count_params(config: RankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -303,13 +354,10 @@ def count_params(config: RankMixerConfig, schema: Schema, tokens: TokenShape = N
         "all_concat": 2 * T * D * F + F + T * D,
     }.get(config.mixer, (T if config.ffn == "per_token" else 1) * (2 * D * F + F + D))
     attention = 4 * D * D if config.mixer == "self_attention" else 0
-    gains = T if config.norm_per_token else None
-    norm = norm_params(D, kind=config.norm, affine=config.norm_affine, tokens=gains)
-    norms = config.layers * (2 if config.mixer in _MIXING else 1) + (config.norm_place == "pre")
-    tokenizer, head = plan.params(D), tower_params(D, len(schema.tasks), config.tower)
+    norms = config.layers * (1 + config.mixes) + (config.norm_place == "pre")
     routers, inactive = moe.count_params(config, T, D, F)
-    dense = tokenizer + config.layers * (ffn + attention + routers) + norms * norm + head
-    return Params(dense=dense, tokenizer=tokenizer, head=head, inactive=config.layers * inactive)
+    rest = Params(dense=config.layers * (ffn + attention + routers), inactive=config.layers * inactive)
+    return stack_params(config, plan, len(schema.tasks), norms) + rest
 
 
 def count_flops(config: RankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:
@@ -337,35 +385,16 @@ def size_space(
     For each T and D the hidden width that meets the target is solved for. First come shapes with F/D near 2.8, the
     number of tokens that suits the size, and hidden widths that are multiples of 64 (8 below 1e7 parameters).
     """
-    found = []
-    for T, token_cost in token_choices(schema, config, target_dense_params, tokens):
-        step = math.lcm(T or 1, 128 if target_dense_params >= LARGE else 4)
-        ideal = math.sqrt(target_dense_params / (2 * _HIDDEN_RATIO * config.layers * (T or 16)))
-        for D in range(step, int(3 * ideal) + step + 1, step):
-            shape = dataclasses.replace(config, tokens=T, width=D)
-            for i, hidden in enumerate(_hidden_choices(shape, schema, target_dense_params, tokens)):
-                ratio_cost = abs(math.log2(hidden / D / _HIDDEN_RATIO))
-                found.append((ratio_cost + token_cost + i / 4, T or 0, D, hidden))
-    for _, T, D, hidden in sorted(found):
-        yield {"tokens": T or None, "width": D, "hidden": hidden}
 
+    def hiddens(T: int | None, D: int) -> Iterable[tuple[int, int]]:
+        def params(hidden: int) -> int:
+            shape = dataclasses.replace(config, tokens=T, width=D, hidden=hidden)
+            return count_params(shape, schema, tokens).dense
 
-def _hidden_choices(config: RankMixerConfig, schema: Schema, target: float, tokens: TokenShape) -> list[int]:
-    """Multiples of each grain, coarsest first, at which the parameters (affine in F) come nearest to the target."""
-    unit = config.experts or 1
-    one, two = (count_params(dataclasses.replace(config, hidden=unit * F), schema, tokens).dense for F in (1, 2))
-    exact = unit * (1 + (target - one) / (two - one))
-    steps = [math.lcm(grain, unit) for grain in grains(target)]
-    return list(dict.fromkeys(grain * round(exact / grain) for grain in steps if exact >= grain / 2 + 1e-9))
+        return enumerate(affine_widths(params, target_dense_params, config.experts or 1))
 
-
-def token_choices(
-    schema: Schema, config: TokenizerOptions, target: float, tokens: TokenShape
-) -> list[tuple[int | None, float]]:
-    """T as configured, or those `sizing.token_choices` offers; each with its cost."""
-    if config.tokens is not None or config.tokenizer != "cut":
-        return [(config.tokens, 0.0)]
-    return list(sizing.token_choices(possible_tokens(schema, config, tokens), target))
+    choices = tokenizer_choices(schema, config, target_dense_params, tokens)
+    yield from shapes_by_width(choices, target_dense_params, config.layers, HIDDEN_RATIO, hiddens)
 
 
 RANKMIXER = BackboneSpec(RankMixerConfig, build, count_params, count_flops, size_space)

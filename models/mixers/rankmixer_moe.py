@@ -40,36 +40,33 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.inputs.batch import Output
 from recscale.models.layers.per_token_moe import (
+    ExpertOptions,
+    Gating,
     ReLUMoE,
-    ReLURouting,
     TopKMoE,
     TopKRouting,
-    check_capacity,
     check_top_k,
     top_k_report,
 )
-from recscale.models.options import require_sizes
-
-Array = jax.Array
-
-Routing = ReLURouting | TopKRouting
+from recscale.models.options import group_of, refuse_unused, require_sizes
 
 # lam stays in here, however long the target is missed.
 _LAM_RANGE = (1e-8, 1e3)
 
 
 @dataclasses.dataclass(frozen=True)
-class SparseOptions:
+class SparseOptions(ExpertOptions):
     """Flags of sparse experts, off by default.
 
-    experts: E, None is dense. active_ratio: budget of open experts. capacity_factor, expert_path: see
-    `layers/per_token_moe.py`; gate_norm, gate_scale and balance_weight belong to router="topk". The rest: see the file.
+    experts: E, None is dense. active_ratio: budget of open experts. gate_norm, gate_scale and balance_weight belong to
+    router="topk", see `layers/per_token_moe.py`. The rest: see the file.
     """
 
     experts: int | None = None
@@ -82,9 +79,46 @@ class SparseOptions:
     serve_cap: int | None = None
     gate_norm: Literal["selected", "all"] = "all"
     gate_scale: float | None = None
-    balance_weight: float = 0.0
-    expert_path: Literal["auto", "masked", "capacity", "ragged"] = "auto"
-    capacity_factor: float = 1.25
+
+    @property
+    def active_experts(self) -> int:
+        """K of router="topk"."""
+        return max(1, round(self.active_ratio * (self.experts or 1)))
+
+    def check_experts(self, hidden: int, *, per_token: bool) -> None:
+        """ValueError for flags that contradict each other; `per_token`: whether there are networks to cut."""
+        if self.experts is None:
+            dense = "there are no experts; set experts"
+            refuse_unused(self, dense, router=self.router, active_ratio=self.active_ratio)
+            refuse_unused(self, dense, expert_path=self.expert_path, capacity_factor=self.capacity_factor)
+        if self.experts is None or self.router != "relu":
+            reason = "there are no ReLU-routed experts; set experts with router='relu'"
+            refuse_unused(self, reason, dtsi_merge=self.dtsi_merge, lam0=self.lam0, lam_rate=self.lam_rate)
+            refuse_unused(self, reason, dead_window=self.dead_window, serve_cap=self.serve_cap)
+        if self.experts is None or self.router != "topk":
+            reason = "there are no softmax-routed experts; set experts with router='topk'"
+            refuse_unused(self, reason, balance_weight=self.balance_weight)
+            refuse_unused(self, reason, gate_norm=self.gate_norm, gate_scale=self.gate_scale)
+        if self.experts is None:
+            return
+        require_sizes(experts=self.experts, dead_window=self.dead_window)
+        self.check_capacity()
+        if not per_token:
+            raise ValueError(
+                "experts are slices of per-token networks; this mixer or ffn has none, so experts must be None"
+            )
+        if not 0.0 < self.active_ratio <= 1.0:
+            raise ValueError(f"active_ratio is {self.active_ratio}, expected a share in (0, 1]")
+        if hidden % self.experts:
+            raise ValueError(f"hidden is {hidden}, expected a multiple of the {self.experts} experts")
+        if self.serve_cap is not None and not 1 <= self.serve_cap <= self.experts:
+            raise ValueError(f"serve_cap is {self.serve_cap}, expected 1 to the {self.experts} experts")
+        if self.lam_rate <= 1.0 or not _LAM_RANGE[0] <= self.lam0 <= _LAM_RANGE[1]:
+            raise ValueError(
+                f"lam_rate is {self.lam_rate} and lam0 {self.lam0}, expected above 1 and within {_LAM_RANGE}"
+            )
+        if self.router == "topk":
+            check_top_k(hidden, self.experts, self.active_experts, shared=False, gate_norm=self.gate_norm)
 
 
 class Coefficient(nnx.Variable):
@@ -95,62 +129,51 @@ class Age(nnx.Variable):
     """Steps since something last happened."""
 
 
-def check(options: SparseOptions, hidden: int, *, per_token: bool) -> None:
-    """Raises ValueError for flags that contradict each other; `per_token`: whether there are networks to cut."""
-    if options.experts is None:
-        return
-    require_sizes(experts=options.experts, dead_window=options.dead_window)
-    check_capacity(options.capacity_factor)
-    if not per_token:
-        raise ValueError(
-            "experts are slices of per-token networks; this mixer or ffn has none, so experts must be None"
-        )
-    if not 0.0 < options.active_ratio <= 1.0:
-        raise ValueError(f"active_ratio is {options.active_ratio}, expected a share in (0, 1]")
-    if hidden % options.experts:
-        raise ValueError(f"hidden is {hidden}, expected a multiple of the {options.experts} experts")
-    if options.serve_cap is not None and not 1 <= options.serve_cap <= options.experts:
-        raise ValueError(f"serve_cap is {options.serve_cap}, expected 1 to the {options.experts} experts")
-    if options.lam_rate <= 1.0 or not _LAM_RANGE[0] <= options.lam0 <= _LAM_RANGE[1]:
-        raise ValueError(
-            f"lam_rate is {options.lam_rate} and lam0 {options.lam0}, expected above 1 and within {_LAM_RANGE}"
-        )
-    if options.router == "topk":
-        check_top_k(hidden, options.experts, active_experts(options), shared=False, gate_norm=options.gate_norm)
-
-
-def active_experts(options: SparseOptions) -> int:
-    """K of router="topk"."""
-    return max(1, round(options.active_ratio * (options.experts or 1)))
-
-
-def is_sparse(ffn: Any) -> bool:
-    return isinstance(ffn, ReLUMoE | TopKMoE)
-
-
-def make_experts(options: SparseOptions, tokens: int, width: int, hidden: int, **kwargs: Any) -> ReLUMoE | TopKMoE:
-    """The sparse network of one block; kwargs: activation, init, dtype, rngs."""
-    kwargs |= dict(experts=options.experts, path=options.expert_path, capacity_factor=options.capacity_factor)
+def make_experts(
+    options: SparseOptions,
+    tokens: int,
+    width: int,
+    hidden: int,
+    activation: str,
+    init: str,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> ReLUMoE | TopKMoE:
+    """The sparse network of one block."""
+    experts = options.experts or 1
     if options.router == "topk":
         return TopKMoE(
             tokens,
             width,
             hidden,
-            active=active_experts(options),
+            experts=experts,
+            active=options.active_experts,
             shared=False,
             gate_scale=options.gate_scale,
             gate_norm=options.gate_norm,
             kind="ffn",
-            **kwargs,
+            activation=activation,
+            init=init,
+            path=options.expert_path,
+            capacity_factor=options.capacity_factor,
+            dtype=dtype,
+            rngs=rngs,
         )
     return ReLUMoE(
         tokens,
         width,
         hidden,
+        experts=experts,
         two_routers=options.dtsi_merge != "infer_only",
         serve_cap=options.serve_cap,
         active_share=options.active_ratio,
-        **kwargs,
+        activation=activation,
+        init=init,
+        path=options.expert_path,
+        capacity_factor=options.capacity_factor,
+        dtype=dtype,
+        rngs=rngs,
     )
 
 
@@ -162,32 +185,29 @@ class ExpertControl(nnx.Module):
     """
 
     def __init__(self, options: SparseOptions, layers: int, tokens: int):
-        fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(SparseOptions)}
-        self.options = SparseOptions(**fields)
+        self.options = group_of(options, SparseOptions)
         if options.router == "relu":
             self.lam = Coefficient(jnp.asarray(options.lam0, jnp.float32))
             self.closed_for = Age(jnp.zeros((layers, tokens, options.experts), jnp.int32))
 
-    def passes(self, requests: int, candidates: int, *, training: bool) -> list[dict[str, Any]]:
-        """Arguments of the sparse networks, one dictionary for every pass through the blocks."""
+    def passes(self, requests: int, candidates: int, *, training: bool) -> list[Gating]:
+        """What the sparse networks are told, once for every pass through the blocks; "topk" has no choice."""
         merge = self.options.dtsi_merge
         if training and merge == "rows" and self.options.router == "relu" and requests < 2:
             raise ValueError(
                 f"dtsi_merge='rows' runs half of a batch's requests on each router, and this batch has {requests}; "
                 "give it two or more, or use 'two_losses'"
             )
-        if self.options.router == "topk":
-            return [{}]
-        if not training or merge == "infer_only":
-            return [{"gates_from": "infer"}]
+        if self.options.router == "topk" or not training or merge == "infer_only":
+            return [Gating()]
         if merge == "rows":
             by_train = jnp.arange(requests) % 2 == 0
-            return [{"gates_from": "rows", "by_train": jnp.repeat(by_train, candidates)}]
+            return [Gating("rows", jnp.repeat(by_train, candidates))]
         if merge == "two_losses":
-            return [{"gates_from": "infer"}, {"gates_from": "train_alone"}]
-        return [{"gates_from": "mean" if merge == "mean_gates" else "train"}]
+            return [Gating(), Gating("train_alone")]
+        return [Gating("mean" if merge == "mean_gates" else "train")]
 
-    def output(self, logits: list[Array], routing: list[list[Any]], *, training: bool) -> Output:
+    def output(self, logits: list[Float[Array, "R C Y"]], routing: list[list[Any]], *, training: bool) -> Output:
         """The output of all passes; in training also moves lam and the ages.
 
         logits: [R, C, Y] of every pass, the served path first. routing: of every pass and block.
@@ -226,7 +246,7 @@ def count_params(options: SparseOptions, T: int, D: int, F: int) -> tuple[int, i
         return 0, 0
     E, expert_weights = options.experts, T * (2 * D * F + F)
     if options.router == "topk":
-        return T * E * D, expert_weights * (E - active_experts(options)) // E
+        return T * E * D, expert_weights * (E - options.active_experts) // E
     one = T * E * (D + 1)
     unused_router = 0 if options.dtsi_merge == "infer_only" else one
     return one + unused_router, unused_router + round((1 - options.active_ratio) * expert_weights)
@@ -238,7 +258,7 @@ def count_flops(options: SparseOptions, T: int, D: int, F: int, dense: int) -> t
         return dense, dense
     masked, E = options.expert_path == "masked", options.experts
     if options.router == "topk":
-        active = E if masked else active_experts(options)
+        active = E if masked else options.active_experts
         flops = 2 * T * D * E + 4 * T * D * F * active // E
         return flops, flops
     share = 1.0 if masked else options.active_ratio

@@ -46,12 +46,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
@@ -59,36 +61,28 @@ from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
 from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
-from recscale.models.layers.auxiliary import AuxiliaryHeads, auxiliary_params
+from recscale.models.layers.auxiliary import AuxiliaryHeads, AuxiliaryOptions, auxiliary_params
 from recscale.models.layers.dense import SwiGLU
 from recscale.models.layers.dropout import dropout
 from recscale.models.layers.mixing import mix_token_major, mixed_shape, revert_token_major
-from recscale.models.layers.norms import Norm
+from recscale.models.layers.norms import Norm, normalise
+from recscale.models.layers.param import Init
 from recscale.models.layers.per_token import PerTokenFFN, PerTokenSwiGLU
-from recscale.models.layers.per_token_moe import TopKMoE, TopKRouting, check_capacity, check_top_k, top_k_report
-from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
-from recscale.models.options import require_sizes
+from recscale.models.layers.per_token_moe import ExpertOptions, TopKMoE, TopKRouting, check_top_k, top_k_report
+from recscale.models.layers.residuals import inter_residual
+from recscale.models.layers.towers import TowerOptions, Towers, mean_tokens, tower_flops, tower_params
+from recscale.models.options import Options, refuse_unused, require_share, require_sizes
 from recscale.models.ranker import Backbone
-from recscale.models.sizing import LARGE, grains
-
-from .rankmixer import token_choices
-
-Array = jax.Array
+from recscale.models.sizing import LARGE, grains, tokenizer_choices
 
 # F / D the sizing prefers: that of the largest starter sizes.
 HIDDEN_RATIO = 1.25
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenMixerLargeConfig(TokenizerOptions):
-    """width D, hidden F2, mixed_hidden F1, layers L, heads H, experts E, active K; the rest: see the file."""
+class MixedBlockOptions(Options):
+    """Flags of a block: see the file."""
 
-    tokenizer: Literal["cut", "group", "field", "identity"] = "group"
-    global_token: bool | Literal["split"] = True
-    width: int = 128
-    hidden: int = 192
-    mixed_hidden: int | None = None
-    layers: int = 4
     heads: int | None = None
     mixer: Literal["mix", "none"] = "mix"
     ffn: Literal["per_token_swiglu", "shared_swiglu", "per_token_ffn"] = "per_token_swiglu"
@@ -97,86 +91,23 @@ class TokenMixerLargeConfig(TokenizerOptions):
     sandwich_norm: bool = False
     norm_per_token: bool = False
     norm_eps: float = 1e-6
-    final_norm: bool = True
-    inter_residual_every: int = 2
-    aux_mode: Literal["joint", "independent"] = "joint"
-    aux_weight: float = 0.1
-    aux_layers: tuple[int, ...] | None = None
-    aux_stop_gradient: bool = False
-    init: str = "xavier_normal"
+    dropout: float = 0.0
+    init: Init = "xavier_normal"
     up_init_scale: float = 1.0
     down_init_scale: float = 0.01
     down_init_mode: Literal["std", "variance"] = "std"
-    dropout: float = 0.0
-    tower: tuple[int, ...] = ()
-    experts: int | None = None
-    active: int | None = None
-    shared_expert: bool = True
-    gate_scale: float | None = None
-    gate_norm: Literal["selected", "all"] = "selected"
-    expert_scope: Literal["token", "global"] = "token"
-    expert_path: Literal["auto", "masked", "capacity", "ragged"] = "auto"
-    capacity_factor: float = 1.25
-    balance_weight: float = 0.0
-    z_weight: float = 0.0
 
     def __post_init__(self):
-        require_sizes(
-            width=self.width,
-            hidden=self.hidden,
-            layers=self.layers,
-            mixed_hidden=self.mixed_hidden,
-            heads=self.heads,
-            experts=self.experts,
-            active=self.active,
-            tower=self.tower,
-        )
-        if self.inter_residual_every < 0:
-            raise ValueError(f"inter_residual_every is {self.inter_residual_every}, expected 0 (off) or more")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}, expected a share in [0, 1)")
-        blocks = self.aux_layers or ()
-        if len(set(blocks)) < len(blocks) or any(not 1 <= block < self.layers for block in blocks):
-            raise ValueError(f"aux_layers is {blocks}, expected blocks from 1 to {self.layers - 1}, each once")
+        super().__post_init__()
+        require_share(dropout=self.dropout)
         if self.sandwich_norm and self.residual_style != "A":
             raise ValueError("sandwich_norm belongs to residual_style 'A'; B and C place their norms elsewhere")
-        if self.residual_style == "C" and self.inter_residual_every:
-            raise ValueError(
-                "inter_residual_every doubles the stream, which residual_style 'C' has just normalised; set it to 0"
-            )
-        if self.experts is None:
-            if self.active is not None:
-                raise ValueError(f"active is {self.active} without experts; set experts too")
-            return
-        if self.ffn != "per_token_swiglu":
-            raise ValueError(f"experts are slices of per-token SwiGLUs, so ffn must be that, not {self.ffn!r}")
-        check_capacity(self.capacity_factor)
-        for hidden in self.hiddens:
-            check_top_k(hidden, self.experts, self.active_experts, shared=self.shared_expert, gate_norm=self.gate_norm)
-
-    @property
-    def hiddens(self) -> tuple[int, int]:
-        """(F1, F2)."""
-        return self.hidden if self.mixed_hidden is None else self.mixed_hidden, self.hidden
-
-    @property
-    def active_experts(self) -> int:
-        """K: half of the experts unless given."""
-        return (self.experts or 0) // 2 if self.active is None else self.active
-
-    @property
-    def auxiliary(self) -> tuple[int, ...]:
-        """Blocks with an auxiliary head."""
-        if not self.aux_weight:
-            return ()
-        middle = (self.layers // 2,) if self.layers > 1 else ()
-        return middle if self.aux_layers is None else self.aux_layers
-
-    @property
-    def auxiliary_heads(self) -> dict[str, Any]:
-        """Arguments of `AuxiliaryHeads`."""
-        flags = {name: getattr(self, f"aux_{name}") for name in ("mode", "weight", "stop_gradient")}
-        return flags | {"layers": self.auxiliary}
+        if self.mixer == "none":
+            refuse_unused(self, "mixer='none' exchanges no heads; set mixer='mix'", heads=self.heads)
+        if self.ffn == "per_token_ffn":
+            reason = "ffn='per_token_ffn' is initialised by init alone; take a SwiGLU"
+            refuse_unused(self, reason, up_init_scale=self.up_init_scale, down_init_scale=self.down_init_scale)
+            refuse_unused(self, reason, down_init_mode=self.down_init_mode)
 
     @property
     def scales(self) -> tuple[float, float, float]:
@@ -184,28 +115,90 @@ class TokenMixerLargeConfig(TokenizerOptions):
         down = self.down_init_scale if self.down_init_mode == "std" else math.sqrt(self.down_init_scale)
         return self.up_init_scale, self.up_init_scale, down
 
-    @property
-    def sparse(self) -> dict[str, Any] | None:
-        """Arguments of the sparse halves."""
-        if self.experts is None:
-            return None
-        names = ("experts", "gate_scale", "gate_norm", "capacity_factor")
-        own = dict(active=self.active_experts, shared=self.shared_expert, path=self.expert_path)
-        return {name: getattr(self, name) for name in names} | own | dict(pooled=self.expert_scope == "global")
+    def mixed_shape(self, tokens: int, width: int) -> tuple[int, int]:
+        """(H, W) for T tokens of width D."""
+        return (tokens, width) if self.mixer == "none" else mixed_shape(tokens, width, self.heads)
 
-    def mixed_shape(self, tokens: int) -> tuple[int, int]:
-        """(H, W) for T tokens."""
-        return (tokens, self.width) if self.mixer == "none" else mixed_shape(tokens, self.width, self.heads)
+
+@dataclasses.dataclass(frozen=True)
+class SubExpertOptions(ExpertOptions):
+    """Flags of sparse halves, off by default. experts E, None is dense; active K, None is half of them."""
+
+    experts: int | None = None
+    active: int | None = None
+    shared_expert: bool = True
+    gate_scale: float | None = None
+    gate_norm: Literal["selected", "all"] = "selected"
+    expert_scope: Literal["token", "global"] = "token"
+    z_weight: float = 0.0
+
+    @property
+    def active_experts(self) -> int:
+        """K: half of the experts unless given."""
+        return (self.experts or 0) // 2 if self.active is None else self.active
+
+    def check_experts(self, *hiddens: int) -> None:
+        """ValueError for networks of these hidden widths that such experts cannot be slices of."""
+        if self.experts is None:
+            if self.active is not None:
+                raise ValueError(f"active is {self.active} without experts; set experts too")
+            reason = "there are no experts; set experts"
+            refuse_unused(self, reason, shared_expert=self.shared_expert, gate_scale=self.gate_scale)
+            refuse_unused(self, reason, gate_norm=self.gate_norm, expert_scope=self.expert_scope)
+            refuse_unused(self, reason, expert_path=self.expert_path, capacity_factor=self.capacity_factor)
+            refuse_unused(self, reason, balance_weight=self.balance_weight, z_weight=self.z_weight)
+            return
+        self.check_capacity()
+        for hidden in hiddens:
+            check_top_k(hidden, self.experts, self.active_experts, shared=self.shared_expert, gate_norm=self.gate_norm)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenMixerLargeConfig(MixedBlockOptions, SubExpertOptions, AuxiliaryOptions, TowerOptions, TokenizerOptions):
+    """width D, hidden F2, mixed_hidden F1, layers L, heads H, experts E, active K; the rest: see the file."""
+
+    tokenizer: Literal["cut", "group", "field", "identity"] = "group"
+    global_token: bool | Literal["split"] = True
+    width: int = 128
+    hidden: int = 192
+    mixed_hidden: int | None = None
+    layers: int = 4
+    final_norm: bool = True
+    inter_residual_every: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_sizes(width=self.width, hidden=self.hidden, layers=self.layers, mixed_hidden=self.mixed_hidden)
+        require_sizes(heads=self.heads, experts=self.experts, active=self.active, tower=self.tower)
+        if self.inter_residual_every < 0:
+            raise ValueError(f"inter_residual_every is {self.inter_residual_every}, expected 0 (off) or more")
+        self.check_auxiliary(self.layers)
+        if self.residual_style == "C" and self.inter_residual_every:
+            raise ValueError(
+                "inter_residual_every doubles the stream, which residual_style 'C' has just normalised; set it to 0"
+            )
+        if self.experts is not None and self.ffn != "per_token_swiglu":
+            raise ValueError(f"experts are slices of per-token SwiGLUs, so ffn must be that, not {self.ffn!r}")
+        self.check_experts(*self.hiddens)
+
+    @property
+    def hiddens(self) -> tuple[int, int]:
+        """(F1, F2)."""
+        return self.hidden if self.mixed_hidden is None else self.mixed_hidden, self.hidden
+
+    @property
+    def auxiliary(self) -> tuple[int, ...]:
+        """Blocks with an auxiliary head."""
+        return self.auxiliary_blocks(self.layers)
 
 
 class TokenMixerLargeBlock(nnx.Module):
     """One block on token-major activations: x [T, B, D] -> [T, B, D].
 
     Args:
-        tokens, width, hidden: T, D, F2. mixed_hidden: F1, None for the same. heads: H, see `mixed_shape`.
-        scales: multiply the initial standard deviations of (up, gate, down).
-        sparse: arguments of `TopKMoE` in the place of dense networks, or None.
-        The other flags are those of `TokenMixerLargeConfig`.
+        tokens, width, hidden: T, D, F2. mixed_hidden: F1, None for the same.
+        options: see the file.
+        sparse: experts in the place of dense networks, or None.
     """
 
     def __init__(
@@ -215,50 +208,60 @@ class TokenMixerLargeBlock(nnx.Module):
         hidden: int,
         *,
         mixed_hidden: int | None = None,
-        heads: int | None = None,
-        mixer: str = "mix",
-        ffn: str = "per_token_swiglu",
-        residual_style: str = "A",
-        residual: bool = True,
-        sandwich_norm: bool = False,
-        norm_per_token: bool = False,
-        norm_eps: float = 1e-6,
-        dropout: float = 0.0,
-        init: str = "xavier_normal",
-        scales: tuple[float, float, float] = (1.0, 1.0, 0.01),
-        sparse: Mapping[str, Any] | None = None,
-        dtype=jnp.float32,
+        options: MixedBlockOptions = MixedBlockOptions(),  # noqa: B008
+        sparse: SubExpertOptions | None = None,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.heads, mixed_width = (tokens, width) if mixer == "none" else mixed_shape(tokens, width, heads)
-        self.mixes, self.style, self.residual, self.dropout = mixer == "mix", residual_style, residual, dropout
+        self.heads, mixed_width = options.mixed_shape(tokens, width)
+        self.mixes, self.style = options.mixer == "mix", options.residual_style
+        self.residual, self.dropout = options.residual, options.dropout
 
         def norm(groups: int, width: int) -> Norm:
-            return Norm(width, kind="rms", tokens=groups if norm_per_token else None, eps=norm_eps, dtype=dtype)
+            gains = groups if options.norm_per_token else None
+            return Norm(width, kind="rms", tokens=gains, eps=options.norm_eps, dtype=dtype)
 
-        def half(groups: int, width: int, hidden: int) -> nnx.Module:
-            kwargs: dict[str, Any] = dict(init=init, dtype=dtype, rngs=rngs)
-            if ffn == "per_token_ffn":
-                return PerTokenFFN(groups, width, hidden, **kwargs)
-            kwargs["scales"] = scales
-            if sparse is not None:
-                return TopKMoE(groups, width, hidden, **sparse, **kwargs)
-            own = ffn == "per_token_swiglu"
-            return PerTokenSwiGLU(groups, width, hidden, **kwargs) if own else SwiGLU(width, hidden, **kwargs)
+        def half(groups: int, width: int, hidden: int) -> PerTokenFFN | TopKMoE | PerTokenSwiGLU | SwiGLU:
+            init, scales = options.init, options.scales
+            if options.ffn == "per_token_ffn":
+                return PerTokenFFN(groups, width, hidden, init=init, dtype=dtype, rngs=rngs)
+            if sparse is not None and sparse.experts is not None:
+                return TopKMoE(
+                    groups,
+                    width,
+                    hidden,
+                    experts=sparse.experts,
+                    active=sparse.active_experts,
+                    shared=sparse.shared_expert,
+                    pooled=sparse.expert_scope == "global",
+                    gate_scale=sparse.gate_scale,
+                    gate_norm=sparse.gate_norm,
+                    init=init,
+                    scales=scales,
+                    path=sparse.expert_path,
+                    capacity_factor=sparse.capacity_factor,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+            if options.ffn == "per_token_swiglu":
+                return PerTokenSwiGLU(groups, width, hidden, init=init, scales=scales, dtype=dtype, rngs=rngs)
+            return SwiGLU(width, hidden, init=init, scales=scales, dtype=dtype, rngs=rngs)
 
         mixed, plain = (self.heads, mixed_width), (tokens, width)
         self.mixed_ffn = half(*mixed, hidden if mixed_hidden is None else mixed_hidden)
         self.ffn = half(*plain, hidden)
         self.mixed_norm = norm(*(plain if self.style == "A" else mixed))
         self.ffn_norm = norm(*plain)
-        self.mixed_end = norm(*plain) if sandwich_norm else None
-        self.ffn_end = norm(*plain) if sandwich_norm else None
+        self.mixed_end = norm(*plain) if options.sandwich_norm else None
+        self.ffn_end = norm(*plain) if options.sandwich_norm else None
 
-    def __call__(self, x: Array, *, key: Array | None = None) -> tuple[Array, list[TopKRouting]]:
+    def __call__(
+        self, x: Float[Array, "T B D"], *, key: Array | None = None
+    ) -> tuple[Float[Array, "T B D"], list[TopKRouting]]:
         """The new x and, with experts, what the routers of F1 and F2 report."""
         routing: list[TopKRouting] = []
 
-        def run(half: nnx.Module, y: Array, fold: int) -> Array:
+        def run(half: Any, y: Array, fold: int) -> Array:
             if isinstance(half, TopKMoE):
                 y, found = half(y, training=key is not None)
                 routing.append(found)
@@ -268,8 +271,8 @@ class TokenMixerLargeBlock(nnx.Module):
 
         f1, f2 = functools.partial(run, self.mixed_ffn, fold=0), functools.partial(run, self.ffn, fold=1)
         if self.style == "A":
-            u = self._add(_end(self.mixed_end, self.revert(f1(self.mix(self.mixed_norm(x))), x)), x)
-            return self._add(_end(self.ffn_end, f2(self.ffn_norm(u))), u), routing
+            u = self._add(normalise(self.mixed_end, self.revert(f1(self.mix(self.mixed_norm(x))), x)), x)
+            return self._add(normalise(self.ffn_end, f2(self.ffn_norm(u))), u), routing
         m = self.mix(x)
         if self.style == "B":
             v = self.revert(self._add(f1(self.mixed_norm(m)), m), x)
@@ -277,11 +280,11 @@ class TokenMixerLargeBlock(nnx.Module):
         v = self.revert(self.mixed_norm(self._add(f1(m), m)), x)
         return self.ffn_norm(self._add(f2(v), x)), routing
 
-    def mix(self, x: Array) -> Array:
+    def mix(self, x: Float[Array, "T B D"]) -> Float[Array, "H B W"]:
         """[T, B, D] -> [H, B, W]; x itself without mixing."""
         return mix_token_major(x, self.heads) if self.mixes else x
 
-    def revert(self, m: Array, like: Array) -> Array:
+    def revert(self, m: Float[Array, "H B W"], like: Float[Array, "T B D"]) -> Float[Array, "T B D"]:
         """[H, B, W] -> [T, B, D], the shape of `like`."""
         return revert_token_major(m, like.shape[0]) if self.mixes else m
 
@@ -304,9 +307,9 @@ class TokenMixerLarge(Backbone):
     Args:
         plan: the resolved tokenizer (`plan_tokens`); T is `plan.tokens`.
         width, hidden, layers, tasks: D, F2, L, Y.
+        mixed_hidden: F1, None for the same.
         final_norm, inter_residual_every, tower: see the file.
-        router_weights: of the routers' losses, by the name of a field of `TopKRouting`.
-        auxiliary: arguments of `AuxiliaryHeads`. block: further arguments of `TokenMixerLargeBlock`.
+        options, sparse: of the blocks. auxiliary: of the heads on lower blocks.
     """
 
     def __init__(
@@ -317,56 +320,79 @@ class TokenMixerLarge(Backbone):
         layers: int,
         tasks: int,
         *,
+        mixed_hidden: int | None = None,
         final_norm: bool = True,
         inter_residual_every: int = 2,
+        options: MixedBlockOptions = MixedBlockOptions(),  # noqa: B008
+        sparse: SubExpertOptions | None = None,
+        auxiliary: AuxiliaryOptions = AuxiliaryOptions(),  # noqa: B008
         tower: tuple[int, ...] = (),
-        router_weights: Mapping[str, float] | None = None,
-        auxiliary: Mapping[str, Any] | None = None,
-        norm_eps: float = 1e-6,
-        init: str = "xavier_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **block: Any,
     ):
-        self.inter_residual_every, self.router_weights = inter_residual_every, dict(router_weights or {})
-        sizes, kwargs = (plan.tokens, width, hidden), dict(init=init, dtype=dtype, rngs=rngs)
-        self.tokenizer = Tokenizer(plan, width, **kwargs)
+        self.inter_residual_every, init, eps = inter_residual_every, options.init, options.norm_eps
+        self.balance_weight, self.z_weight = (sparse.balance_weight, sparse.z_weight) if sparse else (0.0, 0.0)
+        self.tokenizer = Tokenizer(plan, width, init=init, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
-            TokenMixerLargeBlock(*sizes, norm_eps=norm_eps, **block, **kwargs) for _ in range(layers)
+            TokenMixerLargeBlock(
+                plan.tokens,
+                width,
+                hidden,
+                mixed_hidden=mixed_hidden,
+                options=options,
+                sparse=sparse,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in range(layers)
         )
-        self.norm = Norm(width, kind="rms", eps=norm_eps, dtype=dtype) if final_norm else None
-        self.towers = Towers(width, tasks, tower=tower, **kwargs)
-        self.auxiliary = AuxiliaryHeads(width, tasks, tower=tower, norm_eps=norm_eps, **(auxiliary or {}), **kwargs)
+        self.norm = Norm(width, kind="rms", eps=eps, dtype=dtype) if final_norm else None
+        self.towers = Towers(width, tasks, tower=tower, init=init, dtype=dtype, rngs=rngs)
+        self.auxiliary = AuxiliaryHeads(
+            width,
+            tasks,
+            layers=auxiliary.auxiliary_blocks(layers),
+            options=auxiliary,
+            tower=tower,
+            norm_eps=eps,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UserTokens:
+    def encode_user(self, user: UserInputs, tokens: Float[Array, "R t A"] | None = None) -> UserTokens:
         return self.tokenizer.encode_user(user, tokens)
 
     def score(
-        self, state: UserTokens, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
+        self,
+        state: UserTokens,
+        candidates: CandidateInputs,
+        tokens: Float[Array, "R C t A"] | None = None,
+        *,
+        key: Array | None = None,
     ) -> Output:
         own = self.tokenizer.candidate_tokens(state, candidates, tokens)
         trunk = self.run_blocks(self.tokenizer.join(state, own), key=key)
-        logits = self.towers(mean_tokens(_end(self.norm, trunk.x)))
+        logits = self.towers(mean_tokens(normalise(self.norm, trunk.x)))
         shape = (*own.shape[1:3], -1)
         low = [] if key is None else self.auxiliary.each(lambda head, x: head(x), trunk.stream)
         losses, stats = self._routing_report(trunk.routing)
         loss_logits = self.auxiliary.loss_logits(logits, low, shape)
         return Output(logits=logits.reshape(shape), losses=losses, stats=stats, loss_logits=loss_logits)
 
-    def run_blocks(self, x: Array, *, key: Array | None = None) -> _Trunk:
+    def run_blocks(self, x: Float[Array, "T B D"], *, key: Array | None = None) -> _Trunk:
         """All blocks on x [T, B, D], with the inter-layer residual."""
-        every, stream, routing = self.inter_residual_every, [x], []
+        stream, routing = [x], []
         for i, block in enumerate(self.blocks, start=1):
             x, found = block(x, key=None if key is None else jax.random.fold_in(key, i))
             routing.extend(found)
-            if every and i % every == 0 and i < len(self.blocks):
-                x = x + stream[i - every]
+            x = inter_residual(x, stream, every=self.inter_residual_every, layers=len(self.blocks))
             stream.append(x)
         return _Trunk(x, stream, routing)
 
     def _routing_report(self, routing: list[TopKRouting]) -> tuple[dict[str, Array], dict[str, Array]]:
         """Losses and stats of L blocks' two routers each."""
-        losses, stats = top_k_report(routing, self.router_weights)
+        losses, stats = top_k_report(routing, {"balance": self.balance_weight, "z": self.z_weight})
         if routing:
             stats["expert_load_mixed"] = jnp.stack([r.load for r in routing[::2]])  # [L, H, E-1]
             stats["expert_load"] = jnp.stack([r.load for r in routing[1::2]])  # [L, T, E-1]
@@ -377,21 +403,21 @@ def build(
     config: TokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
 ) -> TokenMixerLarge:
     """The model of a config; `tokens` are those of a sequence encoder in front."""
-    flags = ("mixed_hidden", "heads", "mixer", "ffn", "residual_style", "residual", "sandwich_norm", "norm_per_token")
-    flags += ("norm_eps", "final_norm", "inter_residual_every", "dropout", "init", "tower")
     return TokenMixerLarge(
         plan_tokens(schema, config, config.width, tokens),
         config.width,
         config.hidden,
         config.layers,
         len(schema.tasks),
-        scales=config.scales,
-        sparse=config.sparse,
-        router_weights={"balance": config.balance_weight, "z": config.z_weight},
-        auxiliary=config.auxiliary_heads,
+        mixed_hidden=config.mixed_hidden,
+        final_norm=config.final_norm,
+        inter_residual_every=config.inter_residual_every,
+        options=config,
+        sparse=config,
+        auxiliary=config,
+        tower=config.tower,
         dtype=dtype,
         rngs=rngs,
-        **{name: getattr(config, name) for name in flags},
     )
 
 
@@ -400,7 +426,7 @@ def count_params(config: TokenMixerLargeConfig, schema: Schema, tokens: TokenSha
     plan = plan_tokens(schema, config, config.width, tokens)
     T, D, E, Y = plan.tokens, config.width, config.experts, len(schema.tasks)
     weights, routers = 0, 0
-    halves = (config.mixed_shape(T), (T, D))
+    halves = (config.mixed_shape(T, D), (T, D))
     for (G, w), F in zip(halves, config.hiddens, strict=True):
         weights += {
             "per_token_swiglu": G * 3 * w * F,
@@ -439,7 +465,7 @@ def count_flops(
     T, D, E, Y = plan.tokens, config.width, config.experts, len(schema.tasks)
     masked = (path or ("masked" if config.expert_path == "masked" else "sparse")) == "masked"
     block = 0
-    for (G, w), F in zip((config.mixed_shape(T), (T, D)), config.hiddens, strict=True):
+    for (G, w), F in zip((config.mixed_shape(T, D), (T, D)), config.hiddens, strict=True):
         products = (4 if config.ffn == "per_token_ffn" else 6) * G * w * F
         if E:
             # A pool holds the experts of all tokens; computed as a whole, every token runs through all of it.
@@ -462,7 +488,7 @@ def size_space(
     divide, and hidden widths that are multiples of 64 (8 below 1e7 parameters), times the experts.
     """
     found = []
-    for T, token_cost in token_choices(schema, config, target_dense_params, tokens):
+    for T, token_cost in tokenizer_choices(schema, config, target_dense_params, tokens):
         count = plan_tokens(schema, dataclasses.replace(config, tokens=T), config.width, tokens).tokens
         step = 128 if target_dense_params >= LARGE else 1
         ideal = math.sqrt(target_dense_params / (6 * HIDDEN_RATIO * config.layers * count))
@@ -501,10 +527,6 @@ def _hidden_choices(
         if exact >= grain / 2 and mixed >= 1 and (mixed, hidden) not in seen:
             seen.add((mixed, hidden))
             yield unit * mixed, unit * hidden
-
-
-def _end(norm: Norm | None, x: Array) -> Array:
-    return x if norm is None else norm(x)
 
 
 TOKENMIXER_LARGE = BackboneSpec(TokenMixerLargeConfig, build, count_params, count_flops, size_space)

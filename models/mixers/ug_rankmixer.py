@@ -42,93 +42,59 @@ has no key) and no mixer but "mix".
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
-from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
-from recscale.models.layers.dense import FFN, repeat_user
+from recscale.models.inputs.tokenizers import Tokenizer, TokenPlan, plan_tokens
+from recscale.models.layers.dense import FFN
 from recscale.models.layers.mixing import mix_token_major
 from recscale.models.layers.per_token import PerTokenFFN
+from recscale.models.layers.residuals import Step, sub_layer
 from recscale.models.layers.separation import (
-    Compensation,
     MaskedShortcut,
+    SeparatedBackbone,
+    SeparationOptions,
     SideNorm,
     compensation_flops,
     compensation_params,
+    compensation_state,
+    global_token_state,
+    make_compensation,
     requests_first,
+    require_user_tokens,
     to_rows,
 )
-from recscale.models.layers.towers import Towers, mean_tokens, tower_flops
-from recscale.models.ranker import Backbone
+from recscale.models.layers.towers import Towers, tower_flops
 
 from . import rankmixer
-from .rankmixer import RankMixerConfig
-
-Array = jax.Array
-
-# RankMixer's flags that keep tokens apart, or can be computed on the two sides one after the other.
-_SEPARABLE = ("width", "hidden", "layers", "ffn", "activation", "residual", "norm", "norm_place", "norm_affine")
-_SEPARABLE += ("norm_per_token", "norm_eps", "init", "tower")
+from .rankmixer import BlockOptions, RankMixerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class UGRankMixerConfig(RankMixerConfig):
-    """RankMixer's flags (those named in the file), compensation, and whether users reach candidates at all."""
+class RankMixerSeparation(SeparationOptions):
+    """separated_residual: masked attention in the place of the shortcuts, see the file."""
 
-    compensation: Literal["none", "mean", "per_token"] | None = None
-    user_to_candidate: bool = True
     separated_residual: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class UGRankMixerConfig(RankMixerSeparation, RankMixerConfig):
+    """RankMixer's flags (those named in the file) and how its sides are separated."""
 
     def __post_init__(self):
         super().__post_init__()
-        require_separable(self, RankMixerConfig, _SEPARABLE)
         if self.separated_residual and not self.residual:
             raise ValueError("separated_residual is a form of the residual, so residual must be True")
-        check_compensation(self.compensation, self.user_to_candidate)
-
-
-def require_separable(config: Any, base: type, allowed: tuple[str, ...]) -> None:
-    """Refuses flags of the `base` config that are neither `allowed` nor the tokenizer's, unless at their defaults."""
-    tokenizer = {field.name for field in dataclasses.fields(TokenizerOptions)}
-    for field in dataclasses.fields(base):
-        value = getattr(config, field.name)
-        if field.name not in tokenizer and field.name not in allowed and value != field.default:
-            raise ValueError(
-                f"{field.name} is {value!r}: user and candidate tokens cannot be separated there; set {field.default!r}"
-            )
-
-
-def check_compensation(compensation: str | None, user_to_candidate: bool) -> None:
-    """Raises ValueError for a compensation that would have nobody to go to."""
-    if not user_to_candidate and compensation not in (None, "none"):
-        raise ValueError(
-            f"compensation={compensation!r} carries users to candidates, which user_to_candidate=False cuts"
-        )
-
-
-def choose_compensation(compensation: str | None, plan: TokenPlan, user_to_candidate: bool = True) -> str:
-    """The default rule: "per_token" when more than half of the tokens are the user's."""
-    if compensation is not None:
-        return compensation
-    return "per_token" if user_to_candidate and plan.user_tokens > plan.candidate_tokens else "none"
-
-
-def require_user_tokens(plan: TokenPlan) -> None:
-    """Raises ValueError for inputs without a user token."""
-    if plan.user_tokens < 1:
-        raise ValueError(
-            f"none of the {plan.tokens} tokens is a user token, so there is nothing to separate; give the schema user "
-            f"fields or use the backbone without UG-Sep"
-        )
+        self.check_separation(mixer=self.mixer, heads=self.heads, dropout=self.dropout, experts=self.experts)
 
 
 class Kept(NamedTuple):
@@ -143,24 +109,12 @@ class Kept(NamedTuple):
     values: Array | None = None
 
 
-class UGState(NamedTuple):
-    """blocks: `Kept` of each block; pooled: sum over user tokens [R, D]; everything: the global token's user part.
-
-    Every array has the requests first, so a flat batch reads `jax.tree.map(lambda x: jnp.take(x, request_id, 0), s)`.
-    """
-
-    blocks: tuple[Kept, ...]
-    pooled: Array
-    everything: Array | None
-
-
 class SeparatedRankMixerBlock(nnx.Module):
     """One block in two phases: `encode_user` on [T_u, R, D], `score` on [T_c, B, D].
 
     Args:
         user_tokens, candidate_tokens, width, hidden: T_u, T_c, D, F; D divisible by T.
-        compensation: "none" or a kind of `Compensation`. user_to_candidate: False cuts this direction too.
-        norm: arguments of `SideNorm`. The other flags are those of `RankMixerConfig`.
+        options: of the block; separation: how its sides are separated.
     """
 
     def __init__(
@@ -169,38 +123,34 @@ class SeparatedRankMixerBlock(nnx.Module):
         candidate_tokens: int,
         width: int,
         hidden: int,
+        options: BlockOptions = BlockOptions(),  # noqa: B008
+        separation: RankMixerSeparation = RankMixerSeparation(),  # noqa: B008
         *,
-        compensation: str = "none",
-        user_to_candidate: bool = True,
-        separated_residual: bool = False,
-        ffn: str = "per_token",
-        activation: str = "gelu",
-        residual: bool = True,
-        norm_place: str = "post",
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **norm: Any,
     ):
         sides, tokens = (user_tokens, candidate_tokens), user_tokens + candidate_tokens
         if width % tokens:
             raise ValueError(f"width {width} does not divide into {tokens} heads, one per token; make it a multiple")
-        self.tokens, self.residual, self.norm_place = sides, residual, norm_place
+        self.tokens, self.residual, self.norm_place = sides, options.residual, options.norm_place
         self.user_columns = user_tokens * width // tokens
-        self.user_to_candidate = user_to_candidate
-        kwargs = dict(activation=activation, init=init, dtype=dtype, rngs=rngs)
-        if ffn == "shared":
-            self.user_ffn, self.candidate_ffn = FFN(width, hidden, **kwargs), None
+        self.user_to_candidate = separation.user_to_candidate
+        act, init, separated = options.activation, options.init, separation.separated_residual
+        self.user_ffn: FFN | PerTokenFFN
+        self.candidate_ffn: PerTokenFFN | None
+        if options.ffn == "shared":
+            self.user_ffn = FFN(width, hidden, activation=act, init=init, dtype=dtype, rngs=rngs)
+            self.candidate_ffn = None
         else:
-            self.user_ffn, self.candidate_ffn = (PerTokenFFN(side, width, hidden, **kwargs) for side in sides)
-        given = compensation != "none"
-        self.compensation = Compensation(compensation, *sides, width, width, dtype=dtype) if given else None
-        shortcut = dict(init=init, dtype=dtype, rngs=rngs)
-        self.shortcut = MaskedShortcut(width, **shortcut) if separated_residual else None
-        self.mixing_norm = SideNorm(*sides, width, dtype=dtype, **norm)
-        self.ffn_norm = SideNorm(*sides, width, dtype=dtype, **norm)
+            self.user_ffn, self.candidate_ffn = (
+                PerTokenFFN(side, width, hidden, activation=act, init=init, dtype=dtype, rngs=rngs) for side in sides
+            )
+        self.compensation = make_compensation(separation, *sides, *sides, width, width, dtype=dtype)
+        self.shortcut = MaskedShortcut(width, init=init, dtype=dtype, rngs=rngs) if separated else None
+        self.mixing_norm = SideNorm(*sides, width, options, dtype=dtype)
+        self.ffn_norm = SideNorm(*sides, width, options, dtype=dtype)
 
-    def encode_user(self, x: Array) -> tuple[Array, Kept]:
+    def encode_user(self, x: Float[Array, "T_u R D"]) -> tuple[Float[Array, "T_u R D"], Kept]:
         """x [T_u, R, D] -> the next user tokens and what candidates read."""
         pre, post = self._norms(self.mixing_norm.of_user)
         source, cut = pre(x), self.user_columns
@@ -217,7 +167,7 @@ class SeparatedRankMixerBlock(nnx.Module):
             kept = kept._replace(keys=requests_first(keys), values=requests_first(values))
         return self._attend(self.user_ffn, self.ffn_norm.of_user, post(mixed), keys, values), kept
 
-    def score(self, x: Array, kept: Kept, candidates: int) -> Array:
+    def score(self, x: Float[Array, "T_c B D"], kept: Kept, candidates: int) -> Float[Array, "T_c B D"]:
         """x [T_c, R*C, D] -> the next candidate tokens."""
         pre, post = self._norms(self.mixing_norm.of_candidates)
         own = mix_token_major(pre(x)[..., self.user_columns :], self.tokens[1])
@@ -233,34 +183,35 @@ class SeparatedRankMixerBlock(nnx.Module):
             return self._feed_forward(ffn, self.ffn_norm.of_candidates, post(s))
         memory = self.shortcut.memory(x)
         if kept.keys is not None:
+            assert kept.values is not None
             user = (to_rows(part, candidates) for part in (kept.keys, kept.values))
             memory = tuple(jnp.concatenate(pair) for pair in zip(user, memory, strict=True))
         return self._attend(ffn, self.ffn_norm.of_candidates, post(s), *memory)
 
-    def _attend(self, ffn, norm, s: Array, keys: Array, values: Array) -> Array:
+    def _attend(self, ffn: Step, norm: Step, s: Array, keys: Array, values: Array) -> Array:
         pre, post = self._norms(norm)
         branch = ffn(pre(s))
+        assert self.shortcut is not None
         return post(branch + self.shortcut(branch, keys, values))
 
-    def _feed_forward(self, ffn, norm, x: Array) -> Array:
-        pre, post = self._norms(norm)
-        return post(self._add(ffn(pre(x)), x))
+    def _feed_forward(self, ffn: Step, norm: Step, x: Array) -> Array:
+        return sub_layer(ffn, norm, x, place=self.norm_place, residual=self.residual)
 
     def _add(self, y: Array, x: Array) -> Array:
         return y + x if self.residual else y
 
-    def _norms(self, norm):
+    def _norms(self, norm: Step) -> tuple[Step, Step]:
         """What is done before and after a sub-layer."""
         return (norm, _identity) if self.norm_place == "pre" else (_identity, norm)
 
 
-class UGRankMixer(Backbone):
+class UGRankMixer(SeparatedBackbone):
     """Tokenizer, L separated blocks, mean over all tokens, towers.
 
     Args:
         plan: the resolved tokenizer with at least one user token.
-        width, hidden, layers, tasks: D, F, L, Y.
-        norm: arguments of `SideNorm`; block: further flags of `SeparatedRankMixerBlock`.
+        width, hidden, layers, tasks: D, F, L, Y. tower: widths of the towers.
+        options, separation: of the blocks.
     """
 
     def __init__(
@@ -270,69 +221,35 @@ class UGRankMixer(Backbone):
         hidden: int,
         layers: int,
         tasks: int,
+        options: BlockOptions = BlockOptions(),  # noqa: B008
+        separation: RankMixerSeparation = RankMixerSeparation(),  # noqa: B008
         *,
         tower: tuple[int, ...] = (),
-        norm_place: str = "post",
-        norm: Mapping[str, Any] | None = None,
-        init: str = "lecun_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **block: Any,
     ):
-        norm = norm or {}
         require_user_tokens(plan)
-        sides, kwargs = (plan.user_tokens, plan.candidate_tokens), dict(init=init, dtype=dtype, rngs=rngs)
-        self.tokenizer = Tokenizer(plan, width, **kwargs)
+        sides = plan.user_tokens, plan.candidate_tokens
+        self.tokenizer = Tokenizer(plan, width, init=options.init, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
-            SeparatedRankMixerBlock(*sides, width, hidden, norm_place=norm_place, **norm, **block, **kwargs)
+            SeparatedRankMixerBlock(*sides, width, hidden, options, separation, dtype=dtype, rngs=rngs)
             for _ in range(layers)
         )
-        self.final_norm = SideNorm(*sides, width, dtype=dtype, **norm) if norm_place == "pre" else None
-        self.towers = Towers(width, tasks, tower=tower, **kwargs)
+        pre = options.norm_place == "pre"
+        self.final_norm = SideNorm(*sides, width, options, dtype=dtype) if pre else None
+        self.towers = Towers(width, tasks, tower=tower, init=options.init, dtype=dtype, rngs=rngs)
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UGState:
-        state = self.tokenizer.encode_user(user, tokens)
-        x, kept = state.tokens, []
-        for block in self.blocks:
-            x, part = block.encode_user(x)
-            kept.append(part)
-        if self.final_norm is not None:
-            x = self.final_norm.of_user(x)
-        return UGState(tuple(kept), mean_tokens(x) * x.shape[0], state.everything)
-
-    def score(
-        self, state: UGState, candidates: CandidateInputs, tokens: Array | None = None, *, key: Array | None = None
-    ) -> Output:
-        own = self.tokenizer.candidate_tokens(UserTokens(None, state.everything), candidates, tokens)
-        count, requests, each, width = own.shape
-        x = own.reshape(count, requests * each, width)
-        for block, kept in zip(self.blocks, state.blocks, strict=True):
-            x = block.score(x, kept, each)
-        if self.final_norm is not None:
-            x = self.final_norm.of_candidates(x)
-        total = mean_tokens(x) * count + repeat_user(state.pooled, each)
-        return Output(logits=self.towers(total / self.tokenizer.plan.tokens).reshape(requests, each, -1))
+    def last_norm(self) -> SideNorm | None:
+        return self.final_norm
 
 
 def build(
     config: UGRankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
 ) -> UGRankMixer:
     """The model of a config; `tokens` are those of a sequence encoder in front."""
-    flags = ("ffn", "activation", "residual", "norm_place", "init", "tower", "user_to_candidate", "separated_residual")
-    norms = ("norm", "norm_affine", "norm_per_token", "norm_eps")
     plan = plan_tokens(schema, config, config.width, tokens)
-    return UGRankMixer(
-        plan,
-        config.width,
-        config.hidden,
-        config.layers,
-        len(schema.tasks),
-        norm={name: getattr(config, name) for name in norms},
-        compensation=choose_compensation(config.compensation, plan, config.user_to_candidate),
-        dtype=dtype,
-        rngs=rngs,
-        **{name: getattr(config, name) for name in flags},
-    )
+    sizes = (config.width, config.hidden, config.layers, len(schema.tasks))
+    return UGRankMixer(plan, *sizes, config, config, tower=config.tower, dtype=dtype, rngs=rngs)
 
 
 def count_params(config: UGRankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -360,18 +277,14 @@ def count_flops(config: UGRankMixerConfig, schema: Schema, tokens: TokenShape = 
 def count_state(config: UGRankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> int:
     """Elements of `encode_user`'s state per request."""
     plan, D = plan_tokens(schema, config, config.width, tokens), config.width
-    kind = choose_compensation(config.compensation, plan, config.user_to_candidate)
-    compensation = {"none": 0, "mean": D}.get(kind, plan.candidate_tokens * D)
+    compensation = compensation_state(
+        config.compensation_of(plan.user_tokens, plan.candidate_tokens), plan.candidate_tokens, D
+    )
     kept = 0
     if config.user_to_candidate:
         kept = plan.user_tokens * plan.candidate_tokens * D // plan.tokens
         kept += 2 * plan.user_tokens * D * config.separated_residual
     return config.layers * (kept + compensation) + D + global_token_state(plan, D)
-
-
-def global_token_state(plan: TokenPlan, width: int) -> int:
-    """Elements per request that a global token's first product keeps of the user's fields."""
-    return (plan.hidden or width) if plan.everything and plan.everything[0].widths[0] else 0
 
 
 def size_space(
@@ -400,8 +313,13 @@ def _compensation_shape(
     config: UGRankMixerConfig, schema: Schema, tokens: TokenShape
 ) -> tuple[str, int, int, int, int]:
     plan = plan_tokens(schema, config, config.width, tokens)
-    kind = choose_compensation(config.compensation, plan, config.user_to_candidate)
-    return kind, plan.user_tokens, plan.candidate_tokens, config.width, config.width
+    return (
+        config.compensation_of(plan.user_tokens, plan.candidate_tokens),
+        plan.user_tokens,
+        plan.candidate_tokens,
+        config.width,
+        config.width,
+    )
 
 
 def _identity(x: Array) -> Array:

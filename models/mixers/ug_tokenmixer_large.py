@@ -5,7 +5,7 @@ nearest integer from 1 to H - 1). User mixed rows read user tokens alone, user t
 
     encode, per request    X = RMS(U);   M_u[h, t] = head h of X_t,  h < H_u, t < T_u;  slots t >= T_u are zero
                            Y_u = F1_u(M_u)                              [H_u, R, W],  W = T*d
-                           IC  = compensation(M_u)                      see `ug_sep.py`
+                           IC  = compensation(M_u)                      see `ug_rankmixer.py`
                            U_t <- U_t + [Y_u[h, t] for h < H_u, zeros];     U <- U + F2_u(RMS(U))
                            kept: heads h >= H_u of X, slots t >= T_u of Y_u, and IC
     score, per candidate   M_g[h] = kept heads, then head h of the candidate tokens' RMS,  h >= H_u
@@ -28,64 +28,54 @@ Letters as in `tokenmixer_large.py`; H_c = H - H_u. Closed forms (drop_dead, H_u
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
-from recscale.models.inputs.tokenizers import Tokenizer, TokenPlan, UserTokens, plan_tokens
-from recscale.models.layers.auxiliary import AuxiliaryHeads, auxiliary_params
-from recscale.models.layers.dense import repeat_user
+from recscale.models.inputs.tokenizers import Tokenizer, TokenPlan, plan_tokens
+from recscale.models.layers.auxiliary import AuxiliaryHeads, AuxiliaryOptions, auxiliary_params
 from recscale.models.layers.mixing import mix_token_major, revert_token_major
+from recscale.models.layers.norms import NormOptions
 from recscale.models.layers.per_token import PerTokenSwiGLU
 from recscale.models.layers.separation import (
-    Compensation,
+    SeparatedBackbone,
+    SeparationOptions,
     SideNorm,
     compensation_flops,
     compensation_params,
+    compensation_state,
+    global_token_state,
+    make_compensation,
     requests_first,
+    require_user_tokens,
     to_rows,
 )
-from recscale.models.layers.towers import Towers, mean_tokens, tower_flops, tower_params
-from recscale.models.ranker import Backbone
+from recscale.models.layers.towers import Towers, tower_flops, tower_params
 from recscale.models.sizing import grains
 
 from . import tokenmixer_large
-from .tokenmixer_large import TokenMixerLargeConfig
-from .ug_rankmixer import (
-    check_compensation,
-    choose_compensation,
-    global_token_state,
-    require_separable,
-    require_user_tokens,
-)
-
-Array = jax.Array
-
-_SEPARABLE = ("width", "hidden", "mixed_hidden", "layers", "heads", "norm_per_token", "norm_eps", "final_norm", "init")
-_SEPARABLE += ("inter_residual_every", "aux_mode", "aux_weight", "aux_layers", "aux_stop_gradient", "tower")
-_SEPARABLE += ("up_init_scale", "down_init_scale", "down_init_mode")
+from .tokenmixer_large import MixedBlockOptions, TokenMixerLargeConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class UGTokenMixerLargeConfig(TokenMixerLargeConfig):
-    """TokenMixer-Large's flags (those named in the file), compensation, and what is cut and allocated."""
+class UGTokenMixerLargeConfig(SeparationOptions, TokenMixerLargeConfig):
+    """TokenMixer-Large's flags (those named in the file), how sides are separated, and what is allocated."""
 
-    compensation: Literal["none", "mean", "per_token"] | None = None
-    user_to_candidate: bool = True
     drop_dead: bool = True
 
     def __post_init__(self):
         super().__post_init__()
-        require_separable(self, TokenMixerLargeConfig, _SEPARABLE)
-        check_compensation(self.compensation, self.user_to_candidate)
+        self.check_separation(mixer=self.mixer, ffn=self.ffn, residual_style=self.residual_style)
+        self.check_separation(residual=self.residual, sandwich_norm=self.sandwich_norm, dropout=self.dropout)
+        self.check_separation(experts=self.experts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +120,7 @@ def plan_cut(config: UGTokenMixerLargeConfig, plan: TokenPlan) -> Cut:
     """
     require_user_tokens(plan)
     user, tokens = plan.user_tokens, plan.tokens
-    heads, whole = config.mixed_shape(tokens)
+    heads, whole = config.mixed_shape(tokens, config.width)
     if heads < 2:
         raise ValueError(
             f"{tokens} tokens of width {config.width} mix in a single head, which cannot be shared between user and "
@@ -162,23 +152,12 @@ class KeptMixed(NamedTuple):
     compensation: Array | None
 
 
-class UGMixedState(NamedTuple):
-    """blocks: `KeptMixed` of each; pooled [R, D]: sum over user tokens; auxiliary: such sums at auxiliary heads;
-    everything: the global token's user part. Requests first, as in `ug_sep.UGState`."""
-
-    blocks: tuple[KeptMixed, ...]
-    pooled: Array
-    auxiliary: tuple[Array, ...]
-    everything: Array | None
-
-
 class SeparatedMixedBlock(nnx.Module):
     """One block in two phases: `encode_user` on [T_u, R, D], `score` on [T_c, B, D].
 
     Args:
         cut: sizes of the two sides. mixed_hidden, hidden: F1, F2.
-        compensation: "none" or a kind of `Compensation`. user_to_candidate: False cuts this direction too.
-        scales: multiply the initial standard deviations of (up, gate, down).
+        options: norms, init and its scales; separation: how the sides are separated.
     """
 
     def __init__(
@@ -186,31 +165,34 @@ class SeparatedMixedBlock(nnx.Module):
         cut: Cut,
         mixed_hidden: int,
         hidden: int,
+        options: MixedBlockOptions = MixedBlockOptions(),  # noqa: B008
+        separation: SeparationOptions = SeparationOptions(),  # noqa: B008
         *,
-        compensation: str = "none",
-        user_to_candidate: bool = True,
-        norm_per_token: bool = False,
-        norm_eps: float = 1e-6,
-        init: str = "xavier_normal",
-        scales: tuple[float, float, float] = (1.0, 1.0, 0.01),
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.cut, self.user_to_candidate = cut, user_to_candidate
-        (users, candidates), (own, other) = cut.tokens, cut.heads
-        kwargs: dict[str, Any] = dict(init=init, scales=scales, dtype=dtype, rngs=rngs)
-        mixed = dict(fans=(cut.mixed_width, mixed_hidden), **kwargs)
-        self.user_mixed = PerTokenSwiGLU(own, cut.user_in, mixed_hidden, cut.user_out, **mixed)
-        self.candidate_mixed = PerTokenSwiGLU(other, cut.candidate_in, mixed_hidden, cut.candidate_out, **mixed)
-        self.user_ffn = PerTokenSwiGLU(users, cut.width, hidden, **kwargs)
-        self.candidate_ffn = PerTokenSwiGLU(candidates, cut.width, hidden, **kwargs)
-        sizes, given = (own, candidates, cut.user_in, cut.width), compensation != "none"
-        self.compensation = Compensation(compensation, *sizes, dtype=dtype) if given else None
-        norm = dict(norm="rms", norm_per_token=norm_per_token, norm_eps=norm_eps, dtype=dtype)
-        self.mixed_norm = SideNorm(*cut.tokens, cut.width, **norm)
-        self.ffn_norm = SideNorm(*cut.tokens, cut.width, **norm)
+        def network(
+            rows: int, inputs: int, hidden: int, out: int, fans: tuple[int, int] | None = None
+        ) -> PerTokenSwiGLU:
+            init, scales = options.init, options.scales
+            return PerTokenSwiGLU(
+                rows, inputs, hidden, out, init=init, scales=scales, fans=fans, dtype=dtype, rngs=rngs
+            )
 
-    def encode_user(self, x: Array) -> tuple[Array, KeptMixed]:
+        self.cut, self.user_to_candidate = cut, separation.user_to_candidate
+        (users, candidates), (own, other) = cut.tokens, cut.heads
+        fans = (cut.mixed_width, mixed_hidden)
+        self.user_mixed = network(own, cut.user_in, mixed_hidden, cut.user_out, fans)
+        self.candidate_mixed = network(other, cut.candidate_in, mixed_hidden, cut.candidate_out, fans)
+        self.user_ffn = network(users, cut.width, hidden, cut.width)
+        self.candidate_ffn = network(candidates, cut.width, hidden, cut.width)
+        sizes = (own, candidates, cut.user_in, cut.width)
+        self.compensation = make_compensation(separation, users, candidates, *sizes, dtype=dtype)
+        norm = NormOptions(norm="rms", norm_per_token=options.norm_per_token, norm_eps=options.norm_eps)
+        self.mixed_norm = SideNorm(*cut.tokens, cut.width, norm, dtype=dtype)
+        self.ffn_norm = SideNorm(*cut.tokens, cut.width, norm, dtype=dtype)
+
+    def encode_user(self, x: Float[Array, "T_u R D"]) -> tuple[Float[Array, "T_u R D"], KeptMixed]:
         """x [T_u, R, D] -> the next user tokens and what candidates read."""
         cut, d = self.cut, self.cut.head_width
         (users, candidates), (own, other) = cut.tokens, cut.heads
@@ -227,7 +209,7 @@ class SeparatedMixedBlock(nnx.Module):
         x = x + _pad_after(back, cut.width)
         return x + self.user_ffn(self.ffn_norm.of_user(x)), kept
 
-    def score(self, x: Array, kept: KeptMixed, count: int) -> Array:
+    def score(self, x: Float[Array, "T_c B D"], kept: KeptMixed, count: int) -> Float[Array, "T_c B D"]:
         """x [T_c, R*C, D] -> the next candidate tokens; count: C."""
         cut, d = self.cut, self.cut.head_width
         candidates, (own, other) = cut.tokens[1], cut.heads
@@ -244,14 +226,14 @@ class SeparatedMixedBlock(nnx.Module):
         return x + self.candidate_ffn(self.ffn_norm.of_candidates(x))
 
 
-class UGTokenMixerLarge(Backbone):
+class UGTokenMixerLarge(SeparatedBackbone):
     """Tokenizer, L separated blocks with inter-layer residuals, norm, mean over all tokens, towers.
 
     Args:
         plan: the resolved tokenizer with at least one user token. cut: from `plan_cut`.
         mixed_hidden, hidden, layers, tasks: F1, F2, L, Y.
         final_norm, inter_residual_every, tower: see `tokenmixer_large.py`.
-        auxiliary: arguments of `AuxiliaryHeads`. block: further arguments of `SeparatedMixedBlock`.
+        options, separation: of the blocks. auxiliary: of the heads on lower blocks.
     """
 
     def __init__(
@@ -262,76 +244,40 @@ class UGTokenMixerLarge(Backbone):
         hidden: int,
         layers: int,
         tasks: int,
+        options: MixedBlockOptions = MixedBlockOptions(),  # noqa: B008
+        separation: SeparationOptions = SeparationOptions(),  # noqa: B008
         *,
         final_norm: bool = True,
         inter_residual_every: int = 2,
+        auxiliary: AuxiliaryOptions = AuxiliaryOptions(),  # noqa: B008
         tower: tuple[int, ...] = (),
-        auxiliary: Mapping[str, Any] | None = None,
-        norm_eps: float = 1e-6,
-        init: str = "xavier_normal",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **block: Any,
     ):
         self.inter_residual_every, width = inter_residual_every, cut.width
-        kwargs = dict(init=init, dtype=dtype, rngs=rngs)
-        self.tokenizer = Tokenizer(plan, width, **kwargs)
+        init, eps = options.init, options.norm_eps
+        self.tokenizer = Tokenizer(plan, width, init=init, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
-            SeparatedMixedBlock(cut, mixed_hidden, hidden, norm_eps=norm_eps, **block, **kwargs) for _ in range(layers)
+            SeparatedMixedBlock(cut, mixed_hidden, hidden, options, separation, dtype=dtype, rngs=rngs)
+            for _ in range(layers)
         )
-        norm = dict(norm="rms", norm_eps=norm_eps, dtype=dtype)
-        self.norm = SideNorm(*cut.tokens, width, **norm) if final_norm else None
-        self.towers = Towers(width, tasks, tower=tower, **kwargs)
-        self.auxiliary = AuxiliaryHeads(width, tasks, tower=tower, norm_eps=norm_eps, **(auxiliary or {}), **kwargs)
+        norm = NormOptions(norm="rms", norm_eps=eps)
+        self.norm = SideNorm(*cut.tokens, width, norm, dtype=dtype) if final_norm else None
+        self.towers = Towers(width, tasks, tower=tower, init=init, dtype=dtype, rngs=rngs)
+        self.auxiliary = AuxiliaryHeads(
+            width,
+            tasks,
+            layers=auxiliary.auxiliary_blocks(layers),
+            options=auxiliary,
+            tower=tower,
+            norm_eps=eps,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
-    def encode_user(self, user: UserInputs, tokens: Array | None = None) -> UGMixedState:
-        state = self.tokenizer.encode_user(user, tokens)
-        x, kept, stream = state.tokens, [], [state.tokens]
-        for block in self.blocks:
-            x, part = block.encode_user(x)
-            kept.append(part)
-            x = self._inter_residual(x, stream)
-        low = tuple(self.auxiliary.each(lambda head, x: _sum_tokens(head.norm(x)), stream))
-        x = x if self.norm is None else self.norm.of_user(x)
-        return UGMixedState(tuple(kept), _sum_tokens(x), low, state.everything)
-
-    def score(
-        self,
-        state: UGMixedState,
-        candidates: CandidateInputs,
-        tokens: Array | None = None,
-        *,
-        key: Array | None = None,
-    ) -> Output:
-        own = self.tokenizer.candidate_tokens(UserTokens(None, state.everything), candidates, tokens)
-        count, requests, each, width = own.shape
-        x = own.reshape(count, requests * each, width)
-        stream = [x]
-        for block, kept in zip(self.blocks, state.blocks, strict=True):
-            x = self._inter_residual(block.score(x, kept, each), stream)
-        x = x if self.norm is None else self.norm.of_candidates(x)
-        logits = self._pooled(self.towers, x, state.pooled, each)
-        shape = (requests, each, -1)
-        low: list[Array] = []
-        if key is not None:
-            own = self.auxiliary.each(lambda head, x: (head, head.norm(x)), stream)
-            pairs = zip(own, state.auxiliary, strict=True)
-            low = [self._pooled(head.towers, x, user, each) for (head, x), user in pairs]
-        loss_logits = self.auxiliary.loss_logits(logits, low, shape)
-        return Output(logits=logits.reshape(shape), loss_logits=loss_logits)
-
-    def _inter_residual(self, x: Array, stream: list[Array]) -> Array:
-        """x after block len(stream), with what an earlier block adds; appended to the stream."""
-        every, block = self.inter_residual_every, len(stream)
-        if every and block % every == 0 and block < len(self.blocks):
-            x = x + stream[block - every]
-        stream.append(x)
-        return x
-
-    def _pooled(self, towers: Towers, x: Array, user: Array, count: int) -> Array:
-        """Logits [B, Y] of the mean over all tokens: candidates' x [T_c, B, D] and the user's sum [R, D]."""
-        total = _sum_tokens(x) + repeat_user(user, count)
-        return towers(total / self.tokenizer.plan.tokens)
+    def last_norm(self) -> SideNorm | None:
+        return self.norm
 
 
 def build(
@@ -344,19 +290,20 @@ def build(
 ) -> UGTokenMixerLarge:
     """The model of a config; `tokens` are those of a sequence encoder in front."""
     plan = plan_tokens(schema, config, config.width, tokens)
-    flags = ("user_to_candidate", "norm_per_token", "norm_eps", "final_norm", "inter_residual_every", "init", "tower")
     return UGTokenMixerLarge(
         plan,
         plan_cut(config, plan),
         *config.hiddens,
         config.layers,
         len(schema.tasks),
-        compensation=choose_compensation(config.compensation, plan, config.user_to_candidate),
-        scales=config.scales,
-        auxiliary=config.auxiliary_heads,
+        config,
+        config,
+        final_norm=config.final_norm,
+        inter_residual_every=config.inter_residual_every,
+        auxiliary=config,
+        tower=config.tower,
         dtype=dtype,
         rngs=rngs,
-        **{name: getattr(config, name) for name in flags},
     )
 
 
@@ -401,8 +348,7 @@ def count_state(config: UGTokenMixerLargeConfig, schema: Schema, tokens: TokenSh
     kept = 0
     if config.user_to_candidate:
         kept = cut.head_width * (cut.heads[1] * cut.tokens[0] + cut.tokens[1] * cut.heads[0])
-        kind = _compensation_shape(config, plan, cut)[0]
-        kept += {"none": 0, "mean": D}.get(kind, cut.tokens[1] * D)
+        kept += compensation_state(config.compensation_of(plan.user_tokens, plan.candidate_tokens), cut.tokens[1], D)
     return config.layers * kept + D * (1 + len(config.auxiliary)) + global_token_state(plan, D)
 
 
@@ -413,7 +359,7 @@ def size_space(
     for overrides in tokenmixer_large.size_space(schema, config, target_dense_params, tokens):
         shape = dataclasses.replace(config, **overrides)
         plan = plan_tokens(schema, shape, shape.width, tokens)
-        if shape.mixed_shape(plan.tokens)[0] < 2:
+        if shape.mixed_shape(plan.tokens, shape.width)[0] < 2:
             continue
         (mixed, hidden), cut = shape.hiddens, plan_cut(shape, plan)
         grain = next(g for g in grains(target_dense_params, (64, 1)) if mixed % g == 0 and hidden % g == 0)
@@ -426,12 +372,13 @@ def size_space(
 
 
 def _compensation_shape(config: UGTokenMixerLargeConfig, plan: TokenPlan, cut: Cut) -> tuple[str, int, int, int, int]:
-    kind = choose_compensation(config.compensation, plan, config.user_to_candidate)
-    return kind, cut.heads[0], cut.tokens[1], cut.user_in, cut.width
-
-
-def _sum_tokens(x: Array) -> Array:
-    return mean_tokens(x) * x.shape[0]
+    return (
+        config.compensation_of(plan.user_tokens, plan.candidate_tokens),
+        cut.heads[0],
+        cut.tokens[1],
+        cut.user_in,
+        cut.width,
+    )
 
 
 def _pad_after(x: Array, width: int) -> Array:

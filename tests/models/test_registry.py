@@ -117,11 +117,11 @@ import importlib, sys
 import recscale.models
 assert not any(name in sys.modules for name in ("jax", "flax", "recscale.models.registry")), "importing is not cheap"
 from recscale.models.registry import _TABLE
-for _, where in _TABLE.values():
+for where in _TABLE.values():
     for name in [name for name in sys.modules if name.startswith("recscale.")]:
         del sys.modules[name]
     module, attribute = where.split(":")
-    assert getattr(importlib.import_module("recscale.models" + module), attribute)
+    assert getattr(importlib.import_module(module), attribute)
     others = [name for name in sys.modules if name.startswith("recscale.") and not name.startswith("recscale.models")
               and not name.startswith("recscale.pallas_kernels")]
     assert not others, (module, others)

@@ -12,7 +12,7 @@ from recscale.models.inputs.examples import random_inputs
 from recscale.models.memories.axis_norm import RunningStatistic
 from recscale.models.memories.memory_mixer import MemoryMixerConfig, MemoryPlusConfig, PKMConfig
 from recscale.models.memories.options import MemoryOptions
-from recscale.models.memories.product_key_memory import memory_layer
+from recscale.models.memories.product_key_memory import ProductKeyMemory
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
 from recscale.scaling.counting.jaxpr_flops import count_flops
 
@@ -54,7 +54,7 @@ def test_contradicting_flags_are_named():
         ("8 wide, which 3 tucker_cores", dict(score="tucker", tucker_cores=3)),
     ):
         with pytest.raises(ValueError, match=message):
-            memory_layer(MemoryOptions(**dict(memory_slots=25, memory_topk=4) | options), 3, 8, rngs=nnx.Rngs(0))
+            ProductKeyMemory(3, 8, MemoryOptions(**dict(memory_slots=25, memory_topk=4) | options), rngs=nnx.Rngs(0))
 
 
 VARIANTS = [

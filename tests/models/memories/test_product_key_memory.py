@@ -11,7 +11,7 @@ from flax import nnx
 
 from recscale.models.memories.addressing import Found
 from recscale.models.memories.options import MemoryOptions
-from recscale.models.memories.product_key_memory import ProductKeyMemory, memory_layer
+from recscale.models.memories.product_key_memory import ProductKeyMemory
 from recscale.models.memories.usage import UsageAccumulator, read_stats
 from recscale.models.memories.value_table import ValueTable, probe_shapes, recorded, row_grads, value_tables
 from recscale.pallas_kernels.sparse_gather import sort_hits, sum_hits
@@ -26,7 +26,7 @@ def normal(*shape, seed=0):
 @functools.cache
 def drawn(options):
     def make():
-        return memory_layer(options, T, D, rngs=nnx.Rngs(0))
+        return ProductKeyMemory(T, D, options, rngs=nnx.Rngs(0))
 
     graph = nnx.split(nnx.eval_shape(make))[0]
     return graph, jax.jit(lambda: nnx.split(make())[1])()
@@ -183,7 +183,7 @@ def test_values_per_token_are_tables_of_their_own():
 def test_a_pool_collects_the_gradients_of_its_layers():
     pool = ValueTable(25, D, std=1.0, rngs=nnx.Rngs(9))
     options = MemoryOptions(memory_slots=25, memory_topk=4, key_width=6)
-    memories = nnx.List([memory_layer(options, T, D, values=pool, rngs=nnx.Rngs(i)) for i in range(3)])
+    memories = nnx.List([ProductKeyMemory(T, D, options, values=pool, rngs=nnx.Rngs(i)) for i in range(3)])
     x = normal(T, B, D)
     assert list(value_tables(memories)) == ["0/values"]
     graph, tables, rest = nnx.split(memories, _is_table, ...)
@@ -436,7 +436,7 @@ def test_usage_nulls_hold_under_uniform_routing():
 
 @pytest.mark.slow
 def test_layer_can_be_built_from_explicit_sizes():
-    memory = ProductKeyMemory(7, 3, 2, 4, D, tokens=T, width=D, read_weights="sigmoid", rngs=nnx.Rngs(0))
+    memory = ProductKeyMemory(T, D, MemoryOptions(memory_slots=49, read_weights="sigmoid"), rngs=nnx.Rngs(0))
     assert run(memory, normal(T, B, D)).y.shape == (T, B, D)
     with pytest.raises(ValueError, match="value_op='bag'"):
         layer(value_op="swilu")(normal(T, B, D), gate=normal(T, B, D), gate_fn="tanh")

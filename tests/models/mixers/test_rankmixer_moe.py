@@ -11,7 +11,7 @@ from recscale.models.inputs import Field, Schema, reference_schema
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.layers import per_token_moe
 from recscale.models.layers.losses import training_loss
-from recscale.models.layers.per_token_moe import PerTokenExperts, ReLUMoE
+from recscale.models.layers.per_token_moe import Gating, PerTokenExperts, ReLUMoE
 from recscale.scaling.bench.fixed_batch import FixedBatch
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
 from recscale.scaling.counting.jaxpr_flops import count_flops
@@ -137,8 +137,8 @@ def test_two_losses_score_both_paths():
 
 def test_mean_gates_are_the_mean_of_two_outputs():
     layer, x = layer_of(), normal(T, B, D)
-    both = [layer(x, training=True, gates_from=name)[0] for name in ("infer", "train")]
-    found = layer(x, training=True, gates_from="mean")[0]
+    both = [layer(x, training=True, gating=Gating(name))[0] for name in ("infer", "train")]
+    found = layer(x, training=True, gating=Gating("mean"))[0]
     np.testing.assert_allclose(found, (both[0] + both[1]) / 2, rtol=1e-5, atol=1e-5)
 
 
