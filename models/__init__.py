@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from .layers.per_token import PerTokenFFN as PerTokenFFN
     from .layers.per_token import PerTokenSwiGLU as PerTokenSwiGLU
     from .layers.per_token_moe import PerTokenExperts as PerTokenExperts
-    from .layers.per_token_moe import ReLUMoE as ReLUMoE
     from .layers.per_token_moe import TopKMoE as TopKMoE
     from .layers.quantisation import quantize as quantize
+    from .layers.relu_moe import ReLUMoE as ReLUMoE
     from .layers.towers import TowerOptions as TowerOptions
     from .layers.towers import Towers as Towers
     from .memories.lmn import LMN as LMN
@@ -70,9 +70,9 @@ if TYPE_CHECKING:
     from .mixers.rankmixer import RankMixer as RankMixer
     from .mixers.rankmixer import RankMixerBlock as RankMixerBlock
     from .mixers.rankmixer_moe import SparseOptions as SparseOptions
-    from .mixers.tokenmixer_large import MixedBlockOptions as MixedBlockOptions
+    from .mixers.tokenmixer_block import MixedBlockOptions as MixedBlockOptions
+    from .mixers.tokenmixer_block import TokenMixerLargeBlock as TokenMixerLargeBlock
     from .mixers.tokenmixer_large import TokenMixerLarge as TokenMixerLarge
-    from .mixers.tokenmixer_large import TokenMixerLargeBlock as TokenMixerLargeBlock
     from .mixers.ug_rankmixer import SeparatedRankMixerBlock as SeparatedRankMixerBlock
     from .mixers.ug_rankmixer import UGRankMixer as UGRankMixer
     from .mixers.ug_tokenmixer_large import SeparatedMixedBlock as SeparatedMixedBlock
@@ -111,12 +111,14 @@ _NAMES = {
     "layers.mixing": "TokenLinear mix revert",
     "layers.norms": "Norm NormOptions",
     "layers.per_token": "PerTokenDense PerTokenFFN PerTokenSwiGLU",
-    "layers.per_token_moe": "PerTokenExperts ReLUMoE TopKMoE",
+    "layers.per_token_moe": "PerTokenExperts TopKMoE",
+    "layers.relu_moe": "ReLUMoE",
     "layers.quantisation": "quantize",
     "layers.towers": "TowerOptions Towers",
     "mixers.rankmixer": "BlockOptions RankMixer RankMixerBlock",
     "mixers.rankmixer_moe": "SparseOptions",
-    "mixers.tokenmixer_large": "MixedBlockOptions TokenMixerLarge TokenMixerLargeBlock",
+    "mixers.tokenmixer_block": "MixedBlockOptions TokenMixerLargeBlock",
+    "mixers.tokenmixer_large": "TokenMixerLarge",
     "mixers.ug_rankmixer": "SeparatedRankMixerBlock UGRankMixer",
     "mixers.ug_tokenmixer_large": "SeparatedMixedBlock UGTokenMixerLarge",
     "memories.lmn": "LMN",

@@ -52,7 +52,8 @@ from recscale.models.layers.mixing import mix_token_major
 from recscale.models.layers.norms import NormOptions, make_norm, normalise, options_params
 from recscale.models.layers.param import Init
 from recscale.models.layers.per_token import Activation, PerTokenFFN
-from recscale.models.layers.per_token_moe import Gating, ReLUMoE, Routing, TopKMoE
+from recscale.models.layers.per_token_moe import TopKMoE, TopKRouting
+from recscale.models.layers.relu_moe import Gating, ReLUMoE, ReLURouting
 from recscale.models.layers.residuals import Step, sub_layer
 from recscale.models.layers.towers import TowerOptions, Towers, mean_tokens, tower_flops, tower_params
 from recscale.models.options import group_of, refuse_unused, require_share, require_sizes
@@ -186,9 +187,9 @@ class RankMixerBlock(nnx.Module):
 
     def with_routing(
         self, x: Float[Array, "T B D"], *, key: Array | None = None, gating: Gating | None = None
-    ) -> tuple[Float[Array, "T B D"], Routing | None]:
+    ) -> tuple[Float[Array, "T B D"], ReLURouting | TopKRouting | None]:
         """The new x and what a sparse network reports; `gating` says which router a ReLU-routed network uses."""
-        routing: list[Routing] = []
+        routing: list[ReLURouting | TopKRouting] = []
 
         def branch(y: Array) -> Array:
             if isinstance(self.ffn, TopKMoE | ReLUMoE):

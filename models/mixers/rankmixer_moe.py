@@ -48,13 +48,12 @@ from jaxtyping import Array, Float
 from recscale.models.inputs.batch import Output
 from recscale.models.layers.per_token_moe import (
     ExpertOptions,
-    Gating,
-    ReLUMoE,
     TopKMoE,
     TopKRouting,
     check_top_k,
     top_k_report,
 )
+from recscale.models.layers.relu_moe import Gating, ReLUMoE
 from recscale.models.options import group_of, refuse_unused, require_sizes
 
 # lam stays in here, however long the target is missed.

@@ -62,7 +62,8 @@ from recscale.models.layers.towers import Towers, tower_flops, tower_params
 from recscale.models.sizing import grains
 
 from . import tokenmixer_large
-from .tokenmixer_large import MixedBlockOptions, TokenMixerLargeConfig
+from .tokenmixer_block import MixedBlockOptions
+from .tokenmixer_large import TokenMixerLargeConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flax import nnx
 from recscale.models import build, count
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.inputs.tables import Table
-from recscale.models.memories.lmn import LMNConfig, plan_lmn
+from recscale.models.memories.lmn_plan import LMNConfig, plan_lmn
 from recscale.models.memories.value_table import Constant, recorded, value_tables
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
 from recscale.scaling.counting.jaxpr_flops import count_flops

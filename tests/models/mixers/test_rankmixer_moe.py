@@ -11,7 +11,8 @@ from recscale.models.inputs import Field, Schema, reference_schema
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.layers import per_token_moe
 from recscale.models.layers.losses import training_loss
-from recscale.models.layers.per_token_moe import Gating, PerTokenExperts, ReLUMoE
+from recscale.models.layers.per_token_moe import PerTokenExperts
+from recscale.models.layers.relu_moe import Gating, ReLUMoE
 from recscale.scaling.bench.fixed_batch import FixedBatch
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
 from recscale.scaling.counting.jaxpr_flops import count_flops

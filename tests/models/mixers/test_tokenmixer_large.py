@@ -15,7 +15,7 @@ from recscale.models.layers.dispatch import by_capacity, by_sorting, collect, di
 from recscale.models.layers.mixing import mix_token_major, revert_token_major
 from recscale.models.layers.per_token import PerTokenSwiGLU
 from recscale.models.layers.per_token_moe import TopKMoE, capacity_of, choose_path, top_k_gates
-from recscale.models.mixers.tokenmixer_large import MixedBlockOptions, TokenMixerLargeBlock
+from recscale.models.mixers.tokenmixer_block import MixedBlockOptions, TokenMixerLargeBlock
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
 from recscale.scaling.counting.jaxpr_flops import count_flops
 
