@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from recscale.pallas_kernels.mixed_precision import einsum_float32
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """What a layer's `kernel` may be instead of an `nnx.Param`: weights that know how to multiply (int8 ones)."""
 

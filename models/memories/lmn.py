@@ -58,6 +58,7 @@ from recscale.models.layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import activation
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.options import group_of
 from recscale.models.ranker import Ranker
 from recscale.models.sizing import mlp_shapes
 
@@ -120,7 +121,8 @@ class LMN(Ranker):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.plan, self.options, self.din, self.dtype = plan, options, encoder, dtype
+        self.plan, self.din, self.dtype = plan, encoder, dtype
+        self.options = group_of(options, LMNOptions)
         init, A_x, d, project, attends = options.init, plan.item_width, plan.value_width, plan.project, options.attends
         axes = ("features", "embed")
         fields = plan.flat.candidate_width

@@ -14,7 +14,7 @@ from recscale.models.inputs.schema import Schema
 from recscale.models.layers.param import Init
 from recscale.models.layers.per_token import Activation
 from recscale.models.layers.towers import TowerOptions
-from recscale.models.options import Options, refuse_unused, require_sizes
+from recscale.models.options import Options, group_of, refuse_unused, require_sizes
 
 from .options import MemoryOptions
 
@@ -165,5 +165,5 @@ def plan_lmn(schema: Schema, config: LMNConfig) -> LMNPlan:
         items_trained=any(not field.is_dense for field in items),
         actions_trained=any(not field.is_dense for field in sequence.fields if field not in items),
         matched_trained=project or any(p and not p.is_dense for p in partners),
-        memory=dataclasses.replace(config, value_width=d),
+        memory=dataclasses.replace(group_of(config, MemoryOptions), value_width=d),
     )

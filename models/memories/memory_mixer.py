@@ -26,14 +26,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
-from recscale.models.inputs.tokenizers import UserTokens, plan_tokens
+from recscale.models.inputs.tokenizers import plan_tokens
 from recscale.models.layers.towers import tower_flops
 from recscale.models.mixers.rankmixer import (
     HIDDEN_RATIO,
@@ -144,18 +143,6 @@ class MemoryBlock(ReadingBlock):
 
 class MemoryMixer(MemoryStack):
     """Tokenizer, L blocks of which some carry a memory, mean over tokens, towers. Arguments: see `TokenStack`."""
-
-    def score(
-        self,
-        state: UserTokens,
-        candidates: CandidateInputs,
-        tokens: Float[Array, "R C t A"] | None = None,
-        *,
-        key: Array | None = None,
-    ) -> Output:
-        logits, found = self.read(state, candidates, tokens, key)
-        stats = {f"memory{i}/{name}": value for i, own in found.items() for name, value in own.items()}
-        return Output(logits=logits, stats=stats)
 
 
 def build(

@@ -52,10 +52,9 @@ from jaxtyping import Array, Bool, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs.batch import CandidateInputs, Output
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
-from recscale.models.inputs.tokenizers import TokenPlan, UserTokens, plan_tokens
+from recscale.models.inputs.tokenizers import TokenPlan, plan_tokens
 from recscale.models.layers.per_token import PerTokenFFN
 from recscale.models.layers.per_token_moe import ExpertOptions, TopKMoE, check_top_k
 from recscale.models.layers.towers import tower_flops
@@ -294,6 +293,8 @@ class MSN(MemoryStack):
         balance_weight: of the loss that evens out the experts' rows. The other arguments: see `TokenStack`.
     """
 
+    stats_name = "layer"
+
     def __init__(
         self,
         plan: TokenPlan,
@@ -309,22 +310,6 @@ class MSN(MemoryStack):
     ):
         self.balance_weight = balance_weight
         super().__init__(plan, width, tasks, make_blocks, options, tower=tower, dtype=dtype, rngs=rngs)
-
-    def score(
-        self,
-        state: UserTokens,
-        candidates: CandidateInputs,
-        tokens: Float[Array, "R C t A"] | None = None,
-        *,
-        key: Array | None = None,
-    ) -> Output:
-        logits, found = self.read(state, candidates, tokens, key)
-        losses = {}
-        if self.balance_weight:
-            balance = [own["experts/balance"] for own in found.values() if "experts/balance" in own]
-            losses["router_balance"] = self.balance_weight * jnp.mean(jnp.stack(balance))
-        stats = {f"layer{i}/{name}": value for i, own in found.items() for name, value in own.items()}
-        return Output(logits=logits, losses=losses, stats=stats)
 
 
 def build(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from recscale.models.inputs.batch import CandidateInputs
+from recscale.models.inputs.batch import CandidateInputs, Output
 from recscale.models.inputs.tokenizers import UserTokens
 from recscale.models.mixers.rankmixer import RankMixerBlock, TokenStack
 
@@ -37,21 +38,36 @@ class ReadingBlock(RankMixerBlock):
 
 
 class MemoryStack(TokenStack):
-    """Tokenizer, L blocks of which some read a memory, mean over tokens, towers. Arguments: see `TokenStack`."""
+    """Tokenizer, L blocks of which some read a memory, mean over tokens, towers. Arguments: see `TokenStack`.
 
-    def read(
-        self, state: UserTokens, candidates: CandidateInputs, tokens: Array | None, key: Array | None
-    ) -> tuple[Float[Array, "R C Y"], dict[int, Stats]]:
-        """Logits, and the diagnostics of every block that reports some, by its number."""
+    stats_name: what the diagnostics of block i are called, "<name>i/..."; balance_weight: of the loss that evens out
+    the rows of experts.
+    """
+
+    stats_name = "memory"
+    balance_weight = 0.0
+
+    def score(
+        self,
+        state: UserTokens,
+        candidates: CandidateInputs,
+        tokens: Float[Array, "R C t A"] | None = None,
+        *,
+        key: Array | None = None,
+    ) -> Output:
         x, shape = self.join(state, candidates, tokens)
-        valid, stats = valid_tokens(candidates, x.shape[0]), {}
+        valid, stats, losses = valid_tokens(candidates, x.shape[0]), {}, {}
         for i, block in enumerate(self.blocks):
             own_key = None if key is None else jax.random.fold_in(key, i)
             if isinstance(block, ReadingBlock):
-                x, stats[i] = block.with_stats(x, key=own_key, valid=valid)
+                x, found = block.with_stats(x, key=own_key, valid=valid)
+                stats |= {f"{self.stats_name}{i}/{name}": value for name, value in found.items()}
             else:
                 x = block(x, key=own_key)
-        return self.read_out(x).reshape(shape), stats
+        if self.balance_weight:
+            balance = [value for name, value in stats.items() if name.endswith("experts/balance")]
+            losses["router_balance"] = self.balance_weight * jnp.mean(jnp.stack(balance))
+        return Output(logits=self.read_out(x).reshape(shape), losses=losses, stats=stats)
 
     def fold(self) -> None:
         """Folds over-parameterised keys into constants, for serving."""

@@ -168,9 +168,9 @@ class RankMixerBlock(nnx.Module):
         mixer, act, init = options.mixer, options.activation, options.init
         if mixer == "mix" and width % tokens:
             raise ValueError(f"width {width} does not divide into {tokens} heads, one per token; make it a multiple")
-        self.options, self.attention = group_of(options, BlockOptions), None
-        if mixer == "self_attention":
-            self.attention = SelfAttention(width, options.heads or tokens, init=init, dtype=dtype, rngs=rngs)
+        self.options, attends = group_of(options, BlockOptions), mixer == "self_attention"
+        heads = options.heads or tokens
+        self.attention = SelfAttention(width, heads, init=init, dtype=dtype, rngs=rngs) if attends else None
         inputs = tokens * width if options.joins_tokens else width
         self.ffn: Any
         if sparse is not None and sparse.experts is not None:
