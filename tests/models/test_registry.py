@@ -73,6 +73,56 @@ def test_configs_are_strict(name, config, message):
         freeze_config(name, config)
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("rankmixer", dict(heads=4), "heads is 4 and has no effect: mixer='mix' has no attention; set mixer="),
+        ("rankmixer", dict(balance_weight=0.1), "balance_weight is 0.1 and has no effect.*router='topk'"),
+        ("rankmixer", dict(experts=8, balance_weight=0.1), "no softmax-routed experts"),
+        ("rankmixer", dict(experts=8, router="topk", active_ratio=0.5, lam0=1e-3), "no ReLU-routed experts"),
+        ("rankmixer", dict(experts=8, expert_path="masked", capacity_factor=2.0), "has no capacity"),
+        ("tokenmixer_large", dict(gate_scale=2.0), "there are no experts; set experts, or leave it at None"),
+        ("tokenmixer_large", dict(aux_weight=0.0, aux_layers=(1,)), "no auxiliary heads; set aux_weight"),
+        ("tokenmixer_large", dict(ffn="per_token_ffn", up_init_scale=0.1), "take a SwiGLU"),
+        ("msn", dict(balance_weight=0.1), "has no experts; take an smoe"),
+        ("pkm", dict(theta_noise=0.1), "there is no theta; set theta"),
+        ("pkm", dict(memory_stride=2), "take two memories or more"),
+        ("lmn", dict(memory_weight=0.0, target="event"), "there is no memory loss; set memory_weight"),
+    ],
+)
+def test_flags_without_effect_are_refused_and_defaults_never(name, config, message):
+    with pytest.raises(ValueError, match=message):
+        freeze_config(name, config)
+    defaults = dataclasses.asdict(freeze_config(name))
+    assert freeze_config(name, {flag: defaults[flag] for flag in config if flag in defaults}) == freeze_config(name)
+
+
+def test_words_are_checked_when_a_config_is_made_without_the_registry():
+    with pytest.raises(ValueError, match="norm_place is 'middle', expected 'post', 'pre'"):
+        type(freeze_config("rankmixer"))(norm_place="middle")
+
+
+def test_a_spec_can_be_named_by_its_address():
+    address, schema = "recscale.models.mixers.rankmixer:RANKMIXER", reference_schema(8, 4)
+    config = dict(width=8, hidden=8, tokens=4)
+    assert count(address, schema, config) == count("rankmixer", schema, config)
+    assert get_config(f"din+{address}").backbone == get_config("rankmixer")
+    with pytest.raises(ValueError, match="is a dict, expected a BackboneSpec, EncoderSpec or RankerSpec"):
+        get_config("recscale.models.presets:PRESETS")
+    with pytest.raises(ValueError, match="no module 'recscale.models.nowhere'"):
+        get_config("recscale.models.nowhere:SPEC")
+
+
+def test_public_names_are_those_of_their_modules():
+    import recscale.models as models
+
+    assert set(models._MODULES) <= set(dir(models))
+    for name in models._MODULES:
+        assert getattr(models, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'RankMixerBlok'"):
+        models.RankMixerBlok  # noqa: B018
+
+
 def test_lists_become_tuples_and_ints_floats():
     frozen = freeze_config("rankmixer", dict(tower=[8, 4], dropout=0))
     assert frozen.tower == (8, 4) and frozen.dropout == 0.0

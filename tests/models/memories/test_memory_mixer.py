@@ -45,8 +45,8 @@ def test_contradicting_flags_are_named():
         assert memory.hashed and memory.address.query_norm.kind == "layer"
     for message, options in (
         ("never moves a key", dict(theta="left_nxn", freeze_base_keys=True)),
-        ("only 5 sub-keys", dict(memory_topk=6)),
-        ("score is 'x', expected one of additive, tucker", dict(score="x")),
+        ("only n = 5 sub-keys", dict(memory_topk=6)),
+        ("score is 'x', expected 'additive', 'tucker'", dict(score="x")),
         ("addressing is 'x'", dict(addressing="x")),
         ("score_scale is 'x'", dict(score_scale="x")),
         ("theta_order is 'x'", dict(theta="right_dxd", theta_order="x")),
