@@ -145,7 +145,7 @@ class MemoryOptions(Options):
             refuse_unused(self, "a linear query has no hidden layer; set query='mlp'", query_hidden=self.query_hidden)
         if self.score != "tucker":
             refuse_unused(self, "scores are additive; set score='tucker'", tucker_rank=self.tucker_rank)
-        elif self.score_scale != "inv_sqrt":
+        else:
             refuse_unused(self, "Tucker scores are not scaled; set score='additive'", score_scale=self.score_scale)
         if self.theta == "none":
             reason = "there is no theta; set theta"

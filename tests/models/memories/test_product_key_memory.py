@@ -152,7 +152,7 @@ def test_theta_identity_is_none_and_folding_changes_nothing(order):
 )
 def test_keys_that_were_never_read_move_with_theta_on_the_right_only(theta, frozen, moves):
     # Without a norm whose gain would move every key as well.
-    options = dict(memory_slots=64, memory_topk=1, key_norm=None)
+    options = dict(memory_slots=64, memory_topk=1, read_weights="none", key_norm=None)
     memory, x = layer(theta=theta, freeze_base_keys=frozen, **options), normal(1, 2, D)
     before = memory.address.effective_keys()
     ids = np.asarray(run(memory.address, x).ids).ravel()

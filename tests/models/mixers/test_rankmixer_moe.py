@@ -225,7 +225,7 @@ def test_penalty_does_not_depend_on_the_number_of_rows():
         model.tokenizer.candidate_tokens(model.encode_user(inputs.user), inputs.candidates),
     )
     for block in model.blocks:
-        s = block._sublayer(block._mix, block.mixing_norm, x)
+        s = block._sub_layer(block._mix, block.mixing_norm, x)
         by_hand.append(np.asarray(jax.nn.relu(block.ffn.infer_router(s))))
         x = block(x)
     assert float(once["gate_mean"]) == pytest.approx(np.mean(by_hand), rel=1e-5)
@@ -322,9 +322,8 @@ def test_training_reaches_the_budget():
 
 @pytest.mark.parametrize("share", [0.25, 0.5])
 def test_closed_forms_of_the_paper(share):
-    config = dict(tokens=T, width=D, hidden=F, layers=2, active_ratio=share)
-    schema = reference_schema()
-    dense, sparse = (count("rankmixer", schema, config | dict(experts=e)) for e in (None, E))
+    config, schema = dict(tokens=T, width=D, hidden=F, layers=2), reference_schema()
+    dense, sparse = (count("rankmixer", schema, config | more) for more in ({}, dict(experts=E, active_ratio=share)))
     router = 2 * T * E * (D + 1)
     assert sparse.dense_params == dense.dense_params + 2 * router
     assert sparse.active_params == sparse.dense_params - router - 2 * (1 - share) * T * (2 * D * F + F)

@@ -16,7 +16,7 @@ from recscale.models.inputs.examples import random_inputs
 from recscale.models.layers.mixing import mix, revert
 from recscale.models.mixers import ug_rankmixer as ug_sep
 from recscale.models.mixers import ug_tokenmixer_large
-from recscale.models.mixers.ug_rankmixer import Kept, SeparatedRankMixerBlock
+from recscale.models.mixers.ug_rankmixer import Kept, RankMixerSeparation, SeparatedRankMixerBlock
 from recscale.scaling.counting.jaxpr_flops import count_flops
 
 T, D, F, L = 8, 16, 12, 3
@@ -451,7 +451,8 @@ def test_auxiliary_heads_leave_the_logits_alone():
 
 
 def test_a_block_in_two_phases_keeps_what_candidates_read():
-    block = SeparatedRankMixerBlock(3, 1, 8, 5, rngs=nnx.Rngs(0))
+    without = RankMixerSeparation(compensation="none")
+    block = SeparatedRankMixerBlock(3, 1, 8, 5, separation=without, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 8)), jnp.float32)
     _, kept = block.encode_user(x)
     assert isinstance(kept, Kept) and kept.compensation is None
