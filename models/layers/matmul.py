@@ -28,7 +28,7 @@ class Kernel(Protocol):
 
 def product(
     x: Float[Array, "*T B in"],
-    kernel: nnx.Param | Kernel,
+    kernel: nnx.Variable | Kernel,
     dtype: DTypeLike = jnp.float32,
     *,
     transposed: bool = False,
