@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from recscale.models.inputs.batch import Output
 
 
-def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_cross_entropy(logits: Float[Array, "*any"], labels: Shaped[Array, "*any"]) -> Float[Array, "*any"]:
     """Elementwise logloss in nats: softplus(z) - y z, stable for any z. `labels` may be soft (probabilities)."""
     logits = logits.astype(jnp.float32)
     return jax.nn.softplus(logits) - labels * logits
 
 
 def masked_bce(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array, task_weights: tuple[float, ...] | None = None
-) -> tuple[jax.Array, jax.Array]:
+    logits: Float[Array, "R C Y"],
+    labels: Shaped[Array, "R C Y"],
+    mask: Shaped[Array, "R C Y"],
+    task_weights: tuple[float, ...] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, " Y"]]:
     """Mean logloss per task over observed labels, and their weighted sum.
 
     Args:
@@ -37,8 +41,11 @@ def masked_bce(
 
 
 def training_loss(
-    output: Output, labels: jax.Array, mask: jax.Array, task_weights: tuple[float, ...] | None = None
-) -> tuple[jax.Array, jax.Array]:
+    output: Output,
+    labels: Shaped[Array, "R C Y"],
+    mask: Shaped[Array, "R C Y"],
+    task_weights: tuple[float, ...] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, " Y"]]:
     """What a training step minimises, and the logloss per task [Y] of the logits themselves.
 
     The weighted sum of `masked_bce` over `output.loss_logits` (the logits alone if there are none), plus
