@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .baselines.hstu import HSTUBlock as HSTUBlock
     from .baselines.mmoe import MMoE as MMoE
     from .baselines.onetrans_lite import OneTransLite as OneTransLite
-    from .baselines.sasrec import SASRec as SASRec
+    from .baselines.sequence_transformer import SASRec as SASRec
     from .baselines.sequence_transformer import SequenceTransformer as SequenceTransformer
     from .baselines.stca import STCA as STCA
     from .baselines.sum_pooling import SumPooling as SumPooling
@@ -138,8 +138,7 @@ _NAMES = {
     "baselines.hstu": "HSTU HSTUBlock",
     "baselines.mmoe": "MMoE",
     "baselines.onetrans_lite": "OneTransLite",
-    "baselines.sasrec": "SASRec",
-    "baselines.sequence_transformer": "SequenceTransformer",
+    "baselines.sequence_transformer": "SASRec SequenceTransformer",
     "baselines.stca": "STCA",
     "baselines.sum_pooling": "SumPooling",
     "baselines.target_attention": "TargetAttention",
