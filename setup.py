@@ -23,6 +23,7 @@ LAB = [
     "pandas>=2.2",
     "pyarrow>=17",
     "matplotlib>=3.9",
+    "jinja2>=3.1",
     "rich>=13",
 ]
 TESTS = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20"]
@@ -40,7 +41,13 @@ setup(
     package_dir={f"recscale.{folder}": folder for folder in FOLDERS},
     packages=packages,
     package_data={
-        "recscale.scaling": ["py.typed", "laws/published/*.json", "laws/published/*.md"],
+        "recscale.scaling": [
+            "py.typed",
+            "laws/published/*.json",
+            "laws/published/*.md",
+            "report/*.j2",
+            "report/*.mplstyle",
+        ],
         "recscale.pallas_kernels": ["py.typed", "*/tuned/*.json", "targets/*.txtpb"],
         "recscale.models": ["py.typed"],
         "recscale.sweeps": ["py.typed"],

@@ -1,7 +1,7 @@
-"""`recscale`: one command line, its commands found by name and imported only when one of them runs.
+"""The command line `recscale`, which finds its commands by name and imports one only when it runs.
 
-A command is an entry point of the group `recscale.commands` that loads to a click command, so a room further down the
-import chain, or another distribution, adds one without this file importing it. `recscale --help` imports none of them.
+A command is a click command that some distribution declares as an entry point of the group `recscale.commands`.
+`recscale --help` lists them all without importing any.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
+import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
-from types import TracebackType
 
 import click
 
@@ -95,11 +95,12 @@ def main(args: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     full = "--traceback" in args
     args = [arg for arg in args if arg != "--traceback"]
+    # Commands draw into files. A notebook's kernel leaves a backend here that this Python may not have, and then
+    # matplotlib cannot be imported.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         code = cli.main(args, prog_name="recscale", standalone_mode=False)
-    except click.exceptions.Abort:
-        _stop("stopped", 130)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _stop("stopped", 130)
     except click.ClickException as error:
         if full:
@@ -135,16 +136,8 @@ def _on_purpose(error: Exception) -> bool:
         return True  # a path the user gave, or a file of the machine's: the message names it
     # A lookup in a dictionary also raises KeyError; a message has words.
     told = isinstance(error, ValueError | OSError) or (isinstance(error, KeyError) and " " in str(error.args[:1]))
-    return told and _raised_in(error.__traceback__).split(".")[0] == "recscale"
-
-
-def _raised_in(trace: TracebackType | None) -> str:
-    """Name of the module whose code raised."""
-    module = ""
-    while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "")
-        trace = trace.tb_next
-    return module
+    *_, (raising, _) = traceback.walk_tb(error.__traceback__)
+    return told and raising.f_globals.get("__name__", "").split(".")[0] == "recscale"
 
 
 def _message(error: Exception) -> str:

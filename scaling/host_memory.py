@@ -1,14 +1,14 @@
-"""Memory of CPU processes: freed blocks are kept, which makes a training step a fifth faster, on huge pages, without
-which reading and writing rows of a large table takes several times as long.
+"""Two settings of Linux that make training on a CPU faster: memory that is freed stays with the process, and large
+blocks lie on huge pages.
 
-XLA takes the temporaries of a program from malloc and frees them after every call. glibc gives blocks above 32 MiB back
-to the kernel, so each step of a large batch starts on fresh pages, which the kernel has to clear and map: a RankMixer
-step with 350 MB of temporaries takes 90,000 page faults, a quarter of its time. With glibc told to keep what is freed,
-the second step has none. PyTorch on CPU has the same cost; a comparison sets this for both.
+Kept memory: XLA allocates the temporaries of a step with malloc and frees them after it. glibc returns freed blocks
+above 32 MiB to the kernel, so the next step starts on new pages, which the kernel clears and maps one by one: a
+RankMixer step with 350 MB of temporaries spends a quarter of its time on 90,000 page faults. If glibc keeps what is
+freed, the second step has none, and is a fifth faster. PyTorch on CPU gains as much; a comparison sets this for both.
 
-Rows of a table of hundreds of megabytes lie on as many pages of 4 KiB, more than a core's address cache holds. Where
-the kernel gives transparent huge pages on request, glibc (2.35 and later) asks for them if told so before the process
-starts.
+Huge pages: a table of hundreds of megabytes covers more pages of 4 KiB than a core's address cache (TLB) has entries,
+so reading and writing its rows takes several times as long as on pages of 2 MiB. Where the kernel gives those on
+request, glibc (2.35 and later) requests them if an environment variable says so before the process starts.
 """
 
 from __future__ import annotations

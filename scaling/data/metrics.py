@@ -66,11 +66,6 @@ class GroupedAuc:
     skipped_rows: int
 
 
-def observed(label_mask: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Mask of the labels that count: label_mask[R, C, Y] where valid[R, C], as bool [R, C, Y]."""
-    return (np.asarray(label_mask) > 0) & np.asarray(valid, bool)[..., None]
-
-
 def logloss(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Mean over observed labels of -ln p(label), p = sigmoid(logit), in nats; exact for logits of any size.
 

@@ -24,12 +24,12 @@ class OverrideError(ValueError):
     """A key or value that does not fit the configuration."""
 
 
-def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of every setting, in the configuration's order."""
+def leaves(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of every setting, in the order of the configuration or of its plain dictionary."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | dict):
             flat.update(leaves(value, f"{key}."))
         else:
             flat[key] = value

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from .files import replacing, write_atomically
+from .overrides import leaves
 from .plain import plain
 
 RECORD = "run.json"
@@ -178,7 +179,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
 
 def _varied_settings(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per run its values of all settings that differ between two runs of one architecture, and have no column yet."""
-    flat = [_flattened(config) for config in configs]
+    flat = [leaves(config) for config in configs]
     seen: dict[tuple[Any, str], set[str]] = {}
     for config in flat:
         for key, value in config.items():
@@ -193,14 +194,6 @@ def _varied_settings(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)] or [{}] * len(
         flat
     )
-
-
-def _flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    found = {}
-    for key, value in config.items():
-        found |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 # Settings that `run_row` gives a column under another name, or that do not change a result.

@@ -1,1 +1,1 @@
-"""From a run table to a law on paper: views of the table, figures and one self-contained page."""
+"""Reports: the laws fitted to a run table, as plain data, as figures and as one self-contained page."""

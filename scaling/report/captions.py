@@ -1,7 +1,8 @@
-"""Fits in words: floor, exponent, held-out prediction and refusals, each with what they rest on.
+"""The words below a figure: of every fit its floor, its exponent and its prediction of the held-out size, or why they
+are refused, and what all of them rest on.
 
-No exponent without its floor, range, form and metric; no number where a gate refuses it; and the coverage of the band
-at the extrapolation that is shown, which is `uncalibrated` until it has been measured.
+An exponent never stands without its floor, form, range and metric. A number that a gate refuses is not printed. Bands
+carry the coverage measured at the extrapolation that is shown, or the word `uncalibrated`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from recscale.scaling.records.number_text import amount, decimals, value_text
 
-from .views import FITTED, HELD_OUT, Prediction, Quantity, Series, View
+from .series import FITTED, HELD_OUT, Prediction, Quantity, Series, View
 from .wording import axis_words, shortened, target_words
 
 CHARACTERS = 158  # of a line across a figure

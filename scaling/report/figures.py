@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -31,8 +32,8 @@ from recscale.scaling.records.number_text import amount
 
 from . import captions
 from .frame import DPI, GREY, CaptionLine, behind, key, mark_of, png, save, style, svg, title, two_panels, write_caption
+from .series import FITTED, HELD_OUT, Series, View, predict
 from .truth import EXPONENT_UNITS, Truth
-from .views import FITTED, HELD_OUT, Series, View, predict
 from .wording import architecture_words, axis_words, target_words
 
 __all__ = ["DPI", "joint_figure", "law_figure", "png", "save", "svg"]
@@ -218,19 +219,14 @@ def _name_level(ax: Axes, height: float, text: str, under: bool = False) -> None
     ax.annotate(text, (0.01, height), xytext=shift, va=side, fontsize=8.5, **place)
 
 
+def _sign(label: str, **look: Any) -> Line2D:
+    """An entry of a legend; grey and without a line unless it says so."""
+    return Line2D([], [], label=label, **{"color": GREY, "lw": 0, "ms": 6} | look)
+
+
 def _architecture_handles(view: View) -> list[Line2D]:
-    return [
-        Line2D(
-            [],
-            [],
-            color=mark_of(k)[0],
-            marker=mark_of(k)[1],
-            ms=6,
-            lw=1.6,
-            label=architecture_words(series.architecture),
-        )
-        for k, series in enumerate(view.series)
-    ]
+    marks = [(mark_of(k), architecture_words(series.architecture)) for k, series in enumerate(view.series)]
+    return [_sign(words, color=colour, marker=marker, lw=1.6) for (colour, marker), words in marks]
 
 
 # Excess panel --------------------------------------------------------------------------------
@@ -317,25 +313,21 @@ def _style_handles(view: View, truth: Truth, drawn: bool) -> list:
     series = view.series
     several = any((s.cells(FITTED, HELD_OUT)["seeds"] > 1).any() for s in series)
     measured = "mean over seeds, bar: range" if several else "measured, one run each"
-    handles: list = [Line2D([], [], color=GREY, marker="o", ms=6, lw=0, label=measured)]
+    handles: list = [_sign(measured, marker="o")]
     if any(len(s.rows(HELD_OUT)) for s in series):
-        handles.append(
-            Line2D([], [], color=GREY, marker="o", mfc="white", ms=6, mew=1.4, lw=0, label="held out, not fitted")
-        )
+        handles.append(_sign("held out, not fitted", marker="o", mfc="white", mew=1.4))
     if any(not s.fit.refused for s in series):
-        handles.append(Line2D([], [], color=GREY, lw=1.6, label="law over the fitted sizes"))
+        handles.append(_sign("law over the fitted sizes", lw=1.6))
     if any(_extrapolates(s) for s in series):
-        handles.append(Line2D([], [], color=GREY, lw=1.6, linestyle=_EXTRAPOLATED, label="extrapolation"))
+        handles.append(_sign("extrapolation", lw=1.6, linestyle=_EXTRAPOLATED))
     if any(s.fit.draws is not None for s in series):
         handles.append(Patch(color=GREY, alpha=0.22, lw=0, label="95 % bootstrap band of the law"))
     if any(len(s.lost) for s in series):
-        handles.append(Line2D([], [], color=GREY, marker="x", ms=7, mew=2, lw=0, label="diverged or failed run"))
+        handles.append(_sign("diverged or failed run", marker="x", ms=7, mew=2))
     exponent = truth.exponents.get(view.axis)
     if exponent is not None and drawn:
-        unit = EXPONENT_UNITS.get(view.axis, "")
-        handles.append(
-            Line2D([], [], color="black", lw=1.0, linestyle=_SLOPE, label=f"slope −{exponent:.3g}, true {unit}")
-        )
+        text = f"slope −{exponent:.3g}, true {EXPONENT_UNITS.get(view.axis, '')}"
+        handles.append(_sign(text, color="black", lw=1.0, linestyle=_SLOPE))
     return handles
 
 
@@ -378,7 +370,7 @@ def _joint_panel(ax: Axes, series: Series, columns: Mapping[str, str], axis: str
     _axis_in_words(ax, axis)
     ax.set_ylabel(target_words(series.target))
     shown = np.unique(np.linspace(0, len(levels) - 1, min(len(levels), 6)).round().astype(int))
-    handles = [Line2D([], [], color=shades[k], lw=1.4, marker="o", ms=5, label=amount(levels[k])) for k in shown]
+    handles = [_sign(amount(levels[k]), color=shades[k], lw=1.4, marker="o", ms=5) for k in shown]
     ax.legend(
         handles=handles,
         title=axis_words(other),

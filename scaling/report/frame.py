@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -28,35 +27,14 @@ DPI = 150
 # A caption line, the first of a text behind a (colour, marker).
 CaptionLine = tuple[tuple[str, str] | None, str]
 
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    # Text as outlines: a page drawn on another machine needs no font of ours.
-    "svg.fonttype": "path",
-    "svg.hashsalt": "recscale",
-}
+_STYLE = Path(__file__).with_name("figures.mplstyle")
 _WIDTH, _PANEL, _TITLE, _XLABEL, _KEY, _LINE = 10.5, 3.9, 0.62, 0.56, 0.52, 0.185  # inches
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """Settings of these figures for the length of a `with`; matplotlib's own are untouched."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(matplotlib.rc_params_from_file(_STYLE, use_default_template=False)):
         yield
 
 

@@ -1,4 +1,4 @@
-"""From a folder of runs to a law on paper: `fit.json`, figures and one self-contained page.
+"""Fits the runs of a sweep and reports the laws: `fit.json`, figures and one self-contained page.
 
     summary = make_report("runs/quickstart")
     print_summary(summary)
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from recscale.scaling import laws
 from recscale.scaling.laws.tables import axes as law_axes
@@ -26,13 +27,12 @@ from recscale.scaling.records import provenance, runs
 from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.plain import plain
 
-from . import figures as plots
-from . import page as report_page
+from . import figures, views
 from . import truth as truths
-from . import views
+from .contents import Report
+from .page import page
 from .summary import build_summary, print_summary
 from .truth import Truth
-from .views import Series, View
 from .wording import axis_words
 
 __all__ = ["make_report", "print_summary"]
@@ -73,22 +73,32 @@ def make_report(
     Raises:
         FileNotFoundError: no runs. ValueError: an unknown column, form or option, or nothing varies.
     """
-    out = Path(out_dir)
+    report = _fitted(Path(out_dir), form, axes, target, hold_out_largest, truth, {"bootstrap": bootstrap, **options})
+    paths, figures = _draw(report)
+    summary = plain(build_summary(report, paths) | {"provenance": _provenance(report)})
+    folder = report.out / FOLDER
+    write_atomically(folder / FIT, json.dumps(plain(summary | {"records": report.records}), indent=1) + "\n")
+    write_atomically(folder / PAGE, page(report, summary, figures))
+    return summary
+
+
+def _fitted(
+    out: Path,
+    form: str,
+    axes: Mapping[str, str] | Sequence[str] | str | None,
+    target: str,
+    hold_out: bool,
+    truth: Truth | Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Report:
     table = _table(out)
     known = _truth(truth, table, out)
-    options = {"bootstrap": bootstrap, **options}
     view_form, joint_form, columns, joint_axes = _forms(form, axes, table)
-    drawn = views.make_views(
-        table, form=view_form, axes=columns, target=target, hold_out_largest=hold_out_largest, **options
-    )
+    drawn = views.make_views(table, form=view_form, axes=columns, target=target, hold_out_largest=hold_out, **options)
     # Held-out scores of the first axis only: they refit the law at every cut.
     drawn[0] = views.scored(drawn[0])
-    joint = views.joint_series(table, joint_form, joint_axes, target, hold_out_largest, **options) if joint_axes else []
-    paths, figures = _draw(out / FOLDER, drawn, joint, joint_axes, known)
-    summary = build_summary(out, drawn, joint, joint_axes, known, paths, table)
-    summary = plain(summary | {"provenance": _provenance(out, table)})
-    _write(out / FOLDER, summary, drawn, joint, figures, table)
-    return summary
+    joint = views.joint_series(table, joint_form, joint_axes, target, hold_out, **options) if joint_axes else []
+    return Report(out, table, tuple(drawn), tuple(joint), joint_axes, known)
 
 
 def _table(out: Path) -> pd.DataFrame:
@@ -122,59 +132,42 @@ def _forms(form: str, axes: Any, table: pd.DataFrame) -> tuple[str, str, list[st
     return resolved.id, JOINT_FORM, columns, joint if wanted else {}
 
 
-def _draw(
-    folder: Path, drawn: Sequence[View], joint: Sequence[Series], columns: Mapping[str, str], truth: Truth
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _draw(report: Report) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Writes the figures; returns their paths and (title, svg) for the page."""
-    files: dict[str, str] = {}
-    figures = []
-    for number, view in enumerate(drawn):
-        stem = folder / (PLOT if number == 0 else f"{PLOT}_{view.axis}")
-        png, svg = plots.save(plots.law_figure(view, truth=truth), stem)
-        files[view.axis] = str(png)
-        figures.append((f"{view.target} against {axis_words(view.axis)}", svg.read_text(encoding="utf-8")))
-    for series in joint if len(columns) == 2 else ():
-        stem = folder / f"{PLOT}_joint_{_file_name(series.architecture)}"
-        png, svg = plots.save(plots.joint_figure(series, dict(columns)), stem)
-        files[f"joint {series.architecture}"] = str(png)
-        figures.append((f"{series.architecture}: joint fit", svg.read_text(encoding="utf-8")))
+    folder, files, drawn = report.out / FOLDER, {}, []
+
+    def save(name: str, title: str, stem: str, figure: Figure) -> None:
+        png, svg = figures.save(figure, folder / stem)
+        files[name] = str(png)
+        drawn.append((title, svg.read_text(encoding="utf-8")))
+
+    for number, view in enumerate(report.views):
+        stem = PLOT if number == 0 else f"{PLOT}_{view.axis}"
+        figure = figures.law_figure(view, truth=report.log_truth)
+        save(view.axis, f"{view.target} against {axis_words(view.axis)}", stem, figure)
+    for series in report.joint if len(report.joint_axes) == 2 else ():
+        name, figure = series.architecture, figures.joint_figure(series, report.joint_axes)
+        save(f"joint {name}", f"{name}: joint fit", f"{PLOT}_joint_{_file_name(name)}", figure)
     named = {"plot": str(folder / f"{PLOT}.png"), "page": str(folder / PAGE), "fit": str(folder / FIT)}
-    return {**named, "figures": files}, figures
+    return {**named, "figures": files}, drawn
 
 
 def _file_name(architecture: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in architecture)
 
 
-def _write(
-    folder: Path,
-    summary: dict[str, Any],
-    drawn: Sequence[View],
-    joint: Sequence[Series],
-    figures: Sequence[tuple[str, str]],
-    table: pd.DataFrame,
-) -> None:
-    """`fit.json` and `report.html`, each replaced in one step."""
-    records = {view.axis: {s.architecture: s.record for s in view.series} for view in drawn}
-    if joint:
-        records["joint"] = {s.architecture: s.record for s in joint}
-    text = json.dumps(plain(summary | {"records": records}), indent=1)
-    write_atomically(folder / FIT, text + "\n")
-    write_atomically(folder / PAGE, report_page.page(summary, figures, drawn, joint, records, table))
-
-
-def _provenance(out: Path, table: pd.DataFrame) -> dict[str, Any]:
+def _provenance(report: Report) -> dict[str, Any]:
     """What made this report: date, command, versions; and the device and versions the runs were trained with."""
     trained: dict[str, set[str]] = {}
-    for folder in sorted((out / "runs").glob("*")):
+    for folder in sorted((report.out / "runs").glob("*")):
         record = runs.read_record(folder) or {}
         for name, version in (record.get("versions") or {}).items():
             trained.setdefault(name, set()).add(str(version))
-    devices = sorted(table["device"].dropna().astype(str).unique()) if "device" in table.columns else []
+    devices = report.table["device"].dropna().astype(str) if "device" in report.table.columns else []
     return {
         "date": provenance.now(),
         "command": provenance.command(),
         "versions": provenance.versions(_PACKAGES),
-        "trained_on": devices,
+        "trained_on": sorted(set(devices)),
         "trained_with": {name: sorted(found) for name, found in sorted(trained.items())},
     }

@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recscale.scaling.data.metrics import describe
 from recscale.scaling.records.number_text import value_text
 
 from .captions import coverages, headline, missing_facts, series_text
-from .truth import Truth
-from .views import FITTED, HELD_OUT, Quantity, Series, View
+from .contents import Report
+from .series import FITTED, HELD_OUT, Quantity, Series
 from .wording import axis_words
 
 
-def build_summary(
-    out: Path,
-    drawn: Sequence[View],
-    joint: Sequence[Series],
-    columns: Mapping[str, str],
-    truth: Truth,
-    paths: Mapping[str, Any],
-    table: pd.DataFrame,
-) -> dict[str, Any]:
+def build_summary(report: Report, paths: Mapping[str, Any]) -> dict[str, Any]:
     """Everything a reader or a script asks of a report.
 
     Keys: title, summary (lines of text), target, form, architectures (name -> entry of the first axis), axes (axis ->
     name -> entry), joint (name -> entry), truth, notes, runs (status -> count), paths. An entry holds E and exponent as
     {value, interval, method, refused}, all parameters, the held-out prediction, and how many rows took part.
     """
-    first = drawn[0]
-    truth = (
-        truth
-        if describe(first.target).in_nats
-        else Truth(notes=(f"the log's constants are losses; none is known for {first.target}",))
-    )
-    axes = {view.axis: {s.architecture: _entry(s) for s in view.series} for view in drawn}
+    first, table = report.first, report.table
+    axes = {view.axis: {s.architecture: _entry(s) for s in view.series} for view in report.views}
     statuses = table["status"].value_counts().to_dict() if "status" in table.columns else {"done": len(table)}
+    notes = dict.fromkeys(note for view in report.views for note in view.notes)
     return {
-        "title": _title(table, out, first),
+        "title": _title(report),
         "summary": [headline(s) for s in first.series],
-        "out": str(out),
+        "out": str(report.out),
         "axis": first.axis,
         "target": first.target,
         "form": first.form,
         "architectures": axes[first.axis],
         "axes": axes,
-        "joint": {s.architecture: _joint_entry(s, columns) for s in joint},
-        "truth": truth.as_dict(),
-        "notes": list(dict.fromkeys(note for view in drawn for note in view.notes)) + list(truth.notes),
+        "joint": {s.architecture: _joint_entry(s, report.joint_axes) for s in report.joint},
+        "truth": report.truth.as_dict(),
+        "notes": [*notes, *report.truth.notes],
         "runs": {str(name): int(count) for name, count in statuses.items()},
         "paths": dict(paths),
     }
@@ -125,15 +110,16 @@ def fitted_text(entry: Mapping[str, Any]) -> str:
     return text if entry["method"].startswith("95") else f"{text} ({entry['method']})"
 
 
-def _title(table: pd.DataFrame, out: Path, view: View) -> str:
+def _title(report: Report) -> str:
     """Sweep, log and axis in one line."""
+    table, view = report.table, report.first
 
     def names(column: str) -> str:
         found = table[column].dropna().astype(str).unique() if column in table.columns else []
         return ", ".join(sorted(found))
 
     log = " ".join(part for part in (names("dataset"), names("preset")) if part)
-    sweep = names("sweep") or out.name
+    sweep = names("sweep") or report.out.name
     return f"{sweep}: {view.target} against {axis_words(view.axis)}" + (f" on {log}" if log else "")
 
 

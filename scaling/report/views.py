@@ -25,25 +25,8 @@ from recscale.scaling.laws.judgement.rolling import MIN_TEST, MIN_TRAIN, rolling
 from recscale.scaling.laws.tables import validate as tables
 from recscale.scaling.records.number_text import amount
 
-from .series import FITTED, HELD_OUT, Prediction, Quantity, Series, View, predict, quantity
+from .series import FITTED, HELD_OUT, Series, View
 from .wording import axis_words
-
-__all__ = [
-    "AXES",
-    "FITTED",
-    "HELD_OUT",
-    "Prediction",
-    "Quantity",
-    "Series",
-    "View",
-    "both_vary",
-    "joint_series",
-    "make_views",
-    "predict",
-    "quantity",
-    "scored",
-    "varying_axes",
-]
 
 AXES = ("dense_params", "examples", "history_length", "memory_slots", "train_flops")
 # Axes a sweep sets by itself; training FLOPs follow from them.

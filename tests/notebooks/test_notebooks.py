@@ -12,12 +12,12 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed; pi
 pytest.importorskip("nbclient", reason="nbclient is not installed; pip install 'recscale[notebooks]'")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed; pip install 'recscale[notebooks]'")
 
-ROOM = Path(__file__).parents[2] / "notebooks"
-NAMES = sorted(path.stem for path in ROOM.glob("*.ipynb"))
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
 def load_execute():
-    spec = importlib.util.spec_from_file_location("notebooks_execute", ROOM / "execute.py")
+    spec = importlib.util.spec_from_file_location("notebooks_execute", FOLDER / "execute.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -42,15 +42,15 @@ def test_both_notebooks_are_here():
 
 
 def test_the_committed_table_is_that_of_the_quickstart_sweep():
-    table = pd.read_parquet(ROOM / "runs" / "quickstart.parquet")
+    table = pd.read_parquet(FOLDER / "runs" / "quickstart.parquet")
     assert set(table["sweep"]) == {"quickstart"}, "take it over: python notebooks/execute.py --sweep runs/quickstart"
     assert set(table["dataset"]) == {"known_truth"} and (table["status"] == "done").any()
 
 
 def test_committed_outputs_show_the_committed_table():
     """Digits of fits differ between machines; means over a table do not."""
-    table = pd.read_parquet(ROOM / "runs" / "quickstart.parquet")
-    first = code_cells(nbformat.read(ROOM / "quickstart.ipynb", as_version=4))[0]
+    table = pd.read_parquet(FOLDER / "runs" / "quickstart.parquet")
+    first = code_cells(nbformat.read(FOLDER / "quickstart.ipynb", as_version=4))[0]
     shown = "".join(output.get("data", {}).get("text/plain", "") for output in first.outputs)
     means = table.groupby(["architecture", "dense_params"])["logloss"].mean()
     assert [f"{value:.6f}" for value in means] == re.findall(r"0\.\d{6}\b", shown)
@@ -60,7 +60,7 @@ def test_committed_outputs_show_the_committed_table():
     "name", [pytest.param(name, marks=() if name == "quickstart" else pytest.mark.slow) for name in NAMES]
 )
 def test_a_notebook_runs_and_says_what_is_committed(name):
-    path = ROOM / f"{name}.ipynb"
+    path = FOLDER / f"{name}.ipynb"
     committed, fresh = nbformat.read(path, as_version=4), load_execute().execute(path)
     for old, new in zip(code_cells(committed), code_cells(fresh), strict=True):
         assert old.source == new.source
@@ -71,7 +71,7 @@ def test_a_notebook_runs_and_says_what_is_committed(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_outputs_are_complete_and_name_no_machine(name):
-    text = (ROOM / f"{name}.ipynb").read_text(encoding="utf-8")
+    text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
     cells = code_cells(notebook)

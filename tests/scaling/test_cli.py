@@ -1,6 +1,7 @@
 """`recscale`: lazy commands, nearest names, errors on one line."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 
@@ -134,6 +135,12 @@ def test_traceback_anywhere_shows_the_whole_trace(command, args):
     command(lambda: _raise_as_if_in("recscale.scaling.somewhere", ValueError("told")))
     with pytest.raises(ValueError, match="told"):
         cli.main(args)
+
+
+def test_a_backend_of_another_environment_does_not_stop_drawing(command, capsys, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "of_a_kernel_elsewhere")
+    command(lambda: click.echo(os.environ["MPLBACKEND"]))
+    assert _main(capsys, "probe")[:2] == (0, "agg\n")
 
 
 def test_interruption_ends_with_130(command, capsys):

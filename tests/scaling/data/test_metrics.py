@@ -190,12 +190,6 @@ def test_what_is_known_of_a_column():
     assert metrics.describe("my_column") == metrics.Metric("my_column")
 
 
-def test_observed_mask_needs_both():
-    mask = np.array([[[1.0, 0.0]], [[1.0, 1.0]]])
-    valid = np.array([[True], [False]])
-    assert metrics.observed(mask, valid).tolist() == [[[True, False]], [[False, False]]]
-
-
 @pytest.mark.parametrize(
     ("logits", "labels", "mask", "text"),
     [
