@@ -18,12 +18,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Num, Shaped
 from scipy.stats import rankdata
 
 from recscale.pallas_kernels import names
 
 CALIBRATION_BINS = 20
 GROUP = "recscale.metrics"
+
+# Arrays of any shape, which all those of one call share.
+Rows = Num[np.ndarray, "..."]
+Mask = Shaped[np.ndarray, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +71,7 @@ class GroupedAuc:
     skipped_rows: int
 
 
-def logloss(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+def logloss(logits: Rows, labels: Rows, mask: Mask | None = None) -> float:
     """Mean over observed labels of -ln p(label), p = sigmoid(logit), in nats; exact for logits of any size.
 
     Raises:
@@ -76,13 +81,13 @@ def logloss(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = No
     return float(np.mean(_row_losses(logit, label)))
 
 
-def base_rate(labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+def base_rate(labels: Rows, mask: Mask | None = None) -> float:
     """Share of positive labels among the observed ones."""
     _, label = _select(labels, labels, mask)
     return float(np.mean(label))
 
 
-def entropy(rate: Any) -> Any:
+def entropy(rate: float | Float[np.ndarray, "*shape"]) -> float | Float[np.ndarray, "*shape"]:
     """Entropy -r ln r - (1-r) ln(1-r) of a Bernoulli label in nats; 0 at r = 0 and r = 1.
 
     rate: a number, or an array of them; the result has its shape.
@@ -99,7 +104,7 @@ def entropy(rate: Any) -> Any:
     return found if found.ndim else float(found)
 
 
-def constant_logloss(rate: float, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+def constant_logloss(rate: float, labels: Rows, mask: Mask | None = None) -> float:
     """Logloss of predicting `rate` for every row: the cross entropy of the observed rate against it."""
     observed_rate = base_rate(labels, mask)
     with np.errstate(divide="ignore"):
@@ -107,17 +112,17 @@ def constant_logloss(rate: float, labels: np.ndarray, mask: np.ndarray | None = 
     return float(-sum(terms))
 
 
-def normalised_entropy(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+def normalised_entropy(logits: Rows, labels: Rows, mask: Mask | None = None) -> float:
     """Logloss divided by the entropy of the base rate of these very labels; 1 is the best constant
     prediction.
 
     NaN if the labels have one class only. Report `base_rate` beside it, or the number cannot be compared.
     """
     floor = entropy(base_rate(labels, mask))
-    return logloss(logits, labels, mask) / floor if floor > 0.0 else float("nan")
+    return float(logloss(logits, labels, mask) / floor) if floor > 0.0 else float("nan")
 
 
-def auc(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+def auc(scores: Rows, labels: Rows, mask: Mask | None = None) -> float:
     """Probability that a random positive outranks a random negative, ties counting one half.
 
     (sum of the positives' midranks - P(P+1)/2) / (P N); constant scores give exactly 0.5, one class or a NaN
@@ -128,9 +133,7 @@ def auc(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) 
     return float(value[0])
 
 
-def gauc_by_rows(
-    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, mask: np.ndarray | None = None
-) -> GroupedAuc:
+def gauc_by_rows(scores: Rows, labels: Rows, groups: Rows, mask: Mask | None = None) -> GroupedAuc:
     """Mean over groups of the AUC inside the group, weighted by the group's observed rows.
 
     groups: integer id per row (user or request), same shape as the scores. Groups with one class are skipped.
@@ -149,7 +152,7 @@ def gauc_by_rows(
     )
 
 
-def calibration(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> float:
+def calibration(logits: Rows, labels: Rows, mask: Mask | None = None) -> float:
     """Sum of predictions over sum of labels: above 1 the model over-predicts; NaN without a positive."""
     logit, label = _select(logits, labels, mask)
     positives = label.sum()
@@ -157,7 +160,10 @@ def calibration(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None 
 
 
 def calibration_bins(
-    logits: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None, bins: int = CALIBRATION_BINS
+    logits: Rows,
+    labels: Rows,
+    mask: Mask | None = None,
+    bins: int = CALIBRATION_BINS,
 ) -> dict[str, list[float]]:
     """Mean prediction and observed rate in `bins` bins of equal row count, ordered by prediction.
 
@@ -174,11 +180,11 @@ def calibration_bins(
 
 
 def evaluate_binary(
-    logits: np.ndarray,
-    labels: np.ndarray,
+    logits: Rows,
+    labels: Rows,
     *,
-    mask: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
+    mask: Mask | None = None,
+    groups: Rows | None = None,
 ) -> dict[str, Any]:
     """All metrics of one task as a JSON-able dictionary, with the keys of the run table.
 
@@ -316,9 +322,7 @@ def find(name: str) -> Metric:
     return metric
 
 
-def evaluate(
-    wanted: Iterable[str], logits: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, groups: np.ndarray
-) -> dict[str, float]:
+def evaluate(wanted: Iterable[str], logits: Rows, labels: Rows, *, mask: Mask, groups: Rows) -> dict[str, float]:
     """Metrics by name or address on the rows of a holdout: {name: value}. Arrays have one shape.
 
     The functions get them flat.
