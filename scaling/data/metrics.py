@@ -164,7 +164,7 @@ def calibration_bins(
     labels: Rows,
     mask: Mask | None = None,
     bins: int = CALIBRATION_BINS,
-) -> dict[str, list[float]]:
+) -> dict[str, list[int] | list[float | None]]:
     """Mean prediction and observed rate in `bins` bins of equal row count, ordered by prediction.
 
     Equal predictions share a bin (the one of their midrank), so the result does not depend on row order and a
