@@ -6,7 +6,7 @@
     4 fitter     the fitter returns exponents and floor of exact surfaces, and prefers the right form
     5 networks   what trained architectures reach: reported, not gated
 
-Parts 1 to 4 are gated. `run(quick=True)` takes a sixteenth of the rows.
+Parts 1 to 4 are gated. `accept_known_truth(quick=True)` takes a sixteenth of the rows.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import jax
 import numpy as np
 import pandas as pd
 
-from recscale.scaling.data.known_truth import build_world, make_batch, preset
+from recscale.scaling.bench.figures import figure_lines
+from recscale.scaling.data.known_truth import build_world, preset
 from recscale.scaling.data.known_truth.card import card
-from recscale.scaling.data.known_truth.exact import TruthRows, oracle_logits, order_variances, sample, truth
+from recscale.scaling.data.known_truth.exact import TruthRows, oracle_logits, order_variances, sample
 from recscale.scaling.data.known_truth.expectations import (
     divergence,
     entropy,
@@ -36,16 +37,17 @@ from recscale.scaling.data.known_truth.laws import missing_quanta, predict, surf
 from recscale.scaling.data.known_truth.world import World
 from recscale.scaling.laws import fit
 
-from . import networks as known_truth_networks
+from .evaluation_rows import ROWS, SEED, evaluation_batches
 from .linear_learners import make_scorer, product_features, term_features, train
+from .networks import measure_networks
 
-_ROWS = 4096  # rows handled at a time
-_SEED = 20
 _SHRINK = 16  # quick runs use this many times fewer rows
 _NODES = 21
 
 
-def run(quick: bool = False, with_networks: bool = True, show: Callable[[str], None] = click.echo) -> dict[str, Any]:
+def accept_known_truth(
+    quick: bool = False, with_networks: bool = True, show: Callable[[str], None] = click.echo
+) -> dict[str, Any]:
     """Runs the five parts, shows one page, and returns the figures.
 
     Args:
@@ -59,26 +61,22 @@ def run(quick: bool = False, with_networks: bool = True, show: Callable[[str], N
     """
     shrink, slack = (_SHRINK, 4.0) if quick else (1, 1.0)
     result: dict[str, Any] = {"quick": quick, "networks": None}
-    parts = [
-        ("generator", lambda: generator(rows=2**18 // shrink, slack=slack), _generator_page),
-        (
-            "plateaus",
-            lambda: plateaus(rows=2**17 // shrink, examples=2**21 // shrink, pairs=2000 // shrink, slack=slack),
-            _plateaus_page,
-        ),
-        ("data_axis", lambda: data_axis(rows=2**17 // shrink, examples=2**20 // shrink, slack=slack), _data_page),
-        ("fitter", lambda: fitter(result["data_axis"]), _fitter_page),
-    ]
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "generator": lambda: generator(rows=2**18 // shrink, slack=slack),
+        "plateaus": lambda: plateaus(rows=2**17 // shrink, examples=2**21 // shrink, pairs=2000 // shrink, slack=slack),
+        "data_axis": lambda: data_axis(rows=2**17 // shrink, examples=2**20 // shrink, slack=slack),
+        "fitter": lambda: fitter(result["data_axis"]),
+    }
     if with_networks:
-        parts.append(("networks", lambda: known_truth_networks.run(shrink=shrink), known_truth_networks.page))
+        parts["networks"] = lambda: measure_networks(shrink=shrink)
     seconds = {}
-    for name, part, page in parts:
+    for name, part in parts.items():
         start = time.perf_counter()
         result[name] = part()
         seconds[name] = time.perf_counter() - start
         verdict = {True: "passed", False: "FAILED", None: "reported"}[result[name].get("passed")]
         show(f"{name}: {verdict} in {seconds[name]:.0f} s")
-        for line in page(result[name]):
+        for line in figure_lines(result[name]):
             show("  " + line)
     result["passed"] = all(result[name].get("passed", True) for name in seconds)
     return result | {"seconds": seconds}
@@ -103,15 +101,13 @@ def generator(*, rows: int = 2**18, slack: float = 1.0) -> dict[str, Any]:
     }
     sums = {name: np.zeros(len(values)) for name, (values, _, _) in axes.items()}
     floors = dict.fromkeys(axes, 0.0)
-    make = jax.jit(lambda index: make_batch(world, _SEED, index, _ROWS, evaluation=True))
-    pieces = rows // _ROWS
-    for index in range(pieces):
-        batch = make(np.uint32(index))
-        exact = truth(world, batch)
+    pieces = rows // ROWS
+    for batch, exact in evaluation_batches(world, pieces):
         best = float(entropy(exact.p).mean())
         for name, (values, _, _) in axes.items():
             for i, value in enumerate(values):
-                logits = oracle_logits(world, batch, **{name: int(value)})
+                known: dict[str, Any] = {name: int(value)}
+                logits = oracle_logits(world, batch, **known)
                 sums[name][i] += best + divergence(exact.p, exact.q, logits).mean()
             floors[name] += _axis_asymptote(world, exact, name)
     out: dict[str, Any] = {"rows": rows, "axes": {}}
@@ -168,7 +164,6 @@ def plateaus(*, rows: int = 2**17, examples: int = 2**21, pairs: int = 2000, sla
     """
     config = preset("dense", quanta=256, code_bits=31, order_shares=(0.10, 0.45, 0.25, 0.20))
     world = build_world(config)
-    make = jax.jit(lambda index: make_batch(world, _SEED, index, _ROWS, evaluation=True))
     bits = config.code_bits
     learners = {
         1: product_features(bits, []),
@@ -186,12 +181,10 @@ def plateaus(*, rows: int = 2**17, examples: int = 2**21, pairs: int = 2000, sla
             chunk=4096,
             start=config.b,
         )
-        trained[order] = make_scorer(world, features, weights[0], _SEED, _ROWS), intercepts[0]
+        trained[order] = make_scorer(world, features, weights[0], SEED, ROWS), intercepts[0]
     levels, found, floor = np.zeros(3), np.zeros(2), 0.0
-    pieces = rows // _ROWS
-    for index in range(pieces):
-        batch = make(np.uint32(index))
-        exact = truth(world, batch)
+    pieces = rows // ROWS
+    for index, (batch, exact) in enumerate(evaluation_batches(world, pieces)):
         p, q = exact.p.ravel(), exact.q.ravel()
         floor += _floor_gap(config.noise_variance(), exact)
         for order in (1, 2, 3):
@@ -226,14 +219,14 @@ def _pairs_of(world: World) -> list[tuple[int, int]]:
     bits, terms = world.config.code_bits, world.terms[0]
     order = np.asarray([group.order for group in terms.groups])[terms.group]
     number = terms.field * bits + terms.bit - 1
-    return [tuple(int(n) for n in pair) for pair in np.sort(number[order == 2][:, :2], axis=1)]
+    return [(int(one), int(other)) for one, other in np.sort(number[order == 2][:, :2], axis=1)]
 
 
 def _random_pairs(bits: int, count: int) -> list[tuple[int, int]]:
     """Pairs of signs of different fields, drawn without replacement."""
     left, right = np.triu_indices(8 * bits, 1)
     different = left // bits != right // bits
-    chosen = np.random.default_rng(_SEED).choice(np.flatnonzero(different), count, replace=False)
+    chosen = np.random.default_rng(SEED).choice(np.flatnonzero(different), count, replace=False)
     return [(int(left[i]), int(right[i])) for i in chosen]
 
 
@@ -258,10 +251,10 @@ def data_axis(*, rows: int = 2**17, examples: int = 2**20, slack: float = 1.0) -
     weights, intercepts = train(
         world, features, precision, examples=budgets.tolist(), batch=64, chunk=1024, start=config.b
     )
-    score = make_scorer(world, features, weights, _SEED, _ROWS)
-    excess, pieces = np.zeros(weights.shape[:2]), rows // _ROWS
+    score = make_scorer(world, features, weights, SEED, ROWS)
+    excess, pieces = np.zeros(weights.shape[:2]), rows // ROWS
     for index in range(pieces):
-        _, exact = sample(world, _SEED, index, _ROWS)
+        _, exact = sample(world, SEED, index, ROWS)
         p, q = exact.p.ravel(), exact.q.ravel()
         excess += divergence(p, q, score(index) + intercepts[..., None]).mean(-1)
         excess += _floor_gap(config.noise_variance(), exact)
@@ -369,54 +362,3 @@ def _fit(table: pd.DataFrame, form: str, axes: Any) -> dict[str, Any]:
     predicted = law.predict({name: table[name].to_numpy() for name in columns}, beyond_range=True)
     rms = float(np.sqrt(np.mean((np.log(predicted) - np.log(table["logloss"])) ** 2)))
     return law.solution_params() | {"rms": rms, "refused": sorted({gate.id for gate in law.refusals})}
-
-
-# The page --------------------------------------------------------------------------------------------------------
-
-
-def _generator_page(part: dict[str, Any]) -> list[str]:
-    lines = [f"oracles of `base`, {part['rows']:,} rows       true   slope  fitted   asymptote  fitted E"]
-    for name, axis in part["axes"].items():
-        lines.append(
-            f"{name:30s} {axis['true']:9.3f} {axis['slope']:7.3f} {axis['fitted']:7.3f} {axis['asymptote']:11.5f} "
-            f"{axis['fitted_E']:9.5f}"
-        )
-    return lines
-
-
-def _plateaus_page(part: dict[str, Any]) -> list[str]:
-    lines = [f"excess of `dense`, 256 quanta, {part['rows']:,} rows; regressions on {part['examples']:,} rows"]
-    for order, level in enumerate(part["level"], 1):
-        line = f"order <= {order}: {level:.4f} over H*, {part['level_over_asymptote'][order - 1]:.4f} over E_inf"
-        if order <= 2:
-            trained = part["trained"][order - 1]
-            line += f", trained {trained:.4f} ({100 * (part['trained_over_level'][order - 1] - 1):+.1f}%)"
-        lines.append(line)
-    return lines
-
-
-def _data_page(part: dict[str, Any]) -> list[str]:
-    lines = ["excess of one-pass learners over v/2 f(n, D)", "examples " + "".join(f"{n:>9,}" for n in part["known"])]
-    for examples, ratios in zip(part["examples"], part["ratio"], strict=True):
-        lines.append(f"{examples:8,d} " + "".join(f"{ratio:9.3f}" for ratio in ratios))
-    return [*lines, f"worst from 4,096 examples on: {100 * part['worst']:.1f}%"]
-
-
-def _fitter_page(part: dict[str, Any]) -> list[str]:
-    lines = ["exact surface, alpha .35, beta .2593, E .42"]
-    for form, law in part["two_axes"].items():
-        lines.append(
-            f"{form:14s} alpha {law['alpha']:.4f} beta {law['beta']:.4f} E {law['E']:.5f} rms {law['rms']:.1e}"
-        )
-    four = part["four_axes"]
-    lines.append(
-        f"four axes, {four['points']:,} points: kappa {four['kappa']:.2f}, E off {four['E'] - four['asymptote']:+.1e}"
-    )
-    for name, true in four["true"].items():
-        lines.append(f"{name:14s} true {true:.4f} kappa_sum {four['kappa_sum'][name]:.4f} sum {four['sum'][name]:.4f}")
-    if "of_part_3" in part:
-        law = part["of_part_3"]
-        lines.append(
-            f"of part 3: alpha {law['alpha']:.3f} beta {law['beta']:.3f} floor off {law['E'] - 1:+.4f} (reported)"
-        )
-    return lines

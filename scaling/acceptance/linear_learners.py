@@ -7,12 +7,14 @@ orthonormal over rows; a weight of true size a_k is then off by 1 / (1/a_k^2 + v
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, UInt32
 
 from recscale.scaling.data.known_truth.batches import request_numbers
 from recscale.scaling.data.known_truth.config import CROSS_FIELDS
@@ -22,13 +24,14 @@ from recscale.scaling.data.known_truth.world import Terms, World, signs
 
 _INTERCEPT_PRECISION = 1.0
 
+# Code words uint32 [9, n] -> features float32 [p, n].
 Features = Callable[[jax.Array], jax.Array]
 
 
 def term_features(terms: Terms, first: int) -> Features:
     """The first `first` terms of a world as features: words [9, n] -> float32 [first, n] in {-1, 1}."""
     chosen = np.argsort(terms.number, kind="stable")[:first]
-    known = terms.replace(field=terms.field[chosen], bit=terms.bit[chosen])
+    known = dataclasses.replace(terms, field=terms.field[chosen], bit=terms.bit[chosen])
     return lambda words: term_values(words, known)
 
 
@@ -47,8 +50,10 @@ def product_features(code_bits: int, pairs: Sequence[tuple[int, int]]) -> Featur
     return features
 
 
-def code_words_and_labels(world: World, log_seed: int, index: Any, rows: int, evaluation: bool = False):
-    """Words uint32 [9, rows] and labels float32 [rows] of batch `index` with one candidate a request."""
+def code_words_and_labels(
+    world: World, log_seed: int, index: Any, rows: int, evaluation: bool = False
+) -> tuple[UInt32[jax.Array, "9 rows"], Float32[jax.Array, " rows"]]:
+    """Words and labels of batch `index` with one candidate a request."""
     drawn = draw(world, log_seed, request_numbers(index, rows, evaluation), 1)
     return padded_words(drawn.rows)[..., 0], drawn.labels[:, 0, 0]
 
@@ -56,18 +61,18 @@ def code_words_and_labels(world: World, log_seed: int, index: Any, rows: int, ev
 def train(
     world: World,
     features: Features,
-    precision: np.ndarray,
+    precision: Float[np.ndarray, "learners p"],
     *,
     examples: Sequence[int],
     batch: int,
     chunk: int,
     log_seed: int = 1,
     start: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights float32 [checkpoints, learners, p] and intercepts [checkpoints, learners] after each number of examples.
+) -> tuple[Float[np.ndarray, "checkpoints learners p"], Float[np.ndarray, "checkpoints learners"]]:
+    """Weights and intercepts after each number of examples, float32.
 
     Args:
-        precision: prior precision of every weight, [learners, p]; inf leaves a feature out. Learners share all rows.
+        precision: prior precision of every weight; inf leaves a feature out. Learners share all rows.
         examples: increasing numbers of examples, multiples of `chunk`, itself a multiple of `batch`.
         start: initial intercept.
 
@@ -106,10 +111,12 @@ def train(
     return np.stack([weights for weights, _ in kept]), np.stack([intercept for _, intercept in kept])
 
 
-def make_scorer(world: World, features: Features, weights: np.ndarray, log_seed: int, rows: int) -> Callable:
+def make_scorer(
+    world: World, features: Features, weights: Float[np.ndarray, "... p"], log_seed: int, rows: int
+) -> Callable[[int], np.ndarray]:
     """Evaluation batch index -> weights . features, float64 [..., rows]; add the intercepts to get logits.
 
-    weights: [..., p]. The rows are those of `known_truth_truth.sample(world, log_seed, index, rows)`.
+    The rows are those of `known_truth.exact.sample(world, log_seed, index, rows)`.
     """
 
     @jax.jit

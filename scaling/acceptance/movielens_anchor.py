@@ -8,6 +8,7 @@ no interaction, no history. SciPy only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from recscale.scaling.data.stored_log.packed import PackedLog
 STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
 
 
-def run(log: PackedLog, *, strengths: tuple[float, ...] = STRENGTHS) -> dict[str, Any]:
+def fit_anchor(log: PackedLog, *, strengths: Sequence[float] = STRENGTHS) -> dict[str, Any]:
     """Metrics of the anchor on test, with the strength that validation chose and the validation metrics as
     `valid_*`.
 

@@ -14,18 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pandas as pd
 
 from recscale.scaling.counting.sizing import size
 from recscale.scaling.data import make_source
-from recscale.scaling.data.known_truth import build_world, make_batch, preset
-from recscale.scaling.data.known_truth.exact import oracle_logits, truth
+from recscale.scaling.data.known_truth import build_world, preset
+from recscale.scaling.data.known_truth.exact import oracle_logits
 from recscale.scaling.data.known_truth.expectations import divergence
 from recscale.scaling.laws import fit
 from recscale.scaling.records import runs as records
 from recscale.scaling.training import RunSpec, get_config, run_id, train_group
+
+from .evaluation_rows import ROWS, evaluation_batches
 
 # One block and fixed tokens, so that a size is not also another kind of shape.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -37,11 +37,9 @@ SIZES = (2e3, 4.2e3, 8.8e3, 1.85e4, 3.9e4, 8e4)
 SEEDS = 3
 _PRESET = "dense"
 _EXAMPLES, _HOLDOUT_ROWS = 500_000, 65_536
-_SEED = 20  # of the evaluation rows of the plateaus
-_ROWS = 4096  # rows handled at a time
 
 
-def run(
+def measure_networks(
     *,
     shrink: int = 1,
     architectures: Sequence[str] = tuple(ARCHITECTURES),
@@ -77,12 +75,9 @@ def plateaus(*, rows: int) -> dict[int, float]:
     <= o and none above, for every o that leaves something out."""
     config = preset(_PRESET)
     world = build_world(config)
-    make = jax.jit(lambda index: make_batch(world, _SEED, index, _ROWS, evaluation=True))
     orders = range(max(order for order, share in enumerate(config.order_shares, 1) if share))
-    sums, pieces = dict.fromkeys(orders, 0.0), -(-rows // _ROWS)
-    for index in range(pieces):
-        batch = make(np.uint32(index))
-        exact = truth(world, batch)
+    sums, pieces = dict.fromkeys(orders, 0.0), -(-rows // ROWS)
+    for batch, exact in evaluation_batches(world, pieces):
         for order in orders:
             sums[order] += float(divergence(exact.p, exact.q, oracle_logits(world, batch, orders=order)).mean())
     return {order: total / pieces for order, total in sums.items()}
@@ -108,10 +103,14 @@ def _summary(table: pd.DataFrame, levels: dict[int, float], draws: int) -> dict[
     done = table[table["status"] == "done"]
     shares = [column for column in table.columns if column.startswith("recovered_")]
     found = []
-    for params, group in table.groupby("dense_params"):
+    for _, group in table.groupby("dense_params"):
         own = group[group["status"] == "done"]
         found.append(
-            {"dense_params": int(params), "logloss": own["logloss"].mean(), "logloss_sd": own["logloss"].std()}
+            {
+                "dense_params": int(group["dense_params"].iloc[0]),
+                "logloss": own["logloss"].mean(),
+                "logloss_sd": own["logloss"].std(),
+            }
             | {"excess": own["excess_logloss"].mean(), "not_done": len(group) - len(own)}
             | {share: own[share].mean() for share in shares}
         )
@@ -129,32 +128,3 @@ def _plateau(excess: float, levels: dict[int, float]) -> int | None:
     """The highest order whose plateau the network reaches; None above all of them."""
     reached = [order for order, level in levels.items() if excess <= level]
     return max(reached, default=None)
-
-
-def page(part: dict[str, Any]) -> list[str]:
-    """The part as lines of text."""
-    levels = ", ".join(f"order <= {order}: {level:.4f}" for order, level in part["plateaus"].items())
-    lines = [f"excess of `{_PRESET}`, {part['examples']:,} rows, {part['seeds']} seeds; plateaus of {levels}"]
-    for name, own in part["architectures"].items():
-        losses = "  ".join(f"{row['dense_params']:,.0f}: {row['excess']:.4f}" for row in own["sizes"])
-        lines.append(f"{name:10s} {losses}")
-        for share in (key for key in own["sizes"][0] if key.startswith("recovered_")):
-            values = " ".join(f"{row[share]:.2f}" for row in own["sizes"])
-            lines.append(f"           share of {share.removeprefix('recovered_')} recovered: {values}")
-        lines.append("           " + "; ".join(_quantity(own["law"], key) for key in ("E", "alpha")))
-        ends = ", ".join(f"{end} {_words(order)}" for end, order in own["plateau"].items())
-        lines.append(f"           {ends}")
-    return lines
-
-
-def _words(order: int | None) -> str:
-    return "above every plateau" if order is None else f"at or below the plateau of order {order}"
-
-
-def _quantity(law: dict[str, Any], name: str) -> str:
-    if law["params"][name] is None:
-        gates = ", ".join(reason.partition(":")[0] for reason in law["refused"][name].split("; ") if ":" in reason)
-        return f"{name} refused ({gates})"
-    interval = law["intervals"].get(name)
-    around = f"[{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "(no interval)"
-    return f"{name} {law['params'][name]:.4f} {around}"

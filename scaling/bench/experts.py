@@ -14,6 +14,7 @@ dense input, Adam. All variants of a shape run by turns in one process. Ratios a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,41 +24,28 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models import build, count
-from recscale.models.inputs import Schema
+from recscale.models.inputs import Batch, Schema
 from recscale.models.inputs.tables import embed, table_lookup
-from recscale.scaling.records.provenance import environment
-from recscale.scaling.training import get_config
-from recscale.scaling.training.step import make_trainer
+from recscale.scaling.training.step import Trainer
 
 from .fixed_batch import FixedBatch
-from .timing import Rival, alternate, summary
-from .train_step import Shape as TokenShape
-from .train_step import stepper
+from .timing import Rival, race, repeated
+from .training_steps import Shape, TrainingSteps, adam_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """Sizes of both models."""
+class ExpertShape(Shape):
+    """Sizes of both models, and the number of experts."""
 
-    rows: int = 1024
-    tokens: int = 16
-    width: int = 128
-    hidden: int = 512
-    layers: int = 2
     experts: int = 8
 
-    def schema(self) -> Schema:
-        return TokenShape(tokens=self.tokens, width=self.width).schema()
 
-    def model_config(self, **flags: Any) -> dict[str, Any]:
-        sizes = {"tokenizer": "identity", "width": self.width, "hidden": self.hidden, "layers": self.layers}
-        return sizes | flags
+SHAPES = {"narrow": ExpertShape(), "wide": ExpertShape(tokens=8, width=256, hidden=2048)}
 
 
-SHAPES = {"narrow": Shape(), "wide": Shape(tokens=8, width=256, hidden=2048)}
-
-
-def run(*, shapes: Mapping[str, Shape] = SHAPES, rounds: int = 6, per_round: int = 2) -> dict[str, Any]:
+def measure_experts(
+    *, shapes: Mapping[str, ExpertShape] = SHAPES, rounds: int = 6, per_round: int = 2
+) -> dict[str, Any]:
     """Measures and returns JSON-able figures.
 
     Args:
@@ -66,13 +54,11 @@ def run(*, shapes: Mapping[str, Shape] = SHAPES, rounds: int = 6, per_round: int
     Returns:
         shapes: name -> shape; train, serve: variant -> times, `ratio` and `flops_ratio` to dense, `dropped_share` of
         the last pass; train_falls, serve_falls: whether each sparser variant is faster than the one before.
-        environment.
     """
-    measured = {name: _shape(shape, rounds, per_round) for name, shape in shapes.items()}
-    return {"shapes": measured, "environment": environment()}
+    return {"shapes": {name: _shape(shape, rounds, per_round) for name, shape in shapes.items()}}
 
 
-def _shape(shape: Shape, rounds: int, per_round: int) -> dict[str, Any]:
+def _shape(shape: ExpertShape, rounds: int, per_round: int) -> dict[str, Any]:
     train = _measure(_training(shape), rounds, per_round)
     serve = _measure(_serving(shape), rounds, per_round)
     result: dict[str, Any] = {"train": train, "serve": serve}
@@ -92,8 +78,7 @@ class _Variant:
 
 
 def _measure(variants: Mapping[str, _Variant], rounds: int, per_round: int) -> dict[str, dict[str, float]]:
-    samples = alternate({name: v.step for name, v in variants.items()}, rounds=rounds, per_round=per_round)
-    times = {name: summary(taken) for name, taken in samples.items()}
+    times = race({name: variant.step for name, variant in variants.items()}, rounds=rounds, per_round=per_round)
     dense = times["dense"]["median_ms"]
     for name, variant in variants.items():
         times[name] |= {
@@ -104,7 +89,7 @@ def _measure(variants: Mapping[str, _Variant], rounds: int, per_round: int) -> d
     return times
 
 
-def _training(shape: Shape) -> dict[str, _Variant]:
+def _training(shape: ExpertShape) -> dict[str, _Variant]:
     half, quarter = shape.experts // 2, shape.experts // 4
     # One routed expert beside the shared one learns only from gates that are not renormalised.
     norm = "selected" if quarter > 2 else "all"
@@ -118,25 +103,19 @@ def _training(shape: Shape) -> dict[str, _Variant]:
     schema, source = shape.schema(), FixedBatch(shape.schema(), shape.rows)
     variants = {}
     for name, own in flags.items():
-        config: Any = get_config("tokenmixer_large")
-        config.model.update(shape.model_config(global_token=False, heads=shape.tokens, **own))
-        config.training.update({"optimizer": "adam", "schedule": "constant"})
-        trainer = make_trainer(config, source, [(0, 1e-3)], warmup=0)
-        step = stepper(trainer, trainer.fresh_state(), source.batch(0))
-        flops = count("tokenmixer_large", schema, config.model).train_flops_per_row
-        variants[name] = _Variant(step, flops, _dropped_in_training(trainer, source))
+        settings = shape.model_config(global_token=False, heads=shape.tokens, **own)
+        step = TrainingSteps(adam_config("tokenmixer_large", **settings), source, source.batch(0))
+        flops = count("tokenmixer_large", schema, settings).train_flops_per_row
+        variants[name] = _Variant(step, flops, functools.partial(_dropped_in_training, step.trainer, source.batch(0)))
     return variants
 
 
-def _dropped_in_training(trainer: Any, source: FixedBatch) -> Callable[[], float]:
-    def dropped() -> float:
-        metrics = trainer.step(trainer.fresh_state(), source.batch(0))[1]
-        return float(metrics["stats"].get("dropped_share", jnp.zeros(1))[0])
-
-    return dropped
+def _dropped_in_training(trainer: Trainer, batch: Batch) -> float:
+    stats: Any = trainer.step(trainer.fresh_state(), batch)[1]["stats"]
+    return float(stats.get("dropped_share", jnp.zeros(1))[0])
 
 
-def _serving(shape: Shape) -> dict[str, _Variant]:
+def _serving(shape: ExpertShape) -> dict[str, _Variant]:
     schema, batch = shape.schema(), FixedBatch(shape.schema(), shape.rows).batch(0)
     inputs = embed(schema, batch, table_lookup({}))
     flags: dict[str, dict[str, Any]] = {"dense": {}}
@@ -164,9 +143,5 @@ def _served(schema: Schema, config: dict[str, Any], inputs: Any) -> _Variant:
         output = nnx.merge(graph, state)(inputs)
         return output.logits, output.stats.get("cut_share", jnp.zeros(()))
 
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            jax.block_until_ready(forward(state, inputs))
-
     flops = count("rankmixer", schema, config).forward_flops_per_row
-    return _Variant(run, flops, lambda: float(forward(state, inputs)[1]))
+    return _Variant(repeated(lambda: forward(state, inputs)), flops, lambda: float(forward(state, inputs)[1]))

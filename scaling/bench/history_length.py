@@ -8,6 +8,7 @@ Every length is a program of its own; all of them run by turns in one process. L
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,14 +20,14 @@ from recscale.models.inputs import Field, Schema
 from recscale.models.inputs import Sequence as History
 from recscale.scaling.counting.abstract import train_program
 from recscale.scaling.counting.jaxpr_flops import count_flops
-from recscale.scaling.records.provenance import environment
+from recscale.scaling.counting.xla_cost import compiled_cost
 
-from .timing import Rival, alternate, summary
+from .timing import race, repeated
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 
 
-def run(
+def measure_history_lengths(
     *, lengths: Sequence[int] = LENGTHS, requests: int = 8, width: int = 32, queries: int = 64, rounds: int = 5
 ) -> dict[str, Any]:
     """Measures and returns JSON-able figures.
@@ -36,7 +37,7 @@ def run(
 
     Returns:
         lengths: S -> times, `temporary_bytes` of the compiled step, `flops` counted in its program; exponents of
-        `cpu_ms`, `temporary_bytes` and `flops` against S (least squares of logarithms); shape; environment.
+        `cpu_ms`, `temporary_bytes` and `flops` against S (least squares of logarithms); shape.
     """
     encoder = {"event_width": width, "merge": 4, "queries": queries, "layers": 2}
     config = {"encoder": encoder, "backbone": {"widths": (64,)}}
@@ -45,22 +46,20 @@ def run(
         function, shapes = train_program("longer", _schema(length), config, requests, 1)
         compiled = jax.jit(function).lower(*shapes).compile()
         found[length] = {
-            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+            "temporary_bytes": compiled_cost(compiled).temporary_bytes,
             "flops": count_flops(function, *shapes),
         }
-        steps[str(length)] = _stepper(compiled, _filled(shapes, length))
-    for length, samples in alternate(steps, rounds=rounds, per_round=1).items():
-        found[int(length)] |= summary(samples)
+        steps[str(length)] = repeated(functools.partial(compiled, *_filled(shapes, length)))
+    for length, times in race(steps, rounds=rounds, per_round=1).items():
+        found[int(length)] |= times
     exponents = {
         name: float(np.polyfit(np.log(lengths), np.log([found[length][name] for length in lengths]), 1)[0])
         for name in ("cpu_ms", "temporary_bytes", "flops")
     }
-    shape = {"requests": requests, "width": width, "queries": queries}
     return {
         "lengths": {str(length): found[length] for length in lengths},
         "exponents": exponents,
-        "shape": shape,
-        "environment": environment(),
+        "shape": {"requests": requests, "width": width, "queries": queries},
     }
 
 
@@ -80,11 +79,3 @@ def _filled(shapes: Any, length: int) -> Any:
         return jnp.full(leaf.shape, length if is_length else 0, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-def _stepper(compiled: Any, arguments: Any) -> Rival:
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            jax.block_until_ready(compiled(*arguments))
-
-    return run

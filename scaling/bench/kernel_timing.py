@@ -8,8 +8,6 @@ than four times the on-chip memory are read from device memory as in training. M
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +16,9 @@ import jax.numpy as jnp
 
 from recscale.pallas_kernels.cases import Case
 from recscale.pallas_kernels.targets import Target
+from recscale.scaling.counting.xla_cost import xla_cost
+
+from .timing import clock, quartiles
 
 # Inputs rotate over so many times the on-chip memory; no program makes more calls than this.
 _CACHES, _MOST_CALLS = 4, 32
@@ -85,7 +86,7 @@ def bit_equal(a: Any, b: Any) -> bool:
     )
 
 
-def clock(function: Function, sets: list[Any], effort: Effort) -> dict[str, Any]:
+def time_calls(function: Function, sets: list[Any], effort: Effort) -> dict[str, Any]:
     """Milliseconds of a call (median and quartiles), and the memory of a program with one call alone.
 
     Returns:
@@ -93,23 +94,14 @@ def clock(function: Function, sets: list[Any], effort: Effort) -> dict[str, Any]
         and temporaries) by the compiler.
     """
     program = jax.jit(lambda sets: [function(*arrays) for arrays in sets]).lower(sets).compile()
-    times = []
-    for number in range(effort.warmup + effort.runs):
-        start = time.perf_counter()
-        jax.block_until_ready(program(sets))
-        if number >= effort.warmup:
-            times.append((time.perf_counter() - start) / len(sets))
-    low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
-    memory = jax.jit(function).lower(*sets[0]).compile().memory_analysis()
-    temporaries = int(memory.temp_size_in_bytes)
+    seconds = clock(lambda: program(sets), warmup=effort.warmup, runs=effort.runs)
+    cost = xla_cost(function, *sets[0])
     return {
-        "median_ms": 1e3 * middle,
-        "lower_quartile_ms": 1e3 * low,
-        "upper_quartile_ms": 1e3 * high,
+        **quartiles([time / len(sets) for time in seconds]),
         "runs": effort.runs,
         "calls": len(sets),
-        "temporary_bytes": temporaries,
-        "peak_bytes": int(memory.argument_size_in_bytes) + int(memory.output_size_in_bytes) + temporaries,
+        "temporary_bytes": cost.temporary_bytes,
+        "peak_bytes": cost.peak_bytes,
     }
 
 

@@ -8,46 +8,72 @@ wrong or a cache served it. A row whose numbers are wrong has no time.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import click
 import jax
 
 from recscale.pallas_kernels import cases
 from recscale.pallas_kernels.cases import Case
 from recscale.pallas_kernels.dispatch import Refused
-from recscale.pallas_kernels.targets import Target, current
+from recscale.pallas_kernels.names import nearest
+from recscale.pallas_kernels.targets import Target
+from recscale.scaling.records.files import write_atomically
+from recscale.scaling.records.plain import plain
 from recscale.scaling.records.provenance import environment
 
-from .kernel_timing import Effort, Function, bit_equal, clock, errors, input_sets
-
-NO_ACCELERATOR = (
-    "there is no accelerator here, or none that recscale.pallas_kernels.targets knows, so nothing is measured; "
-    "`--cpu` runs the small shapes of the XLA paths to prove the harness, and `recscale aot` compiles every kernel"
-)
-
+from .accelerator import accelerator
+from .kernel_timing import Effort, Function, bit_equal, errors, input_sets, time_calls
+from .kernel_tuning import tune_and_write
 
 # Small shapes are there to be right; their times say nothing.
 _BRIEF = Effort(warmup=1, runs=3, calls=2)
 
 
-class NoAccelerator(RuntimeError):
-    """A measurement needs a device that is not here."""
+def measure_kernels(
+    *, tune: bool = False, out: Path | None = None, show: Callable[[str], None] = click.echo, **which: Any
+) -> dict[str, Any]:
+    """The rows of `kernel_rows(**which)`, shown as they come, as JSON-able figures.
 
+    Args:
+        tune: search block sizes first, and keep what is faster as this device's.
+        out: also write the result to this file.
+        show: receives every row as a line.
 
-def accelerator() -> Target:
-    """The target of the present device.
+    Returns:
+        rows; tuning: the attempts of that search; environment.
 
     Raises:
-        NoAccelerator: it is a CPU, or a device in no table.
+        NoAccelerator: there is none, and not `cpu`. ValueError: no such operation, or no such case.
     """
-    target = current()
-    if jax.default_backend() == "cpu" or target is None:
-        raise NoAccelerator(NO_ACCELERATOR)
-    return target
+    attempts = _tuned(which.get("operations"), which.get("names", ()), show) if tune else []
+    rows = []
+    for row in kernel_rows(**which):
+        show(report(row))
+        rows.append(row)
+    result = {"rows": rows, "tuning": attempts, "environment": environment()}
+    if out is not None:
+        write_atomically(out, json.dumps(plain(result), indent=1) + "\n")
+    return result
 
 
-def run(
+def _tuned(operations: Sequence[str] | None, names: Sequence[str], show: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Rows of the search of block sizes, shown as they come."""
+    target, where, rows = accelerator(), environment(), []
+    provenance = {key: where[key] for key in ("device", "date", "versions", "command")}
+    effort = Effort(warmup=3, runs=15)
+    for row in tune_and_write(operations or cases.OPERATIONS, names, target, provenance, effort):
+        time = "-" if row["median_ms"] is None else f"{row['median_ms']:.4f} ms"
+        head = f"{row['operation']}/{row['case']} {row['implementation']} {row['key']} {row['sizes']}"
+        show(f"{head} {time} {row['reason']}".rstrip())
+        rows.append(row)
+    return rows
+
+
+def kernel_rows(
     *,
     operations: Sequence[str] = (),
     names: Sequence[str] = (),
@@ -56,7 +82,7 @@ def run(
     groups: Sequence[str] = (),
     effort: Effort | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Rows as they are measured; see `measure`. Small shapes come first: what is wrong shows before it is timed.
+    """Rows as they are measured; see `measure_case`. Small shapes come first: what is wrong shows before it is timed.
 
     Args:
         operations, names, implementations: which; none given is all (with `cpu` "xla" and "reference" alone).
@@ -69,22 +95,26 @@ def run(
     target = None if cpu else accelerator()
     groups = groups or (("tiny",) if cpu else cases.GROUPS)
     chosen = [case for operation in operations or cases.OPERATIONS for case in cases.cases(operation)]
-    if unknown := sorted(set(names) - {case.name for case in chosen}):
-        raise ValueError(f"there is no case {unknown[0]!r}; known: {', '.join(case.name for case in chosen)}")
+    known = [case.name for case in chosen]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no case {name!r}{nearest(name, known)}")
     where = _provenance()
     for case in sorted(chosen, key=lambda case: cases.GROUPS.index(case.group)):
         if case.name in names or (not names and case.group in groups):
             timed = case.group == "bench" and not cpu
-            for row in measure(case, target, implementations, effort or (Effort() if timed else _BRIEF)):
+            for row in measure_case(case, target, implementations, effort or (Effort() if timed else _BRIEF)):
                 yield row | where
 
 
-def measure(case: Case, target: Target | None, implementations: Sequence[str], effort: Effort) -> list[dict[str, Any]]:
+def measure_case(
+    case: Case, target: Target | None, implementations: Sequence[str], effort: Effort
+) -> list[dict[str, Any]]:
     """The rows of one case: XLA first, then kernels, then rivals.
 
     Keys: operation, case, group, implementation, status ("measured", "wrong", "refused" or "failed"), reason, the
-    columns of `errors`, bit_equal, those of `clock`, gb_per_s, tflop_per_s, floor_ms, share_of_floor, times_xla (how
-    many times faster than XLA) and times_rival (rival -> likewise). What could not be had is None.
+    columns of `errors`, bit_equal, those of `time_calls`, gb_per_s, tflop_per_s, floor_ms, share_of_floor, times_xla
+    (how many times faster than XLA) and times_rival (rival -> likewise). What could not be had is None.
     """
     functions = _functions(case, target, implementations)
     sets = input_sets(case, target, effort)
@@ -156,7 +186,7 @@ def _row(
         # XLA adds with atomics on GPUs: that is a column of its row, not a reason to be without its time.
         if name.startswith("pallas") and not row["bit_equal"]:
             return row | {"status": "wrong", "reason": "two runs on the same inputs differ"}
-        row |= clock(function, sets, effort)
+        row |= time_calls(function, sets, effort)
     except Refused as error:
         return row | {"status": "refused", "reason": _first_line(error)}
     except Exception as error:  # a rival or kernel that does not run here is a row too

@@ -12,7 +12,6 @@ the moments (`rows_adam`). The search is O(sqrt M) by construction and is timed 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,10 +21,9 @@ import numpy as np
 from recscale.models.memories.value_table import RowGrads
 from recscale.pallas_kernels.product_key_topk import product_key_topk
 from recscale.pallas_kernels.sparse_gather import sparse_gather
-from recscale.scaling.records.provenance import environment
 from recscale.scaling.training.rows.memory_rows import ValueOptions, init_slots, update_rows
 
-from .timing import Sample, alternate, summary
+from .timing import Rival, Sample, alternate, repeated, summary
 
 SMALL_SLOTS, LARGE_SLOTS = 2**14, 2**20
 
@@ -33,7 +31,7 @@ SMALL_SLOTS, LARGE_SLOTS = 2**14, 2**20
 _BATCHES = 16
 
 
-def run(
+def measure_memory(
     *,
     small: int = SMALL_SLOTS,
     large: int = LARGE_SLOTS,
@@ -49,7 +47,7 @@ def run(
 
     Returns:
         ratio (large to small) and spread_ratio of read and update, and search_ratio, medians over the rounds; the five
-        times; shape; environment. A table of 2^20 slots of width 64 takes 0.8 GB with its moments, and there are two.
+        times; shape. A table of 2^20 slots of width 64 takes 0.8 GB with its moments, and there are two.
     """
     hits = heads * topk
     steps = {
@@ -72,7 +70,6 @@ def run(
         "read_and_update": {name: summary(samples) for name, samples in times.items()},
         "search": {name: summary(samples) for name, samples in found.items()},
         "shape": {"reads": reads, "hits_per_read": hits, "width": width, "key_width": key_width, "update": "rows_adam"},
-        "environment": environment(),
     }
 
 
@@ -82,9 +79,7 @@ def _ratio(samples: dict[str, list[Sample]], name: str) -> float:
     return statistics.median(one.wall_s / small.wall_s for one, small in pairs)
 
 
-def _read_and_update(
-    slots: int, drawn_from: int, reads: int, hits: int, width: int, spread: int
-) -> Callable[[int], None]:
+def _read_and_update(slots: int, drawn_from: int, reads: int, hits: int, width: int, spread: int) -> Rival:
     """A function that does n steps on a table of `slots` rows; ids are drawn from `drawn_from`, `spread` apart."""
     options, rng = ValueOptions(), np.random.default_rng(0)
     ids = rng.integers(0, drawn_from, (_BATCHES, reads, hits))
@@ -113,14 +108,9 @@ def _read_and_update(
     return steps
 
 
-def _search(sub_keys: int, reads: int, heads: int, topk: int, key_width: int) -> Callable[[int], None]:
+def _search(sub_keys: int, reads: int, heads: int, topk: int, key_width: int) -> Rival:
     rng = np.random.default_rng(1)
     q = jnp.asarray(rng.standard_normal((reads, heads, 2, key_width)), jnp.float32)
     keys = jnp.asarray(rng.standard_normal((heads, 2, sub_keys, key_width)), jnp.float32)
     find = jax.jit(lambda q, keys: product_key_topk(q, keys, topk))
-
-    def searches(count: int) -> None:
-        for _ in range(count):
-            jax.block_until_ready(find(q, keys))
-
-    return searches
+    return repeated(lambda: find(q, keys))

@@ -31,7 +31,7 @@ _VOCABULARY = 100_000
 _USERS = 5_000
 
 
-def run(
+def measure_reader(
     *,
     rows: int = 400_000,
     fields: int = FIELDS,

@@ -20,9 +20,9 @@ from flax import nnx
 from recscale.models import build, count
 from recscale.models.inputs import Field, Inputs, Schema, Sequence, reference_schema
 from recscale.models.inputs.examples import random_inputs
-from recscale.scaling.records.provenance import environment
+from recscale.pallas_kernels.names import nearest
 
-from .timing import Rival, alternate, summary
+from .timing import Rival, race, repeated
 
 # Logits of one model computed in two ways: float32 sums in another order.
 _SAME = 1e-3
@@ -47,7 +47,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class ServingShape:
     """Sizes of the measured call; the defaults are those every report uses."""
 
     requests: int = 8
@@ -57,7 +57,7 @@ class Shape:
     layers: int = 2
 
 
-def cases(shape: Shape) -> dict[str, Case]:
+def cases(shape: ServingShape) -> dict[str, Case]:
     """Every comparison by name. A model is added by a line here."""
     sizes: dict[str, Any] = {"tokenizer": "cut", "tokens": shape.tokens, "width": shape.width, "layers": shape.layers}
     # Hidden widths at the ratios of the starter sizes: F = 2.75 D, and F1 = F2 = 1.25 D.
@@ -82,34 +82,33 @@ def history_schema(events: int = 128, width: int = 48) -> Schema:
     return dataclasses.replace(reference_schema(), sequences=(history,))
 
 
-def run(
-    *, names: Iterable[str] | None = None, shape: Shape | None = None, rounds: int = 10, per_round: int = 2
+def measure_serving(
+    *, names: Iterable[str] = (), shape: ServingShape | None = None, rounds: int = 10, per_round: int = 2
 ) -> dict[str, Any]:
     """Measures and returns JSON-able figures.
 
     Args:
-        names: which of `cases`; None is all.
+        names: which of `cases`; none given is all.
         shape: sizes. rounds, per_round: turns of each of the two models, and timed calls per turn.
 
     Returns:
         cases: name -> `flops_ratio` (the promise), `time_ratio` (median times), `reached` (their quotient), `cpu_ratio`
-        (times of the threads), `state_elements` per request, times and FLOPs per call of `reused` and `rival`; shape;
-        environment.
+        (times of the threads), `state_elements` per request, times and FLOPs per call of `reused` and `rival`; shape.
 
     Raises:
         ValueError: an unknown name, or a recomputed model that gives other logits.
     """
-    shape = shape or Shape()
+    shape = shape or ServingShape()
     known = cases(shape)
-    names = list(known if names is None else names)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"there is no serving case {unknown[0]!r}; known: {', '.join(known)}")
+    names = list(names) or list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no serving case {name!r}{nearest(name, known)}")
     found = {name: _measure(known[name], shape, rounds, per_round) for name in names}
-    return {"cases": found, "shape": dataclasses.asdict(shape), "environment": environment()}
+    return {"cases": found, "shape": dataclasses.asdict(shape)}
 
 
-def _measure(case: Case, shape: Shape, rounds: int, per_round: int) -> dict[str, Any]:
+def _measure(case: Case, shape: ServingShape, rounds: int, per_round: int) -> dict[str, Any]:
     schema, rows = case.schema(), shape.requests * shape.candidates
     inputs = random_inputs(schema, shape.requests, shape.candidates)
     model = _make(case.architecture, schema, case.config)
@@ -125,7 +124,7 @@ def _measure(case: Case, shape: Shape, rounds: int, per_round: int) -> dict[str,
         other = count(case.rival, schema, case.rival_config)
         flops["rival"] = shape.requests * other.forward_flops_user + rows * other.forward_flops_candidate
         steps["rival"] = _stepper(_make(case.rival, schema, case.rival_config), inputs)
-    times = {name: summary(samples) for name, samples in alternate(steps, rounds=rounds, per_round=per_round).items()}
+    times = race(steps, rounds=rounds, per_round=per_round)
     state = jax.eval_shape(lambda m, user: m.encode_user(user), model, inputs.user)
     promise, time = _ratio(flops), _ratio(_pick(times, "median_ms"))
     return {
@@ -150,12 +149,7 @@ def _stepper(model: nnx.Module, inputs: Inputs) -> Rival:
     """A function that scores the batch n times, one after the other."""
     graph, state = nnx.split(model)
     call = jax.jit(lambda state, inputs: _logits(nnx.merge(graph, state), inputs))
-
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            call(state, inputs).block_until_ready()
-
-    return run
+    return repeated(lambda: call(state, inputs))
 
 
 def _per_candidate(inputs: Inputs) -> Inputs:
@@ -163,7 +157,7 @@ def _per_candidate(inputs: Inputs) -> Inputs:
     each = next(iter(inputs.candidates.fields.values())).shape[1]
     user = jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), inputs.user)
     candidates = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), inputs.candidates)
-    return inputs.replace(user=user, candidates=candidates)
+    return dataclasses.replace(inputs, user=user, candidates=candidates)
 
 
 def _check_same(model: nnx.Module, inputs: Inputs, repeated: Inputs) -> None:

@@ -5,6 +5,7 @@ Both are ratios of steps that differ in one thing, run by turns in one process.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -13,10 +14,10 @@ from recscale.models.inputs import Field, Schema
 from recscale.scaling.counting.sizing import size
 from recscale.scaling.data.sources import make_source
 from recscale.scaling.training import get_config
-from recscale.scaling.training.step import make_trainer
 
 from .fixed_batch import FixedBatch
-from .timing import alternate, summary
+from .timing import race, repeated
+from .training_steps import TrainingSteps
 
 # Tables compared: rows of width 16.
 SMALL_ROWS, LARGE_ROWS, TABLE_WIDTH = 10_000, 10_000_000, 16
@@ -43,8 +44,9 @@ def table_rows(
         )
         config: Any = get_config("rankmixer")
         config.model.update({"tokenizer": "identity", "width": TABLE_WIDTH, "hidden": 64, "layers": 1})
-        steps[name] = _step(config, FixedBatch(schema, rows))
-    times = {name: summary(samples) for name, samples in alternate(steps, rounds=rounds, per_round=per_round).items()}
+        source = FixedBatch(schema, rows)
+        steps[name] = TrainingSteps(config, source, source.batch(0))
+    times = race(steps, rounds=rounds, per_round=per_round)
     return {
         "ratio": times["large"]["median_ms"] / times["small"]["median_ms"],
         "large_rows": large,
@@ -73,19 +75,14 @@ def generation(
     source = make_source(config.data.to_dict(), requests=rows, candidates=1)
     sized = size("rankmixer", source.schema, dense_params=dense_params)
     config.model = sized.config
-    batch = jax.block_until_ready(jax.jit(source.batch)(0))
     alone = jax.jit(source.batch)
-
-    def batches(count: int) -> None:
-        for k in range(count):
-            jax.block_until_ready(alone(k))
-
+    numbers = itertools.count()
     steps = {
-        "generated": _step(config, source, generate=True),
-        "given": _step(config, source, batch=batch),
-        "batch_alone": batches,
+        "generated": TrainingSteps(config, source, None),
+        "given": TrainingSteps(config, source, jax.block_until_ready(alone(0))),
+        "batch_alone": repeated(lambda: alone(next(numbers))),
     }
-    times = {name: summary(samples) for name, samples in alternate(steps, rounds=rounds, per_round=per_round).items()}
+    times = race(steps, rounds=rounds, per_round=per_round)
     return {
         "share": 1.0 - times["given"]["median_ms"] / times["generated"]["median_ms"],
         "share_alone": times["batch_alone"]["median_ms"] / times["generated"]["median_ms"],
@@ -93,13 +90,3 @@ def generation(
         "dense_params": sized.count.dense_params,
         **times,
     }
-
-
-def _step(config: Any, source: Any, *, batch: Any = None, generate: bool = False):
-    """Steps of one replica: on `batch`, on the source's first batch, or (`generate`) on one made inside."""
-    from .train_step import stepper
-
-    trainer = make_trainer(config, source, [(0, 1e-3)], warmup=0)
-    if not generate and batch is None:
-        batch = source.batch(0)
-    return stepper(trainer, trainer.fresh_state(), batch)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
 
 # `run(n)` does n steps and returns when they are done.
 Rival = Callable[[int], object]
@@ -20,6 +22,12 @@ class Sample(NamedTuple):
 
     wall_s: float
     cpu_s: float
+
+
+def race(rivals: Mapping[str, Rival], *, rounds: int, per_round: int) -> dict[str, dict[str, Any]]:
+    """Times per step of every rival, by name: the `summary` of its turns in `alternate`."""
+    samples = alternate(rivals, rounds=rounds, per_round=per_round)
+    return {name: summary(turns) for name, turns in samples.items()}
 
 
 def alternate(rivals: Mapping[str, Rival], *, rounds: int, per_round: int) -> dict[str, list[Sample]]:
@@ -43,18 +51,42 @@ def alternate(rivals: Mapping[str, Rival], *, rounds: int, per_round: int) -> di
     return samples
 
 
-def summary(samples: list[Sample]) -> dict[str, float]:
+def summary(samples: Sequence[Sample]) -> dict[str, Any]:
     """Median, quartiles and minimum of the clock in milliseconds, the median of the threads' time, number of turns.
 
     On a machine others use as well, compare `cpu_ms`: it does not count waiting for a core.
     """
     wall = [sample.wall_s for sample in samples]
-    low, middle, high = statistics.quantiles(wall, n=4) if len(wall) > 1 else wall * 3
     return {
-        "median_ms": 1e3 * middle,
-        "lower_quartile_ms": 1e3 * low,
-        "upper_quartile_ms": 1e3 * high,
+        **quartiles(wall),
         "min_ms": 1e3 * min(wall),
         "cpu_ms": 1e3 * statistics.median(sample.cpu_s for sample in samples),
         "turns": len(samples),
     }
+
+
+def quartiles(seconds: Sequence[float]) -> dict[str, Any]:
+    """median_ms, lower_quartile_ms and upper_quartile_ms of times in seconds."""
+    low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [*seconds] * 3
+    return {"median_ms": 1e3 * middle, "lower_quartile_ms": 1e3 * low, "upper_quartile_ms": 1e3 * high}
+
+
+def clock(call: Callable[[], object], *, warmup: int, runs: int) -> list[float]:
+    """Seconds of each of `runs` calls after `warmup` others, every one waited for."""
+    seconds = []
+    for number in range(warmup + runs):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        if number >= warmup:
+            seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def repeated(call: Callable[[], object]) -> Rival:
+    """A rival whose step is one call, waited for before the next."""
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            jax.block_until_ready(call())
+
+    return run

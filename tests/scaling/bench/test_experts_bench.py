@@ -17,8 +17,8 @@ VARIANTS = {name: TIME | {"dropped_share": 0.0} for name in ("dense", "1:2", "1:
 
 @pytest.mark.slow
 def test_variants_do_what_their_names_say():
-    shapes = {"tiny": experts.Shape(rows=64, tokens=4, width=16, hidden=32)}
-    (found,) = experts.run(shapes=shapes, rounds=2, per_round=1)["shapes"].values()
+    shapes = {"tiny": experts.ExpertShape(rows=64, tokens=4, width=16, hidden=32)}
+    (found,) = experts.measure_experts(shapes=shapes, rounds=2, per_round=1)["shapes"].values()
     for name in ("train", "serve"):
         times = found[name]
         assert list(times) == list(VARIANTS) and times["dense"]["ratio"] == 1.0
@@ -32,10 +32,12 @@ def test_the_command_prints_figures_and_json(monkeypatch):
     shape = dataclasses.asdict(experts.SHAPES["wide"])
     wide = {"train": VARIANTS, "serve": VARIANTS, "train_falls": True, "serve_falls": False, "shape": shape}
     found = {"shapes": {"wide": wide}, "environment": environment()}
-    monkeypatch.setattr(experts, "run", lambda **options: asked.update(options) or found)
+    monkeypatch.setattr(experts, "measure_experts", lambda **options: asked.update(options) or found)
     monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: False)
     done = CliRunner().invoke(bench, ["experts", "--rounds", "3", "--json"])
     assert done.exit_code == 0 and asked == {"rounds": 3}
-    assert "training step, T 8, D 256, experts 256 wide (falls with" in done.output
-    assert "(does NOT fall" in done.output
+    lines = [line.split() for line in done.output.splitlines()]
+    assert ["shapes.wide.train_falls", "True"] in lines and ["shapes.wide.serve_falls", "False"] in lines
+    assert ["shapes.wide.train", *TIME, "dropped_share"] in lines
+    assert ["1:2", "masked", "9", "8"] in [line[:4] for line in lines]
     assert json.loads(done.output.splitlines()[-1])["shapes"]["wide"]["train"]["dense"]["ratio"] == 1.0

@@ -13,7 +13,7 @@ from recscale.scaling.bench.bench_commands import bench
 @pytest.mark.slow
 def test_a_training_step_is_linear_in_the_length():
     """512 to 8,192 events at 64 query rows: FLOPs of the program and temporaries of the compiled step."""
-    found = history_length.run(rounds=1)
+    found = history_length.measure_history_lengths(rounds=1)
     lengths = [found["lengths"][str(S)] for S in history_length.LENGTHS]
     assert all(found["exponents"][name] < 1.05 for name in ("temporary_bytes", "flops"))
     # FLOPs are affine in S to the last digit.
@@ -24,9 +24,12 @@ def test_a_training_step_is_linear_in_the_length():
 @pytest.mark.slow
 def test_the_command_prints_figures_and_json(monkeypatch):
     monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: None)
-    small = history_length.run(lengths=(8, 16), requests=1, width=4, queries=1, rounds=1)
-    assert small["lengths"]["8"]["flops"] < small["lengths"]["16"]["flops"] and small["environment"]["command"]
-    monkeypatch.setattr(history_length, "run", lambda **options: small | {"asked": options["rounds"]})
+    small = history_length.measure_history_lengths(lengths=(8, 16), requests=1, width=4, queries=1, rounds=1)
+    assert small["lengths"]["8"]["flops"] < small["lengths"]["16"]["flops"]
+    monkeypatch.setattr(
+        history_length, "measure_history_lengths", lambda **options: small | {"asked": options["rounds"]}
+    )
     result = CliRunner().invoke(bench, ["history", "--rounds", "3", "--json"])
     assert result.exit_code == 0 and "exponents.cpu_ms" in result.output
-    assert json.loads(result.output.splitlines()[-1])["asked"] == 3
+    value = json.loads(result.output.splitlines()[-1])
+    assert value["asked"] == 3 and value["environment"]["command"]

@@ -46,7 +46,7 @@ def toy(monkeypatch):
 
 
 def test_rows_of_a_case(toy):
-    rows = {row["implementation"]: row for row in kernels.measure(_toy(), H100, (), ONCE)}
+    rows = {row["implementation"]: row for row in kernels.measure_case(_toy(), H100, (), ONCE)}
     assert list(rows) == ["xla", "pallas_gpu", "theirs", "broken"]
     ours = rows["pallas_gpu"]
     assert ours["status"] == "measured" and ours["max_error"] == 0 and ours["bit_equal"] and ours["within_tolerance"]
@@ -92,10 +92,10 @@ def test_small_shapes_come_first_and_are_not_timed_long(monkeypatch):
     def measured(case, target, implementations, effort):
         return [{"case": case.name, "runs": effort.runs}]
 
-    monkeypatch.setattr(kernels, "measure", measured)
-    assert [(row["case"], row["runs"]) for row in kernels.run()] == [("b", 3), ("c", 3), ("a", 50)]
-    assert [row["case"] for row in kernels.run(groups=("bench",))] == ["a"]
-    assert [row["case"] for row in kernels.run(names=("a", "b"))] == ["b", "a"]
+    monkeypatch.setattr(kernels, "measure_case", measured)
+    assert [(row["case"], row["runs"]) for row in kernels.kernel_rows()] == [("b", 3), ("c", 3), ("a", 50)]
+    assert [row["case"] for row in kernels.kernel_rows(groups=("bench",))] == ["a"]
+    assert [row["case"] for row in kernels.kernel_rows(names=("a", "b"))] == ["b", "a"]
 
 
 def test_int8_weights_have_a_bfloat16_rival():
@@ -156,7 +156,7 @@ def test_without_an_accelerator_nothing_is_measured(command):
 
 def test_unknown_names_are_errors(toy):
     result = CliRunner().invoke(bench, ["kernels", "--cpu", "--case", "tyo"])
-    assert result.exit_code == 1 and "no case 'tyo'; known: toy" in result.output
+    assert result.exit_code == 1 and "no case 'tyo'; did you mean 'toy'? Known: toy" in str(result.exception)
 
 
 def test_search_of_block_sizes(toy, monkeypatch, tmp_path):
@@ -175,7 +175,7 @@ def test_search_of_block_sizes(toy, monkeypatch, tmp_path):
             yield {"rows": rows}
 
     asked.append(4)
-    monkeypatch.setattr(kernel_tuning, "clock", clock)
+    monkeypatch.setattr(kernel_tuning, "time_calls", clock)
     monkeypatch.setattr(kernel_tuning, "offered", offer)
     monkeypatch.setattr(blocks, "tuned_path", lambda operation, kind: tmp_path / operation / "tuned" / "h100.json")
     (tmp_path / "toy").mkdir()
@@ -210,6 +210,6 @@ def test_sizes_are_halved_and_doubled_unless_the_kernel_offers_its_own():
 def test_mfu_is_useful_flops_over_peak(monkeypatch):
     monkeypatch.setattr(mfu, "accelerator", lambda: H100)
     monkeypatch.setattr(mfu, "load_schema", lambda: reference_schema(fields=4))
-    result = mfu.run("rankmixer_10k", rows=32, warmup=1, steps=3)
+    result = mfu.measure_mfu("rankmixer_10k", rows=32, warmup=1, steps=3)
     assert result["mfu"] == pytest.approx(result["train_flops_per_step"] / (result["median_ms"] / 1e3) / 989e12)
-    assert result["train_flops_per_step"] % 32 == 0 and result["environment"]["device"]["platform"] == "cpu"
+    assert result["train_flops_per_step"] % 32 == 0

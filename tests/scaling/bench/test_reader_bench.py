@@ -4,7 +4,9 @@ from recscale.scaling.bench import reader
 
 
 def test_every_condition_is_reported():
-    found = reader.run(rows=3_000, fields=4, history_length=8, batch=512, threads=(0, 2), train_rows_per_s=10.0)
+    found = reader.measure_reader(
+        rows=3_000, fields=4, history_length=8, batch=512, threads=(0, 2), train_rows_per_s=10.0
+    )
     orders = {name.split(",")[0] for name in found["rows_per_s"]}
     assert orders == {"time", "shuffle"} and all(speed > 0 for speed in found["rows_per_s"].values())
     assert any("warm, 2 threads" in name for name in found["rows_per_s"])

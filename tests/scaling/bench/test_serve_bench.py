@@ -11,17 +11,17 @@ from recscale.scaling import host_memory
 from recscale.scaling.bench import serve
 from recscale.scaling.bench.bench_commands import bench
 
-TINY = serve.Shape(requests=2, candidates=3, width=16, tokens=8, layers=1)
+TINY = serve.ServingShape(requests=2, candidates=3, width=16, tokens=8, layers=1)
 
 
 @pytest.fixture(scope="module")
 def measured():
-    return serve.run(names=["ug_rankmixer 3:1"], shape=TINY, rounds=2, per_round=1)
+    return serve.measure_serving(names=["ug_rankmixer 3:1"], shape=TINY, rounds=2, per_round=1)
 
 
 def test_cases_compare_equal_sizes_and_promise_the_closed_forms():
     schema = reference_schema()
-    separated = {name: case for name, case in serve.cases(serve.Shape()).items() if name.startswith("ug_")}
+    separated = {name: case for name, case in serve.cases(serve.ServingShape()).items() if name.startswith("ug_")}
     for name, case in separated.items():
         user = 12 if "3:1" in name else 8
         ours, theirs = count(case.architecture, schema, case.config), count(case.rival, schema, case.rival_config)
@@ -42,11 +42,11 @@ def test_a_comparison_reports_ratios_of_its_own_figures(measured):
     assert found["time_ratio"] == found["rival"]["median_ms"] / found["reused"]["median_ms"]
     assert found["reached"] == found["time_ratio"] / found["flops_ratio"]
     assert found["state_elements"] == 6 * 2 * 2 + 2 * 16 + 16  # heads, compensation, pooled
-    assert measured["shape"]["requests"] == 2 and measured["environment"]["command"]
+    assert measured["shape"]["requests"] == 2
 
 
 def test_user_heads_halve_what_a_candidate_costs():
-    case = serve.cases(serve.Shape())["ui_mixformer 1:1"]
+    case = serve.cases(serve.ServingShape())["ui_mixformer 1:1"]
     ours, theirs = (count(name, case.schema(), case.config) for name in (case.architecture, case.rival))
     head = 2 * 16 * 256 * 4 * 256 + 2 * 4 * 256  # of the flattened heads, made per candidate by both
     assert ours.forward_flops_candidate - head == (theirs.forward_flops_candidate - head) // 2
@@ -59,7 +59,7 @@ def test_user_heads_halve_what_a_candidate_costs():
 def test_without_a_rival_the_same_model_is_recomputed_per_candidate(monkeypatch):
     config = {"tokens": 4, "width": 16, "hidden": 8, "layers": 1}
     monkeypatch.setattr(serve, "cases", lambda shape: {"again": serve.Case("rankmixer", config)})
-    found = serve.run(shape=TINY, rounds=1, per_round=1)["cases"]["again"]
+    found = serve.measure_serving(shape=TINY, rounds=1, per_round=1)["cases"]["again"]
     counted = count("rankmixer", reference_schema(), config)
     assert found["rival"]["flops"] == 6 * counted.forward_flops_per_row
     assert found["reused"]["flops"] == 2 * counted.forward_flops_user + 6 * counted.forward_flops_candidate
@@ -67,7 +67,7 @@ def test_without_a_rival_the_same_model_is_recomputed_per_candidate(monkeypatch)
 
 @pytest.mark.slow
 def test_longer_is_compared_with_itself_recomputed():
-    found = serve.run(names=["longer"], shape=TINY, rounds=1, per_round=1)["cases"]["longer"]
+    found = serve.measure_serving(names=["longer"], shape=TINY, rounds=1, per_round=1)["cases"]["longer"]
     case = serve.cases(TINY)["longer"]
     counted = count(case.architecture, case.schema(), case.config)
     assert found["rival"]["flops"] == 6 * counted.forward_flops_per_row
@@ -75,20 +75,23 @@ def test_longer_is_compared_with_itself_recomputed():
 
 
 def test_an_unknown_case_is_named():
-    with pytest.raises(ValueError, match="no serving case 'ug'; known: ug_rankmixer 1:1"):
-        serve.run(names=["ug"])
+    with pytest.raises(ValueError, match="no serving case 'ug'; did you mean 'ug_.*Known: ug_rankmixer 1:1"):
+        serve.measure_serving(names=["ug"])
 
 
 def test_the_command_prints_figures_and_json(monkeypatch, measured):
     asked, kept = {}, []
-    monkeypatch.setattr(serve, "run", lambda **options: asked.update(options) or measured)
+    monkeypatch.setattr(serve, "measure_serving", lambda **options: asked.update(options) or measured)
     monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: kept.append(True))
     result = CliRunner().invoke(bench, ["serve", "--case", "ug_rankmixer 3:1", "--rounds", "3", "--json"])
     assert result.exit_code == 0 and kept and asked == {"names": ("ug_rankmixer 3:1",), "rounds": 3}
-    assert "% reached" in result.output and "72 numbers kept a request" in result.output
-    assert json.loads(result.output.splitlines()[-1])["cases"]["ug_rankmixer 3:1"]["flops_ratio"] > 1
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["cases.ug_rankmixer", "3:1.state_elements", "72"] in lines
+    assert {"reused", "rival"} <= {line[0] for line in lines if line}
+    value = json.loads(result.output.splitlines()[-1])
+    assert value["cases"]["ug_rankmixer 3:1"]["flops_ratio"] > 1 and value["environment"]["command"]
 
 
 def test_the_command_explains_an_unknown_case():
     result = CliRunner().invoke(bench, ["serve", "--case", "nothing", "--no-keep-memory"])
-    assert result.exit_code == 1 and "no serving case 'nothing'" in result.output
+    assert result.exit_code == 1 and "no serving case 'nothing'" in str(result.exception)

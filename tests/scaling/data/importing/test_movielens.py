@@ -338,7 +338,7 @@ def test_the_constant_prediction_through_the_source(ml100k):
 @pytest.mark.slow
 def test_the_anchor_reaches_its_figures(ml100k):
     """Ridge logistic regression on user and item bias; strength .7 wins on validation."""
-    found = movielens_anchor.run(ml100k, strengths=(0.35, 0.5, 0.7, 1.0))
+    found = movielens_anchor.fit_anchor(ml100k, strengths=(0.35, 0.5, 0.7, 1.0))
     assert found["strength"] == 0.7
     assert found["logloss"] == pytest.approx(0.5584, abs=5e-5)
     assert found["auc"] == pytest.approx(0.7871, abs=5e-5)
