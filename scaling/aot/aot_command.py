@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -24,33 +25,18 @@ _TARGETS = ("tpu-v5e", "tpu-v5p", "tpu-v6e", "tpu-7x", "h100", "h200")
 @click.option("--quick", is_flag=True, help="Without large gradients that are mostly XLA's and slow to compile.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Targets compiled at the same time.  [as many as cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def aot(
-    targets: tuple[str, ...],
-    operations: tuple[str, ...],
-    cases: tuple[str, ...],
-    implementations: tuple[str, ...],
-    model: str | None,
-    mesh: str | None,
-    schema: str | None,
-    assignments: tuple[str, ...],
-    rows: int,
-    candidates: int,
-    kernels_only: bool,
-    quick: bool,
-    jobs: int | None,
-    as_json: bool,
-) -> None:
+def aot(targets: tuple[str, ...], kernels_only: bool, jobs: int | None, as_json: bool, **asked: Any) -> None:
     """Compiles kernels or a training step for a chip on a machine without it; nothing runs.
 
     Without --kernel and --model: every kernel, and one training step of every family. Ends with code 1 if a program
     fails to compile or needs more temporaries than its kernel states. Needs the chip's compiler: `make aot-tpu` and
     `make aot-gpu` set up an environment that has it.
     """
-    if cases and not operations:
+    if asked["cases"] and not asked["operations"]:
         raise click.UsageError("--case names a shape of an operation; give --kernel as well")
-    if operations and model:
+    if asked["operations"] and asked["model"]:
         raise click.UsageError("give --kernel or --model, not both")
-    if not model and (mesh or schema or assignments):
+    if not asked["model"] and (asked["mesh"] or asked["schema"] or asked["assignments"]):
         raise click.UsageError("--mesh, --schema and --set describe a training step; give --model as well")
     from .environment import CompilerMissing, prepare
 
@@ -61,23 +47,23 @@ def aot(
     from recscale.pallas_kernels.targets import get_target
     from recscale.scaling.records.provenance import cores
 
-    from . import run
-    from .outcomes import header, line, summary
+    from .outcomes import header, line, result, summary
     from .processes import rows_side_by_side
+    from .program import FAILED, compile_all
+    from .request import Request
 
-    request = run.Request(
-        operations=operations, cases=cases, implementations=implementations, model=model, mesh=mesh, schema=schema,
-        assignments=assignments, rows=rows, candidates=candidates, steps=not kernels_only, quick=quick,
-    )  # fmt: skip
-    request.programs(get_target(targets[0]))  # a name or size that cannot be is an error here, before any process
+    request = Request(**asked, steps=not kernels_only)
+    first = get_target(targets[0])
+    request.programs(first)  # a name or size that cannot be is an error here, before any process
+    alone = len(targets) == 1
+    rows = compile_all(request.programs, first) if alone else rows_side_by_side(targets, request, jobs or len(cores()))
     click.echo(header())
     found = []
-    alone = len(targets) == 1
-    for row in run.rows(targets, request) if alone else rows_side_by_side(targets, request, jobs or len(cores())):
+    for row in rows:
         click.echo(line(row))
         found.append(row)
     click.echo(summary(found))
     if as_json:
-        click.echo(json.dumps(run.result(found)))
-    if any(row["status"] == "failed" for row in found):
+        click.echo(json.dumps(result(found)))
+    if any(row["status"] == FAILED for row in found):
         click.get_current_context().exit(1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.resources
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax.experimental import topologies
 
 from recscale.pallas_kernels.targets import Target
@@ -15,6 +15,10 @@ from recscale.pallas_kernels.targets import Target
 _PLANE = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _BLOCK = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
 _GPUS_PER_HOST = 8
+
+
+# Of `jax.Device`, a class without a description that type checkers could read.
+Devices = Sequence[Any]
 
 
 def topology_name(target: Target, devices: int) -> str:
@@ -32,7 +36,7 @@ def topology_name(target: Target, devices: int) -> str:
     raise ValueError(f"a mesh of {devices} devices is larger than {target.name} allows ({max(sizes) * per_chip})")
 
 
-def compile_only_devices(target: Target, devices: int) -> list[jax.Device]:
+def compile_only_devices(target: Target, devices: int) -> Devices:
     """At least `devices` devices of a target that can be compiled for and nothing else.
 
     Raises:

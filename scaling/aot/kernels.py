@@ -12,6 +12,7 @@ from recscale.pallas_kernels.cases import Case
 from recscale.pallas_kernels.names import nearest
 from recscale.pallas_kernels.targets import Target
 
+from .devices import Devices
 from .program import Program
 
 # Operations whose gradients at benchmark sizes are mostly XLA's: sorts, scatters and products that take the compiler 15
@@ -57,14 +58,14 @@ def kernel_programs(
 def _unreadable(operation: str, error: ImportError) -> Program:
     """The row of an operation whose shapes cannot be imported; the others are compiled all the same."""
 
-    def build(devices: list[jax.Device]) -> tuple[Any, tuple[Any, ...]]:
+    def build(devices: Devices) -> tuple[Any, tuple[Any, ...]]:
         raise error
 
     return Program("kernel", operation, "shapes", "", "", 1, build)
 
 
 def _program(case: Case, implementation: str) -> Program:
-    def build(devices: list[jax.Device]) -> tuple[Any, tuple[Any, ...]]:
+    def build(devices: Devices) -> tuple[Any, tuple[Any, ...]]:
         mesh = jax.sharding.Mesh(devices[:1], ("data",))
         place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), case.structs())

@@ -1,4 +1,4 @@
-"""The table of `recscale aot` for people: one line a program, bytes per device."""
+"""The result of `recscale aot`: a table for people, one line a program with bytes per device, and JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections import Counter
 from typing import Any
 
 from recscale.scaling.records.number_text import byte_text
+from recscale.scaling.records.provenance import environment
+
+from .program import FAILED
 
 _COLUMNS = (
     ("target", 8, "<"),
@@ -48,6 +51,16 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """How many programs compiled, were refused, failed."""
     count = Counter(row["status"] for row in rows)
     return f"\n{count['compiled']} compiled, {count['refused']} refused, {count['failed']} failed; nothing was run"
+
+
+def result(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """JSON-able: `programs` (the rows), `failed` (how many), `environment`; a single row's own keys beside them."""
+    return {
+        **(rows[0] if len(rows) == 1 else {}),
+        "programs": rows,
+        "failed": sum(row["status"] == FAILED for row in rows),
+        "environment": environment(),
+    }
 
 
 def _program(row: dict[str, Any]) -> str:

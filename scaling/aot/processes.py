@@ -19,13 +19,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .run import Request
+from .request import Request
 
 _COMMAND = (sys.executable, "-c", "from recscale.scaling.aot.processes import serve; serve()")
 
 
 def rows_side_by_side(targets: Sequence[str], request: Request, jobs: int) -> Iterator[dict[str, Any]]:
-    """The rows of `run.rows`, from as many processes as `jobs` says, in the order they are finished.
+    """The rows of `compile_all` for every target, from `jobs` processes at most, in the order they are finished.
 
     Raises:
         ValueError: what a process says about a request it cannot read.

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 from recscale.pallas_kernels.dispatch import Refused
 from recscale.pallas_kernels.targets import Target, compiling_for
+from recscale.scaling.counting.xla_cost import compiled_cost
+
+from .devices import Devices, compile_only_devices
 
 COMPILED, REFUSED, FAILED = "compiled", "refused", "failed"
 
@@ -48,12 +49,12 @@ class Program:
     implementation: str
     mesh: str
     devices: int
-    build: Callable[[list[jax.Device]], tuple[Any, tuple[Any, ...]]]
+    build: Callable[[Devices], tuple[Any, tuple[Any, ...]]]
     temporaries_bound: int | None = None
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def compile_program(program: Program, target: Target, devices: list[jax.Device]) -> dict[str, Any]:
+def compile_program(program: Program, target: Target, devices: Devices) -> dict[str, Any]:
     """One row: what was compiled and how it went. Bytes are per device.
 
     Keys: target, kind, name, case, implementation, mesh, devices, status ("compiled", "refused" or "failed"), reason,
@@ -73,7 +74,7 @@ def compile_program(program: Program, target: Target, devices: list[jax.Device])
     except Exception as error:  # whatever a compiler raises is the result
         return row | {"reason": f"{type(error).__name__}: {_message(error)}"}
     row["compile_s"] = time.perf_counter() - start
-    row |= _memory(executable) | _cost(executable) | {"collectives": collectives(executable.as_text() or "")}
+    row |= _cost(executable) | {"collectives": collectives(executable.as_text() or "")}
     if target.platform == "gpu" and program.kind == "kernel":
         row |= _registers("".join(printed))
     row["reason"] = _over_bounds(row)
@@ -106,10 +107,10 @@ def compile_all(
 ) -> Iterator[dict[str, Any]]:
     """The rows of a target's programs, each as soon as it is there; `begin` is told of each one (its blank row)."""
     with compiling_for(target):
-        devices: dict[int, list[jax.Device]] = {}
+        devices: dict[int, Devices] = {}
         for program in programs(target):
             if program.devices not in devices:
-                devices[program.devices] = _devices(target, program.devices)
+                devices[program.devices] = compile_only_devices(target, program.devices)
             begin(blank_row(program, target))
             yield compile_program(program, target, devices[program.devices])
 
@@ -122,40 +123,22 @@ def collectives(text: str) -> dict[str, int]:
     return found
 
 
-def _devices(target: Target, count: int) -> list[jax.Device]:
-    from .devices import compile_only_devices
-
-    return compile_only_devices(target, count)
-
-
 def _lowering_platform(target: Target) -> str:
     return "cuda" if target.platform == "gpu" else target.platform
 
 
-def _memory(executable: Any) -> dict[str, int | None]:
-    found = executable.memory_analysis()
-    if found is None:
-        return {}
-    arguments, outputs, temporaries = (
-        int(found.argument_size_in_bytes),
-        int(found.output_size_in_bytes),
-        int(found.temp_size_in_bytes),
-    )
-    return {
-        "argument_bytes": arguments,
-        "output_bytes": outputs,
-        "temporary_bytes": temporaries,
-        # A donated argument and the output that takes its place are one.
-        "bytes_per_device": arguments + outputs + temporaries - int(found.alias_size_in_bytes),
-    }
-
-
 def _cost(executable: Any) -> dict[str, float | None]:
-    """FLOPs and bytes of a device; never the compiler's guess of a time."""
-    cost = executable.cost_analysis() or {}
-    found = {"flops": cost.get("flops"), "bytes_accessed": cost.get("bytes accessed")}
-    # XLA writes -1 for what it cannot tell.
-    return {name: None if value is None or value < 0 else float(value) for name, value in found.items()}
+    """Memory, FLOPs and bytes of a device; never the compiler's guess of a time."""
+    cost = compiled_cost(executable)
+    return {
+        "argument_bytes": cost.argument_bytes,
+        "output_bytes": cost.output_bytes,
+        "temporary_bytes": cost.temporary_bytes,
+        # A donated argument and the output that takes its place are one.
+        "bytes_per_device": cost.peak_bytes,
+        "flops": cost.flops,
+        "bytes_accessed": cost.bytes_accessed,
+    }
 
 
 def _registers(printed: str) -> dict[str, int | None]:

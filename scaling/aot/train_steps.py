@@ -18,6 +18,7 @@ from recscale.scaling.records import overrides
 from recscale.scaling.training import get_config
 from recscale.scaling.training.step import make_trainer
 
+from .devices import Devices
 from .program import Program
 
 # Schema of a model that reads histories, unless another is named.
@@ -83,7 +84,7 @@ def train_step_program(
     config.training.requests, config.training.candidates = requests, candidates
     counts = registry.count(model, schema, config.model)
 
-    def build(devices: list[jax.Device]) -> tuple[Any, tuple[Any, ...]]:
+    def build(devices: Devices) -> tuple[Any, tuple[Any, ...]]:
         mesh = parallel.make_mesh(axes, devices)
         source: Any = ShapesOnly(schema, requests, candidates)
         trainer = make_trainer(config, source, [(0, config.training.lr)], warmup=1, mesh=mesh)

@@ -45,14 +45,13 @@ class XlaCost:
         return {**dataclasses.asdict(self), "peak_bytes": self.peak_bytes}
 
 
-def xla_cost(fn: Callable, *args: Any, donate_argnums: Sequence[int] = (), **kwargs: Any) -> XlaCost:
+def xla_cost(fn: Callable, *args: Any, **kwargs: Any) -> XlaCost:
     """Compiles `fn` for the default device and reads XLA's analyses; arguments may be abstract, nothing is allocated.
 
     Args:
         fn: a function, or what `jax.jit` made of one (which keeps its own options).
-        donate_argnums: arguments whose memory the outputs may reuse.
     """
-    jitted = fn if hasattr(fn, "lower") else jax.jit(fn, donate_argnums=tuple(donate_argnums))
+    jitted: Any = fn if hasattr(fn, "lower") else jax.jit(fn)
     return compiled_cost(jitted.lower(*args, **kwargs).compile())
 
 
@@ -60,14 +59,19 @@ def compiled_cost(compiled: jax.stages.Compiled) -> XlaCost:
     """The analyses of a function compiled already."""
     cost, memory = _first(compiled.cost_analysis()), compiled.memory_analysis()
     return XlaCost(
-        flops=cost.get("flops"),
-        transcendentals=cost.get("transcendentals"),
-        bytes_accessed=cost.get("bytes accessed"),
+        flops=_known(cost.get("flops")),
+        transcendentals=_known(cost.get("transcendentals")),
+        bytes_accessed=_known(cost.get("bytes accessed")),
         argument_bytes=getattr(memory, "argument_size_in_bytes", None),
         output_bytes=getattr(memory, "output_size_in_bytes", None),
         temporary_bytes=getattr(memory, "temp_size_in_bytes", None),
         aliased_bytes=getattr(memory, "alias_size_in_bytes", None),
     )
+
+
+def _known(value: float | None) -> float | None:
+    """XLA writes -1 for what it cannot tell."""
+    return None if value is None or value < 0 else value
 
 
 def _first(cost: Mapping[str, float] | Sequence[Mapping[str, float]] | None) -> Mapping[str, float]:

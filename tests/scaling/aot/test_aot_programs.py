@@ -20,7 +20,7 @@ from recscale.pallas_kernels.dispatch import Refused, resolve
 from recscale.pallas_kernels.targets import get_target, partitioned
 from recscale.scaling.aot import devices, environment, kernels, processes, program, train_steps
 from recscale.scaling.aot.aot_command import aot
-from recscale.scaling.aot.run import Request
+from recscale.scaling.aot.request import Request
 
 V5E, V5P, V7X, H100 = (get_target(name) for name in ("tpu-v5e", "tpu-v5p", "tpu-7x", "h100"))
 
@@ -50,7 +50,7 @@ def toy(monkeypatch):
         monkeypatch.setattr(cases, "kernels", lambda operation, platform: ("pallas_tpu", "pallas_tpu_sc"))
 
     monkeypatch.setattr(program, "_lowering_platform", lambda target: "cpu")
-    monkeypatch.setattr(program, "_devices", lambda target, count: jax.devices())
+    monkeypatch.setattr(program, "compile_only_devices", lambda target, count: jax.devices())
     monkeypatch.setattr(program, "compiling_for", lambda target: contextlib.nullcontext())
     monkeypatch.setattr(environment, "prepare", lambda platforms: None)
     return install

@@ -1,18 +1,16 @@
-"""What `recscale aot` compiles, target by target, and its result."""
+"""What `recscale aot` is asked to compile, and the programs that makes for a target."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from recscale.pallas_kernels.cases import OPERATIONS
-from recscale.pallas_kernels.targets import Target, get_target
+from recscale.pallas_kernels.targets import Target
 from recscale.scaling.parallel import parse_mesh
-from recscale.scaling.records.provenance import environment
 
 from .kernels import kernel_programs
-from .program import FAILED, Program, compile_all
+from .program import Program
 from .train_steps import DEFAULT_ROWS, family_programs, train_step_program
 
 
@@ -57,20 +55,3 @@ class Request:
             ]
         kernels = kernel_programs(target, self.operations or OPERATIONS, self.cases, self.implementations, self.quick)
         return kernels if self.operations or not self.steps else [*kernels, *family_programs()]
-
-
-def rows(targets: Sequence[str], request: Request) -> Iterator[dict[str, Any]]:
-    """One row per target and program, as soon as it is compiled; see `compile_program`."""
-    for name in targets:
-        yield from compile_all(request.programs, get_target(name))
-
-
-def result(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """JSON-able: `programs` (the rows), `failed` (how many), `environment`; a single row's own keys beside them."""
-    single = found[0] if len(found) == 1 else {}
-    return {
-        **single,
-        "programs": found,
-        "failed": sum(row["status"] == FAILED for row in found),
-        "environment": environment(),
-    }
