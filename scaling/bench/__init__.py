@@ -1,1 +1,1 @@
-"""What `recscale bench` measures: one benchmark a file, each with a `run(...)` that returns JSON-able figures."""
+"""What `recscale bench` measures: one benchmark a file, whose `measure_...` returns JSON-able figures."""

@@ -116,22 +116,23 @@ def _measure(case: Case, shape: ServingShape, rounds: int, per_round: int) -> di
     flops = {"reused": shape.requests * counted.forward_flops_user + rows * counted.forward_flops_candidate}
     steps = {"reused": _stepper(model, inputs)}
     if case.rival is None:
-        repeated = _per_candidate(inputs)
+        alone = _per_candidate(inputs)
         flops["rival"] = rows * (counted.forward_flops_user + counted.forward_flops_candidate)
-        steps["rival"] = _stepper(model, repeated)
-        _check_same(model, inputs, repeated)
+        steps["rival"] = _stepper(model, alone)
+        _check_same(model, inputs, alone)
     else:
         other = count(case.rival, schema, case.rival_config)
         flops["rival"] = shape.requests * other.forward_flops_user + rows * other.forward_flops_candidate
         steps["rival"] = _stepper(_make(case.rival, schema, case.rival_config), inputs)
     times = race(steps, rounds=rounds, per_round=per_round)
     state = jax.eval_shape(lambda m, user: m.encode_user(user), model, inputs.user)
-    promise, time = _ratio(flops), _ratio(_pick(times, "median_ms"))
+    reused, rival = times["reused"], times["rival"]
+    promise, time = flops["rival"] / flops["reused"], rival["median_ms"] / reused["median_ms"]
     return {
         "flops_ratio": promise,
         "time_ratio": time,
         "reached": time / promise,
-        "cpu_ratio": _ratio(_pick(times, "cpu_ms")),
+        "cpu_ratio": rival["cpu_ms"] / reused["cpu_ms"],
         "state_elements": sum(leaf.size for leaf in jax.tree.leaves(state)) // shape.requests,
         **{name: {**times[name], "flops": flops[name]} for name in steps},
     }
@@ -160,16 +161,8 @@ def _per_candidate(inputs: Inputs) -> Inputs:
     return dataclasses.replace(inputs, user=user, candidates=candidates)
 
 
-def _check_same(model: nnx.Module, inputs: Inputs, repeated: Inputs) -> None:
-    once, again = _logits(model, inputs), _logits(model, repeated)
+def _check_same(model: nnx.Module, inputs: Inputs, alone: Inputs) -> None:
+    once, again = _logits(model, inputs), _logits(model, alone)
     error = float(jnp.abs(once - again.reshape(once.shape)).max())
     if not error < _SAME:
         raise ValueError(f"logits recomputed per candidate differ by {error:.2e}, expected below {_SAME:g}")
-
-
-def _pick(times: Mapping[str, Mapping[str, float]], key: str) -> dict[str, float]:
-    return {name: time[key] for name, time in times.items()}
-
-
-def _ratio(values: Mapping[str, float]) -> float:
-    return values["rival"] / values["reused"]

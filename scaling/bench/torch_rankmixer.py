@@ -1,4 +1,4 @@
-"""The rival: RankMixer's blocks and head in PyTorch, the same equations, for `torch.compile`.
+"""RankMixer's blocks and head in PyTorch, the same equations: what `torch.compile` makes of them is our step's rival.
 
 Token-major `bmm`/`baddbmm` and row-major einsum compute the same function; the benchmark takes the fastest.
 Needs `torch` (`pip install "recscale[bench]"`); nothing else in the project imports this file.
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from jaxtyping import Float
 
 LAYOUTS = ("baddbmm", "bmm", "einsum")
 
@@ -74,10 +75,10 @@ class RankMixer(torch.nn.Module):
 
 
 def make_step(
-    weights: Mapping[str, Any], x: np.ndarray, labels: np.ndarray, *, layers: int, layout: str, rate: float,
+    weights: Mapping[str, Any], x: Float[np.ndarray, "T B D"], labels: Float[np.ndarray, " B"], *, layers: int, layout: str, rate: float,
     compiled: bool = True,
 ) -> tuple[Callable[[int], float], RankMixer]:  # fmt: skip
-    """Adam on the batch x [T, B, D], labels [B]: a function that does n steps and returns the loss of the last.
+    """Adam on the batch: a function that does n steps and returns the loss of the last.
 
     Forward, loss and backward are compiled; the optimiser is PyTorch's fused Adam.
     """
