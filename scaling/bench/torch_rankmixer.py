@@ -75,9 +75,15 @@ class RankMixer(torch.nn.Module):
 
 
 def make_step(
-    weights: Mapping[str, Any], x: Float[np.ndarray, "T B D"], labels: Float[np.ndarray, " B"], *, layers: int, layout: str, rate: float,
+    weights: Mapping[str, Any],
+    x: Float[np.ndarray, "T B D"],
+    labels: Float[np.ndarray, " B"],
+    *,
+    layers: int,
+    layout: str,
+    rate: float,
     compiled: bool = True,
-) -> tuple[Callable[[int], float], RankMixer]:  # fmt: skip
+) -> tuple[Callable[[int], float], RankMixer]:
     """Adam on the batch: a function that does n steps and returns the loss of the last.
 
     Forward, loss and backward are compiled; the optimiser is PyTorch's fused Adam.
