@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from recscale.models.inputs import Field, Schema, Sequence, Task
+from recscale.scaling.data.source import ORDERS, Order
 from recscale.scaling.data.stored_log.card import ReadReport
 from recscale.scaling.data.stored_log.histories import history_ends
 from recscale.scaling.data.stored_log.packed import EventStore, LogArrays, PackedLog, write_packed
@@ -56,7 +57,7 @@ def measure_reader(
         speeds: dict[str, float] = {}
         # Not every system lets a process drop pages; without that there is no cold measurement to report.
         caches = ("cold", "warm") if hasattr(os, "posix_fadvise") else ("warm",)
-        for order in ("time", "shuffle"):
+        for order in ORDERS:
             for count in threads:
                 for cache in caches:  # warm follows cold, so its pages are there
                     if cache == "cold":
@@ -131,10 +132,10 @@ def _drop_pages(files: list[Path]) -> None:
             os.close(handle)
 
 
-def _speed(log: PackedLog, batch: int, order: str, threads: int) -> float:
+def _speed(log: PackedLog, batch: int, order: Order, threads: int) -> float:
     # A fresh log per measurement: pages that a live memory map holds cannot be dropped.
     fresh = PackedLog(log.folder)
-    source = GrainSource(fresh, requests=batch, order=order, threads=threads)  # type: ignore[arg-type]
+    source = GrainSource(fresh, requests=batch, order=order, threads=threads)
     start, rows = time.perf_counter(), 0
     for piece in source.iterate(0):
         rows += int(piece.valid.sum())
