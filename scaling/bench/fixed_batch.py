@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class FixedBatch:
     def holdout(self) -> Iterator[Batch]:
         yield self._batch
 
-    def evaluate(self, logits: np.ndarray) -> dict[str, Any]:
+    def evaluate(self, logits: np.ndarray, metrics: Sequence[str] = ()) -> dict[str, Any]:
         return {}
 
     def facts(self) -> dict[str, Any]:
