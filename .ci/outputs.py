@@ -24,7 +24,7 @@ RUNS = ROOT / "notebooks" / "runs"
 TABLES = ROOT / "tests" / "tables"
 # Facts of the machine and the moment.
 PASSING = (
-    "_s", "seconds", "_bytes", "started", "finished", "host", "commit", "versions", "provenance", "workdir", "path",
+    "_s", "_ms", "seconds", "_bytes", "started", "finished", "host", "commit", "versions", "provenance", "workdir", "path",
     "out", "folder", "file", "table", "report", "page", "plot", "git", "command", "device", "recscale", "time",
     "plugins", "distributions",
 )  # fmt: skip
@@ -42,7 +42,7 @@ def commands(bin_folder: Path, out: Path) -> dict[str, list[str]]:
         found[f"count-kt-{name}"] = ["count", name, "--schema", "known_truth:long"]
         found[f"size-{name}"] = ["size", name, "--dense-params", "1e6"]
     files = sorted((ROOT / "sweeps").rglob("*.py"), key=lambda path: path.stem)
-    for name in [path.stem for path in files if "def get_sweep(" in path.read_text("utf-8")]:
+    for name in [path.stem for path in files if "\ndef get_sweep(" in path.read_text("utf-8")]:
         found[f"plan-{name}"] = ["plan", name, "--out", str(out / "plans" / name)]
     for table in ("quickstart", "mixer_ladder", "length_ladder", "memory_slots_ladder"):
         for form in ("power_offset", "power", "log_linear"):
