@@ -81,7 +81,8 @@ def test_the_plan_says_where_each_came_from(swept):
 def test_commands_know_its_names(swept):
     path, out, _ = swept
     assert "one_layer" in {row["model"] for row in recscale("models", path=path)["models"]}
-    fitted = recscale("fit", out, "--form", "bare_power", "--axes", "x=dense_params", "--target", "brier", "--bootstrap", 20, path=path)  # fmt: skip
+    options = {"--form": "bare_power", "--axes": "x=dense_params", "--target": "brier", "--bootstrap": "20"}
+    fitted = recscale("fit", out, *(word for option in options.items() for word in option), path=path)
     assert fitted["form"]["id"] == "bare_power"
     counted = recscale("count", "one_layer", "--schema", "known_truth:smoke", path=path)
     assert counted["model"] == "one_layer"
@@ -90,7 +91,8 @@ def test_commands_know_its_names(swept):
 def test_an_address_needs_no_declaration(swept, tmp_path):
     path, _, _ = swept
     shutil.copytree(path / "recscale_madeup", tmp_path / "recscale_madeup")  # without the metadata
-    recscale("train", "recscale_madeup.model:ONE_LAYER", "--dataset", "recscale_madeup.dataset:Coins", "--out",
-             tmp_path / "run", "--set", "training.requests=64", "--set", "training.examples=6400", path=tmp_path)  # fmt: skip
+    arguments = ["--dataset", "recscale_madeup.dataset:Coins", "--out", tmp_path / "run"]
+    arguments += ["--set", "training.requests=64", "--set", "training.examples=6400"]
+    recscale("train", "recscale_madeup.model:ONE_LAYER", *arguments, path=tmp_path)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "done" and record["architecture"] == "recscale_madeup.model:ONE_LAYER"
