@@ -52,7 +52,7 @@ def take_over(sweep: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=NOTEBOOKS, help="notebooks to execute; default all")
     parser.add_argument(
         "--sweep", type=Path, help="folder of a finished sweep whose run table replaces the committed one"
