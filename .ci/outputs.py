@@ -24,8 +24,8 @@ RUNS = ROOT / "notebooks" / "runs"
 TABLES = ROOT / "tests" / "tables"
 # Facts of the machine and the moment.
 PASSING = (
-    "_s", "_ms", "seconds", "_bytes", "started", "finished", "host", "commit", "versions", "provenance", "workdir", "path",
-    "out", "folder", "file", "table", "report", "page", "plot", "git", "command", "device", "recscale", "time",
+    "_s", "_ms", "seconds", "_bytes", "started", "finished", "host", "commit", "versions", "provenance", "workdir",
+    "path", "out", "folder", "file", "table", "report", "page", "plot", "git", "command", "device", "recscale", "time",
     "plugins", "distributions",
 )  # fmt: skip
 

@@ -13,6 +13,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from recscale.pallas_kernels import __version__ as __version__
+
+if __name__ != "recscale.models":
+    raise ImportError("models/ is the package recscale.models: import that, not the folder")
+
 if TYPE_CHECKING:
     from .architecture import BackboneSpec as BackboneSpec
     from .architecture import EncoderSpec as EncoderSpec

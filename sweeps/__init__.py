@@ -5,6 +5,8 @@ A sweep file needs only what is exported here:
     from recscale.sweeps import architectures, by_dense_params, product, seeds
 """
 
+from recscale.pallas_kernels import __version__ as __version__
+
 from .engine.combinators import (
     Point,
     Sweep,
@@ -20,6 +22,9 @@ from .engine.combinators import (
     seeds,
 )
 from .engine.combinators import zip_ as zip  # noqa: A004 - the name every user of sweeps expects
+
+if __name__ != "recscale.sweeps":
+    raise ImportError("sweeps/ is the package recscale.sweeps: import that, not the folder")
 
 __all__ = [
     "Point",

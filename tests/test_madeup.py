@@ -65,14 +65,14 @@ def test_its_metric_is_recorded_and_its_form_fitted_to_it(swept):
     _, out, _ = swept
     table = pd.read_parquet(out / "runs.parquet")
     assert table["brier"].between(0.15, 0.3).all()
-    (fitted,) = json.loads((out / "report" / "fit.json").read_text())["fits"].values()
-    assert fitted["form"]["id"] == "bare_power" and fitted["target"] == "brier"
+    report = json.loads((out / "report" / "fit.json").read_text())
+    assert report["form"] == "bare_power" and report["target"] == "brier" and report["records"]
 
 
 def test_the_plan_says_where_each_came_from(swept):
     _, out, _ = swept
     for line in (out / "plan.jsonl").read_text().splitlines():
-        brought = {part["name"]: part for part in json.loads(line)["brought"]}
+        brought = {part["name"]: part for part in json.loads(line)["outside"]}
         assert set(brought) >= {"one_layer", "coins", "brier"}
         assert {part["distribution"] for part in brought.values()} == {"recscale-madeup"}
         assert {part["version"] for part in brought.values()} == {PROJECT["version"]}
@@ -83,7 +83,7 @@ def test_commands_know_its_names(swept):
     assert "one_layer" in {row["model"] for row in recscale("models", path=path)["models"]}
     options = {"--form": "bare_power", "--axes": "x=dense_params", "--target": "brier", "--bootstrap": "20"}
     fitted = recscale("fit", out, *(word for option in options.items() for word in option), path=path)
-    assert fitted["form"]["id"] == "bare_power"
+    assert (fitted["form"], fitted["target"]) == ("bare_power", "brier")
     counted = recscale("count", "one_layer", "--schema", "known_truth:smoke", path=path)
     assert counted["model"] == "one_layer"
 
@@ -95,4 +95,4 @@ def test_an_address_needs_no_declaration(swept, tmp_path):
     arguments += ["--set", "training.requests=64", "--set", "training.examples=6400"]
     recscale("train", "recscale_madeup.model:ONE_LAYER", *arguments, path=tmp_path)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["status"] == "done" and record["architecture"] == "recscale_madeup.model:ONE_LAYER"
+    assert record["status"] == "done" and record["config"]["architecture"] == "recscale_madeup.model:ONE_LAYER"

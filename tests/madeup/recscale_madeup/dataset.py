@@ -3,7 +3,7 @@
 import numpy as np
 
 from recscale.models.inputs import Batch, CandidateSide, Field, Schema, Task, UserSide
-from recscale.scaling.data.metrics import evaluate_binary
+from recscale.scaling.data.metrics import evaluate, evaluate_binary
 
 HOLDOUT = 2**40  # batches from here on are never trained on
 
@@ -34,10 +34,12 @@ class Coins:
     def holdout(self):
         return (self.batch(HOLDOUT + index) for index in range(self.held))
 
-    def evaluate(self, logits):
+    def evaluate(self, logits, metrics=()):
         held = list(self.holdout())
+        labels = np.stack([batch.labels for batch in held])[..., 0]
         users = np.stack([np.broadcast_to(batch.user.ids["user"][:, None], batch.valid.shape) for batch in held])
-        return evaluate_binary(logits[..., 0], np.stack([batch.labels for batch in held])[..., 0], groups=users)
+        further = evaluate(metrics, logits[..., 0], labels, mask=np.ones(labels.shape, bool), groups=users)
+        return evaluate_binary(logits[..., 0], labels, groups=users) | further
 
     def facts(self):
         return {"name": "coins", "seed": self.seed, "rejected": {}}
