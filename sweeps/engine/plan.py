@@ -8,7 +8,7 @@ appends runs derived from finished ones. Lines are data, complete in themselves:
     job         runs of a group planned together: what a worker trains in one program
     shape_id    hash of the architecture and its sizes, the cluster of the law's bootstrap
     trunk_id    one trajectory: runs that differ only in the number of examples
-    outside     models, data sets and metrics of other distributions, with their versions; absent where there are none
+    brought     models, data sets and metrics of other distributions, with their versions; absent where there are none
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from recscale.scaling.training.config import config_hash
 from recscale.scaling.training.schedule import run_examples, run_steps, train_flops_per_row
 
 from . import machine, predict
+from .brought import brought, make_importable
 from .locks import hold
-from .outside import make_importable, outside
 
 PLAN = "plan.jsonl"
 SWEEP = "sweep.json"
@@ -184,7 +184,7 @@ class _Planner:
         train_flops = train_flops_per_row(counts, source) * examples
         per_row = targets.get("train_flops")
         whole = targets.get("budget_flops", None if per_row is None else per_row * examples)
-        brought = outside(config, self.folder)
+        foreign = brought(config, self.folder)
         row = {
             "run_id": run,
             "group_id": group_id(config),
@@ -206,7 +206,7 @@ class _Planner:
                 "basis": "FLOPs counted; memory and seconds estimated",
             },
         }
-        return row | ({"outside": brought} if brought else {})
+        return row | ({"brought": foreign} if foreign else {})
 
     def finish(self) -> Plan:
         """Adds what depends on the runs trained together: predicted memory and seconds of each job."""

@@ -65,7 +65,7 @@ def train_job(
     """
     from recscale.scaling.training import RunSpec
 
-    from .outside import make_importable
+    from .brought import make_importable
     from .plan import run_config
 
     rows = _planned(out, job)

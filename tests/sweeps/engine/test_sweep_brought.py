@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from recscale.scaling.cli import main
-from recscale.sweeps.engine import outside
-from recscale.sweeps.engine.executors import EXECUTORS, Outcome, executor
+from recscale.scaling.records.runs import read_record
+from recscale.sweeps.engine import brought
+from recscale.sweeps.engine.executors import EXECUTORS, executor
 from recscale.sweeps.engine.launch import launch
 from recscale.sweeps.engine.loading import load
 from recscale.sweeps.engine.plan import make_plan, read_plan, write_plan
@@ -104,41 +105,40 @@ def test_a_sweep_may_be_a_module_of_an_installed_package(folder):
 def test_the_plan_notes_what_is_not_of_recscale_and_nothing_else(folder, monkeypatch):
     loaded = load(folder / "widths v2.py")
     plain = make_plan(loaded.config(), loaded.points(), sweep="s", folder=folder).rows
-    assert all("outside" not in row for row in plain)
+    assert all("brought" not in row for row in plain)
 
     origin = {"name": "sizes_of_outside:X", "address": "sizes_of_outside:X", "distribution": "", "version": ""}
-    monkeypatch.setattr(outside, "_origin", lambda kind, name: origin if kind == "model" else None)
-    brought = make_plan(loaded.config(), loaded.points(), sweep="s", folder=folder).rows
-    assert [{k: v for k, v in row.items() if k != "outside"}["run_id"] for row in brought] == [
-        row["run_id"] for row in plain
-    ]
+    monkeypatch.setattr(brought, "_origin", lambda kind, name: origin if kind == "model" else None)
+    rows = make_plan(loaded.config(), loaded.points(), sweep="s", folder=folder).rows
+    assert [row["run_id"] for row in rows] == [row["run_id"] for row in plain]
     noted = [{"kind": "model", **origin, "folder": str(folder)}]
-    assert all(row["outside"] == noted for row in brought)
+    assert all(row["brought"] == noted for row in rows)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
-    outside.make_importable(brought)
+    brought.make_importable(rows)
     assert sys.path[0] == str(folder)
 
 
-BESIDE_TRAINER = """
-import json, importlib
-from pathlib import Path
-from recscale.scaling.records.runs import write_record
-from recscale.scaling.training import run_id
-def train_group(specs, group_dir, *, progress, cache_dir):
-    found = importlib.import_module("sizes_of_outside")
-    for spec in specs:
-        record = {"run_id": run_id(spec.config), "status": "done", "reasons": [], "metrics": {"n": len(found.LAYERS)}}
-        write_record(spec.run_dir, record)
-    return [record | {"run_id": run_id(spec.config)} for spec in specs]
+BESIDE = """
+from recscale.scaling.data import make_source
+LAYERS = [1]
+def small_log(asked):
+    return make_source(
+        {"name": "known_truth", "preset": "smoke", "holdout_rows": 512},
+        requests=asked.requests,
+        candidates=asked.candidates,
+    )
 """
 
 
-def test_workers_import_what_lies_beside_the_sweep_file(folder, tmp_path, monkeypatch):
+def test_workers_train_on_a_data_set_that_lies_beside_the_sweep_file(folder, tmp_path):
+    (folder / "sizes_of_outside.py").write_text(BESIDE)
     loaded = load(folder / "widths v2.py")
-    origin = {"name": "sizes_of_outside:X", "address": "sizes_of_outside:X", "distribution": "", "version": ""}
-    monkeypatch.setattr(outside, "_origin", lambda kind, name: origin if kind == "model" else None)
-    write_plan(tmp_path, make_plan(loaded.config(), loaded.points(), sweep="s", folder=folder))
-    assert read_plan(tmp_path)[0]["outside"][0]["folder"] == str(folder)
-    (tmp_path / "trainer.py").write_text(BESIDE_TRAINER)
-    outcome = launch(tmp_path, workers=1, trainer=f"{tmp_path / 'trainer.py'}:train_group")
-    assert outcome.statuses == {"done": 2} and isinstance(outcome, Outcome)
+    config = loaded.config()
+    config.data.name = "sizes_of_outside:small_log"
+    write_plan(tmp_path, make_plan(config, loaded.points(), sweep="s", folder=loaded.folder))
+    (row,) = read_plan(tmp_path)
+    name, unknown = "sizes_of_outside:small_log", {"distribution": "", "version": ""}
+    noted = {"kind": "data set", "name": name, "address": name, **unknown, "folder": str(folder)}
+    assert row["brought"] == [noted]
+    assert launch(tmp_path, workers=1).statuses == {"done": 1}
+    assert read_record(tmp_path / "runs" / row["run_id"])["metrics"]["logloss"] < 1

@@ -16,7 +16,7 @@ from recscale.pallas_kernels import names
 from recscale.scaling.data import list_sources, metrics
 
 
-def outside(config: ConfigDict, folder: Path | None) -> list[dict[str, str]]:
+def brought(config: ConfigDict, folder: Path | None) -> list[dict[str, str]]:
     """Kind, name, address, distribution and version of everything a run's configuration names from elsewhere.
 
     Of a module that lies in `folder`, beside the sweep file, the folder is noted as well: see `make_importable`.
@@ -36,7 +36,7 @@ def outside(config: ConfigDict, folder: Path | None) -> list[dict[str, str]]:
 def make_importable(rows: Iterable[Mapping[str, Any]]) -> None:
     """Lets this process import the modules that lay beside the sweep file when these rows were planned."""
     for row in rows:
-        for thing in row.get("outside", ()):
+        for thing in row.get("brought", ()):
             if "folder" in thing and thing["folder"] not in sys.path:
                 sys.path.insert(0, thing["folder"])
 
@@ -49,8 +49,8 @@ def _origin(kind: str, name: str) -> dict[str, str] | None:
         group, own = "recscale.datasets", list_sources()
     else:
         group, own = metrics.GROUP, list(metrics.METRICS)
-    brought = names.available(group, {})
-    return names.origin(group, name, {known: "" for known in own if known not in brought})
+    foreign = names.available(group, {})
+    return names.origin(group, name, {known: "" for known in own if known not in foreign})
 
 
 def _lies_in(module: str, folder: Path) -> bool:
