@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,7 @@ from .pair_models import (
 from .pairing import Matching, PairedSize, match_clusters, paired_seeds
 
 _LEVEL = 0.95
+Answer = Literal["yes", "no", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Comparison:
     b: str
     axis: str
     target: str
-    answer: str = "cannot tell"
+    answer: Answer = "cannot tell"
     reasons: list[str] = field(default_factory=list)
     evidence: str = "undecided"
     steeper: str | None = None
@@ -432,7 +433,7 @@ def _evidence(
     return "undecided", [f"the intervals of the difference of exponents decide nothing: {quoted}"]
 
 
-def _answer(evidence: str, reasons: list[str], items: list[Item], found: list[Gate]) -> tuple[str, list[str]]:
+def _answer(evidence: str, reasons: list[str], items: list[Item], found: list[Gate]) -> tuple[Answer, list[str]]:
     blocking = [f"{g.id}: {g.reason}" for g in found if g.passed is False and gates.EVERYTHING in g.refuses]
     blocking += missing(items)
     if evidence == "undecided" or blocking:

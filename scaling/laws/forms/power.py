@@ -185,38 +185,6 @@ def _two_axis_parameters(tied: bool, floor: bool, kappa: bool) -> tuple[Paramete
     return tuple(kept + ([] if tied else [exponent("beta", "D")]) + ([KAPPA] if kappa else []))
 
 
-@cache
-def chinchilla(axes: Axes = None) -> Form:
-    """y = E + A N^-alpha + B D^-beta."""
-    return _chinchilla(tied=False)
-
-
-@cache
-def chinchilla_tied(axes: Axes = None) -> Form:
-    """y = E + A N^-alpha + B D^-alpha."""
-    return _chinchilla(tied=True)
-
-
-def _chinchilla(tied: bool) -> Form:
-    names = [("A", "alpha"), ("B", "alpha" if tied else "beta")]
-    return Form(
-        "chinchilla_tied" if tied else "chinchilla",
-        ("C=",) if tied else ("C",),
-        f"y = E + A N^-alpha + B D^-{'alpha' if tied else 'beta'}",
-        "arXiv 2203.15556, approach 3",
-        (SIZE, DATA),
-        _two_axis_parameters(tied, True, False),
-        additive_family(2),
-        _linear(names, True, tied),
-        embed=_additive_embed(names, True),
-        floor="E",
-        split=("alpha", "alpha" if tied else "beta"),
-        nested_in=("kappa_tied", "chinchilla", "kappa") if tied else ("kappa", "repeated_data"),
-        limits="N, D -> infinity gives E; each term is a power law of its own axis",
-        valid="N > 0, D > 0, y > E",
-    )
-
-
 def _kappa_embed(tied: bool, floor: bool, kappa: str) -> dict:
     """Constraints of the kappa family: no floor, tied exponents, kappa = 1/beta ("kaplan") or kappa = 1
     ("sum").
@@ -231,71 +199,87 @@ def _kappa_embed(tied: bool, floor: bool, kappa: str) -> dict:
     return embed
 
 
+def _two_axis(
+    id: str,
+    aliases: tuple[str, ...],
+    equation: str,
+    source: str,
+    shape: str,
+    nested_in: tuple[str, ...],
+    limits: str,
+    tied: bool = False,
+    floor: bool = True,
+) -> Form:
+    """A form of N and D; shape: how the two terms are joined, "sum", "kaplan" (kappa = 1/beta) or "free" (kappa)."""
+    beta = "alpha" if tied else "beta"
+    names = [("A", "alpha"), ("B", beta)]
+    return Form(
+        id,
+        aliases,
+        equation,
+        source,
+        (SIZE, DATA),
+        _two_axis_parameters(tied, floor, shape == "free"),
+        additive_family(2) if shape == "sum" else kappa_family(),
+        _linear(names, floor, tied),
+        extra_starts={"kappa": (1.0, 4.0)} if shape == "free" else {},
+        embed=_additive_embed(names, floor) if shape == "sum" else _kappa_embed(tied, floor, shape),
+        floor="E" if floor else None,
+        split=("alpha", beta),
+        nested_in=nested_in,
+        limits=limits,
+        valid=f"N > 0, D > 0, y > {'E' if floor else '0'}{', kappa > 0' if shape == 'free' else ''}",
+    )
+
+
+_CHINCHILLA = ("arXiv 2203.15556, approach 3", "sum")
+_KAPLAN = ("arXiv 2001.08361, eq. 1.5", "kaplan")
+_KAPPA = ("power mean of the two terms", "free")
+_OWN_AXES = "N, D -> infinity gives E; each term is a power law of its own axis"
+_BETWEEN = "kappa = 1 is chinchilla, kappa = 1/beta is kaplan_offset, kappa -> infinity the larger term"
+
+
+@cache
+def chinchilla(axes: Axes = None) -> Form:
+    """y = E + A N^-alpha + B D^-beta."""
+    equation = "y = E + A N^-alpha + B D^-beta"
+    return _two_axis("chinchilla", ("C",), equation, *_CHINCHILLA, ("kappa", "repeated_data"), _OWN_AXES)
+
+
+@cache
+def chinchilla_tied(axes: Axes = None) -> Form:
+    """y = E + A N^-alpha + B D^-alpha."""
+    equation, nested = "y = E + A N^-alpha + B D^-alpha", ("kappa_tied", "chinchilla", "kappa")
+    return _two_axis("chinchilla_tied", ("C=",), equation, *_CHINCHILLA, nested, _OWN_AXES, tied=True)
+
+
 @cache
 def kaplan(axes: Axes = None) -> Form:
     """y = [(A N^-alpha)^(1/beta) + (B D^-beta)^(1/beta)]^beta: the kappa form at kappa = 1/beta without a floor."""
-    return _kaplan(offset=False)
+    equation, limits = "y = [(A N^-alpha)^(1/beta) + (B D^-beta)^(1/beta)]^beta", "N, D -> infinity gives 0"
+    return _two_axis("kaplan", ("K",), equation, *_KAPLAN, ("kaplan_offset",), limits, floor=False)
 
 
 @cache
 def kaplan_offset(axes: Axes = None) -> Form:
     """y = E + [(A N^-alpha)^(1/beta) + (B D^-beta)^(1/beta)]^beta: the kappa form at kappa = 1/beta."""
-    return _kaplan(offset=True)
-
-
-def _kaplan(offset: bool) -> Form:
-    names = [("A", "alpha"), ("B", "beta")]
-    equation = "[(A N^-alpha)^(1/beta) + (B D^-beta)^(1/beta)]^beta"
-    return Form(
-        "kaplan_offset" if offset else "kaplan",
-        ("K+E",) if offset else ("K",),
-        f"y = {'E + ' if offset else ''}{equation}",
-        "arXiv 2001.08361, eq. 1.5",
-        (SIZE, DATA),
-        _two_axis_parameters(False, offset, False),
-        kappa_family(),
-        _linear(names, offset),
-        embed=_kappa_embed(False, offset, "kaplan"),
-        floor="E" if offset else None,
-        split=("alpha", "beta"),
-        nested_in=("kappa",) if offset else ("kaplan_offset",),
-        limits="N, D -> infinity gives E" if offset else "N, D -> infinity gives 0",
-        valid="N > 0, D > 0, y > E" if offset else "N > 0, D > 0, y > 0",
-    )
+    equation, limits = "y = E + [(A N^-alpha)^(1/beta) + (B D^-beta)^(1/beta)]^beta", "N, D -> infinity gives E"
+    return _two_axis("kaplan_offset", ("K+E",), equation, *_KAPLAN, ("kappa",), limits)
 
 
 @cache
 def kappa(axes: Axes = None) -> Form:
     """y = E + [(A N^-alpha)^kappa + (B D^-beta)^kappa]^(1/kappa)."""
-    return _kappa(tied=False)
+    equation = "y = E + [(A N^-alpha)^kappa + (B D^-beta)^kappa]^(1/kappa)"
+    return _two_axis("kappa", (), equation, *_KAPPA, ("kappa_sum", "repeated_data"), _BETWEEN)
 
 
 @cache
 def kappa_tied(axes: Axes = None) -> Form:
     """y = E + [(A N^-alpha)^kappa + (B D^-alpha)^kappa]^(1/kappa)."""
-    return _kappa(tied=True)
-
-
-def _kappa(tied: bool) -> Form:
-    beta = "alpha" if tied else "beta"
-    names = [("A", "alpha"), ("B", beta)]
-    return Form(
-        "kappa_tied" if tied else "kappa",
-        ("kappa=",) if tied else (),
-        f"y = E + [(A N^-alpha)^kappa + (B D^-{beta})^kappa]^(1/kappa)",
-        "power mean of the two terms",
-        (SIZE, DATA),
-        _two_axis_parameters(tied, True, True),
-        kappa_family(),
-        _linear(names, True, tied),
-        extra_starts={"kappa": (1.0, 4.0)},
-        embed=_kappa_embed(tied, True, "free"),
-        floor="E",
-        split=("alpha", beta),
-        nested_in=("kappa", "kappa_sum", "repeated_data") if tied else ("kappa_sum", "repeated_data"),
-        limits="kappa = 1 is chinchilla, kappa = 1/beta is kaplan_offset, kappa -> infinity the larger term",
-        valid="N > 0, D > 0, y > E, kappa > 0",
-    )
+    equation = "y = E + [(A N^-alpha)^kappa + (B D^-alpha)^kappa]^(1/kappa)"
+    nested = ("kappa", "kappa_sum", "repeated_data")
+    return _two_axis("kappa_tied", ("kappa=",), equation, *_KAPPA, nested, _BETWEEN, tied=True)
 
 
 @cache
