@@ -283,8 +283,9 @@ def _din_config(config: LMNConfig) -> din.DINConfig:
 
 def build(config: LMNConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> LMN:
     """The model of a config."""
-    plan, encoder = plan_lmn(schema, config), din.build(_din_config(config), schema, rngs=rngs, dtype=dtype)
-    width = din.token_shape(_din_config(config), schema).width
+    plan, reads = plan_lmn(schema, config), _din_config(config)
+    encoder = din.DIN(din.plan_din(reads, schema), reads, dtype=dtype, rngs=rngs)
+    width = din.token_shape(reads, schema).width
     tasks = len(schema.tasks)
     return LMN(plan, config.widths, encoder, width, tasks, options=config, tower=config.tower, dtype=dtype, rngs=rngs)
 
