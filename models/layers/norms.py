@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from recscale.models.options import Options
+from recscale.models.options import Options, refuse_unused
 
 from . import param
 
@@ -30,6 +30,13 @@ class NormOptions(Options):
     norm_affine: bool = True
     norm_per_token: bool = False
     norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm in (None, "none"):
+            reason = "there is no norm; set norm"
+            refuse_unused(self, reason, norm_affine=self.norm_affine, norm_per_token=self.norm_per_token)
+            refuse_unused(self, reason, norm_eps=self.norm_eps)
 
 
 class Norm(nnx.Module):

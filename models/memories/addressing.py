@@ -70,7 +70,7 @@ class Query(nnx.Module):
         return x.reshape(-1, *self.shape)
 
 
-class Asking(nnx.Module):
+class SlotSearch(nnx.Module):
     """What both ways of addressing share: queries and the norms of queries and keys. Arguments: see `Addressing`."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Asking(nnx.Module):
         return keys if self.key_norm is None else self.key_norm(keys, sub_keys=True)
 
 
-class Addressing(Asking):
+class Addressing(SlotSearch):
     """x [T, B, D] -> the slots every token reads.
 
     Args:

@@ -109,6 +109,10 @@ class MSNConfig(MemoryOptions, ExpertOptions, StackOptions):
             refuse_unused(self, reason, balance_weight=self.balance_weight, router=self.router)
             refuse_unused(self, reason, expert_path=self.expert_path, capacity_factor=self.capacity_factor)
         self.check_capacity()
+        if self.block_style == "plain":
+            reason = "block_style='plain' has no norm; take 'post' or 'pre'"
+            refuse_unused(self, reason, norm=self.norm, norm_affine=self.norm_affine, norm_eps=self.norm_eps)
+            refuse_unused(self, reason, norm_per_token=self.norm_per_token)
         if self.module in ("msn_ffn", "msn_smoe"):
             self._check_combine()
         if self.module in ("smoe", "msn_smoe"):
@@ -317,8 +321,10 @@ def build(
 ) -> MSN:
     """The model of a config; `tokens` are those of a sequence encoder in front."""
     plan, D = plan_tokens(schema, config, config.width, tokens), config.width
-    place = "pre" if config.block_style == "pre" else "post"
-    options = config.block(place, residual=config.block_style != "plain")
+    options = config.block("pre" if config.block_style == "pre" else "post")
+    if config.block_style == "plain":
+        act, init = config.activation, config.init
+        options = BlockOptions(norm=None, activation=act, dropout=config.dropout, init=init, residual=False)
 
     def blocks() -> Iterator[MSNBlock]:
         for layer in range(config.layers):

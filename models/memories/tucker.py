@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 from recscale.pallas_kernels.chunks import map_rows, rows_within
 from recscale.pallas_kernels.product_key_topk.reference import comparable
 
-from .addressing import Asking, Found, draw_keys
+from .addressing import Found, SlotSearch, draw_keys
 from .options import MemoryOptions
 from .value_table import Constant
 
@@ -35,7 +35,7 @@ class SingularVectors(nnx.Variable):
     """State of the first stage: changed by training steps only, part of the checkpoint, not a parameter."""
 
 
-class TuckerAddressing(Asking):
+class TuckerAddressing(SlotSearch):
     """x [T, B, D] -> scores [N, H, K], or [N, m, H, K] for m > 1 cores (selected by their sum), and ids [N, H, K].
 
     Scores are not scaled by 1/sqrt p, as in the paper; `norm_gain_power` is its remedy. Arguments as of `Addressing`.

@@ -80,17 +80,16 @@ class NetworkOptions(NormOptions):
         super().__post_init__()
         require_share(dropout=self.dropout)
 
-    def block(self, norm_place: NormPlace = "post", *, residual: bool = True) -> BlockOptions:
-        """These flags for a block that mixes as the paper does; without a residual there is no norm either."""
+    def block(self, norm_place: NormPlace = "post") -> BlockOptions:
+        """These flags for a block that mixes as the paper does."""
         return BlockOptions(
-            norm=self.norm if residual else None,
+            norm=self.norm,
             norm_affine=self.norm_affine,
             norm_per_token=self.norm_per_token,
             norm_eps=self.norm_eps,
             activation=self.activation,
             dropout=self.dropout,
             init=self.init,
-            residual=residual,
             norm_place=norm_place,
         )
 

@@ -77,6 +77,7 @@ def test_configs_are_strict(name, config, message):
     ("name", "config", "message"),
     [
         ("rankmixer", dict(heads=4), "heads is 4 and has no effect: mixer='mix' has no attention; set mixer="),
+        ("rankmixer", dict(norm="none", norm_affine=False), "there is no norm; set norm"),
         ("rankmixer", dict(balance_weight=0.1), "balance_weight is 0.1 and has no effect.*router='topk'"),
         ("rankmixer", dict(experts=8, balance_weight=0.1), "no softmax-routed experts"),
         ("rankmixer", dict(experts=8, router="topk", active_ratio=0.5, lam0=1e-3), "no ReLU-routed experts"),
