@@ -40,13 +40,7 @@ class SelfAttention(nnx.Module):
     """x [T, B, D] -> [T, B, D]."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        init: str = "lecun_normal",
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        self, width: int, heads: int, *, init: str = "lecun_normal", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         def dense(axes: tuple[str, str] = ("embed", "heads")) -> Dense:
             return Dense(width, width, use_bias=False, init=init, axes=axes, dtype=dtype, rngs=rngs)

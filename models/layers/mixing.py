@@ -67,13 +67,7 @@ class TokenLinear(nnx.Module):
     """
 
     def __init__(
-        self,
-        tokens: int,
-        out: int,
-        *,
-        init: str = "lecun_normal",
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        self, tokens: int, out: int, *, init: str = "lecun_normal", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         self.dtype = dtype
         self.kernel = param.kernel(rngs, (tokens, out), ("tokens_in", "tokens"), init)

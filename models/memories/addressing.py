@@ -43,13 +43,7 @@ class Query(nnx.Module):
     """x [T, B, D] -> [N, heads, 2, p], without biases; a layer of GELU units in between for query="mlp"."""
 
     def __init__(
-        self,
-        tokens: int,
-        width: int,
-        options: MemoryOptions,
-        *,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        self, tokens: int, width: int, options: MemoryOptions, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         def layer(inputs: int, out: int, axes: tuple[str, str]) -> Dense | PerTokenDense:
             if options.query_per_token:

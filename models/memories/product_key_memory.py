@@ -77,13 +77,8 @@ class ProductKeyMemory(nnx.Module):
         rngs: nnx.Rngs,
     ):
         op, n, cores = options.value_op, options.sub_keys, options.tucker_cores
-        self.n, self.topk, self.heads, self.tokens, self.width = (
-            n,
-            options.memory_topk,
-            options.memory_heads,
-            tokens,
-            width,
-        )
+        self.n, self.topk, self.heads = n, options.memory_topk, options.memory_heads
+        self.tokens, self.width = tokens, width
         self.read_weights, self.temperature, self.value_op = options.read_weights, options.temperature, op
         self.cores, self.values_per_token = cores, options.values_per_token
         self.expansion = options.expansion if op == "expansion" else 1
