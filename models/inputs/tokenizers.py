@@ -71,6 +71,10 @@ class TokenizerOptions(Options):
         super().__post_init__()
         if self.cut_align == "exact" and self.tokenizer != "cut":
             raise ValueError(f"cut_align='exact' has no effect with tokenizer={self.tokenizer!r}; set tokenizer='cut'")
+        if self.tokenizer_shared and self.tokenizer != "cut":
+            raise ValueError(f"tokenizer_shared needs pieces of one width: tokenizer='cut', not {self.tokenizer!r}")
+        if self.tokenizer == "identity" and self.tokenizer_hidden is not None:
+            raise ValueError("tokenizer='identity' has no projection, so tokenizer_hidden must be None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,14 +349,10 @@ def _check_options(schema: Schema, options: TokenizerOptions, width: int) -> Non
         raise ValueError("the schema has no candidate or cross field, so there is nothing to rank")
     if options.global_token == "split" and not schema.user_fields:
         raise ValueError("global_token='split' makes a token of the user fields, and the schema has none; use True")
-    if options.tokenizer_shared and options.tokenizer != "cut":
-        raise ValueError(f"tokenizer_shared needs pieces of one width: tokenizer='cut', not {options.tokenizer!r}")
     if options.tokenizer == "identity":
         other = [f"{field.name} ({field.width})" for field in schema.fields if field.width != width]
         if other:
             raise ValueError(f"tokenizer='identity' needs fields of width {width}; other widths: {', '.join(other)}")
-        if options.tokenizer_hidden is not None:
-            raise ValueError("tokenizer='identity' has no projection, so tokenizer_hidden must be None")
 
 
 def _global_tokens(options: TokenizerOptions) -> tuple[int, int]:

@@ -62,7 +62,7 @@ from recscale.models.layers.per_token import Activation
 from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-from .ads_scorers import CANScorer, MHAScorer, Scorer, can_params
+from .ads_scorers import CANScorer, MHAScorer, can_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,9 @@ class EventProjection(nnx.Module):
         return jnp.where(valid[..., None] if made.ndim == 3 else valid[:, None, :, None], made, 0)
 
 
-def make_scorer(event_width: int, query_width: int, options: ADSConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Scorer:
+def make_scorer(
+    event_width: int, query_width: int, options: ADSConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> MHAScorer | CANScorer | ActivationUnit:
     """The scorer of a config."""
     if options.scorer == "can":
         return CANScorer(event_width, options.micro, dtype=dtype)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 from itertools import pairwise
-from typing import Protocol
 
 import jax.numpy as jnp
 from flax import nnx
@@ -25,16 +24,6 @@ from recscale.models.baselines.encoding import masked_softmax, per_event, with_c
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.param import Init
-
-
-class Scorer(Protocol):
-    """What `ADS` asks of a scorer."""
-
-    def prepare(self, events: Float[Array, "*rows S A"]) -> tuple[Array, ...]: ...
-
-    def read(
-        self, queries: Float[Array, "R C W q"], chunk: int, prepared: tuple[Array, ...], valid: Bool[Array, "R S"]
-    ) -> Float[Array, "R C token"]: ...
 
 
 class MHAScorer(nnx.Module):

@@ -175,6 +175,8 @@ def test_mixture_follows_its_equation():
         ("dlrm_mlp", dict(widths=()), "widths is empty"),
         ("dlrm_mlp", dict(widths=(8, 0)), r"widths is \(8, 0\), expected at least 1 everywhere"),
         ("dlrm_mlp", dict(bottom=(0,)), "bottom is"),
+        ("dlrm_mlp", dict(interaction_width=4), "interaction_width has no effect without interaction='dot'"),
+        ("dcnv2", dict(cross_activation="relu"), "cross_activation has no effect on one expert"),
         ("dcnv2", dict(rank=0), "rank is 0"),
         ("dcnv2", dict(widths=(0,)), "widths is"),
         ("dcnv2", dict(cross_layers=0), "cross_layers is 0"),

@@ -477,6 +477,8 @@ def test_contradicting_configs():
     schema = plain_schema(9, 5, 6)
     with pytest.raises(ValueError, match="exclude each other"):
         frozen("sequence_transformer", causal=True, target_in_sequence=True)
+    with pytest.raises(ValueError, match="max_length has no effect without positions"):
+        frozen("sequence_transformer", max_length=9, positions=False)
     for name in ("hstu", "sasrec", "sequence_transformer"):
         for most in (0, 5):
             with pytest.raises(ValueError, match=f"max_length is {most}, but the history has 9 events"):

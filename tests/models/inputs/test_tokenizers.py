@@ -154,6 +154,8 @@ def test_sides_share_tokens_by_width():
         (dict(tokenizer="field", tokens=4), "makes 8 of this schema"),
         (dict(tokenizer="group", tokenizer_shared=True), "tokenizer_shared needs"),
         (dict(tokenizer="identity"), "needs fields of width 8"),
+        (dict(tokenizer="identity", tokenizer_hidden=4), "has no projection"),
+        (dict(tokenizer="field", cut_align="exact"), "cut_align='exact' has no effect with tokenizer='field'"),
         (dict(), "no number of tokens"),
     ],
     ids=str,

@@ -290,6 +290,7 @@ def test_every_flag_counts(scorer, flags):
         (dict(max_length=4), "max_length is 4, but the history has 5 events"),
         (dict(head_dim=3), "width 8 is no multiple of head_dim 3"),
         (dict(chunk=0), "chunk is 0"),
+        (dict(chunk=2, pcrg=False), "chunk has no effect without generated queries"),
     ],
     ids=str,
 )

@@ -391,6 +391,7 @@ def test_training_on_ten_thousand_events_fits():
         (dict(n_global=(3, 1)), "m_c 1 or 2"),
         (dict(query_share=0.0), "expected a share"),
         (dict(merge=0), "merge is 0"),
+        (dict(seq_sees_user_globals=True, n_global=(1, 0)), "has no effect without user globals"),
         (dict(max_length=0), "max_length is 0"),
         (dict(seq_sees_user_globals=True, globals_order="user_first"), "candidate_first"),
     ],

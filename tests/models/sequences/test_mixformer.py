@@ -375,6 +375,7 @@ def test_sizes_near_a_target(name, target, full_schema, small_config):
         (dict(width=10), "width 10 does not divide into 4 heads; the nearest that does is 8"),
         (dict(ui=True, query_mixer="self_attention"), "has no such mask"),
         (dict(ui=True, user_heads=4), "user_heads is 4, expected 1 to 3"),
+        (dict(user_heads=2), "user_heads has no effect"),
         (dict(tokens=64, width=64), "width 19 cannot be cut into 64 heads"),
         (dict(sequence="views"), "'views', but the schema's histories are clicks"),
     ],
