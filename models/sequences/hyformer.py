@@ -68,59 +68,29 @@ from recscale.models.options import require_sizes
 from recscale.models.ranker import Ranker
 from recscale.models.sizing import token_choices, token_shapes
 
-from .hyformer_block import Boost, QueryGenerator, StreamLayer, StreamOptions
+from .hyformer_block import Boost, DecodingOptions, QueryGenerator, StreamLayer
 
 
 @dataclasses.dataclass(frozen=True)
-class HyFormerConfig(StreamOptions, TokenizerOptions, TowerOptions):
-    """tokens T, queries included (None: the largest up to 16 that the fields allow and D is a multiple of); width D,
-    hidden F (None: 4*D), layers L, queries Q_j per history, keep K; the rest: see the file.
-
-    sequences: names of the histories, () for all of the schema. split_info: whether the request's part of info W_a is
-    computed once per request (exact) or again for every candidate.
+class HyFormerConfig(DecodingOptions, TokenizerOptions, TowerOptions):
+    """tokens T, queries included (None: the largest up to 16 that the fields allow and D is a multiple of); layers L,
+    queries Q_j per history; sequences: names of the histories, () for all of the schema; the rest: see the file.
     """
 
     sequences: tuple[str, ...] = ()
-    width: int = 128
-    hidden: int | None = None
     layers: int = 2
     queries: int = 1
-    query_hidden: int | None = None
     query_pools: Literal["all", "own", "none"] = "all"
     query_sources: Literal["all", "target"] = "all"
-    split_info: bool = True
     encoder_input: Literal["stacked", "raw"] = "stacked"
-    seq_hidden: int | None = None
     ns_flow: Literal["updated", "raw"] = "updated"
-    head_dim: int | None = None
     readout: Literal["all", "queries"] = "all"
     recent: int | None = None
     time_feature: Literal["auto", "bucket", "none"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(width=self.width, layers=self.layers, queries=self.queries, keep=self.keep)
-        if self.head_dim is not None and self.width % self.head_dim:
-            raise ValueError(f"width {self.width} is no multiple of head_dim {self.head_dim}; change one of them")
-        if self.encoder == "swiglu" and self.encoder_causal:
-            raise ValueError("encoder='swiglu' has no attention, so encoder_causal must be False")
-
-    @property
-    def F(self) -> int:
-        return self.hidden or 4 * self.width
-
-    @property
-    def F_q(self) -> int:
-        return self.query_hidden or self.width
-
-    @property
-    def F_s(self) -> int:
-        return self.seq_hidden or 4 * self.width
-
-    @property
-    def heads(self) -> int:
-        d = self.head_dim or max(d for d in range(1, 33) if self.width % d == 0)
-        return self.width // d
+        require_sizes(layers=self.layers, queries=self.queries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,25 +148,12 @@ class HyFormer(Ranker):
             Dense(events.width, D, axes=("events", "embed"), init=init, dtype=dtype, rngs=rngs)
             for events in plan.streams
         )
-        self.generator = QueryGenerator(
-            plan.Q,
-            plan.user_sources,
-            plan.candidate_sources,
-            D,
-            options.F_q,
-            split=options.split_info,
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        sources = (plan.user_sources, plan.candidate_sources)
+        self.generator = QueryGenerator(plan.Q, *sources, options, dtype=dtype, rngs=rngs)
         self.streams = nnx.List(
-            nnx.List(StreamLayer(D, options.heads, options.F_s, options, dtype=dtype, rngs=rngs) for _ in plan.streams)
-            for _ in range(layers)
+            nnx.List(StreamLayer(options, dtype=dtype, rngs=rngs) for _ in plan.streams) for _ in range(layers)
         )
-        act = options.activation
-        self.boosts = nnx.List(
-            Boost(plan.T, D, options.F, activation=act, init=init, dtype=dtype, rngs=rngs) for _ in range(layers)
-        )
+        self.boosts = nnx.List(Boost(plan.T, options, dtype=dtype, rngs=rngs) for _ in range(layers))
         self.norm = Norm(D, kind="rms", dtype=dtype)
         flat = _head_width(options, plan)
         self.towers = Towers(flat, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)

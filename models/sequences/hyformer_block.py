@@ -26,13 +26,62 @@ from recscale.models.layers.matmul import contract
 from recscale.models.layers.mixing import mix_token_major
 from recscale.models.layers.norms import Norm, normalise
 from recscale.models.layers.per_token import Activation, PerTokenDense, PerTokenFFN, activation
-from recscale.models.options import Options
+from recscale.models.options import Options, require_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingOptions(Options):
+    """width D, hidden F (None: 4*D), query_hidden F_q (None: D), seq_hidden F_s (None: 4*D), head_dim of the attention.
+
+    split_info: whether the request's part of info W_a is computed once per request (exact) or again per candidate.
+    encoder: f, one of the file's; encoder_causal: whether its rows see older ones only; keep K: rows of "longer".
+    decode_residual: whether decoding adds to the queries. implementation: of the attention.
+    """
+
+    width: int = 128
+    hidden: int | None = None
+    query_hidden: int | None = None
+    seq_hidden: int | None = None
+    head_dim: int | None = None
+    split_info: bool = True
+    encoder: Literal["full", "longer", "swiglu"] = "longer"
+    encoder_causal: bool = False
+    keep: int = 128
+    decode_residual: bool = True
+    activation: Activation = "gelu"
+    init: param.Init = "lecun_normal"
+    implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(width=self.width, keep=self.keep)
+        if self.head_dim is not None and self.width % self.head_dim:
+            raise ValueError(f"width {self.width} is no multiple of head_dim {self.head_dim}; change one of them")
+        if self.encoder == "swiglu" and self.encoder_causal:
+            raise ValueError("encoder='swiglu' has no attention, so encoder_causal must be False")
+
+    @property
+    def F(self) -> int:
+        return self.hidden or 4 * self.width
+
+    @property
+    def F_q(self) -> int:
+        return self.query_hidden or self.width
+
+    @property
+    def F_s(self) -> int:
+        return self.seq_hidden or 4 * self.width
+
+    @property
+    def heads(self) -> int:
+        d = self.head_dim or max(d for d in range(1, 33) if self.width % d == 0)
+        return self.width // d
 
 
 class QueryGenerator(nnx.Module):
     """q_i = W_b silu(W_a info_i + b_a) + b_b, weights of its own for each of Q queries.
 
-    info_i is [request's part ; candidate's part]. Args: sources of both in units of D; D; F_q.
+    info_i is [request's part ; candidate's part], `user` and `candidate` times D wide.
     """
 
     def __init__(
@@ -40,19 +89,17 @@ class QueryGenerator(nnx.Module):
         queries: int,
         user: int,
         candidate: int,
-        width: int,
-        hidden: int,
+        options: DecodingOptions,
         *,
-        split: bool = True,
-        init: param.Init = "lecun_normal",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.user_width, self.split, self.dtype = user * width, split, dtype
-        shape = (queries, (user + candidate) * width, hidden)
+        D, F_q, init = options.width, options.F_q, options.init
+        self.user_width, self.split, self.dtype = user * D, options.split_info, dtype
+        shape = (queries, (user + candidate) * D, F_q)
         self.kernel = param.kernel(rngs, shape, ("tokens", "embed", "hidden"), init)
-        self.bias = param.constant((queries, hidden), ("tokens", "hidden"))
-        self.out = PerTokenDense(queries, hidden, width, axes=("hidden", "embed"), init=init, dtype=dtype, rngs=rngs)
+        self.bias = param.constant((queries, F_q), ("tokens", "hidden"))
+        self.out = PerTokenDense(queries, F_q, D, axes=("hidden", "embed"), init=init, dtype=dtype, rngs=rngs)
 
     def encode_user(self, info: Float[Array, "Q R d"] | None) -> Float[Array, "Q R _"] | None:
         """[Q,R,d_u] -> [Q,R,F_q], or as it came without split."""
@@ -78,42 +125,18 @@ class QueryGenerator(nnx.Module):
         return self.out(activation("silu")(h + self.bias[...].astype(self.dtype)[:, None]))
 
 
-@dataclasses.dataclass(frozen=True)
-class StreamOptions(Options):
-    """encoder: f, one of the file's; encoder_causal: whether its rows see older ones only; keep K: rows of "longer";
-    decode_residual: whether decoding adds to the queries; activation: of the networks; implementation: of the
-    attention."""
-
-    encoder: Literal["full", "longer", "swiglu"] = "longer"
-    encoder_causal: bool = False
-    keep: int = 128
-    decode_residual: bool = True
-    activation: Activation = "gelu"
-    init: param.Init = "lecun_normal"
-    implementation: str | None = None
-
-
 class StreamLayer(nnx.Module):
-    """One layer of one history: its encoder and its decoding by Q_j queries. hidden: F_s of "swiglu"."""
+    """One layer of one history: its encoder and its decoding by Q_j queries."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        options: StreamOptions,
-        *,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        init, kernel = options.init, options.implementation
+    def __init__(self, options: DecodingOptions, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        width, heads, init, kernel = options.width, options.heads, options.init, options.implementation
         self.heads, self.causal, self.residual = heads, options.encoder_causal, options.decode_residual
         self.implementation = kernel
         # Rows of "longer"; every other encoder keeps all of them.
         self.keep = options.keep if options.encoder == "longer" else None
         norm = functools.partial(Norm, width, kind="rms", dtype=dtype)
         if options.encoder == "swiglu":
-            self.norm, self.encoder = norm(), SwiGLU(width, hidden, init=init, dtype=dtype, rngs=rngs)
+            self.norm, self.encoder = norm(), SwiGLU(width, options.F_s, init=init, dtype=dtype, rngs=rngs)
         else:
             self.norm = None
             self.encoder = HistoryBlock(
@@ -160,20 +183,11 @@ class StreamLayer(nnx.Module):
 class Boost(nnx.Module):
     """X + TokenFFN(N(mix(N(X)))) on [T,B,D]; T must divide D."""
 
-    def __init__(
-        self,
-        tokens: int,
-        width: int,
-        hidden: int,
-        *,
-        activation: Activation = "gelu",
-        init: param.Init = "lecun_normal",
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.token_norm = Norm(width, kind="rms", dtype=dtype)
-        self.mixed_norm = Norm(width, kind="rms", dtype=dtype)
-        self.ffn = PerTokenFFN(tokens, width, hidden, activation=activation, init=init, dtype=dtype, rngs=rngs)
+    def __init__(self, tokens: int, options: DecodingOptions, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        D, act, init = options.width, options.activation, options.init
+        self.token_norm = Norm(D, kind="rms", dtype=dtype)
+        self.mixed_norm = Norm(D, kind="rms", dtype=dtype)
+        self.ffn = PerTokenFFN(tokens, D, options.F, activation=act, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "T B D"]:
         return x + self.ffn(self.mixed_norm(mix_token_major(self.token_norm(x), x.shape[0])))

@@ -71,9 +71,6 @@ class MixFormerConfig(BlockOptions, HistoryOptions):
     """
 
     tokens: int | None = None
-    width: int = 64
-    hidden: int | None = None
-    seq_hidden: int | None = None
     layers: int = 2
     kv: Literal["auto", "reordered", "materialised"] = "auto"
     candidates: int = 1
@@ -96,14 +93,6 @@ class MixFormerConfig(BlockOptions, HistoryOptions):
     @property
     def T(self) -> int:
         return self.tokens or max(t for t in range(1, AUTO_TOKENS + 1) if self.width % t == 0)
-
-    @property
-    def F(self) -> int:
-        return self.hidden or 4 * self.width
-
-    @property
-    def F_s(self) -> int:
-        return self.seq_hidden or 2 * self.width
 
     @property
     def towers(self) -> tuple[int, ...]:
@@ -164,7 +153,7 @@ class MixFormer(Ranker):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        D, F, init, post, layers = options.width, options.F, options.init, options.post, options.layers
+        D, init, layers = options.width, options.init, options.layers
         self.user_cut, self.item_cut = user, item
         user_heads, flat = user.heads if user else 0, options.T * D
 
@@ -177,11 +166,11 @@ class MixFormer(Ranker):
         axes = ("events", "embed")
         self.events = Dense(events.width, flat, use_bias=False, axes=axes, init=init, dtype=dtype, rngs=rngs)
         self.histories = nnx.List(
-            HistoryFFN(flat, options.F_s, post=post, init=init, dtype=dtype, rngs=rngs)
+            HistoryFFN(options.T, options, dtype=dtype, rngs=rngs)
             for _ in range(1 if options.history_ffn == "shared" else layers)
         )
         self.blocks = nnx.List(
-            MixFormerBlock(user_heads, item.heads, D, F, options, reordered=reordered, dtype=dtype, rngs=rngs)
+            MixFormerBlock(user_heads, item.heads, options, reordered=reordered, dtype=dtype, rngs=rngs)
             for _ in range(layers)
         )
         self.towers = Towers(flat, tasks, tower=options.towers, init=init, dtype=dtype, rngs=rngs)

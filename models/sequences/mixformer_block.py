@@ -44,14 +44,26 @@ class HeadState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BlockOptions(Options):
-    """Flags of a block, see the file of MixFormer; implementation: of the attention."""
+    """width D, hidden F (None: 4*D), seq_hidden F_s (None: 2*D); the rest as in the file of MixFormer; implementation:
+    of the attention."""
 
+    width: int = 64
+    hidden: int | None = None
+    seq_hidden: int | None = None
     norms: Literal["figure", "equations", "post"] = "figure"
     query_mixer: Literal["mix", "self_attention", "none"] = "mix"
     query_ffn: bool = True
     output_ffn: Literal["per_head", "shared"] = "per_head"
     init: Init = "lecun_normal"
     implementation: str | None = None
+
+    @property
+    def F(self) -> int:
+        return self.hidden or 4 * self.width
+
+    @property
+    def F_s(self) -> int:
+        return self.seq_hidden or 2 * self.width
 
     @property
     def post(self) -> bool:
@@ -68,21 +80,20 @@ class HeadGroup(nnx.Module):
     """The weights of t of the T heads of one block: all heads, the user heads or the item heads.
 
     Args:
-        heads, width, hidden: t, D, F.
+        heads: t.
         reordered: which order of the attention.
     """
 
     def __init__(
         self,
         heads: int,
-        width: int,
-        hidden: int,
         options: BlockOptions,
         *,
         reordered: bool,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        width, hidden = options.width, options.F
         self.heads, self.reordered, self.post, self.dtype = heads, reordered, options.post, dtype
         self.place = options.place
         self.implementation, init, figure = options.implementation, options.init, options.norms == "figure"
@@ -152,15 +163,13 @@ class MixFormerBlock(nnx.Module):
 
     Args:
         user_heads, item_heads: T_u and T_i, T together; user_heads = 0 makes the item heads all heads.
-        width, hidden: D, F. reordered: which order of the attention.
+        reordered: which order of the attention.
     """
 
     def __init__(
         self,
         user_heads: int,
         item_heads: int,
-        width: int,
-        hidden: int,
         options: BlockOptions,
         *,
         reordered: bool,
@@ -171,12 +180,14 @@ class MixFormerBlock(nnx.Module):
         init, attention, shared = options.init, options.query_mixer == "self_attention", options.output_ffn == "shared"
 
         def group(heads: int) -> HeadGroup:
-            return HeadGroup(heads, width, hidden, options, reordered=reordered, dtype=dtype, rngs=rngs)
+            return HeadGroup(heads, options, reordered=reordered, dtype=dtype, rngs=rngs)
 
         self.user = group(user_heads) if user_heads else None
         self.item = group(item_heads)
-        self.attention = SelfAttention(width, self.tokens, init=init, dtype=dtype, rngs=rngs) if attention else None
-        self.shared_ffn = SwiGLU(width, hidden, init=init, dtype=dtype, rngs=rngs) if shared else None
+        self.attention = (
+            SelfAttention(options.width, self.tokens, init=init, dtype=dtype, rngs=rngs) if attention else None
+        )
+        self.shared_ffn = SwiGLU(options.width, options.F, init=init, dtype=dtype, rngs=rngs) if shared else None
 
     def encode_user(
         self, x: Float[Array, "t B D"] | None, h: Float[Array, "R S TD"], length: Int[Array, " R"]
@@ -217,19 +228,10 @@ class MixFormerBlock(nnx.Module):
 class HistoryFFN(nnx.Module):
     """h = SwiGLU(N(s)) + s on [R,S,T*D]; under post-norm N(SwiGLU(s) + s)."""
 
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        *,
-        post: bool = False,
-        init: Init = "lecun_normal",
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.place = "post" if post else "pre"
-        self.norm = Norm(width, kind="layer" if post else "rms", dtype=dtype)
-        self.ffn = SwiGLU(width, hidden, init=init, dtype=dtype, rngs=rngs)
+    def __init__(self, heads: int, options: BlockOptions, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        width, self.place = heads * options.width, options.place
+        self.norm = Norm(width, kind="layer" if options.post else "rms", dtype=dtype)
+        self.ffn = SwiGLU(width, options.F_s, init=options.init, dtype=dtype, rngs=rngs)
 
     def __call__(self, s: Float[Array, "R S TD"]) -> Float[Array, "R S TD"]:
         return sub_layer(self.ffn, self.norm, s, place=self.place)
