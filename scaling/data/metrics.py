@@ -22,6 +22,7 @@ from jaxtyping import Float, Num, Shaped
 from scipy.stats import rankdata
 
 from recscale.pallas_kernels import names
+from recscale.scaling.records.runs import run_row
 
 CALIBRATION_BINS = 20
 GROUP = "recscale.metrics"
@@ -308,15 +309,15 @@ def find(name: str) -> Metric:
     """The metric of a name or an address, ready to be evaluated.
 
     Raises:
-        ValueError: there is none (the nearest is named), it is no `Metric` or has no function, or it takes the name of
-            one of this package.
+        ValueError: there is none (the nearest is named), it is no `Metric` or has no function, or run tables have a
+            column of its name already.
     """
     own = METRICS.get(name)
     metric = own or names.load(GROUP, name, dict.fromkeys(METRICS, ""), "metric")
     if not isinstance(metric, Metric):
         raise ValueError(f"metric {name!r} is {metric!r}, expected a recscale.scaling.data.metrics.Metric")
-    if own is None and metric.name in METRICS:
-        raise ValueError(f"metric {name!r} calls itself {metric.name!r}, which is a metric of recscale; rename it")
+    if own is None and (metric.name in METRICS or metric.name in run_row({"status": "planned"})):
+        raise ValueError(f"metric {name!r} calls itself {metric.name!r}, a column that run tables have; rename it")
     if metric.function is None:
         raise ValueError(f"metric {name!r} has no function to evaluate: it is a column of results, not of these logits")
     return metric

@@ -140,12 +140,13 @@ def brier(logits, labels, *, mask, groups):
 
 BRIER = metrics.Metric("brier", "Brier score", function=brier)
 TAKEN = metrics.Metric("auc", function=brier)
+COLUMN = metrics.Metric("train_flops", function=brier)
 
 
 @pytest.fixture
 def addresses(monkeypatch):
     module = types.ModuleType("made_up_metrics")
-    module.BRIER, module.TAKEN = BRIER, TAKEN
+    module.BRIER, module.TAKEN, module.COLUMN = BRIER, TAKEN, COLUMN
     monkeypatch.setitem(sys.modules, "made_up_metrics", module)
 
 
@@ -164,6 +165,7 @@ def test_metrics_by_name_and_address_are_evaluated_on_the_rows_that_count(log, a
         ("logos", "there is no metric 'logos'; did you mean 'logloss'"),
         ("excess_logloss", "has no function"),
         ("made_up_metrics:TAKEN", "calls itself 'auc'"),
+        ("made_up_metrics:COLUMN", "calls itself 'train_flops'"),
         ("math:pi", "expected a recscale.scaling.data.metrics.Metric"),
     ],
 )
