@@ -9,7 +9,8 @@ from typing import Any
 def figure_lines(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """One line per figure, nested names dotted; what can be compared stands in one table, a row each.
 
-    Compared are the members of a mapping that have a time (`median_ms`), or all of them if they are mappings.
+    Compared are the members of a mapping that have a time (`median_ms`), or all of them if they are mappings, or else
+    those that hold the same figures as another one.
     """
     rows = _comparable(values)
     lines = _table(prefix.rstrip("."), rows) if rows else []
@@ -28,7 +29,7 @@ def figure_lines(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 def figure_text(value: Any) -> str:
     """Six digits of a number, a list's values in a row."""
     if isinstance(value, list | tuple):
-        return " ".join(figure_text(one) for one in value)
+        return " ".join(f"{figure_text(one):>10s}" for one in value)
     if value is None or isinstance(value, str | bool):
         return "-" if value is None else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -38,7 +39,10 @@ def _comparable(values: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     inner = {name: value for name, value in values.items() if isinstance(value, Mapping)}
     timed = {name: value for name, value in inner.items() if "median_ms" in value}
     flat = len(inner) > 1 and all(any(not _nested(v) for v in row.values()) for row in inner.values())
-    return timed or (inner if flat and len(inner) == len(values) else {})
+    if timed or (flat and len(inner) == len(values)):
+        return timed or inner
+    alike = [set(value) for value in inner.values()]
+    return {name: value for name, value in inner.items() if alike.count(set(value)) > 1}
 
 
 def _nested(value: Any) -> bool:

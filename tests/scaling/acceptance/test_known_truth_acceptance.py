@@ -16,7 +16,7 @@ def test_quick_acceptance_passes_and_fills_a_page():
     assert result["passed"]
     assert result["networks"] is None
     assert set(result["seconds"]) == {"generator", "plateaus", "data_axis", "fitter"}
-    assert 20 < len(lines) < 60
+    assert 20 < len(lines) < 70
     assert max(len(line) for line in lines) < 110
     levels = result["plateaus"]["level"]
     assert levels == sorted(levels, reverse=True)
