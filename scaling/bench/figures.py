@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def figure_lines(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+def figure_lines(values: Mapping[Any, Any], prefix: str = "") -> list[str]:
     """One line per figure, nested names dotted; what can be compared stands in one table, a row each.
 
     Compared are the members of a mapping that have a time (`median_ms`), or all of them if they are mappings, or else
@@ -22,7 +22,7 @@ def figure_lines(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             lines += figure_lines(value, f"{prefix}{name}.")
         else:
-            lines.append(f"{prefix + name:44s} {figure_text(value)}")
+            lines.append(f"{f'{prefix}{name}':44s} {figure_text(value)}")
     return lines
 
 
@@ -35,14 +35,14 @@ def figure_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _comparable(values: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    inner = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-    timed = {name: value for name, value in inner.items() if "median_ms" in value}
-    flat = len(inner) > 1 and all(any(not _nested(v) for v in row.values()) for row in inner.values())
-    if timed or (flat and len(inner) == len(values)):
-        return timed or inner
-    alike = [set(value) for value in inner.values()]
-    return {name: value for name, value in inner.items() if alike.count(set(value)) > 1}
+def _comparable(values: Mapping[Any, Any]) -> dict[Any, Mapping[str, Any]]:
+    rows = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    rows = {name: row for name, row in rows.items() if not all(_nested(value) for value in row.values())}
+    timed = {name: row for name, row in rows.items() if "median_ms" in row}
+    if timed or len(rows) == len(values) > 1:
+        return timed or rows
+    kinds = [set(row) for row in rows.values()]
+    return {name: row for name, row in rows.items() if kinds.count(set(row)) > 1}
 
 
 def _nested(value: Any) -> bool:
@@ -51,9 +51,12 @@ def _nested(value: Any) -> bool:
     return within or isinstance(value, Mapping)
 
 
-def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _table(title: str, rows: Mapping[Any, Mapping[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if not _nested(value)))
-    cells = [[title, *names], *([name, *(figure_text(row.get(key)) for key in names)] for name, row in rows.items())]
+    cells = [
+        [title, *names],
+        *([str(name), *(figure_text(row.get(key)) for key in names)] for name, row in rows.items()),
+    ]
     first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
     return [
         f"{name:{first}s}" + "".join(f"  {text:>{width}s}" for text, width in zip(texts, widths, strict=True))
