@@ -40,4 +40,4 @@ def test_networks_are_reported_with_their_refusals():
     assert all(0 < row["excess"] < 1.2 * part["plateaus"][0] for row in own["sizes"])
     assert own["law"]["params"]["E"] is None and "span" in own["law"]["refused"]["E"]
     text = "\n".join(figure_lines(part))
-    assert "law.refused.E" in text and "recovered_N2" in text and "plateau.smallest" in text
+    assert "dlrm_mlp.law" in text and "span:" in text and "recovered_N2" in text and "plateau.smallest" in text
