@@ -65,8 +65,8 @@ def make_source(
     source = make(SourceRequest(config, requests, candidates, cache, host, hosts))
     lacking = [member for member in _MEMBERS if not hasattr(source, member)]
     if lacking:
-        found = type(source).__name__
-        raise ValueError(f"data set {config.name!r} gave a {found}, which is no Source: it lacks {', '.join(lacking)}")
+        found = f"an object of type {type(source).__name__}"
+        raise ValueError(f"data set {config.name!r} gave {found}, no Source: it lacks {', '.join(lacking)}")
     if config.metrics and "metrics" not in inspect.signature(source.evaluate).parameters:
         raise ValueError(f"data set {config.name!r} evaluates no further metrics: data.metrics must be empty")
     return source

@@ -12,7 +12,7 @@ import click
 @click.argument("architecture")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; a stopped run goes on.")
 @click.option("--data", "root", default="", help="Folder of a downloaded data set.")
-@click.option("--dataset", default="known_truth", show_default=True, help="known_truth or a data set's name.")
+@click.option("--dataset", default="known_truth", show_default=True, help="Data set: name or package.module:attribute.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override, e.g. training.lr=1e-3.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record's figures as one JSON object, last.")
 def train(architecture: str, out: Path, root: str, dataset: str, assignments: tuple[str, ...], as_json: bool) -> None:

@@ -160,8 +160,9 @@ class PackedLog:
         self.ticks_per_second: int = meta["ticks_per_second"]
         # Every column is mapped here, by one thread: NumPy parses a header with `ast`, and two threads doing that at
         # once (a reader's first two batches) fail now and then on Python 3.11 ("AST constructor recursion depth
-        # mismatch").
-        self._columns = {path: self._map(path) for path in meta["files"]}
+        # mismatch"). As plain views: the subclass np.memmap costs microseconds on every slice.
+        mapped = {path: np.load(self.folder / path, mmap_mode="r", allow_pickle=False) for path in meta["files"]}
+        self._columns = {path: np.asarray(array) for path, array in mapped.items()}
 
     def column(self, field: str) -> Shaped[np.ndarray, "rows ..."]:
         """Memory-mapped values of one field, one entry per row."""
@@ -223,10 +224,6 @@ class PackedLog:
 
     def __reduce__(self):
         return PackedLog, (str(self.folder),)
-
-    def _map(self, path: str) -> np.ndarray:
-        array = np.load(self.folder / path, mmap_mode="r", allow_pickle=False)
-        return np.asarray(array)  # a plain view: the subclass np.memmap costs microseconds on every slice
 
 
 def schema_from_dict(plain: dict[str, Any]) -> Schema:

@@ -86,7 +86,7 @@ def test_a_set_named_by_its_address(elsewhere):
     [
         ("coins_for_recscale:Dice", ValueError, "data set 'coins_for_recscale:Dice': .* has no attribute 'Dice'"),
         ("coins_for_nobody:Coins", ValueError, "there is no module 'coins_for_nobody'"),
-        ("coins_for_recscale:unfinished", ValueError, "gave a object, which is no Source: it lacks schema, requests"),
+        ("coins_for_recscale:unfinished", ValueError, "an object of type object, no Source: it lacks schema, req"),
         ("coins_for_recscale", KeyError, "unknown data set 'coins_for_recscale'"),
     ],
 )
