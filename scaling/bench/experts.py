@@ -129,7 +129,7 @@ def _serving(shape: ExpertShape) -> dict[str, _Variant]:
 
 
 def _served(schema: Schema, config: dict[str, Any], inputs: Any) -> _Variant:
-    model = build("rankmixer", schema, config, rngs=nnx.Rngs(0))
+    model: Any = build("rankmixer", schema, config, rngs=nnx.Rngs(0))  # a mixer, whose blocks hold the routers
     for block in model.blocks if "experts" in config else ():
         # Inputs are normalised, so before the ReLU gates are normal with the scale of the kernel.
         router = block.ffn.infer_router
