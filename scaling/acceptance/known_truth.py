@@ -256,7 +256,9 @@ def data_axis(*, rows: int = 2**17, examples: int = 2**20, slack: float = 1.0) -
     for index in range(pieces):
         _, exact = sample(world, SEED, index, ROWS)
         p, q = exact.p.ravel(), exact.q.ravel()
-        excess += divergence(p, q, score(index) + intercepts[..., None]).mean(-1)
+        logits = score(index) + intercepts[..., None]
+        p_all, q_all = np.broadcast_to(p, logits.shape), np.broadcast_to(q, logits.shape)
+        excess += divergence(p_all, q_all, logits).mean(-1)
         excess += _floor_gap(config.noise_variance(), exact)
     excess /= pieces
     v = card(world, rows=rows)["v"]

@@ -29,7 +29,7 @@ def figure_lines(values: Mapping[Any, Any], prefix: str = "") -> list[str]:
 def figure_text(value: Any) -> str:
     """Six digits of a number, a list's values in a row."""
     if isinstance(value, list | tuple):
-        return " ".join(f"{figure_text(one):>10s}" for one in value)
+        return " ".join(figure_text(one) for one in value)
     if value is None or isinstance(value, str | bool):
         return "-" if value is None else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
