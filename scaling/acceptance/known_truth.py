@@ -26,7 +26,7 @@ from recscale.scaling.data.known_truth.card import card
 from recscale.scaling.data.known_truth.exact import TruthRows, oracle_logits, order_variances, sample
 from recscale.scaling.data.known_truth.expectations import (
     divergence,
-    entropy,
+    entropy_of_both,
     entropy_of_logit,
     gaussian_constants,
     noise_mean,
@@ -103,7 +103,7 @@ def generator(*, rows: int = 2**18, slack: float = 1.0) -> dict[str, Any]:
     floors = dict.fromkeys(axes, 0.0)
     pieces = rows // ROWS
     for batch, exact in evaluation_batches(world, pieces):
-        best = float(entropy(exact.p).mean())
+        best = float(entropy_of_both(exact.p).mean())
         for name, (values, _, _) in axes.items():
             for i, value in enumerate(values):
                 known: dict[str, Any] = {name: int(value)}
@@ -149,7 +149,7 @@ def _axis_asymptote(world: World, rows: TruthRows, axis: str) -> float:
 
 
 def _bayes_entropy(sd: float, amplitude: float) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda z: entropy(*smoothed(z, sd, amplitude))
+    return lambda z: entropy_of_both(*smoothed(z, sd, amplitude))
 
 
 # 2. Plateaus -----------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def plateaus(*, rows: int = 2**17, examples: int = 2**21, pairs: int = 2000, sla
 def _floor_gap(variance: float, rows: TruthRows) -> float:
     """Mean of h(p*) - E h(sigmoid(z + eta)) on rows without fresh pairs."""
     latent = on_grid(noise_mean(entropy_of_logit, variance**0.5), rows.z.ravel())
-    return float((entropy(rows.p.ravel()) - latent).mean())
+    return float((entropy_of_both(rows.p.ravel()) - latent).mean())
 
 
 def _pairs_of(world: World) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from recscale.scaling.records.files import write_atomically
 
 from .config import BLOCK, TASK_NAMES, KnownTruthConfig
 from .exact import drift_offsets, order_variances, part_variances, sample
-from .expectations import entropy, entropy_of_logit, expected_auc, noise_mean, on_grid, t_of_auc
+from .expectations import entropy_of_both, entropy_of_logit, expected_auc, noise_mean, on_grid, t_of_auc
 from .world import World, popularity
 
 CARD_SEED = 0xCA4D  # the card reads a stream of its own, so it depends on the world alone
@@ -95,7 +95,7 @@ def _constants(world: World, samples: dict[str, np.ndarray], task: int) -> dict[
     deviation = z - config.task_bias(task)
     controls = np.stack([deviation, deviation**2 - sum(variances.values())], axis=1)
     latent = _latent_means(drift_offsets(world, task), z, sd, amplitude)
-    values = {"base_rate": p, "entropy_floor": entropy(p), **latent}
+    values = {"base_rate": p, "entropy_floor": entropy_of_both(p), **latent}
     means, errors = {}, {}
     for name, value in values.items():
         means[name], errors[name] = _controlled_mean(value, weight, controls, config.cascade and task > 0)

@@ -22,7 +22,7 @@ from recscale.models.inputs import Batch
 from .card import card
 from .config import REQUEST_FIELDS, TASK_NAMES
 from .exact import TruthRows, truth
-from .expectations import divergence, entropy, expected_auc, logit
+from .expectations import divergence, entropy_of_both, expected_auc, logit
 from .logit_parts import term_values
 from .world import Terms, World, popularity
 
@@ -141,7 +141,7 @@ def _exact_metrics(
         "entropy_floor": facts["entropy_floor"],
         "asymptote": facts["asymptote"],
         "base_rate": facts["base_rate"],
-        "ne": loss / float(entropy(facts["base_rate"])),
+        "ne": loss / float(entropy_of_both(facts["base_rate"])),
         "auc": expected_auc(predicted, positive, negative),
         "gauc": expected_auc(predicted, positive, negative, groups),
         "calibration": float(weight @ probability / positive.sum()),

@@ -50,7 +50,7 @@ def _normal_mean(z: np.ndarray, sd: np.ndarray, nodes: int) -> np.ndarray:
     return np.concatenate([expit(z[b, None] + sd[b, None] * points) @ weights for b in blocks] or [np.zeros(0)])
 
 
-def entropy(p: Any, q: Any = None) -> Float64[np.ndarray, " ..."]:
+def entropy_of_both(p: Any, q: Any = None) -> Float64[np.ndarray, " ..."]:
     """Entropy of a label, -p ln p - q ln q in nats, q = 1 - p unless given."""
     p = np.asarray(p, np.float64)
     q = 1.0 - p if q is None else np.asarray(q, np.float64)

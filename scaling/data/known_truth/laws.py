@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64
 
 from .card import card
 from .config import KnownTruthConfig, power_differences
-from .expectations import entropy, hermite, smoothed
+from .expectations import entropy_of_both, hermite, smoothed
 from .world import World
 
 # Quanta stand for infinity beyond this many terms; what is left of the series is then counted as not yet learned.
@@ -131,7 +131,7 @@ def _exact_excess(config: KnownTruthConfig, missing: np.ndarray, mass: np.ndarra
 
     def level(s2: float, shifts: tuple[float, ...], unknown: float) -> float:
         z = config.b + max(normal - s2, 0.0) ** 0.5 * points
-        return float(np.mean([weights @ entropy(*smoothed(z + c, s2**0.5, unknown, 81)) for c in shifts]))
+        return float(np.mean([weights @ entropy_of_both(*smoothed(z + c, s2**0.5, unknown, 81)) for c in shifts]))
 
     known = level(0.0, signs, 0.0)
     out = np.empty(missing.shape)

@@ -14,7 +14,7 @@ from recscale.scaling.data.known_truth.evaluate import evaluate, stack_truth
 from recscale.scaling.data.known_truth.exact import oracle_logits, sample, truth
 from recscale.scaling.data.known_truth.expectations import (
     divergence,
-    entropy,
+    entropy_of_both,
     entropy_of_logit,
     expected_auc,
     gaussian_constants,
@@ -147,7 +147,7 @@ def test_dense_card_is_exact_though_its_logits_are_not_normal():
 
 def test_control_variates_change_the_error_not_the_value(world, constants):
     drawn = [sample(world, 0xCA4D, index, 4096)[1] for index in range(16)]
-    floor = entropy(np.concatenate([row.p.ravel() for row in drawn]))
+    floor = entropy_of_both(np.concatenate([row.p.ravel() for row in drawn]))
     assert abs(floor.mean() - constants["entropy_floor"]) < 3 * floor.std() / np.sqrt(floor.size)
     assert constants["standard_errors"]["entropy_floor"] < 0.5 * floor.std() / np.sqrt(2**17)
 
@@ -237,12 +237,14 @@ def test_knowing_everything_costs_nothing(world, batches, constants, rows):
 def test_knowing_nothing_costs_the_entropy_of_the_base_rate(world, batches, constants):
     known = dict(quanta=0, history=0, ranks=0, biases=False)
     worst = report(world, batches, constants, **known)
-    assert abs(worst["logloss"] - entropy(constants["base_rate"])) < 3e-3  # 32,768 rows: the rate is off by 2e-3
+    assert (
+        abs(worst["logloss"] - entropy_of_both(constants["base_rate"])) < 3e-3
+    )  # 32,768 rows: the rate is off by 2e-3
     logits = np.stack([oracle_logits(world, batch, **known) for batch in batches])
     rate = expit(logits.ravel()[0])
     assert np.ptp(logits) < 1e-12
     assert -np.log(rate) * constants["base_rate"] - np.log1p(-rate) * (1 - constants["base_rate"]) == pytest.approx(
-        float(entropy(constants["base_rate"])), abs=3e-4
+        float(entropy_of_both(constants["base_rate"])), abs=3e-4
     )
     assert worst["auc"] == pytest.approx(0.5, abs=1e-12)
 
@@ -301,7 +303,7 @@ def test_excess_is_exact_whatever_the_scale_of_the_logits(rows):
     p, q = rows.p.ravel()[:1000], rows.q.ravel()[:1000]
     assert np.abs(divergence(p, q, logit(p, q))).max() < 1e-14
     far = divergence(p, q, np.full(1000, -800.0))
-    np.testing.assert_allclose(far, 800 * p - entropy(p), rtol=1e-12)
+    np.testing.assert_allclose(far, 800 * p - entropy_of_both(p), rtol=1e-12)
 
 
 def test_evaluation_refuses_other_shapes(world, batches, constants):
