@@ -6,7 +6,6 @@ A command is a click command that some distribution declares as an entry point o
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.metadata
 import os
@@ -16,6 +15,8 @@ import traceback
 from collections.abc import Sequence
 
 import click
+
+from recscale.pallas_kernels.names import nearest
 
 GROUP = "recscale.commands"
 
@@ -55,10 +56,7 @@ class CommandGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]):
         name = args[0]
         if name not in _entry_points() and not name.startswith("-"):
-            known = self.list_commands(ctx)
-            near = difflib.get_close_matches(name, known, n=1)
-            guess = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-            raise click.UsageError(f"there is no command {name!r}. {guess}", ctx)
+            raise click.UsageError(f"there is no command {name!r}{nearest(name, self.list_commands(ctx))}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -53,8 +53,8 @@ def product(
 
 
 def contract(
-    spec: str, x: Float[Array, ...], w: Float[Array, ...], dtype: DTypeLike = jnp.float32
-) -> Float[Array, ...]:
+    spec: str, x: Float[Array, "*x"], w: Float[Array, "*w"], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "*y"]:
     """`einsum(spec, x, w)` with operands cast to `dtype`, products summed in float32; the result has `dtype`.
 
     Below float32 the two gradients are products of `dtype` operands as well (differentiating

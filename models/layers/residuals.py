@@ -12,8 +12,8 @@ Step = Callable[[Array], Array]
 
 
 def sub_layer(
-    branch: Step, norm: Norm | Step | None, x: Float[Array, ...], *, place: str = "post", residual: bool = True
-) -> Float[Array, ...]:
+    branch: Step, norm: Norm | Step | None, x: Float[Array, "*rows"], *, place: str = "post", residual: bool = True
+) -> Float[Array, "*rows"]:
     """place "post": norm(branch(x) + x);  "pre": branch(norm(x)) + x;  without a residual + x falls away."""
 
     def normed(y: Array) -> Array:

@@ -68,7 +68,7 @@ def test_version(capsys):
 
 def test_unknown_command_names_the_nearest(capsys):
     code, _, err = _main(capsys, "szie")
-    assert code == 2 and "'szie'" in err and "Did you mean 'size'?" in err
+    assert code == 2 and "'szie'" in err and "did you mean 'size'?" in err
 
 
 def test_nothing_near_lists_what_is_known(capsys):

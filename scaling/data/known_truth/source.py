@@ -167,7 +167,7 @@ class KnownTruthSource:
         found = self._compute_holdout()
         if path is not None:
             buffer = io.BytesIO()
-            np.savez(buffer, **_pack(found))  # type: ignore[arg-type]  (names are ours)
+            np.savez(buffer, **_pack(found))  # pyright: ignore[reportArgumentType]  # no array is called allow_pickle
             write_atomically(path, buffer.getvalue())
         return found
 

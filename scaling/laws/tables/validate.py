@@ -20,7 +20,7 @@ from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.forms.metric_maps import auc_to_t
 from recscale.scaling.laws.judgement.gates import Gate, rule
 
-RUN_COLUMNS = ("run_id", "run", "run_name", "name")
+RUN_NAMES = ("run_id", "run", "run_name", "name")
 _MEND = "mend the table, or pass invalid='exclude' to leave those rows out"
 
 
@@ -150,7 +150,7 @@ def prepare(
 
 def _run_ids(table: pd.DataFrame) -> list[str]:
     """A name per row: the run column if there is one, else the row's position."""
-    for column in RUN_COLUMNS:
+    for column in RUN_NAMES:
         if column in table.columns:
             return [str(value) for value in table[column]]
     return [f"row {i}" for i in range(len(table))]
@@ -245,7 +245,7 @@ def _clusters(kept: pd.DataFrame, cluster: str | None) -> tuple[tuple[str, ...],
     """
     column = cluster or ("shape_id" if "shape_id" in kept.columns else None)
     if column is None:
-        repeated = [c for c in RUN_COLUMNS if c in kept.columns and kept[c].duplicated().any()]
+        repeated = [c for c in RUN_NAMES if c in kept.columns and kept[c].duplicated().any()]
         hint = f"; {repeated[0]} repeats, so pass cluster={repeated[0]!r}" if repeated else ""
         warning = (
             "no shape_id column: every row is its own cluster, which understates uncertainty if runs "
