@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 Array = jax.Array
 
@@ -23,7 +24,7 @@ def if_checked(refuse: Callable[..., None], facts: Callable[[], tuple[Array, ...
     def on_host(*values) -> None:
         refuse(*map(np.asarray, values))
 
-    if any(isinstance(array, jax.core.Tracer) for array in arrays):
+    if any(isinstance(array, Tracer) for array in arrays):
         jax.debug.callback(on_host, *arrays)
     else:
         on_host(*arrays)

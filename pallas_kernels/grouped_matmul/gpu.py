@@ -31,7 +31,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from recscale.pallas_kernels import compat
 from recscale.pallas_kernels.blocks import block_sizes
-from recscale.pallas_kernels.hopper import SIDE, Tile, pad, stream
+from recscale.pallas_kernels.hopper_tiles import SIDE, Lane, Tile, drain, pad, stream
 from recscale.pallas_kernels.targets import Target
 
 Array = jax.Array
@@ -87,13 +87,13 @@ def multiply(
                 part = w.at[group, outer, inner] if transposed else w.at[group, inner, outer]
                 plgpu.copy_gmem_to_smem(part, w_tile.at[slot], ready.at[slot])
 
-            stream(visits * depth, stages, free, load)
+            drain([free], stream([Lane(free, load)], visits * depth, stages), stages)
 
         @pl.when(warpgroup < _MULTIPLYING)
         def _compute():
             tile.set_registers(_MULTIPLY_REGISTERS, "increase")
             own, out = pl.ds(warpgroup * SIDE, SIDE), y_tile.at[warpgroup]
-            row = tile.row_index(columns) + first_row + warpgroup * SIDE
+            row = tile.counting(columns, 0) + first_row + warpgroup * SIDE
             out[...] = tile.zeros(columns).astype(out.dtype)
 
             @pl.loop(0, visits)
@@ -101,7 +101,9 @@ def multiply(
                 def operands(step, slot):
                     return x_tile.at[slot, own], w_tile.at[slot]
 
-                sums = tile.streamed(columns, visit * depth, depth, stages, ready, free, operands, (False, transposed))
+                sums = tile.sum_of_stream(
+                    columns, visit * depth, depth, stages, ready, free, operands, (False, transposed)
+                )
                 inside = (row >= starts[begin + visit]) & (row < ends[begin + visit])
                 out[...] = lax.select(inside, sums.astype(out.dtype), tile.load(out))
 
@@ -155,7 +157,7 @@ def contract(x: Array, dy: Array, group_sizes: Array, *, target: Target, interpr
                 plgpu.copy_gmem_to_smem(x.at[at, pl.ds(first_input, _ROWS)], x_tile.at[slot], ready.at[slot])
                 plgpu.copy_gmem_to_smem(dy.at[at, pl.ds(first_column, columns)], dy_tile.at[slot], ready.at[slot])
 
-            stream(steps, stages, free, load)
+            drain([free], stream([Lane(free, load)], steps, stages), stages)
 
         @pl.when(warpgroup < _MULTIPLYING)
         def _compute():
@@ -167,7 +169,7 @@ def contract(x: Array, dy: Array, group_sizes: Array, *, target: Target, interpr
 
                 @pl.when((first_row < start) | (first_row + _DEPTH > end))
                 def _clear():
-                    row = tile.row_index(SIDE) + first_row
+                    row = tile.counting(SIDE, 0) + first_row
                     inside = (row >= start) & (row < end)
 
                     def clear(part):
@@ -188,7 +190,7 @@ def contract(x: Array, dy: Array, group_sizes: Array, *, target: Target, interpr
 
                 return x_tile.at[slot, :, own], dy_tile.at[slot]
 
-            sums = tile.streamed(columns, 0, steps, stages, ready, free, operands, (True, False))
+            sums = tile.sum_of_stream(columns, 0, steps, stages, ready, free, operands, (True, False))
             for piece in range(0, columns, SIDE):
                 out = dw_tile.at[warpgroup]
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)

@@ -1,4 +1,4 @@
-"""The grouped product as a loop over groups: obviously right, every group multiplies every row."""
+"""`grouped_matmul` in plain JAX, for tests: a loop over groups, each of which multiplies every row."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ alone is 4*G*D*F + 4*N*D. The rival is XLA's ragged_dot as XLA chooses to run it
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def _inputs(key, sizes: tuple[int, ...], spare: int, inputs: int, outputs: int):
 
 
 def _forward(x, w1, w2, sizes, *, implementation, interpret=False):
-    options = dict(implementation=implementation, interpret=interpret)
+    options: dict[str, Any] = dict(implementation=implementation, interpret=interpret)
     return grouped_matmul(grouped_matmul(x, w1, sizes, **options), w2, sizes, **options)
 
 

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -99,11 +99,13 @@ def hybrid_attention(
         attend = reference.attention if backend.name == "reference" else xla.attention
         o, lse = attend(rows, k, v, lengths, positions, key_bias, scale)
     else:
-        o, lse = _attend(rows, k, v, key_bias, lengths, positions, scale, backend)
+        o, lse = _by_kernel(rows, k, v, key_bias, lengths, positions, scale, backend)
     return o.reshape(*lead, Q, H, o.shape[-1]), lse.reshape(*lead, Q, H)
 
 
-def merge_attention(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+def merge_attention(
+    parts: Sequence[tuple[Array, Array]],
+) -> tuple[Array, Array]:
     """Exact softmax over the union of disjoint key sets, from the (o, lse) of each.
 
         lse = log sum_p exp(lse_p)            o = sum_p exp(lse_p - lse) o_p
@@ -115,7 +117,7 @@ def merge_attention(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]
     weights = [jnp.exp(lse - most) for lse in logs]
     total = sum(weights[1:], weights[0])
     o = sum((w / total)[..., None] * part.astype(jnp.float32) for w, part in zip(weights, outputs, strict=True))
-    return o.astype(outputs[0].dtype), most + jnp.log(total)
+    return cast(Array, o).astype(outputs[0].dtype), most + jnp.log(total)
 
 
 def _choose(implementation: Implementation | None, interpret: Any, q: Array, k: Array, v: Array | None) -> Backend:
@@ -135,7 +137,6 @@ def _choose(implementation: Implementation | None, interpret: Any, q: Array, k: 
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _attend(q, k, v, key_bias, lengths, positions, scale: float, backend: Backend) -> tuple[Array, Array]:
     """(o, lse) by a kernel; differentiable in q, k, v and key_bias."""
     return _forward(q, k, v, key_bias, lengths, positions, scale, backend)[0]
@@ -154,12 +155,13 @@ def _backward(scale, backend, saved, cotangents):
     return dq, dk, dv, dkey_bias, None, None
 
 
-_attend.defvjp(_forward, _backward)
+_by_kernel = jax.custom_vjp(_attend, nondiff_argnums=(6, 7))
+_by_kernel.defvjp(_forward, _backward)
 
 
 def _positions(mode: str, q_pos: Array | None, queries: int) -> Array:
     """int32 [1 or R, Q]."""
-    if mode == "positions":
+    if q_pos is not None:
         return q_pos.reshape(-1, queries).astype(jnp.int32)
     return jnp.arange(queries, dtype=jnp.int32)[None] * (mode == "causal")
 

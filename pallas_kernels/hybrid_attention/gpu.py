@@ -1,4 +1,4 @@
-"""Attention over histories on Hopper GPUs (Mosaic GPU): the forward kernel, and the two doors to both kernels.
+"""Attention over histories on Hopper GPUs (Mosaic GPU): the forward kernel; `backward` calls those of `gpu_backward`.
 
 Online softmax. A block owns one request, one head and one or two tiles of 64 query rows; keys and values stream
 through shared memory, key tiles that none of its rows sees are never loaded, and the mask is computed only in tiles
@@ -31,27 +31,30 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from recscale.pallas_kernels.blocks import block_sizes
 from recscale.pallas_kernels.compat import mosaic_gpu_kernel
+from recscale.pallas_kernels.hopper_tiles import (
+    SIDE,
+    Tile,
+    along_columns,
+    along_rows,
+    pad_axis,
+    round_up,
+    where,
+)
 from recscale.pallas_kernels.targets import Target
 
 from . import gpu_backward
 from .gpu_tiles import (
     LN2,
     LOG2E,
-    ROWS,
     WIDTH_GRANULE,
     Items,
-    Tile,
-    along_columns,
-    along_rows,
     items_per_block,
     key_ranges,
     load_keys,
-    pad_axis,
-    round_up,
     rows_held,
     stages_that_fit,
+    tile_memory,
     values_held,
-    where,
 )
 from .reference import INVISIBLE
 
@@ -122,7 +125,7 @@ def backward(
     and one with a block for each tile of keys, compute the scores again: no atomics, so reruns are bit-equal. With
     v = None, dv is part of dk.
     """
-    given = q, k, v
+    given_q, given_k, given_v = q, k, v
     delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1) - dlse
     delta = jnp.where(lse > INVISIBLE, delta, 0.0)
     q, k, v, lengths, positions, _ = _prepared(q, k, v, lengths, positions, key_bias)
@@ -131,8 +134,9 @@ def backward(
     dq, dk, dv, dbias = gpu_backward.gradients(
         q, k, v, lengths, positions, key_bias, scale, do, *rows, target=target, interpret=interpret
     )
-    dq, dk, dv = (None if x is None else _like(x, g) for x, g in zip(given, (dq, dk, dv), strict=True))
-    return dq, dk, dv, None if key_bias is None else dbias.astype(key_bias.dtype)
+    dv = None if dv is None or given_v is None else _like(given_v, dv)
+    dbias = None if dbias is None or key_bias is None else dbias.astype(key_bias.dtype)
+    return _like(given_q, dq), _like(given_k, dk), dv, dbias
 
 
 def _like(x: Array, gradient: Array) -> Array:
@@ -142,7 +146,9 @@ def _like(x: Array, gradient: Array) -> Array:
     return gradient.reshape(x.shape)
 
 
-def _prepared(q, k, v, lengths, positions, key_bias):
+def _prepared(
+    q: Array, k: Array, v: Array | None, lengths: Array, positions: Array, key_bias: Array | None
+) -> tuple[Array, Array, Array | None, Array, Array, int]:
     """Inputs with as many key heads as query heads, clamped lengths and positions, and the heads folded into rows."""
     R, N, H, d = q.shape
     S, heads = k.shape[1:3]
@@ -151,7 +157,8 @@ def _prepared(q, k, v, lengths, positions, key_bias):
     if heads == H:
         return q, k, v, lengths, positions, 1
     if key_bias is not None:
-        k, v = (None if x is None else jnp.broadcast_to(x, (R, S, H, x.shape[-1])) for x in (k, v))
+        k = jnp.broadcast_to(k, (R, S, H, d))
+        v = None if v is None else jnp.broadcast_to(v, (R, S, H, v.shape[-1]))
         return q, k, v, lengths, positions, 1
     return q.reshape(R, N * H, 1, d), k, v, lengths, jnp.repeat(positions, H, axis=1), H
 
@@ -162,7 +169,7 @@ def _forward(q, k, v, lengths, positions, bias, scale, *, target, interpret):
     S = k.shape[1]
     blocks = _forward_blocks(q, k, v, target)
     groups, keys = blocks["groups"], blocks["keys"]
-    block = groups * ROWS
+    block = groups * SIDE
     tiles = -(-N // block)
     all_rows, all_keys = rows_held(N, block, interpret), rows_held(S, keys, interpret)
     all_values = values_held(N, block, interpret)
@@ -207,14 +214,14 @@ def _forward_blocks(q, k, v, target) -> dict[str, int]:
     # leave no shared memory for two groups.
     crowded = max(widths) > 128 and widths[0] != widths[1]
     heuristic = {
-        "groups": 1 if q.shape[1] <= ROWS or crowded else 2,
+        "groups": 1 if q.shape[1] <= SIDE or crowded else 2,
         "keys": 128 if max(widths) <= 128 else 64,
     }
     key = f"forward_N{q.shape[1]}_S{k.shape[1]}_d{widths[0]}_dv{widths[1]}"
     blocks = block_sizes("hybrid_attention", "pallas_gpu", key, heuristic, target)
-    fixed = 2 * blocks["groups"] * ROWS * (widths[0] + (widths[1] if widths[1] != widths[0] else 0) + 8)
+    fixed = 2 * blocks["groups"] * SIDE * (widths[0] + (widths[1] if widths[1] != widths[0] else 0) + 8)
     per_stage = 2 * blocks["keys"] * (widths[0] + (0 if v is None else widths[1]) + 2)
-    items = q.shape[0] * q.shape[2] * -(-q.shape[1] // (blocks["groups"] * ROWS))
+    items = q.shape[0] * q.shape[2] * -(-q.shape[1] // (blocks["groups"] * SIDE))
     return {
         "stages": stages_that_fit(target.vmem_bytes, fixed, per_stage, 4),
         "items": items_per_block(items, -(-k.shape[1] // blocks["keys"]), target),
@@ -234,20 +241,20 @@ def _forward_scratch(tile, operands, v_width, blocks):
     groups, keys, stages = blocks["groups"], blocks["keys"], blocks["stages"]
     width, dtype = operands["q"].shape[-1], operands["q"].dtype
     scratch = {
-        "q_tile": tile.memory((groups, ROWS, width), dtype),
-        "k_tile": tile.memory((stages, keys, width), dtype),
-        "position_tile": plgpu.SMEM((groups, ROWS), jnp.int32),
-        "lse_tile": plgpu.SMEM((groups, ROWS), jnp.float32),
+        "q_tile": tile_memory(tile, (groups, SIDE, width), dtype),
+        "k_tile": tile_memory(tile, (stages, keys, width), dtype),
+        "position_tile": plgpu.SMEM((groups, SIDE), jnp.int32),
+        "lse_tile": plgpu.SMEM((groups, SIDE), jnp.float32),
         "q_ready": plgpu.Barrier(num_arrivals=2, num_barriers=groups),
         "k_ready": plgpu.Barrier(num_arrivals=1 + ("bias" in operands), num_barriers=stages),
         "k_free": plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
     }
     if "v" in operands:
-        scratch["v_tile"] = tile.memory((stages, keys, v_width), dtype)
+        scratch["v_tile"] = tile_memory(tile, (stages, keys, v_width), dtype)
         scratch["v_ready"] = plgpu.Barrier(num_barriers=stages)
         scratch["v_free"] = plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
     if width != v_width:
-        scratch["o_tile"] = tile.memory((groups, ROWS, v_width), dtype)
+        scratch["o_tile"] = tile_memory(tile, (groups, SIDE, v_width), dtype)
     if "bias" in operands:
         scratch["bias_tile"] = plgpu.SMEM((stages, keys), jnp.float32)
     return scratch
@@ -262,13 +269,13 @@ def _forward_body(tile, names, blocks, items, scale, *refs, **scratch):
     @pl.when(group == groups)
     def _load():
         if groups > 1:
-            plgpu.set_max_registers(40, action="decrease")
+            tile.set_registers(40, "decrease")
         load_keys(inputs, scratch, items, blocks["keys"], stages)
 
     @pl.when(group < groups)
     def _compute():
         if groups > 1:
-            plgpu.set_max_registers(232, action="increase")
+            tile.set_registers(232, "increase")
         items.each(functools.partial(_forward_item, tile, inputs, scratch, refs[len(names) :], blocks, scale, group))
 
 
@@ -277,7 +284,7 @@ def _forward_item(tile, inputs, scratch, outputs, blocks, scale, group, r, h, t,
     o_ref, lse_ref = outputs
     groups, keys, stages = blocks["groups"], blocks["keys"], blocks["stages"]
     begin, clear_begin, clear_end, end = (inputs["ranges"][r, t, i] for i in range(4))
-    at = pl.ds((t * groups + group) * ROWS, ROWS)
+    at = pl.ds((t * groups + group) * SIDE, SIDE)
     q_tile, position_tile, ready = (scratch[name].at[group] for name in ("q_tile", "position_tile", "q_ready"))
     request = r if inputs["positions"].shape[0] > 1 else 0
     plgpu.copy_gmem_to_smem(inputs["q"].at[r, at, h], q_tile, ready)

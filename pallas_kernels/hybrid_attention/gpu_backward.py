@@ -27,28 +27,31 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from recscale.pallas_kernels.blocks import block_sizes
 from recscale.pallas_kernels.compat import mosaic_gpu_kernel
-
-from .gpu_tiles import (
-    LOG2E,
-    ROWS,
-    WIDTH_GRANULE,
-    Items,
+from recscale.pallas_kernels.hopper_tiles import (
+    SIDE,
     Lane,
     Tile,
     along_columns,
     along_rows,
     drain,
+    pad_axis,
+    round_up,
+    stream,
+    where,
+)
+
+from .gpu_tiles import (
+    LOG2E,
+    WIDTH_GRANULE,
+    Items,
     items_per_block,
     key_ranges,
     load_keys,
-    pad_axis,
-    round_up,
     row_ranges,
     rows_held,
     stages_that_fit,
-    stream,
+    tile_memory,
     values_held,
-    where,
 )
 
 Array = jax.Array
@@ -66,8 +69,8 @@ def gradients(q, k, v, lengths, positions, bias, scale, do, lse, delta, *, targe
     N, S, d, dv_width = q.shape[1], k.shape[1], q.shape[-1], values.shape[-1]
     widths = round_up(d, WIDTH_GRANULE), round_up(dv_width, WIDTH_GRANULE)
     blocks = _blocks(q.shape[0] * q.shape[2], N, S, widths, v is None, target)
-    all_rows = rows_held(N, max(blocks["groups"] * ROWS, blocks["rows"]), interpret)
-    all_keys = rows_held(S, max(blocks["keys"], blocks["key_groups"] * ROWS), interpret)
+    all_rows = rows_held(N, max(blocks["groups"] * SIDE, blocks["rows"]), interpret)
+    all_keys = rows_held(S, max(blocks["keys"], blocks["key_groups"] * SIDE), interpret)
     operands = {
         "q": pad_axis(pad_axis(q, 3, widths[0]), 1, all_rows),
         "do": pad_axis(pad_axis(do, 3, widths[1]), 1, all_rows),
@@ -82,30 +85,30 @@ def gradients(q, k, v, lengths, positions, bias, scale, do, lse, delta, *, targe
     common = {"blocks": blocks, "scale": scale, "S": S, "tile": Tile(interpret)}
     dq = _row_gradients(operands | statistics, positions, **common)
     if v is None or max(widths) <= _BOTH_SUMS_WIDTH:
-        dk, dv, dbias = _key_gradients(operands | statistics, positions, ("dk", "dv"), **common)
+        found = _key_gradients(operands | statistics, positions, ("dk", "dv"), **common)
     else:
-        dk, _, dbias = _key_gradients(operands | statistics, positions, ("dk",), **common)
-        _, dv, _ = _key_gradients(operands | statistics, positions, ("dv",), **common)
-    dq, dk = dq[:, :N, :, :d], dk[:, :S, :, :d]
-    dv = None if dv is None else dv[:, :S, :, :dv_width]
-    return dq, dk, dv, None if dbias is None else dbias[:, :, :S].swapaxes(1, 2)
+        found = _key_gradients(operands | statistics, positions, ("dk",), **common)
+        found |= _key_gradients(operands | statistics, positions, ("dv",), **common)
+    dv = found["dv"][:, :S, :, :dv_width] if "dv" in found else None
+    dbias = found["dbias"][:, :, :S].swapaxes(1, 2) if "dbias" in found else None
+    return dq[:, :N, :, :d], found["dk"][:, :S, :, :d], dv, dbias
 
 
 def _blocks(streams, N, S, widths, shared, target) -> dict[str, int]:
     """First kernel: groups (of 64 rows), keys, stages, items. Second: key_groups, rows, row_stages, key_items."""
     widest = max(widths)
     heuristic = {
-        "groups": 1 if N <= ROWS or widest > 128 else 2,
+        "groups": 1 if N <= SIDE or widest > 128 else 2,
         "keys": 128 if widest <= 64 else 64 if widest <= 128 else 32,
-        "key_groups": 1 if S <= ROWS or widest > 128 else 2,
+        "key_groups": 1 if S <= SIDE or widest > 128 else 2,
         "rows": 64 if widest <= 64 else 32,
     }
     key = f"backward_N{N}_S{S}_d{widths[0]}_dv{widths[1]}"
     blocks = block_sizes("hybrid_attention", "pallas_gpu", key, heuristic, target)
     both, kept = sum(widths), widths[0] if shared else sum(widths)
-    fixed, step = 2 * blocks["groups"] * ROWS * (both + 8), 2 * blocks["keys"] * (kept + 2)
-    key_fixed, key_step = 2 * blocks["key_groups"] * ROWS * (both + 4), 2 * blocks["rows"] * (both + 6)
-    items, key_items = (streams * -(-n // (blocks[g] * ROWS)) for n, g in ((N, "groups"), (S, "key_groups")))
+    fixed, step = 2 * blocks["groups"] * SIDE * (both + 8), 2 * blocks["keys"] * (kept + 2)
+    key_fixed, key_step = 2 * blocks["key_groups"] * SIDE * (both + 4), 2 * blocks["rows"] * (both + 6)
+    items, key_items = (streams * -(-n // (blocks[g] * SIDE)) for n, g in ((N, "groups"), (S, "key_groups")))
     return {
         "stages": stages_that_fit(target.vmem_bytes, fixed, step, 4),
         "row_stages": stages_that_fit(target.vmem_bytes, key_fixed, key_step, 4),
@@ -128,7 +131,7 @@ def _cost(operands, out, products, S) -> pl.CostEstimate:
 def _row_gradients(operands, positions, *, blocks, scale, S, tile):
     """dq [R, N', H, d']."""
     groups, keys, stages = blocks["groups"], blocks["keys"], blocks["stages"]
-    block = groups * ROWS
+    block = groups * SIDE
     (R, _, H, _), N = operands["q"].shape, positions.shape[1]
     tiles = -(-N // block)
     operands = dict(operands)
@@ -139,18 +142,18 @@ def _row_gradients(operands, positions, *, blocks, scale, S, tile):
     operands["ranges"] = key_ranges(positions, operands["lengths"], block, keys)
     q, v_width = operands["q"], operands["do"].shape[-1]
     scratch = {
-        "q_tile": tile.memory((groups, ROWS, q.shape[-1]), q.dtype, keys),
-        "do_tile": tile.memory((groups, ROWS, v_width), q.dtype, keys),
-        "k_tile": tile.memory((stages, keys, q.shape[-1]), q.dtype, keys),
-        "position_tile": plgpu.SMEM((groups, ROWS), jnp.int32),
-        "lse_tile": plgpu.SMEM((groups, ROWS), jnp.float32),
-        "delta_tile": plgpu.SMEM((groups, ROWS), jnp.float32),
+        "q_tile": tile_memory(tile, (groups, SIDE, q.shape[-1]), q.dtype, keys),
+        "do_tile": tile_memory(tile, (groups, SIDE, v_width), q.dtype, keys),
+        "k_tile": tile_memory(tile, (stages, keys, q.shape[-1]), q.dtype, keys),
+        "position_tile": plgpu.SMEM((groups, SIDE), jnp.int32),
+        "lse_tile": plgpu.SMEM((groups, SIDE), jnp.float32),
+        "delta_tile": plgpu.SMEM((groups, SIDE), jnp.float32),
         "rows_ready": plgpu.Barrier(num_arrivals=5, num_barriers=groups),
         "k_ready": plgpu.Barrier(num_arrivals=1 + ("bias" in operands), num_barriers=stages),
         "k_free": plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
     }
     if "v" in operands:
-        scratch["v_tile"] = tile.memory((stages, keys, v_width), q.dtype, keys)
+        scratch["v_tile"] = tile_memory(tile, (stages, keys, v_width), q.dtype, keys)
         scratch["v_ready"] = plgpu.Barrier(num_barriers=stages)
         scratch["v_free"] = plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
     if "bias" in operands:
@@ -180,13 +183,13 @@ def _dq_body(tile, names, blocks, items, scale, *refs, **scratch):
     @pl.when(group == groups)
     def _load():
         if groups > 1:
-            plgpu.set_max_registers(40, action="decrease")
+            tile.set_registers(40, "decrease")
         load_keys(inputs, scratch, items, blocks["keys"], stages)
 
     @pl.when(group < groups)
     def _compute():
         if groups > 1:
-            plgpu.set_max_registers(232, action="increase")
+            tile.set_registers(232, "increase")
         items.each(functools.partial(_dq_item, tile, inputs, scratch, refs[len(names)], blocks, scale, group))
 
 
@@ -194,7 +197,7 @@ def _dq_item(tile, inputs, scratch, dq_ref, blocks, scale, group, r, h, t, done)
     """64 rows of one request and head; returns how many key tiles the stream has brought so far."""
     groups, keys, stages = blocks["groups"], blocks["keys"], blocks["stages"]
     begin, clear_begin, clear_end, end = (inputs["ranges"][r, t, i] for i in range(4))
-    at, ready = pl.ds((t * groups + group) * ROWS, ROWS), scratch["rows_ready"].at[group]
+    at, ready = pl.ds((t * groups + group) * SIDE, SIDE), scratch["rows_ready"].at[group]
     request = r if inputs["positions"].shape[0] > 1 else 0
     sources = {
         "q_tile": inputs["q"].at[r, at, h],
@@ -251,10 +254,10 @@ def _dq_item(tile, inputs, scratch, dq_ref, blocks, scale, group, r, h, t, done)
 # dk, dv and dbias ----------------------------------------------------------------------------------------------------
 
 
-def _key_gradients(operands, positions, wanted, *, blocks, scale, S, tile):
-    """(dk [R, S', H, d'], dv [R, S', H, dv'], dbias [R, H, S']), None where not wanted; v = k and both: dv is in dk."""
+def _key_gradients(operands, positions, wanted, *, blocks, scale, S, tile) -> dict[str, Array]:
+    """dk [R, S', H, d'], dv [R, S', H, dv'], dbias [R, H, S'] by name, those wanted; v = k and both: dv is in dk."""
     groups, rows, stages = blocks["key_groups"], blocks["rows"], blocks["row_stages"]
-    block = groups * ROWS
+    block = groups * SIDE
     R, _, H, width = operands["q"].shape
     N, v_width = positions.shape[1], operands["do"].shape[-1]
     tiles = -(-S // block)
@@ -267,9 +270,9 @@ def _key_gradients(operands, positions, wanted, *, blocks, scale, S, tile):
     k, dtype = operands["k"], operands["k"].dtype
     with_dk = "dk" in wanted
     scratch = {
-        "k_tile": tile.memory((groups, ROWS, width), dtype, rows),
-        "q_tile": tile.memory((stages, rows, width), dtype, rows),
-        "do_tile": tile.memory((stages, rows, v_width), dtype, rows),
+        "k_tile": tile_memory(tile, (groups, SIDE, width), dtype, rows),
+        "q_tile": tile_memory(tile, (stages, rows, width), dtype, rows),
+        "do_tile": tile_memory(tile, (stages, rows, v_width), dtype, rows),
         "position_tile": plgpu.SMEM((stages, rows), jnp.int32),
         "lse_tile": plgpu.SMEM((stages, rows), jnp.float32),
         "keys_ready": plgpu.Barrier(
@@ -283,14 +286,14 @@ def _key_gradients(operands, positions, wanted, *, blocks, scale, S, tile):
     if with_dk:
         scratch["delta_tile"] = plgpu.SMEM((stages, rows), jnp.float32)
     if "v" in operands:
-        scratch["v_tile"] = tile.memory((groups, ROWS, v_width), dtype, rows)
+        scratch["v_tile"] = tile_memory(tile, (groups, SIDE, v_width), dtype, rows)
     out = {}
     if with_dk:
         out["dk"] = jax.ShapeDtypeStruct(k.shape, dtype)
     if "dv" in wanted and "v" in operands:
         out["dv"] = jax.ShapeDtypeStruct((*k.shape[:3], v_width), dtype)
     if "bias" in operands:
-        scratch["bias_tile"] = plgpu.SMEM((groups, ROWS), jnp.float32)
+        scratch["bias_tile"] = plgpu.SMEM((groups, SIDE), jnp.float32)
         if with_dk:
             out["dbias"] = jax.ShapeDtypeStruct((R, H, values_held(S, block, tile.interpret)), jnp.float32)
     items = Items(R, H, tiles, R * H * tiles if tile.interpret else blocks["key_items"])
@@ -306,8 +309,7 @@ def _key_gradients(operands, positions, wanted, *, blocks, scale, S, tile):
         threads={"group": groups + 1},
         approximate_math=True,
     )(*operands.values())
-    found = dict(zip(out, results, strict=True))
-    return found.get("dk"), found.get("dv"), found.get("dbias")
+    return dict(zip(out, results, strict=True))
 
 
 def _keys_body(tile, names, outputs, wanted, blocks, items, N, scale, *refs, **scratch):
@@ -320,13 +322,13 @@ def _keys_body(tile, names, outputs, wanted, blocks, items, N, scale, *refs, **s
     @pl.when(group == groups)
     def _load():
         if groups > 1:
-            plgpu.set_max_registers(40, action="decrease")
+            tile.set_registers(40, "decrease")
         _load_rows(inputs, scratch, items, blocks["rows"], blocks["row_stages"])
 
     @pl.when(group < groups)
     def _compute():
         if groups > 1:
-            plgpu.set_max_registers(232, action="increase")
+            tile.set_registers(232, "increase")
         items.each(functools.partial(_keys_item, tile, inputs, scratch, out, wanted, blocks, N, scale, group))
 
 
@@ -334,8 +336,8 @@ def _keys_item(tile, inputs, scratch, out, wanted, blocks, N, scale, group, r, h
     """64 keys of one request and head; returns how many row tiles the stream has brought so far."""
     groups, rows, stages = blocks["key_groups"], blocks["rows"], blocks["row_stages"]
     clear, end = inputs["ranges"][r, t, 0], inputs["ranges"][r, t, 1]
-    start = (t * groups + group) * ROWS
-    at, ready = pl.ds(start, ROWS), scratch["keys_ready"].at[group]
+    start = (t * groups + group) * SIDE
+    at, ready = pl.ds(start, SIDE), scratch["keys_ready"].at[group]
     own = {name: scratch[name].at[group] for name in ("k_tile", "v_tile", "bias_tile") if name in scratch}
     plgpu.copy_gmem_to_smem(inputs["k"].at[r, at, h], own["k_tile"], ready)
     if "v" in inputs and "dk" in wanted:
@@ -417,6 +419,6 @@ def _load_rows(inputs, scratch, items, rows, stages):
         return Lane(scratch["q_free"], load_q), Lane(scratch["do_free"], load_do)
 
     def item(r, h, t, done):
-        return stream(lanes(r, h), inputs["ranges"][r, t, 1], done, stages)
+        return stream(lanes(r, h), inputs["ranges"][r, t, 1], stages, done)
 
     drain([scratch["q_free"], scratch["do_free"]], items.each(item), stages)

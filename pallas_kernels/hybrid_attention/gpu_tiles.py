@@ -1,10 +1,7 @@
-"""What the Hopper attention kernels share: which tiles they visit, and the operations on a tile of one warpgroup.
+"""Which tiles of rows and keys the Hopper attention kernels visit, and how their work is shared out among blocks.
 
 A warpgroup works on 64 rows of a score tile. Keys (or, for dk and dv, query rows) stream through shared memory: one
-warpgroup of each block loads, the others compute, and every buffer of the stream has a barrier "ready" and one "free".
-
-The operations carry layout and memory annotations on the chip and none in interpret mode, which does not know them:
-`Tile(interpret=True)` is the switch, the kernels' bodies are the same.
+warpgroup of each block loads, the others compute.
 
 Letters: R requests, N query rows, S keys, H heads, d head width, dv value width.
 """
@@ -13,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +19,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from recscale.pallas_kernels.hopper_tiles import SIDE, Lane, Tile, drain, round_up, stream
 from recscale.pallas_kernels.targets import Target
 
 Array = jax.Array
-
-# Rows of one WGMMA instruction, hence of a warpgroup's tile.
-ROWS = 64
 
 # Products contract over multiples of 16.
 WIDTH_GRANULE = 16
@@ -88,11 +84,6 @@ def _extremes(positions: Array, rows: int) -> tuple[Array, Array]:
     return tiled.min(axis=2), tiled.max(axis=2)
 
 
-def round_up(n: int, granule: int) -> int:
-    """The smallest multiple of `granule` that is at least n."""
-    return -(-n // granule) * granule
-
-
 def rows_held(n: int, block: int, interpret: bool) -> int:
     """Rows an array needs whose tiles of `block` rows are copied.
 
@@ -107,15 +98,6 @@ def values_held(n: int, block: int, interpret: bool) -> int:
     return round_up(n, block if interpret else 4)
 
 
-def pad_axis(x: Array, axis: int, size: int) -> Array:
-    """x with zeros up to `size` along an axis; x itself if it has that size."""
-    if x.shape[axis] == size:
-        return x
-    fill = [(0, 0)] * x.ndim
-    fill[axis] = (0, size - x.shape[axis])
-    return jnp.pad(x, fill)
-
-
 def stages_that_fit(memory: int, fixed: int, per_stage: int, most: int) -> int:
     """Depth of a stream: as deep as shared memory allows, at most `most`; 0 if not even two stages fit."""
     # Barriers, and the scratch of reductions across warps.
@@ -123,117 +105,14 @@ def stages_that_fit(memory: int, fixed: int, per_stage: int, most: int) -> int:
     return stages if stages >= 2 else 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """Operations on the tiles of a warpgroup, [64, n] in registers and [n, width] in shared memory.
+def tile_memory(tile: Tile, shape: tuple[int, ...], dtype: Any, rows: int = SIDE) -> Any:
+    """Shared memory for tiles [..., n, width] that products read.
 
-    Attributes:
-        interpret: without annotations, and products of loaded values: for interpret mode.
+    A product contracts over as many rows at a time as the swizzle has columns: `rows` is how many the streamed tiles
+    have, for every operand alike, since both of a product share the swizzle.
     """
-
-    interpret: bool
-
-    def memory(self, shape: Sequence[int], dtype, rows: int = 64) -> plgpu.SMEM:
-        """Shared memory for tiles [..., n, width] that products read: tiled and swizzled as WGMMA wants them.
-
-        A product contracts over as many rows at a time as the swizzle has columns: `rows` is how many the streamed
-        tiles have, for every operand alike, since both of a product share the swizzle.
-        """
-        if self.interpret:
-            return plgpu.SMEM(tuple(shape), dtype)
-        columns = next(c for c in (64, 32, 16) if shape[-1] % c == 0 and rows % c == 0)
-        swizzle = columns * jnp.dtype(dtype).itemsize
-        transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(swizzle))
-        return plgpu.SMEM(tuple(shape), dtype, transforms=transforms)
-
-    def zeros(self, columns: int) -> Array:
-        """float32 [64, columns]."""
-        return self._as_tile(jnp.zeros((ROWS, columns), jnp.float32))
-
-    def per_row(self, value: float) -> Array:
-        """float32 [64], one value for each row."""
-        vector = jnp.full((ROWS,), value, jnp.float32)
-        return vector if self.interpret else plgpu.layout_cast(vector, plgpu.Layout.WGMMA.reduce(1))
-
-    def load_rows(self, ref) -> Array:
-        """[64] from shared memory, one value for each row of a tile."""
-        return ref[...] if self.interpret else plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(1))
-
-    def load_columns(self, ref) -> Array:
-        """[n] from shared memory, one value for each column of a tile."""
-        return ref[...] if self.interpret else plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(0))
-
-    def counting(self, columns: int, axis: int) -> Array:
-        """int32 [64, columns]: the index along an axis."""
-        if self.interpret:
-            return lax.broadcasted_iota(jnp.int32, (ROWS, columns), axis)
-        return plgpu.broadcasted_iota(jnp.int32, (ROWS, columns), axis, layout=plgpu.Layout.WGMMA)
-
-    def times_transposed(self, a, b) -> Array:
-        """float32 a b^T of two refs in shared memory, [64, w] and [n, w]."""
-        if self.interpret:
-            return lax.dot_general(a[...], b[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-
-        def product(total):
-            plgpu.wgmma(total, a, plgpu.transpose_ref(b, (1, 0)))
-            return total[...]
-
-        return pl.run_scoped(product, plgpu.ACC((ROWS, b.shape[0]), jnp.float32))
-
-    def add_product(self, total: Array, a: Array, b) -> Array:
-        """total + a b, with a [64, n] in registers and the ref b [n, w]."""
-        if self.interpret:
-            return total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
-        return pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(total))
-
-    def _as_tile(self, x: Array) -> Array:
-        return x if self.interpret else plgpu.layout_cast(x, plgpu.Layout.WGMMA)
-
-
-def along_rows(vector: Array, columns: int) -> Array:
-    """[64] -> [64, columns]: a value for each row."""
-    return lax.broadcast_in_dim(vector, (ROWS, columns), (0,))
-
-
-def along_columns(vector: Array) -> Array:
-    """[n] -> [64, n]: a value for each column."""
-    return lax.broadcast_in_dim(vector, (ROWS, vector.shape[0]), (1,))
-
-
-@dataclasses.dataclass(frozen=True)
-class Lane:
-    """One buffer of a stream: `load(step, slot)` fills a slot and arrives at "ready"; `free` gives it back."""
-
-    free: object
-    load: Callable[[Array, Array], None]
-
-
-def stream(lanes: Sequence[Lane], steps: Array, done: Array, stages: int) -> Array:
-    """Loads `steps` tiles of every lane through the slots, after `done` of earlier items; returns their sum."""
-    depth = jnp.int32(stages)
-
-    @pl.loop(0, steps)
-    def _load(step):
-        slot = lax.rem(done + step, depth)
-        for lane in lanes:
-
-            @pl.when(done + step >= depth)
-            def _wait(lane=lane, slot=slot):
-                plgpu.barrier_wait(lane.free.at[slot])
-
-            lane.load(step, slot)
-
-    return done + steps
-
-
-def drain(free: Sequence[object], done: Array, stages: int) -> None:
-    """Waits until the last tiles of a stream are given back: every phase of a barrier is seen."""
-    depth = jnp.int32(stages)
-
-    @pl.loop(lax.max(done - depth, jnp.int32(0)), done)
-    def _wait(step):
-        for barrier in free:
-            plgpu.barrier_wait(barrier.at[lax.rem(step, depth)])
+    columns = next((c for c in (64, 32, 16) if shape[-1] % c == 0 and rows % c == 0), None)
+    return tile.memory(shape, dtype, columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,12 +174,7 @@ def load_keys(inputs, scratch, items: Items, keys: int, stages: int) -> None:
 
     def item(r, h, t, done):
         begin, end = inputs["ranges"][r, t, 0], inputs["ranges"][r, t, 3]
-        return stream(lanes(r, h, begin), end - begin, done, stages)
+        return stream(lanes(r, h, begin), end - begin, stages, done)
 
     free = [scratch[name] for name in ("k_free", "v_free") if name in scratch]
     drain(free, items.each(item), stages)
-
-
-def where(condition: Array, x: Array, otherwise: float) -> Array:
-    """x where the condition holds, else a constant."""
-    return lax.select(condition, x, lax.full_like(x, otherwise))

@@ -21,7 +21,15 @@ def visible(q_pos: Array, lengths: Array, keys: int) -> Array:
     return (j >= q_pos[:, :, None]) & (j < lengths[:, None, None])
 
 
-def attention(q, k, v, lengths, q_pos, bias, scale: float) -> tuple[Array, Array]:
+def attention(
+    q: Array,
+    k: Array,
+    v: Array | None,
+    lengths: Array,
+    q_pos: Array,
+    bias: Array | None,
+    scale: float,
+) -> tuple[Array, Array]:
     """o [R, N, H, dv] in q's type and lse float32 [R, N, H]; differentiable."""
     seen = visible(q_pos, lengths, k.shape[1])[:, None]
     scores = jnp.where(seen, _scores(q, k, bias, scale), INVISIBLE)
@@ -43,7 +51,8 @@ def gradient(q, k, v, lengths, q_pos, bias, scale: float, do, dlse):
     both are summed over heads.
     """
     heads, do = q.shape[2], do.astype(jnp.float32)
-    o, lse = attention(*(x if x is None else x.astype(jnp.float32) for x in (q, k, v)), lengths, q_pos, bias, scale)
+    wide_q, wide_k, wide_v = (x if x is None else x.astype(jnp.float32) for x in (q, k, v))
+    o, lse = attention(wide_q, wide_k, wide_v, lengths, q_pos, bias, scale)
     values = _all_heads(k if v is None else v, heads)
     seen = visible(q_pos, lengths, k.shape[1])[:, None]
     scores = jnp.where(seen, _scores(q, k, bias, scale), INVISIBLE)

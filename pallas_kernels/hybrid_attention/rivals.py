@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from .shapes import Shape
+from .shape import Shape
 
 Array = jax.Array
 
@@ -59,10 +58,11 @@ def _heads(shape: Shape, q, k, v):
     return q, k, k if v is None else v.reshape(shape.R, shape.S, shape.key_heads, shape.value_width)
 
 
-def _library(shape: Shape, q, k, v, lengths, *, implementation: str) -> Array:
+def _library(shape: Shape, q, k, v, lengths, *, implementation: Literal["xla", "cudnn"]) -> Array:
     window = (0, shape.S) if shape.mode == "causal" else None
+    q, k, v = _heads(shape, q, k, v)
     o = jax.nn.dot_product_attention(
-        *_heads(shape, q, k, v), scale=shape.d**-0.5, key_value_seq_lengths=lengths, local_window_size=window,
+        q, k, v, scale=shape.d**-0.5, key_value_seq_lengths=lengths, local_window_size=window,
         implementation=implementation,
     )  # fmt: skip
     return o.reshape(shape.R, shape.C * shape.Q, -1)
@@ -98,7 +98,7 @@ def _splash(shape: Shape, q, k, v, lengths) -> Array:
     kernel = splash.make_splash_mha(
         masks.MultiHeadMask([one] * shape.H), block_sizes=blocks, head_shards=1, q_seq_shards=1
     )
-    o = jax.vmap(kernel)(q, k, v, splash.SegmentIds(*_segments(shape, lengths)))
+    o = cast(Array, jax.vmap(kernel)(q, k, v, splash.SegmentIds(*_segments(shape, lengths))))
     return o.swapaxes(1, 2).reshape(shape.R, shape.C * shape.Q, -1)
 
 

@@ -1,12 +1,7 @@
 """Named shapes of attention over a history, forward and backward: LONGER, target attention, HyFormer, long histories.
 
 Arrays come as projections leave them, heads packed in the last axis: q [R, C*Q, H*d], k [R, S, Hk*d], v [R, S, Hk*dv].
-Lengths are quantiles, not draws, so that the work of a case is known: "full" S; "uniform" evenly spread over 1 ... S;
-"zipf" log-uniform; "edges" 0, 1, S//2 and S in turn. With P visible pairs (row, key) of all requests:
-
-    FLOPs   forward 2 P H (d + dv); the backward adds twice that (recomputed scores are not counted)
-    bytes   of visible keys and of all rows, once: forward q, k, v, o, lse
-            the backward adds q, k, v, o, do, lse, dlse and, for all keys, dq, dk, dv (dkey_bias)
+Lengths, FLOPs and bytes are those of `shape`.
 
 Rivals attend over the same pairs: XLA's and cuDNN's `jax.nn.dot_product_attention`, JAX's flash attention and splash
 attention for the TPU, each where its mask can say ours.
@@ -14,80 +9,19 @@ attention for the TPU, each where its mask can say ours.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from recscale.pallas_kernels.cases import Case
 
 from . import rivals
 from .api import hybrid_attention
+from .shape import Shape
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """One attention: sizes, rule and lengths. dv None is d; with `same`, v is k; Hk None is H."""
-
-    R: int
-    C: int
-    Q: int
-    S: int
-    H: int
-    d: int
-    dv: int | None = None
-    Hk: int | None = None
-    same: bool = False
-    mode: str = "full"
-    lengths: str = "full"
-    bias: bool = False
-    dtype: Any = jnp.bfloat16
-
-    @property
-    def value_width(self) -> int:
-        return self.dv or self.d
-
-    @property
-    def key_heads(self) -> int:
-        return self.Hk or self.H
-
-    def valid(self) -> np.ndarray:
-        """int32 [R], the lengths; neighbouring requests differ."""
-        place = (np.arange(self.R) * 389) % self.R if np.gcd(389, self.R) == 1 else np.arange(self.R)
-        part = (place + 0.5) / self.R
-        made = {
-            "full": np.full(self.R, self.S),
-            "uniform": np.ceil(self.S * part),
-            "zipf": np.ceil(self.S**part),
-            "edges": np.resize([0, 1, self.S // 2, self.S], self.R),
-        }
-        return made[self.lengths].astype(np.int32)
-
-    def positions(self) -> np.ndarray | None:
-        """int32 [Q] of mode "positions": every other event, from the second on."""
-        return 1 + 2 * np.arange(self.Q, dtype=np.int32) if self.mode == "positions" else None
-
-    def pairs(self) -> int:
-        """Visible (row, key) pairs of all requests and candidates."""
-        first = {"full": np.zeros(self.Q), "causal": np.arange(self.Q), "positions": self.positions()}[self.mode]
-        return self.C * int(np.maximum(self.valid()[:, None] - first[None], 0).sum())
-
-    def flops(self, backward: bool) -> int:
-        return (3 if backward else 1) * 2 * self.pairs() * self.H * (self.d + self.value_width)
-
-    def bytes_moved(self, backward: bool) -> int:
-        size = jnp.dtype(self.dtype).itemsize
-        rows, value = self.R * self.C * self.Q * self.H, 0 if self.same else self.value_width
-        key = self.key_heads * (self.d + value) * size + 4 * self.H * self.bias
-        visible, every = key * int(self.valid().sum()), key * self.R * self.S
-        forward = visible + rows * ((self.d + self.value_width) * size + 4)
-        again = visible + every + rows * ((2 * self.d + 2 * self.value_width) * size + 8)
-        return forward + again * backward
 
 
 def _inputs(key: Array, shape: Shape, backward: bool) -> tuple[Any, ...]:
@@ -133,7 +67,7 @@ def _backward(q, k, v, lengths, bias, do, dlse, *, shape: Shape, implementation=
     return jax.vjp(outputs, q, k, v, bias)[1]((do, dlse))
 
 
-def _cases(name: str, group: str, shape: Shape) -> tuple[Case, Case]:
+def _cases(name: str, group: str, shape: Shape) -> tuple[Case, ...]:
     exact = shape.dtype == jnp.float32
     return tuple(
         Case(

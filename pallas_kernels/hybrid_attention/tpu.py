@@ -20,6 +20,8 @@ Compiled for v5e, v5p, v6e and 7x; not yet run on any of them.
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -79,7 +81,8 @@ def counted_tiles(
     target: Target, interpret=False,
 ) -> Array:  # fmt: skip
     """int32 [R, groups, row tiles]: key tiles the forward pass worked on, counted by itself. Arguments as `forward`."""
-    return _forward(q, k, v, lengths, positions, key_bias, scale, target, interpret, counting=True)[2]
+    found = _forward(q, k, v, lengths, positions, key_bias, scale, target, interpret, counting=True)
+    return cast(Array, found[2])
 
 
 def _forward(q, k, v, lengths, positions, key_bias, scale, target, interpret, counting):
@@ -132,7 +135,7 @@ def backward(
     )
     dq, rows["delta"] = _row_pass(call, scalars, rows, (k, v, key_bias), plan, positions)
     keys = _key_pass(call, scalars, rows, (k, v, key_bias), plan, positions)
-    dk, dv = (None if x is None else tiles.unpack_keys(keys[n], plan, x) for n, x in (("dk", k), ("dv", v)))
+    dk, dv = tiles.unpack_keys(keys["dk"], plan, k), None if v is None else tiles.unpack_keys(keys["dv"], plan, v)
     dbias = None if key_bias is None else tiles.unpack_bias(keys["dbias"], plan).astype(key_bias.dtype)
     return tiles.unpack_rows(dq, plan, q.shape[3]), dk, dv, dbias
 
@@ -140,7 +143,8 @@ def backward(
 def _row_pass(call, scalars, rows, keys, plan: Layout, positions) -> tuple[Array, Array]:
     """dq, packed, and delta, stacked."""
     specs, dtype = tiles.RowSpecs(plan, positions), rows["q"].dtype
-    inputs = {**_row_inputs(rows, ("o", "dlse"), plan, specs), **_key_inputs(*keys, plan, specs)}
+    k, v, key_bias = keys
+    inputs = {**_row_inputs(rows, ("o", "dlse"), plan, specs), **_key_inputs(k, v, key_bias, plan, specs)}
     outputs = dict(
         dq=(jax.ShapeDtypeStruct(rows["q"].shape, dtype), specs.rows(plan.width)),
         delta=(jax.ShapeDtypeStruct(rows["lse"].shape, jnp.float32), specs.numbers()),

@@ -7,6 +7,7 @@ positions and statistics turned from lanes to sublanes) is made once, at the fir
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from .reference import INVISIBLE
 from .tpu_layout import Layout
 
 Array = jax.Array
+Ref = Any
 
 _ROWS_BY_ROWS = (((1,), (1,)), ((), ()))  # x y^T
 _COLUMNS = (((0,), (0,)), ((), ()))  # x^T y
@@ -205,8 +207,8 @@ def row_body(
 
 
 def key_body(
-    tile: Tile, *, length, lowest, highest, q, do, lse, delta, positions, k, dk, dk_sum, v=None, dv=None, dv_sum=None,
-    bias=None, dbias=None, dbias_sum=None, **_,
+    tile: Tile, *, length, lowest, highest, q, do, lse, delta, positions, k, dk, dk_sum, v=None, dv=None,
+    dv_sum: Ref = None, bias=None, dbias=None, dbias_sum: Ref = None, **_,
 ) -> None:  # fmt: skip
     plan = tile.plan
     scalars = keys_seen, _low, _high = tile.scalars(length, lowest, highest)
@@ -251,7 +253,7 @@ def _heads(plan: Layout) -> Array:
     return ((row >= first) & (row < first + plan.rows)).astype(jnp.float32)
 
 
-def _in_part(shape: tuple[int, int], axis: int, part: int, size: int) -> Array:
+def _in_part(shape: tuple[int, ...], axis: int, part: int, size: int) -> Array:
     """Whether an index of the axis is in part number `part` of that size."""
     index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
     return (index >= part * size) & (index < (part + 1) * size)

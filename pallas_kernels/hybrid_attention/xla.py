@@ -47,7 +47,7 @@ def _forward(q, k, v, bias, lengths, q_pos, scale):
         o, lse, weights = _chunk(q, q_pos, k, v, bias, lengths, scale)
         return (o, lse), (q, k, v, bias, lengths, q_pos, o, lse, weights)
     parts = (_cut(q, rows), _cut(q_pos, rows, k.shape[1]))
-    o, lse = jax.lax.map(lambda part: _chunk(*part, k, v, bias, lengths, scale)[:2], parts)
+    o, lse = jax.lax.map(lambda part: _chunk(part[0], part[1], k, v, bias, lengths, scale)[:2], parts)
     o, lse = _join(o, N), _join(lse, N)
     return (o, lse), (q, k, v, bias, lengths, q_pos, o, lse, None)
 

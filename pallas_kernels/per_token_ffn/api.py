@@ -26,6 +26,7 @@ Letters: B rows, T tokens, D inputs, F hidden width (of one layer: its outputs),
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,9 +117,11 @@ def _checked(
     function: str, form: Form, x: Array, weights: Weights, implementation: Implementation | None, interpret: bool
 ) -> Array:
     _check(form, x, weights)
-    request = form, x, weights
-    backend = choose("per_token_ffn", implementation, interpret, *request, function=function, measured_only=True)
-    return reference.forward(*request) if backend.name == "reference" else _run(backend, *request)
+    options: dict[str, Any] = dict(function=function, measured_only=True)
+    backend = choose("per_token_ffn", implementation, interpret, form, x, weights, **options)
+    if backend.name == "reference":
+        return reference.forward(form, x, weights)
+    return _run(backend, form, x, weights)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -133,7 +136,8 @@ def _forward(backend, form, x, weights):
 
 
 def _backward(backend, form, saved, dy):
-    return xla.gradients(form, *saved, dy)
+    x, weights = saved
+    return xla.gradients(form, x, weights, dy)
 
 
 _run.defvjp(_forward, _backward)
@@ -162,7 +166,7 @@ def _check(form: Form, x: Array, weights: Weights) -> None:
     if x.shape != given:
         raise ValueError(f"x has shape {x.shape}, expected {given} for weights of {tokens} tokens and {inputs} inputs")
     second = (tokens, outputs, hidden) if form.second_transposed else (tokens, hidden, outputs)
-    expected = Weights(weights.w1.shape, (tokens, hidden), (tokens, inputs, hidden), second, (tokens, outputs))
+    expected = (weights.w1.shape, (tokens, hidden), (tokens, inputs, hidden), second, (tokens, outputs))
     for name, array, shape in zip(Weights._fields, weights, expected, strict=True):
         if array is None:
             continue

@@ -1,8 +1,9 @@
-"""What a request of this operation looks like, apart from its arrays."""
+"""The weights of a layer or two per token, how they and x are laid out, and the work in FLOPs and bytes."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,10 @@ class Weights(NamedTuple):
     w_gate: Array | None = None
     w2: Array | None = None
     b2: Array | None = None
+
+    def map(self, function: Callable[[Array], Array]) -> Weights:
+        """The weights with `function` of every array that is there."""
+        return jax.tree.map(function, self)
 
 
 @dataclasses.dataclass(frozen=True)

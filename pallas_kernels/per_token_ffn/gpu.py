@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from recscale.pallas_kernels import compat
-from recscale.pallas_kernels.hopper import SIDE, Tile, pad
+from recscale.pallas_kernels.hopper_tiles import SIDE, Tile, along_columns, pad
 from recscale.pallas_kernels.targets import Target
 
 from .form import Form, Weights, bytes_moved, flops
@@ -59,7 +59,7 @@ def forward(form: Form, x: Array, weights: Weights, *, target: Target, interpret
     """y in the layout and dtype of x; see `tpu.forward`."""
     shape = x.shape
     tokens, rows, inputs, hidden, outputs = form.sizes(x.shape, weights)
-    weights = Weights(*(w if w is None or w.ndim == 2 else w.astype(x.dtype) for w in weights))
+    weights = weights.map(lambda w: w if w.ndim == 2 else w.astype(x.dtype))
     piece = _piece(hidden, outputs)
     pieces, tiles = hidden // piece, pl.cdiv(rows, SIDE * _MULTIPLYING)
     blocks = min(tiles, max(target.sms // tokens, 1))
@@ -78,6 +78,9 @@ def forward(form: Form, x: Array, weights: Weights, *, target: Target, interpret
         if form.layout == "tbd":
             return ref.at[token, pl.ds(row, SIDE)]
         return ref.at[pl.ds(row, SIDE), pl.ds(token * width, width)]
+
+    def per_column(ref):
+        return along_columns(tile.load_columns(ref, device_memory=True).astype(jnp.float32))
 
     def body(x, *refs, x_tile, y_tile, x_ready, weights_ready, **kept):
         given, y = dict(zip(names, refs, strict=False)), refs[-1]
@@ -115,16 +118,16 @@ def forward(form: Form, x: Array, weights: Weights, *, target: Target, interpret
             rows_ref = x_tile.at[warpgroup, slot]
             total = tile.zeros(outputs)
             for c in range(pieces):
-                sums = tile.product(tile.zeros(piece), rows_ref, kept["w1"].at[c])
+                sums = tile.add_product(tile.zeros(piece), rows_ref, kept["w1"].at[c])
                 if "b1" in given:
-                    sums = sums + tile.per_column(given["b1"].at[token, pl.ds(c * piece, piece)])
+                    sums = sums + per_column(given["b1"].at[token, pl.ds(c * piece, piece)])
                 gate = None
                 if "w_gate" in given:
-                    gate = tile.product(tile.zeros(piece), rows_ref, kept["w_gate"].at[c])
+                    gate = tile.add_product(tile.zeros(piece), rows_ref, kept["w_gate"].at[c])
                 h = form.activate(sums, gate).astype(x.dtype)
-                total = tile.product(total, h, kept["w2"].at[c], b_transposed=form.second_transposed)
+                total = tile.add_product(total, h, kept["w2"].at[c], b_transposed=form.second_transposed)
             if "b2" in given:
-                total = total + tile.per_column(given["b2"].at[token])
+                total = total + per_column(given["b2"].at[token])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             y_tile.at[warpgroup][...] = total.astype(x.dtype)
             plgpu.commit_smem()

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from recscale.pallas_kernels.blocks import block_sizes
 from recscale.pallas_kernels.targets import Target
@@ -91,7 +92,7 @@ def _call(form: Form, x: Array, weights: Weights, y_shape, target: Target, inter
         ),
         cost_estimate=pl.CostEstimate(
             flops=flops(form, x.shape, weights),
-            bytes_accessed=bytes_moved(form, x, Weights(*_cast(weights, x.dtype))),
+            bytes_accessed=bytes_moved(form, x, _cast(weights, x.dtype)),
             transcendentals=per_row,
         ),
         interpret=interpret,
@@ -106,9 +107,9 @@ def _row_spec(form: Form, b: int, width: int, block, blocks_per_token: int = 1) 
     return pl.BlockSpec((b, width), lambda t, i, k: (i, t * blocks_per_token + block(k)))
 
 
-def _cast(weights: Weights, dtype) -> list[Array | None]:
+def _cast(weights: Weights, dtype: DTypeLike) -> Weights:
     """Matrices in the operands' dtype; biases as they are."""
-    return [w if w is None or w.ndim == 2 else w.astype(dtype) for w in weights]
+    return weights.map(lambda w: w if w.ndim == 2 else w.astype(dtype))
 
 
 def _operands(form: Form, x: Array, weights: Weights, f: int) -> tuple[list[Array], list[pl.BlockSpec]]:

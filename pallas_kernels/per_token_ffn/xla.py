@@ -1,4 +1,4 @@
-"""Both layers as products batched over tokens, and the gradients of either implementation."""
+"""`per_token_ffn` on XLA: products batched over tokens, and the gradients of every implementation."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ Letters: N reads, H heads, n sub-keys per axis, p key width per axis, K winners.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -74,11 +73,10 @@ def product_key_topk(
     if backend.name == "reference":
         scores, ids = reference.topk(q, keys, topk, float(scale))
     else:
-        scores, ids = _topk(q, keys, topk, float(scale), backend)
+        scores, ids = _differentiable(q, keys, topk, float(scale), backend)
     return scores.reshape(reads, heads, topk), ids.reshape(reads, heads, topk)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _topk(q: Array, keys: Array, topk: int, scale: float, backend: Backend) -> tuple[Array, Array]:
     if backend.kernel is None:
         return xla.topk(q, keys, topk, scale)
@@ -96,7 +94,8 @@ def _backward(topk, scale, backend, saved, cotangents):
     return dq.astype(q.dtype), dkeys.astype(keys.dtype)
 
 
-_topk.defvjp(_forward, _backward)
+_differentiable = jax.custom_vjp(_topk, nondiff_argnums=(2, 3, 4))
+_differentiable.defvjp(_forward, _backward)
 
 
 def _refuse_nan(in_q, in_keys) -> None:

@@ -1,4 +1,4 @@
-"""The two-axis search as one kernel on Hopper GPUs (Mosaic GPU): scores, both selections of sub-keys, and of pairs.
+"""`product_key_topk` as one kernel on Hopper GPUs (Mosaic GPU): scores, both selections of sub-keys, and of pairs.
 
     grid (head, tile of 64 reads)      one warpgroup a block, reads on the rows of its tiles
 
@@ -33,7 +33,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from recscale.pallas_kernels import compat
 from recscale.pallas_kernels.blocks import block_sizes
-from recscale.pallas_kernels.hybrid_attention.gpu_tiles import ROWS, Tile, along_rows, pad_axis, round_up, where
+from recscale.pallas_kernels.hopper_tiles import SIDE, Ref, Tile, along_rows, pad_axis, round_up, where
 from recscale.pallas_kernels.targets import Target
 
 from .reference import comparable, finite_keys
@@ -93,13 +93,13 @@ class _Plan:
 
     @property
     def steps(self) -> int:
-        """Steps of keys of a whole block: slices, in chunks, of two axes."""
+        """How many tiles of keys a block loads: every slice of every chunk, of both axes."""
         return 2 * self.chunks * self.all_slices
 
     @property
     def shared_bytes(self) -> int:
-        tiles = 2 * _COLUMNS * (self.all_slices * ROWS + self.stages * self.chunk)
-        return tiles + 2 * self.winners * ROWS * 8
+        tiles = 2 * _COLUMNS * (self.all_slices * SIDE + self.stages * self.chunk)
+        return tiles + 2 * self.winners * SIDE * 8
 
 
 def _plan(q_shape: Shape, keys_shape: Shape, k: int, dtypes, target: Target | None) -> _Plan:
@@ -139,19 +139,19 @@ def topk(
         bytes_accessed=q.size * q.dtype.itemsize + keys.size * keys.dtype.itemsize + 8 * reads * heads * k,
         transcendentals=0,
     )
-    tiles = pl.cdiv(reads, ROWS)
+    tiles = pl.cdiv(reads, SIDE)
     q, keys = (pad_axis(x, 3, plan.slices * _COLUMNS) for x in (q, finite_keys(keys)))
     if not _is_low(dtypes):
         q = jnp.concatenate(_pieces(q), axis=-1)
         keys = jnp.concatenate(_pieces(keys)[::-1], axis=-1)
     # The copies move groups of 8 reads; interpretation knows none across the end of an array.
-    q = pad_axis(q, 0, tiles * ROWS if interpret else round_up(reads, _GRANULE))
+    q = pad_axis(q, 0, tiles * SIDE if interpret else round_up(reads, _GRANULE))
     keys = pad_axis(keys, 2, plan.chunks * plan.chunk)
     scratch = {
-        "q_tile": tile.memory((plan.all_slices, ROWS, _COLUMNS), jnp.bfloat16),
+        "q_tile": tile.memory((plan.all_slices, SIDE, _COLUMNS), jnp.bfloat16),
         "keys_tile": tile.memory((plan.stages, plan.chunk, _COLUMNS), jnp.bfloat16),
-        "best": plgpu.SMEM((2, plan.winners, ROWS), jnp.float32),
-        "index": plgpu.SMEM((2, plan.winners, ROWS), jnp.int32),
+        "best": plgpu.SMEM((2, plan.winners, SIDE), jnp.float32),
+        "index": plgpu.SMEM((2, plan.winners, SIDE), jnp.int32),
         "q_ready": plgpu.Barrier(num_arrivals=plan.all_slices),
         "keys_ready": plgpu.Barrier(num_barriers=plan.stages),
     }
@@ -159,7 +159,7 @@ def topk(
     def body(q_ref, keys_ref, scores_ref, ids_ref, **scratch):
         _Block(plan, tile, scale, q_ref, keys_ref, **scratch).run(scores_ref, ids_ref)
 
-    out = [jax.ShapeDtypeStruct((tiles * ROWS, heads, plan.winners), dtype) for dtype in (jnp.float32, jnp.int32)]
+    out = [jax.ShapeDtypeStruct((tiles * SIDE, heads, plan.winners), dtype) for dtype in (jnp.float32, jnp.int32)]
     scores, ids = compat.mosaic_gpu_kernel(
         body,
         out_type=out,
@@ -180,14 +180,14 @@ class _Block:
     plan: _Plan
     tile: Tile
     scale: float
-    q_ref: object
-    keys_ref: object
-    q_tile: object
-    keys_tile: object
-    best: object
-    index: object
-    q_ready: object
-    keys_ready: object
+    q_ref: Ref
+    keys_ref: Ref
+    q_tile: Ref
+    keys_tile: Ref
+    best: Ref
+    index: Ref
+    q_ready: Ref
+    keys_ready: Ref
 
     def run(self, scores_ref, ids_ref) -> None:
         plan = self.plan
@@ -207,12 +207,12 @@ class _Block:
                 pl.loop(0, plan.chunks)(lambda c, axis=axis: self._pick_sub_keys(axis, c))
         plgpu.commit_smem()
         scores, ids = self._pick_pairs()
-        rows = pl.ds(lax.axis_index("tile") * ROWS, ROWS)
+        rows = pl.ds(lax.axis_index("tile") * SIDE, SIDE)
         scores_ref[rows, lax.axis_index("head")] = scores
         ids_ref[rows, lax.axis_index("head")] = ids
 
     def _load_queries(self, axis: int) -> None:
-        rows = pl.ds(lax.axis_index("tile") * ROWS, ROWS)
+        rows = pl.ds(lax.axis_index("tile") * SIDE, SIDE)
         source = self.q_ref.at[rows, lax.axis_index("head"), axis]
         for i in range(self.plan.all_slices):
             columns = pl.ds(i * _COLUMNS, _COLUMNS)
@@ -288,7 +288,7 @@ class _Block:
 
         if tile.interpret:
             products = accumulate(
-                lambda total, q, keys: total + _times_transposed(q[...], keys[...]), tile.zeros(plan.chunk)
+                lambda total, q, keys: tile.add_product(total, q, keys, b_transposed=True), tile.zeros(plan.chunk)
             )
         else:
 
@@ -296,18 +296,14 @@ class _Block:
                 accumulate(lambda _, q, keys: plgpu.wgmma(acc, q, plgpu.transpose_ref(keys, (1, 0))), None)
                 return acc[...]
 
-            products = pl.run_scoped(on_chip, plgpu.ACC((ROWS, plan.chunk), jnp.float32))
+            products = pl.run_scoped(on_chip, plgpu.ACC((SIDE, plan.chunk), jnp.float32))
         if axis == 0:
             pl.when(chunk == plan.chunks - 1)(lambda: self._load_queries(1))
         return products
 
     def _list(self, lists, axis: int) -> Array:
         """[64, winners] of a list that lies rank by rank in shared memory."""
-        if self.tile.interpret:
-            return lists[axis].T
-        turned = plgpu.transpose_ref(lists.at[axis], (1, 0))
-        found = plgpu.load(turned, (), layout=plgpu.Layout.WGMMA_TRANSPOSED, optimized=False)
-        return plgpu.layout_cast(found, plgpu.Layout.WGMMA)
+        return self.tile.load_transposed(lists.at[axis], lists.dtype)
 
     def _pick_pairs(self) -> tuple[Array, Array]:
         """Scores and slots [64, winners] of the best K pairs."""
@@ -335,11 +331,6 @@ class _Block:
             return pair, left, scores, ids
 
         return lax.fori_loop(0, plan.k, one, (pair, left, row, left))[2:]
-
-
-def _times_transposed(q: Array, keys: Array) -> Array:
-    """float32 q keys^T, of the values as they are."""
-    return jnp.dot(q.astype(jnp.float32), keys.astype(jnp.float32).T, precision=lax.Precision.HIGHEST)
 
 
 def _is_low(dtypes) -> bool:

@@ -102,8 +102,8 @@ def _pair(
 
 # Bounds of XLA's temporaries. A TPU copies keys whose width fills no lanes, and small operands as a whole. A GPU copies
 # the keys (float32: and the queries, in three pieces). A backward holds scores of a chunk of reads and its inputs.
-_SMALL = dict.fromkeys(KERNELS["product_key_topk"], _MIB)
-_BACKWARD = dict.fromkeys(KERNELS["product_key_topk"], 208 * _MIB)
+_SMALL: dict[str, int] = dict.fromkeys(KERNELS["product_key_topk"], _MIB)
+_BACKWARD: dict[str, int] = dict.fromkeys(KERNELS["product_key_topk"], 208 * _MIB)
 
 
 def _bounds(tpu: int, gpu: int) -> tuple[dict[str, int], dict[str, int]]:

@@ -1,4 +1,4 @@
-"""The two-axis search as one kernel on the TPU's TensorCore: scores, both selections of sub-keys, selection of pairs.
+"""`product_key_topk` as one kernel on the TPU's TensorCore: scores, both selections of sub-keys, selection of pairs.
 
     grid (head, block of reads)      reads lie on the lanes, sub-keys and pairs on the sublanes
 
@@ -195,8 +195,8 @@ def _write_pairs(best_ref, index_ref, pairs_ref, slots_ref, k: int, sub_keys: in
     alone = k // 2  # ranks i from here on meet only the best column: one piece
     start = 0
     for i in range(alone + 1):
-        rows, columns = (pl.ds(i, 1), pl.ds(0, k // (i + 1))) if i < alone else (pl.ds(alone, k - alone), pl.ds(0, 1))
-        size = max(rows.size, columns.size)
+        down, across = (1, k // (i + 1)) if i < alone else (k - alone, 1)
+        rows, columns, size = pl.ds(i, down), pl.ds(0, across), max(down, across)
         pairs_ref[pl.ds(start, size), :] = best_ref[0, rows, :] + best_ref[1, columns, :]
         slots_ref[pl.ds(start, size), :] = index_ref[0, rows, :] * sub_keys + index_ref[1, columns, :]
         start += size

@@ -103,11 +103,12 @@ def read(
     like = jax.ShapeDtypeStruct((reads, width), values.dtype if gate is None else gate.dtype)
 
     def body(values, ids, weights, *rest):
-        gate_ref, out, y_ref = (None, *rest, None) if gate is None else rest
+        refs: tuple[Any, ...] = (None, *rest, None) if gate is None else rest
+        gate_ref, out, y_ref = refs
         begin, end = _share(reads, blocks, lax.axis_index("blocks"))
 
         def one_read(t, _):
-            opened = None if gate_ref is None else row.load(gate_ref, t)
+            opened: Any = None if gate_ref is None else row.load(gate_ref, t)
 
             def piece(first, count, y):
                 loaded = [_hit(values, ids, weights, row, t * per_read + first + i) for i in range(count)]

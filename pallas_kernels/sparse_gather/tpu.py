@@ -12,7 +12,7 @@ The fused gradients replace two gathers of J rows per read (of V for the weights
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,8 @@ def gradients(
     values: Array, ids: Array, weights: Array, g: Array, *, target: Target, interpret: Any
 ) -> tuple[Array, Array]:
     """(dV, dw) in one pass over g."""
-    return tpu_hits.gradients(values.shape[0], values, ids, weights, g, target=target, interpret=interpret)
+    found = tpu_hits.gradients(values.shape[0], values, ids, weights, g, target=target, interpret=interpret)
+    return cast(tuple[Array, Array], found)
 
 
 def _clamped(ids: Array, values: Array) -> Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,9 @@ def row_copies(ids: Ref, table: Ref, buffers: Ref, semaphores: Ref, hits: int, t
     return start, wait
 
 
-def compiler_parameters(target: Target, *semantics: str, eighths: int = 4) -> pltpu.CompilerParams:
+def compiler_parameters(
+    target: Target, *semantics: Literal["parallel", "arbitrary"], eighths: int = 4
+) -> pltpu.CompilerParams:
     """Grid semantics, and so many eighths of the target's vector memory: the compiler's own limit is far lower."""
     return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=target.vmem_bytes * eighths // 8)
 
@@ -178,8 +180,8 @@ def _read_kernel(ids: Ref, weights: Ref, table: Ref, *refs: Ref, gate_fn: str, p
     double_buffered(0, block // GROUP, start, wait, work)
 
 
-def finish(total: Array, at: Any, gate: Ref | None, gate_fn: str, out: Ref, y: Ref | None) -> None:
-    """Writes out[at] = total or gate[at] * f(total), and y[at] for the backward."""
+def finish(total: Array, at: Any, gate: Ref, gate_fn: str, out: Ref, y: Ref) -> None:
+    """Writes out[at] = total; with a gate (None: without) gate[at] * f(total), and y[at] for the backward."""
     if gate is None:
         out[at] = total.astype(out.dtype)
         return

@@ -62,7 +62,7 @@ def rows_per_block(rows: int, width: int) -> int:
     return min(max(_BLOCK_BYTES // (tiles * LANES * 4) // 8 * 8, 8), rows)
 
 
-def sorted_hits(ids: Array, weights: Array, rows: int) -> tuple[Array, Array, Array]:
+def sorted_hits(ids: Array, weights: Array, rows: int) -> tuple[Array, ...]:
     """(rows, flat indices, weights) of hits by (row, flat index), whole chunks; row M for absent hits, which come last.
 
     One sort carries everything: reading scalars by index afterwards is slow on TPUs.
@@ -187,8 +187,10 @@ def _kernel(
     g_tiles: Tiles,
     tiles: Tiles | None,
 ):
-    fused = tiles is not None
-    if fused:
+    table: Ref
+    dw: Ref
+    products: Ref
+    if tiles is not None:
         table, dv, dw, buffers, sums, row_and_count, semaphores, products = refs
     else:
         (dv, buffers, sums, row_and_count, semaphores), table, dw, products = refs, None, None, None
@@ -215,7 +217,7 @@ def _kernel(
         done = jnp.where(same, jnp.where(opens, done + piece, done), 0.0)
         piece = jnp.where(opens, 0.0, piece) + weights[0, 0, hit] * x
         dv[g_tiles.at(row)] = done + piece
-        if fused:
+        if tiles is not None:
             products[pl.ds(h, 1), :] = jnp.sum(x * tiles.pick(table[tiles.at(row)], row), axis=0, keepdims=True)
         return row, count, done, piece
 
@@ -231,7 +233,7 @@ def _kernel(
         whole = (begin == 0) & (end == _GROUP)
         pl.when(whole)(lambda: run(lambda carry: jax.lax.fori_loop(0, _GROUP, step, carry, unroll=_UNROLL)))
         pl.when(~whole)(lambda: run(lambda carry: jax.lax.fori_loop(begin, end, step, carry)))
-        if fused:
+        if tiles is not None:
             _store_row(products, dw, group, begin, end)
 
     start, wait = row_copies(reads, g, buffers, semaphores, _GROUP, g_tiles)

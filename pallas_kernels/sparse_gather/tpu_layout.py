@@ -1,4 +1,4 @@
-"""Rows of a table as the cores of a TPU copy them.
+"""How rows of a table, also bfloat16 ones, become the 32-bit words that the cores of a TPU copy.
 
 TensorCore, whose copies take one row of float32, or a leading index of any array:
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import tpu_sc as plsc
 
 from recscale.pallas_kernels.compat import lowering_for
-from recscale.pallas_kernels.targets import Target
+from recscale.pallas_kernels.targets import SparseCores, Target
 
 from . import tpu
 from .costs import read_cost
@@ -67,7 +67,7 @@ class Shape(NamedTuple):
 
 def shape_of(target: Target, reads: int, per_read: int, tiles: int) -> Shape:
     """The cut of `reads` reads on the SparseCores of a target."""
-    cores = target.sparse_cores
+    cores = _sparse_cores(target)
     padded = -(-per_read // cores.lanes) * cores.lanes
     copied = 1
     while 2 * copied * padded <= _COPY:
@@ -78,6 +78,12 @@ def shape_of(target: Target, reads: int, per_read: int, tiles: int) -> Shape:
         step *= 2
     workers = cores.cores * cores.subcores
     return Shape(padded, step, copied, -(-reads // (workers * step)), workers)
+
+
+def _sparse_cores(target: Target) -> SparseCores:
+    if target.sparse_cores is None:
+        raise ValueError(f"{target.name} has no SparseCores")
+    return target.sparse_cores
 
 
 def _step_bytes(shape: Shape, tiles: int, parts: int) -> int:
@@ -101,7 +107,7 @@ def obstacle(
     tiles, parts = tiling(values_shape[1], values_dtype)
     if values_shape[0] * tiles >= 2**31:
         return f"{values_shape[0]} rows of {tiles} tiles are more than int32 counts"
-    size = _step_bytes(shape_of(target, *ids_shape, tiles), tiles, parts)
+    size = _step_bytes(shape_of(target, ids_shape[0], ids_shape[1], tiles), tiles, parts)
     if size > _SHARE * target.sparse_cores.vmem_bytes:
         return f"a step takes {size} bytes of a subcore's {target.sparse_cores.vmem_bytes}"
     return None
@@ -144,7 +150,7 @@ def read(
     if interpret:
         raise NotImplementedError("SparseCore kernels cannot be interpreted; use 'pallas_tpu'")
     (reads, per_read), (rows, width) = ids.shape, values.shape
-    tiles, parts = tiling(width, values.dtype)
+    cores, (tiles, parts) = _sparse_cores(target), tiling(width, values.dtype)
     shape = shape_of(target, reads, per_read, tiles)
     flat_ids, flat_weights = arranged(ids, weights, rows, shape)
     table = as_words(values).reshape(rows * tiles, LANES)
@@ -152,13 +158,13 @@ def read(
     hits, block = shape.step * shape.padded, (tiles * parts, shape.step, LANES)
     with lowering_for(target):
         kernel = pl.kernel(
-            functools.partial(_kernel, shape=shape, tiles=tiles, lanes=target.sparse_cores.lanes),
+            functools.partial(_kernel, shape=shape, tiles=tiles, lanes=cores.lanes),
             jax.ShapeDtypeStruct((tiles * parts, shape.workers * shape.steps * shape.step, LANES), jnp.float32),
             mesh=plsc.VectorSubcoreMesh(
                 core_axis_name="core",
                 subcore_axis_name="subcore",
-                num_cores=target.sparse_cores.cores,
-                num_subcores=target.sparse_cores.subcores,
+                num_cores=cores.cores,
+                num_subcores=cores.subcores,
             ),
             scratch_types=[
                 pltpu.VMEM((2 * hits,), jnp.int32),
@@ -175,7 +181,7 @@ def read(
             cost_estimate=pl.CostEstimate(flops=flops, bytes_accessed=moved, transcendentals=0),
             name="sparse_gather_sc",
         )
-        sums = kernel(flat_ids, flat_weights, table)
+        sums = cast(Callable[..., Array], kernel)(flat_ids, flat_weights, table)
     return with_gate(joined(sums, reads, width), values.dtype, gate, gate_fn)
 
 

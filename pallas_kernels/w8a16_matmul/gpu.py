@@ -30,13 +30,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from recscale.pallas_kernels import compat
 from recscale.pallas_kernels.activations import ACTIVATIONS
 from recscale.pallas_kernels.blocks import block_sizes
+from recscale.pallas_kernels.hopper_tiles import SIDE, Lane, Tile, along_rows, drain, pad, stream
 from recscale.pallas_kernels.targets import Target
 
 Array = jax.Array
 
-# Outputs of one warpgroup, and how many multiply beside the one that copies.
-_SIDE, _MULTIPLYING = 64, 2
-_OUTPUTS = _SIDE * _MULTIPLYING
+# Warpgroups that multiply, 64 outputs each, beside the one that copies.
+_MULTIPLYING = 2
+_OUTPUTS = SIDE * _MULTIPLYING
 _MOST_ROWS = 256
 # Inputs of a tile, up to so many rows and beyond: many rows leave room for fewer stages.
 _FEW_ROWS, _INPUTS, _INPUTS_OF_MANY_ROWS = 128, 128, 64
@@ -112,8 +113,8 @@ def matmul(
     cost = pl.CostEstimate(flops=2 * tokens * rows * inputs * outputs, bytes_accessed=tokens * moved, transcendentals=0)
     # The interpreter knows no copies that stick out.
     unit = (plan.rows, plan.inputs, _OUTPUTS) if interpret else _UNITS
-    x, wq = _pad(x, (1, unit[0], unit[1])), _pad(wq, (1, unit[1], unit[2]))
-    factors = [_pad(factor, (1, _OUTPUTS)) for factor in factors]
+    x, wq = pad(x, (1, unit[0], unit[1])), pad(wq, (1, unit[1], unit[2]))
+    factors = [pad(factor, (1, _OUTPUTS)) for factor in factors]
     split = plan.splits > 1
     dtype = jnp.float32 if split else out_dtype
     y = _products(plan, x, wq, [] if split else factors, act, dtype, cost=cost, interpret=interpret)
@@ -165,9 +166,12 @@ def _products(
     """[splits, T, B, F]: finished results of the whole of D, or (without factors) float32 sums of each part of it."""
     tokens, rows, inputs = x.shape
     outputs = wq.shape[-1]
-    tile = _Tile(plan.rows, interpret)
+    tile = Tile(interpret)
     many_registers = plan.rows > _FEW_ROWS
     stored = min(plan.rows, _STORED_ROWS)
+
+    def per_output(ref):
+        return along_rows(tile.load_rows(ref, device_memory=True), plan.rows)
 
     def body(x, wq, *rest, x_tile, w_tile, y_tile, ready, free):
         *factors, y = rest
@@ -181,44 +185,39 @@ def _products(
         @pl.when(warpgroup == _MULTIPLYING)
         def _copy():
             if many_registers:
-                plgpu.set_max_registers(_COPYING_REGISTERS, action="decrease")
+                tile.set_registers(_COPYING_REGISTERS, "decrease")
 
-            @pl.loop(0, steps)
-            def _(step):
-                slot = lax.rem(step, plan.stages)
-
-                @pl.when(step >= plan.stages)
-                def _():
-                    plgpu.barrier_wait(free.at[slot])
-
+            def load(step, slot):
                 at = pl.ds((first_tile + step) * plan.inputs, plan.inputs)
-                plgpu.copy_gmem_to_smem(
-                    wq.at[token, at, pl.ds(first_output, _OUTPUTS)], w_tile.at[slot], ready.at[slot]
-                )
+                part = wq.at[token, at, pl.ds(first_output, _OUTPUTS)]
+                plgpu.copy_gmem_to_smem(part, w_tile.at[slot], ready.at[slot])
                 plgpu.copy_gmem_to_smem(x.at[token, pl.ds(first_row, plan.rows), at], x_tile.at[slot], ready.at[slot])
+
+            drain([free], stream([Lane(free, load)], steps, plan.stages), plan.stages)
 
         @pl.when(warpgroup < _MULTIPLYING)
         def _multiply():
             if many_registers:
-                plgpu.set_max_registers(_MULTIPLYING_REGISTERS, action="increase")
-            own = pl.ds(warpgroup * _SIDE, _SIDE)
+                tile.set_registers(_MULTIPLYING_REGISTERS, "increase")
+            own = pl.ds(warpgroup * SIDE, SIDE)
 
             def step(index, sums):
                 slot = lax.rem(index, plan.stages)
                 plgpu.barrier_wait(ready.at[slot])
-                sums = tile.add_product(sums, tile.widened(w_tile.at[slot, :, own]), x_tile.at[slot])
+                weights = tile.load_transposed(w_tile.at[slot, :, own], jnp.bfloat16)
+                sums = tile.add_product(sums, weights, x_tile.at[slot], b_transposed=True)
                 plgpu.barrier_arrive(free.at[slot])
                 return sums
 
-            sums = lax.fori_loop(0, steps, step, tile.zeros())
-            outputs = pl.ds(first_output + warpgroup * _SIDE, _SIDE)
+            sums = lax.fori_loop(0, steps, step, tile.zeros(plan.rows))
+            outputs = pl.ds(first_output + warpgroup * SIDE, SIDE)
             if factors:
-                sums = _finish(act, sums, *(tile.per_output(factor.at[token, outputs]) for factor in factors))
+                sums = _finish(act, sums, *(per_output(factor.at[token, outputs]) for factor in factors))
             for start in range(0, plan.rows, stored):
                 count = min(stored, plan.rows - start)
                 piece = y_tile.at[warpgroup, pl.ds(0, count)]
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                tile.store(piece, sums[:, start : start + count].astype(dtype))
+                tile.store_transposed(piece, sums[:, start : start + count].astype(dtype))
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(piece, y.at[split, token, pl.ds(first_row + start, count), outputs])
             plgpu.wait_smem_to_gmem(0)
@@ -229,9 +228,9 @@ def _products(
         grid={"split": plan.splits, "token": tokens, "outputs": plan.output_tiles, "rows": plan.row_tiles},
         threads={"warpgroup": _MULTIPLYING + 1},
         scratch={
-            "x_tile": tile.memory((plan.stages, plan.rows, plan.inputs), x.dtype, 64),
-            "w_tile": tile.memory((plan.stages, plan.inputs, _OUTPUTS), wq.dtype, _SIDE),
-            "y_tile": tile.memory((_MULTIPLYING, stored, _SIDE), dtype, 128 // jnp.dtype(dtype).itemsize),
+            "x_tile": tile.memory((plan.stages, plan.rows, plan.inputs), x.dtype, SIDE),
+            "w_tile": tile.memory((plan.stages, plan.inputs, _OUTPUTS), wq.dtype, SIDE),
+            "y_tile": tile.memory((_MULTIPLYING, stored, SIDE), dtype, 128 // jnp.dtype(dtype).itemsize),
             "ready": plgpu.Barrier(num_arrivals=2, num_barriers=plan.stages),
             "free": plgpu.Barrier(num_arrivals=_MULTIPLYING, num_barriers=plan.stages),
         },
@@ -240,60 +239,3 @@ def _products(
         interpret=interpret,
     )
     return call(x, wq, *factors)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tile:
-    """Operations on a warpgroup's tile [64 outputs, rows]; without annotations and WGMMA in interpret mode."""
-
-    rows: int
-    interpret: bool
-
-    def memory(self, shape: tuple[int, ...], dtype: Any, columns: int) -> Any:
-        """Shared memory for tiles, in pieces of 8 rows by `columns`, swizzled over the bytes of such a piece's row."""
-        if self.interpret:
-            return plgpu.SMEM(shape, dtype)
-        swizzle = plgpu.SwizzleTransform(columns * jnp.dtype(dtype).itemsize)
-        return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), swizzle))
-
-    def zeros(self) -> Array:
-        zeros = jnp.zeros((_SIDE, self.rows), jnp.float32)
-        return zeros if self.interpret else plgpu.layout_cast(zeros, plgpu.Layout.WGMMA)
-
-    def widened(self, ref) -> Array:
-        """bfloat16 [64, inputs] of the int8 ref [inputs, 64]."""
-        if self.interpret:
-            return ref[...].T.astype(jnp.bfloat16)
-        turned = plgpu.transpose_ref(ref, (1, 0))
-        narrow = plgpu.load(turned, (), layout=plgpu.Layout.WGMMA_TRANSPOSED, optimized=False)
-        return plgpu.layout_cast(narrow.astype(jnp.bfloat16), plgpu.Layout.WGMMA)
-
-    def add_product(self, sums: Array, weights: Array, x) -> Array:
-        """sums + weights x^T of [64, inputs] in registers and the ref [rows, inputs]."""
-        if self.interpret:
-            product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-            return sums + product(weights.astype(jnp.float32), x[...].astype(jnp.float32).T)
-        turned = plgpu.transpose_ref(x, (1, 0))
-        return pl.run_state(lambda total: plgpu.wgmma(total, weights, turned))(plgpu.ACC.init(sums))
-
-    def per_output(self, ref) -> Array:
-        """[64, rows] of a [64] ref in device memory."""
-        if self.interpret:
-            vector = ref[...]
-        else:
-            vector = plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
-        return lax.broadcast_in_dim(vector, (_SIDE, self.rows), (0,))
-
-    def store(self, ref, value: Array) -> None:
-        """Stores the tile [64, rows] to a ref [rows, 64]."""
-        if self.interpret:
-            ref[...] = value.T
-        else:
-            turned = plgpu.transpose_ref(ref, (1, 0))
-            turned[...] = plgpu.layout_cast(value, plgpu.Layout.WGMMA_TRANSPOSED)
-
-
-def _pad(array: Array, units: tuple[int, ...]) -> Array:
-    """Zeros up to a multiple of a unit along every axis; the array itself where nothing is missing."""
-    missing = [(0, -size % unit) for size, unit in zip(array.shape, units, strict=True)]
-    return jnp.pad(array, missing) if any(more for _, more in missing) else array

@@ -1,4 +1,4 @@
-"""The plain reading of the contract: everything in float32, one group of inputs after the other."""
+"""`w8a16_matmul` in plain JAX, for tests: everything in float32, one group of inputs after the other."""
 
 from __future__ import annotations
 
