@@ -1,4 +1,4 @@
-"""Architectures by name. Adding one = one model file and one line in `_TABLE`; files are imported on first use.
+"""Architectures by name. Adding one = one model file and one line in `MODELS`; files are imported on first use.
 
 rankmixer            a backbone
 din                  a sequence encoder in front of a DLRM-MLP (short for din+dlrm_mlp)
@@ -34,7 +34,7 @@ from .ranker import Composed, Ranker
 GROUP = "recscale.models"
 
 # name -> address of the spec
-_TABLE = {
+MODELS = {
     "rankmixer": "recscale.models.mixers.rankmixer:RANKMIXER",
     "tokenmixer_large": "recscale.models.mixers.tokenmixer_large:TOKENMIXER_LARGE",
     "ug_rankmixer": "recscale.models.mixers.ug_rankmixer:UG_RANKMIXER",
@@ -90,7 +90,7 @@ def list_models(kind: str | None = None) -> list[str]:
 
     Any encoder goes with any backbone; a ranker stands alone.
     """
-    names = available(GROUP, _TABLE)
+    names = available(GROUP, MODELS)
     return names if kind is None else [name for name in names if _load(name).kind == kind]
 
 
@@ -233,11 +233,11 @@ def _parts(name: str) -> tuple[_Part | None, _Part]:
 
 def _load(name: str) -> _Part:
     base, overrides = PRESETS.get(name, (name, {}))
-    if base not in (known := available(GROUP, _TABLE)) and ":" not in base:
+    if base not in (known := available(GROUP, MODELS)) and ":" not in base:
         raise ValueError(
             f"there is no model {name!r}{nearest(name, [*known, *PRESETS])}; or name one as package.module:attribute"
         )
-    spec = load(GROUP, base, _TABLE, "model")
+    spec = load(GROUP, base, MODELS, "model")
     if type(spec) not in _KINDS:
         raise ValueError(
             f"model {name!r} is a {type(spec).__name__}, expected a BackboneSpec, EncoderSpec or RankerSpec"

@@ -30,7 +30,9 @@ _DENSE = 4
 _SAMPLE = 512
 
 
-def read_stats(slots: Int[Array, "N J"], weights: Float[Array, "N H K"], total: int) -> dict[str, Shaped[Array, "*shape"]]:
+def read_stats(
+    slots: Int[Array, "N J"], weights: Float[Array, "N H K"], total: int
+) -> dict[str, Shaped[Array, "*shape"]]:
     """Diagnostics of one batch of reads: scalars, and the vectors they come from. No gradient.
 
     Args:

@@ -20,9 +20,11 @@ Letters: N rows, G groups (experts, or tokens times experts), D inputs, F output
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from recscale.pallas_kernels import targets
 from recscale.pallas_kernels.checks import if_checked
@@ -30,8 +32,6 @@ from recscale.pallas_kernels.dispatch import Backend, Implementation, choose
 from recscale.pallas_kernels.mixed_precision import full_precision
 
 from . import reference
-
-Array = jax.Array
 
 # On CPUs XLA multiplies every row with every group through a copy of the rows per group: rows come in chunks whose
 # copies stay below this.
@@ -49,8 +49,8 @@ def grouped_matmul(
     group_sizes: Array,
     *,
     implementation: Implementation | None = None,
-    interpret: bool = False,
-) -> Array:
+    interpret: Any = False,
+) -> Float[Array, "N F"]:
     """[N, F]: every row times the matrix of its group.
 
     Args:

@@ -37,14 +37,13 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from recscale.pallas_kernels.checks import if_checked
 from recscale.pallas_kernels.dispatch import Backend, Implementation, choose, replicas_in_turn
 
 from . import reference, xla
 from .reference import INVISIBLE
-
-Array = jax.Array
 
 MODES = ("full", "causal", "positions")
 
@@ -60,8 +59,8 @@ def hybrid_attention(
     scale: float,
     key_bias: Array | None = None,
     implementation: Implementation | None = None,
-    interpret: bool = False,
-) -> tuple[Array, Array]:
+    interpret: Any = False,
+) -> tuple[Float[Array, "*rows H dv"], Float32[Array, "*rows H"]]:
     """Attention of every query row over its visible keys, and the log of its weights' sum.
 
     Scores, maxima and sums are float32; the weights are cast to the input type for the second product. A row that sees
@@ -105,7 +104,7 @@ def hybrid_attention(
 
 def merge_attention(
     parts: Sequence[tuple[Array, Array]],
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "*rows H dv"], Float32[Array, "*rows H"]]:
     """Exact softmax over the union of disjoint key sets, from the (o, lse) of each.
 
         lse = log sum_p exp(lse_p)            o = sum_p exp(lse_p - lse) o_p

@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-
-Array = jax.Array
+from jaxtyping import Array, Bool, Float, Int
 
 # A score that leaves nothing after the softmax, and no infinity on the way.
 INVISIBLE = -1e30
 
 
-def visible(q_pos: Array, lengths: Array, keys: int) -> Array:
+def visible(q_pos: Int[Array, "_ N"], lengths: Int[Array, " R"], keys: int) -> Bool[Array, "R N S"]:
     """bool [R, N, S]."""
     j = jnp.arange(keys, dtype=jnp.int32)[None, None]
     return (j >= q_pos[:, :, None]) & (j < lengths[:, None, None])
 
 
 def attention(
-    q: Array,
-    k: Array,
-    v: Array | None,
-    lengths: Array,
-    q_pos: Array,
-    bias: Array | None,
+    q: Float[Array, "R N H d"],
+    k: Float[Array, "R S Hk d"],
+    v: Float[Array, "R S Hk dv"] | None,
+    lengths: Int[Array, " R"],
+    q_pos: Int[Array, "_ N"],
+    bias: Float[Array, "R S H"] | None,
     scale: float,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "R N H _"], Float[Array, "R N H"]]:
     """o [R, N, H, dv] in q's type and lse float32 [R, N, H]; differentiable."""
     seen = visible(q_pos, lengths, k.shape[1])[:, None]
     scores = jnp.where(seen, _scores(q, k, bias, scale), INVISIBLE)

@@ -30,7 +30,7 @@ from jax.experimental.pallas import tpu as pltpu
 from recscale.pallas_kernels.targets import Target
 
 from . import tpu_layout as tiles
-from .tpu_bodies import Tile, forward_body, key_body, row_body
+from .tpu_bodies import GridStep, forward_body, key_body, row_body
 from .tpu_layout import Layout
 
 Array = jax.Array
@@ -212,7 +212,7 @@ def _call(q, k, v, positions, key_bias, scale, target, interpret, *, backward: b
         names = ("length", "source", "last_key", "lowest", "highest", "last_row", *inputs, *outputs, *scratch)
 
         def kernel(*refs):
-            body(Tile(plan, own, by_keys, scale, bool(interpret)), **dict(zip(names, refs, strict=True)))
+            body(GridStep(plan, own, by_keys, scale, bool(interpret)), **dict(zip(names, refs, strict=True)))
 
         inner = (plan.key_tiles, plan.row_tiles) if by_keys else (plan.row_tiles, plan.key_tiles)
         results = pl.pallas_call(

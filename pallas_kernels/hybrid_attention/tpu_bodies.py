@@ -23,7 +23,7 @@ _ROWS_BY_ROWS = (((1,), (1,)), ((), ()))  # x y^T
 _COLUMNS = (((0,), (0,)), ((), ()))  # x^T y
 
 
-class Tile:
+class GridStep:
     """One step of a grid: where it is, what of it is seen, and the arithmetic the three bodies share."""
 
     def __init__(self, plan: Layout, own: bool, by_keys: bool, scale: float, interpret: bool):
@@ -114,7 +114,7 @@ def _diagonal(n: int) -> Array:
 
 
 def forward_body(
-    tile: Tile, *, length, lowest, highest, q, positions, k, o, lse, stack, start, most, total, sums,
+    tile: GridStep, *, length, lowest, highest, q, positions, k, o, lse, stack, start, most, total, sums,
     v=None, bias=None, count=None, **_,
 ) -> None:  # fmt: skip
     plan = tile.plan
@@ -169,7 +169,7 @@ def forward_body(
 
 
 def row_body(
-    tile: Tile, *, length, lowest, highest, q, do, o, lse, dlse, positions, k, dq, delta, stack, do_stack, start,
+    tile: GridStep, *, length, lowest, highest, q, do, o, lse, dlse, positions, k, dq, delta, stack, do_stack, start,
     lse_column, delta_column, sums, v=None, bias=None, **_,
 ) -> None:  # fmt: skip
     plan = tile.plan
@@ -207,7 +207,7 @@ def row_body(
 
 
 def key_body(
-    tile: Tile, *, length, lowest, highest, q, do, lse, delta, positions, k, dk, dk_sum, v=None, dv=None,
+    tile: GridStep, *, length, lowest, highest, q, do, lse, delta, positions, k, dk, dk_sum, v=None, dv=None,
     dv_sum: Ref = None, bias=None, dbias=None, dbias_sum: Ref = None, **_,
 ) -> None:  # fmt: skip
     plan = tile.plan

@@ -30,6 +30,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from recscale.pallas_kernels import targets
 from recscale.pallas_kernels.activations import ACTIVATIONS
@@ -38,8 +39,6 @@ from recscale.pallas_kernels.dispatch import Backend, Implementation, asked, cho
 
 from . import reference, xla
 from .form import Form, Weights
-
-Array = jax.Array
 
 
 def per_token_matmul(
@@ -51,8 +50,8 @@ def per_token_matmul(
     transposed: bool = False,
     token_first: bool = False,
     implementation: Implementation | None = None,
-    interpret: bool = False,
-) -> Array:
+    interpret: Any = False,
+) -> Float[Array, "*rows F"]:
     """act(x_t w_t + bias_t) for every token t, in the form of x with F instead of D.
 
     Args:
@@ -83,8 +82,8 @@ def per_token_ffn(
     transposed: bool = False,
     token_first: bool = False,
     implementation: Implementation | None = None,
-    interpret: bool = False,
-) -> Array:
+    interpret: Any = False,
+) -> Float[Array, "*rows O"]:
     """Two layers per token, in the form of x with O instead of D.
 
     Args:

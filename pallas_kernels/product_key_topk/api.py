@@ -21,16 +21,16 @@ Letters: N reads, H heads, n sub-keys per axis, p key width per axis, K winners.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32
 
 from recscale.pallas_kernels.checks import if_checked
 from recscale.pallas_kernels.dispatch import Backend, Implementation, choose
 
 from . import reference, xla
-
-Array = jax.Array
 
 
 def product_key_topk(
@@ -40,8 +40,8 @@ def product_key_topk(
     *,
     scale: float = 1.0,
     implementation: Implementation | None = None,
-    interpret: bool = False,
-) -> tuple[Array, Array]:
+    interpret: Any = False,
+) -> tuple[Float32[Array, "N H K"], Int32[Array, "N H K"]]:
     """The `topk` best slots of every read and head, best first.
 
     A score of -inf (a masked key) counts as -1e30, a key's entry of -inf as -2^120; -0.0 equals +0.0. NaN breaks the

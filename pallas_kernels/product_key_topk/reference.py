@@ -5,10 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from recscale.pallas_kernels.mixed_precision import einsum_float32
-
-Array = jax.Array
 
 # What a score of -inf counts as: low enough never to win, finite so that sums of two stay ordered.
 MASKED = -1e30
@@ -33,13 +32,13 @@ def pair_ranks(topk: int) -> tuple[np.ndarray, np.ndarray]:
     return i[kept].astype(np.int32), j[kept].astype(np.int32)
 
 
-def comparable(scores: Array) -> Array:
+def comparable(scores: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
     """Scores as the selection compares them: -inf raised to -1e30, -0.0 made +0.0."""
     # Not `scores + 0.0`: XLA simplifies that away, and top_k takes -0.0 for the smaller one.
     return jnp.where(scores == 0, 0.0, jnp.maximum(scores, MASKED))
 
 
-def finite_keys(keys: Array) -> Array:
+def finite_keys(keys: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
     """Keys with entries of -inf made finite, far below every other."""
     return jnp.maximum(keys, jnp.asarray(_MASKED_ENTRY, keys.dtype))
 
@@ -57,7 +56,9 @@ def exact_products(spec: str, q: Array, keys: Array) -> Array:
     return jnp.einsum(spec, q, keys, precision=jax.lax.Precision.HIGHEST)
 
 
-def topk(q: Array, keys: Array, k: int, scale: float, multiply=exact_products) -> tuple[Array, Array]:
+def topk(
+    q: Float[Array, "N H 2 p"], keys: Float[Array, "H 2 n p"], k: int, scale: float, multiply=exact_products
+) -> tuple[Float[Array, "N H K"], Int[Array, "N H K"]]:
     """q [N,H,2,p], keys [H,2,n,p] -> scores float32 [N,H,k], ids int32 [N,H,k]."""
     sub_keys = keys.shape[2]
     best, index = jax.lax.top_k(comparable(multiply("nhap,hamp->nham", q, keys) * scale), k)

@@ -33,14 +33,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from recscale.pallas_kernels.checks import if_checked
 from recscale.pallas_kernels.dispatch import Backend, Implementation, choose
 
 from . import passes, reference, xla
 from .gates import GATES, with_gate
-
-Array = jax.Array
 
 VALUE_GRADS = ("dense", "rows", "none")
 
@@ -55,8 +54,8 @@ def sparse_gather(
     probe: Array | None = None,
     value_grad: str = "dense",
     implementation: Implementation | None = None,
-    interpret: bool = False,
-) -> Array:
+    interpret: Any = False,
+) -> Float[Array, "N d"]:
     """Weighted sums of rows, optionally gating another vector.
 
     Sums are float32 in increasing j; a row named twice counts twice; a read without hits gives y = 0. Ids at or beyond
@@ -135,8 +134,8 @@ def sparse_dot(
     *,
     value_grad: str = "dense",
     implementation: Implementation | None = None,
-    interpret: bool = False,
-) -> Array:
+    interpret: Any = False,
+) -> Float32[Array, "N J"]:
     """Products of a vector with a few rows each, s[t,j] = <x[t], values[ids[t,j]]>: the transpose of `sparse_gather`.
 
     Args:

@@ -20,9 +20,11 @@ Letters: B rows, T tokens, D inputs, F outputs.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int8
 
 from recscale.pallas_kernels.activations import ACTIVATIONS
 from recscale.pallas_kernels.dispatch import Backend, Implementation, choose
@@ -30,12 +32,10 @@ from recscale.pallas_kernels.mixed_precision import full_precision
 
 from . import reference
 
-Array = jax.Array
-
 _LARGEST = 127
 
 
-def quantize_int8(w: Array, *, group: int | None = None) -> tuple[Array, Array]:
+def quantize_int8(w: Array, *, group: int | None = None) -> tuple[Int8[Array, "*T D F"], Float32[Array, "*scales F"]]:
     """int8 weights and float32 scales of w [..., D, F]: one scale per output column, symmetric.
 
     Args:
@@ -71,8 +71,8 @@ def w8a16_matmul(
     out_dtype=jnp.bfloat16,
     token_first: bool = False,
     implementation: Implementation | None = None,
-    interpret: bool = False,
-) -> Array:
+    interpret: Any = False,
+) -> Float[Array, "*rows F"]:
     """act((x . wq) * scale + bias) with float32 sums, cast to `out_dtype`. Forward only: differentiating raises.
 
     Args:

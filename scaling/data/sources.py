@@ -1,6 +1,6 @@
 """Data sets by name: from the `data` section of a run configuration to a `Source`.
 
-Adding one = one file with a callable `SourceRequest -> Source` and one line in `_TABLE`. Other distributions add theirs
+Adding one = one file with a callable `SourceRequest -> Source` and one line in `DATA_SETS`. Other distributions add theirs
 under the entry-point group `recscale.datasets`, or are named as `package.module:attribute`. Each set's code is imported
 only when it is asked for.
 """
@@ -20,8 +20,8 @@ from recscale.pallas_kernels import names
 from .metrics import find
 from .source import DataConfig, Source, SourceRequest
 
-_GROUP = "recscale.datasets"
-_TABLE = {
+GROUP = "recscale.datasets"
+DATA_SETS = {
     "known_truth": "recscale.scaling.data.known_truth.source:known_truth",
     "movielens-100k": "recscale.scaling.data.importing.movielens:movielens_100k",
 }
@@ -31,7 +31,7 @@ _MEMBERS = ("schema", "requests", "candidates", "on_device", "total_rows", "batc
 
 def list_sources() -> list[str]:
     """Names `make_source` knows: those of this package, then those that other distributions bring."""
-    return names.available(_GROUP, _TABLE)
+    return names.available(GROUP, DATA_SETS)
 
 
 def make_source(
@@ -60,7 +60,7 @@ def make_source(
     known = list_sources()
     if config.name not in known and ":" not in config.name:
         raise KeyError(f"unknown data set {config.name!r}{names.nearest(config.name, known)}")
-    make = names.load(_GROUP, config.name, _TABLE, "data set")
+    make = names.load(GROUP, config.name, DATA_SETS, "data set")
     cache = Path(cache_dir) if cache_dir is not None else None
     source = make(SourceRequest(config, requests, candidates, cache, host, hosts))
     lacking = [member for member in _MEMBERS if not hasattr(source, member)]

@@ -11,9 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from recscale import models
+from recscale.models import registry
 from recscale.pallas_kernels import names
-from recscale.scaling.data import list_sources, metrics
+from recscale.scaling.data import metrics, sources
 
 
 def brought(config: ConfigDict, folder: Path | None) -> list[dict[str, str]]:
@@ -44,13 +44,10 @@ def make_importable(rows: Iterable[Mapping[str, Any]]) -> None:
 @functools.cache
 def _origin(kind: str, name: str) -> dict[str, str] | None:
     if kind == "model":
-        group, own = "recscale.models", [*models.list_models(), *models.list_presets()]
-    elif kind == "data set":
-        group, own = "recscale.datasets", list_sources()
-    else:
-        group, own = metrics.GROUP, list(metrics.METRICS)
-    foreign = names.available(group, {})
-    return names.origin(group, name, {known: "" for known in own if known not in foreign})
+        return names.origin(registry.GROUP, name, registry.MODELS | dict.fromkeys(registry.list_presets(), ""))
+    if kind == "data set":
+        return names.origin(sources.GROUP, name, sources.DATA_SETS)
+    return names.origin(metrics.GROUP, name, dict.fromkeys(metrics.METRICS, ""))
 
 
 def _lies_in(module: str, folder: Path) -> bool:

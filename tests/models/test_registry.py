@@ -167,8 +167,8 @@ _ALONE = """
 import importlib, sys
 import recscale.models
 assert not any(name in sys.modules for name in ("jax", "flax", "recscale.models.registry")), "importing is not cheap"
-from recscale.models.registry import _TABLE
-for where in _TABLE.values():
+from recscale.models.registry import MODELS
+for where in MODELS.values():
     for name in [name for name in sys.modules if name.startswith("recscale.")]:
         del sys.modules[name]
     module, attribute = where.split(":")
