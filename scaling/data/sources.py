@@ -1,8 +1,8 @@
 """Data sets by name: from the `data` section of a run configuration to a `Source`.
 
-Adding one = one file with a callable `SourceRequest -> Source` and one line in `DATA_SETS`. Other distributions add theirs
-under the entry-point group `recscale.datasets`, or are named as `package.module:attribute`. Each set's code is imported
-only when it is asked for.
+Adding one = one file with a callable `SourceRequest -> Source` and one line in `DATA_SETS`. Other distributions add
+theirs under the entry-point group `recscale.datasets`, or are named as `package.module:attribute`. Each set's code is
+imported only when it is asked for.
 """
 
 from __future__ import annotations
