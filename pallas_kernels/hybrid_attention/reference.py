@@ -50,8 +50,8 @@ def gradient(q, k, v, lengths, q_pos, bias, scale: float, do, dlse):
     both are summed over heads.
     """
     heads, do = q.shape[2], do.astype(jnp.float32)
-    wide_q, wide_k, wide_v = (x if x is None else x.astype(jnp.float32) for x in (q, k, v))
-    o, lse = attention(wide_q, wide_k, wide_v, lengths, q_pos, bias, scale)
+    wide_v = None if v is None else v.astype(jnp.float32)
+    o, lse = attention(q.astype(jnp.float32), k.astype(jnp.float32), wide_v, lengths, q_pos, bias, scale)
     values = _all_heads(k if v is None else v, heads)
     seen = visible(q_pos, lengths, k.shape[1])[:, None]
     scores = jnp.where(seen, _scores(q, k, bias, scale), INVISIBLE)
