@@ -43,19 +43,21 @@ setup(
     package_data={
         "recscale.scaling": [
             "py.typed",
+            "training/__init__.pyi",
             "laws/published/*.json",
             "laws/published/*.md",
             "report/*.j2",
             "report/*.mplstyle",
         ],
         "recscale.pallas_kernels": ["py.typed", "*/tuned/*.json", "targets/*.txtpb"],
-        "recscale.models": ["py.typed"],
+        "recscale.models": ["py.typed", "__init__.pyi"],
         "recscale.sweeps": ["py.typed"],
     },
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
         "jaxtyping>=0.3",
+        "lazy-loader>=0.4",
         "ml-collections>=1.0",
         "numpy>=2.0",
         "click>=8.1",

@@ -276,7 +276,7 @@ def test_commands_lead_to_functions(packaging):
         assert function == name and function in {getattr(node, "name", None) for node in tree.body}
 
 
-BASE_IMPORTS = {"jax", "flax", "jaxtyping", "ml_collections", "numpy", "click"}
+BASE_IMPORTS = {"jax", "flax", "jaxtyping", "lazy_loader", "ml_collections", "numpy", "click"}
 
 
 @pytest.mark.parametrize("folder", ["pallas_kernels", "models"])
