@@ -15,6 +15,7 @@ class Coins:
 
     def __init__(self, asked):
         self.requests, self.candidates, self.seed = asked.requests, asked.candidates, asked.config.log_seed
+        self.gap = asked.config.overrides.get("gap", 0.3)
         self.held = -(-(asked.config.holdout_rows or 512) // (self.requests * self.candidates))
         fields = (Field("user", "user", 4, vocabulary=10), Field("item", "candidate", 4, vocabulary=20))
         self.schema = Schema(fields=fields, tasks=(Task("heads"),))
@@ -22,7 +23,7 @@ class Coins:
     def batch(self, index):
         rng, shape = np.random.default_rng([self.seed, int(index)]), (self.requests, self.candidates)
         item = rng.integers(20, size=shape, dtype=np.int32)
-        labels = (rng.random(shape) < 0.5 + 0.3 * (0.5 - item % 2)).astype(np.float32)[..., None]
+        labels = (rng.random(shape) < 0.5 + self.gap * (0.5 - item % 2)).astype(np.float32)[..., None]
         user = UserSide({"user": rng.integers(10, size=self.requests, dtype=np.int32)}, {}, {})
         return Batch(user, CandidateSide({"item": item}, {}), labels, np.ones_like(labels), np.ones(shape, bool))
 
@@ -42,4 +43,4 @@ class Coins:
         return evaluate_binary(logits[..., 0], labels, groups=users) | further
 
     def facts(self):
-        return {"name": "coins", "seed": self.seed, "rejected": {}}
+        return {"name": "coins", "seed": self.seed, "gap": self.gap, "rejected": {}}
