@@ -72,7 +72,7 @@ def test_its_metric_is_recorded_and_its_form_fitted_to_it(swept):
 def test_the_plan_says_where_each_came_from(swept):
     _, out, _ = swept
     for line in (out / "plan.jsonl").read_text().splitlines():
-        brought = {part["name"]: part for part in json.loads(line)["outside"]}
+        brought = {part["name"]: part for part in json.loads(line)["brought"]}
         assert set(brought) >= {"one_layer", "coins", "brier"}
         assert {part["distribution"] for part in brought.values()} == {"recscale-madeup"}
         assert {part["version"] for part in brought.values()} == {PROJECT["version"]}

@@ -411,7 +411,7 @@ def test_sparse_core_arithmetic(target, reads, per_read, width, dtype):
 
 def test_requests_that_cannot_be_served_say_why():
     values, ids, weights = case(4, 3)
-    for name, message in (("pallas_tpu", "needs a tpu target"), ("pallas_tpu_sc", "needs a tpu target")):
+    for name, message in (("pallas_tpu", "needs a TPU of a known kind"), ("pallas_tpu_sc", "needs a TPU of a known kind")):
         with pytest.raises(NotImplementedError, match=message):
             sparse_gather(values, ids, weights, implementation=name)
     with pytest.raises(NotImplementedError, match="cannot be interpreted"):
