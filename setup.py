@@ -27,7 +27,7 @@ LAB = [
     "rich>=13",
 ]
 TESTS = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20"]
-STYLE = ["ruff>=0.8", "pyright[nodejs]>=1.1.390", "pandas-stubs>=2.2"]
+STYLE = ["ruff>=0.8", "pyright[nodejs]>=1.1.390", "pandas-stubs>=2.2", "scipy-stubs>=1.15"]
 
 setup(
     name="recscale",
