@@ -7,7 +7,9 @@ in the slow stage."""
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
+from checked_types import of_arrays_only
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "xla"
 
@@ -17,6 +19,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Threads of XLA's CPU client. Interpreted GPU kernels run every warpgroup in a callback of its own, which waits for the
 # others: with fewer threads than that (a machine or a container of one core) they wait for ever.
 os.environ["NPROC"] = str(max(8, int(os.environ.get("NPROC") or os.cpu_count() or 1)))
+
+# The modules under test are decorated with this as they are imported.
+jaxtyping.jaxtyped = of_arrays_only(jaxtyping.jaxtyped)
 
 FLAGSHIPS = {"rankmixer", "tokenmixer_large", "mixformer", "pkm", "dcnv2"}
 

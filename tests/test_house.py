@@ -307,3 +307,14 @@ def test_optional_dependencies_are_used(packaging):
                 extra,
                 module,
             )
+
+
+def test_annotations_of_arrays_are_checked_as_tests_call_them():
+    import jax.numpy as jnp
+    import jaxtyping
+
+    from recscale.models import mix
+
+    assert mix(jnp.ones((3, 2, 4)), 2).shape == (3, 2, 4)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        mix(jnp.ones((3, 2, 4), int), 2)
