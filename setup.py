@@ -26,7 +26,8 @@ LAB = [
     "jinja2>=3.1",
     "rich>=13",
 ]
-TESTS = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20"]
+TENSORBOARD = ["tensorboard>=2.16"]
+TESTS = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", *TENSORBOARD]
 STYLE = ["ruff>=0.8", "pyright[nodejs]>=1.1.390", "pandas-stubs>=2.2", "scipy-stubs>=1.15"]
 
 setup(
@@ -69,6 +70,7 @@ setup(
         "tpu": [*LAB, "jax[tpu]>=0.10"],
         "cuda": [*LAB, "jax[cuda13]>=0.10"],
         "slurm": [*LAB, "submitit>=1.5"],
+        "tensorboard": [*LAB, *TENSORBOARD],
         "bench": [*LAB, "torch>=2.5"],
     },
     entry_points={

@@ -42,8 +42,8 @@ def fit(
     bootstrap: resampled refits for intervals, 0 for none.
     cluster: column whose rows are resampled together; None is shape_id.
     options: huber_delta (inf is least squares), residuals ("auto", "log", "plain"), weights (column), seed,
-    profile, invalid ("refuse" or "exclude" broken rows), where (a pandas query), auc and measured_v (joint
-    form), notes (facts for the record that no column holds); anything else goes to the form (base, breaks).
+    profile, invalid ("refuse" or "exclude" broken rows), where (a condition on the columns), auc and measured_v
+    (joint form), notes (facts for the record that no column holds); anything else goes to the form (base, breaks).
 
     Raises ValueError for an unknown column, form or option. Degenerate or broken tables do not raise: they
     return a fit whose `params` are None with the reasons in `refusals`.

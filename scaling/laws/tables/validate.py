@@ -20,6 +20,10 @@ from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.forms.metric_maps import auc_to_t
 from recscale.scaling.laws.judgement.gates import Gate, rule
 
+from .columns import numbers
+from .conditions import rows_where
+from .read import notes
+
 RUN_NAMES = ("run_id", "run", "run_name", "name")
 _MEND = "mend the table, or pass invalid='exclude' to leave those rows out"
 
@@ -111,7 +115,7 @@ def prepare(
 
     metrics = {target: "auc" if form.target == "auc" else "positive" if positive else "any"}
     metrics |= {auc: "auc"} if auc is not None else {}
-    numeric = {c: pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in {*columns.values(), *metrics}}
+    numeric = {c: numbers(c, table[c]) for c in {*columns.values(), *metrics}}
     wrong = _wrong_values(table, numeric, form, columns, metrics, reasons)
     copies = _copies(table, {**reasons, **wrong})
     problems = []
@@ -143,7 +147,7 @@ def prepare(
         kept,
         exclusions,
         tuple(problems),
-        warnings,
+        (*notes(table), *warnings),
         auc_to_t(numeric[auc][keep]) if auc is not None and len(keep) else None,
     )
 
@@ -168,15 +172,9 @@ def _exclude_by_query(table: pd.DataFrame, where: str | None, reasons: dict[int,
     """Rows the caller's condition leaves out."""
     if where is None:
         return
-    try:
-        met = table.eval(where)
-    except Exception as error:  # pandas raises whatever the expression does
-        raise ValueError(f"where={where!r} cannot be evaluated on this table: {error}") from error
-    if not isinstance(met, pd.Series) or not pd.api.types.is_bool_dtype(met):
-        raise ValueError(f'where={where!r} is not a condition on the rows, such as "dense_params > 1e4"')
-    inside = set(table.index[met.fillna(False).astype(bool)])
+    inside = rows_where(table, where)
     for i in range(len(table)):
-        if i not in inside and i not in reasons:
+        if not inside[i] and i not in reasons:
             reasons[i] = f"not where {where}"
 
 
@@ -267,7 +265,7 @@ def _weights(kept: pd.DataFrame, column: str | None) -> np.ndarray:
     """Precision weights scaled to mean 1; a column ending in _se holds standard errors."""
     if column is None:
         return np.ones(len(kept))
-    values = pd.to_numeric(kept[column], errors="coerce").to_numpy(float)
+    values = numbers(column, kept[column])
     if len(values) and not np.all(np.isfinite(values) & (values > 0)):
         raise ValueError(f"weights column {column!r} must be positive in every fitted row")
     values = 1.0 / values**2 if column.endswith("_se") else values
