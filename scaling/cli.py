@@ -81,6 +81,9 @@ def cli() -> None:
     """Scaling laws of ranking models: sweep, fit with honest intervals, plot, reuse.
 
     `recscale COMMAND --help` explains a command.
+
+    Exit codes: 0 done, or something was fitted and printed; 1 wrong input, or runs that failed; 2 wrong usage; 3 every
+    number was refused.
     """
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from recscale.scaling.laws import forms
+from recscale.scaling.laws.commands import EXIT_CODES, JSON, TABLE, fit_options, leave
 from recscale.scaling.laws.fitting.fit import fit as fit_table
 from recscale.scaling.laws.fitting.law_fit import LawFit
 from recscale.scaling.laws.fitting.record import record as build_record
@@ -44,16 +45,9 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
     context.exit()
 
 
-@click.command()
-@click.argument("table", type=click.Path(path_type=Path))
-@click.option("--form", default="chinchilla", show_default=True, help="Form id or alias; see --forms.")
-@click.option(
-    "--axes", help="SLOT=COLUMN pairs (N=dense_params,D=examples) or columns in order [default: the form's columns]."
-)
-@click.option("--target", help="Metric column [default: logloss, or loss].")
-@click.option("--cluster", help="Column whose rows are resampled together [default: shape_id].")
-@click.option("--bootstrap", default=1000, show_default=True, help="Resampled refits for the intervals; 0 for none.")
-@click.option("--where", help="Keep rows that meet a condition, as in \"decayed and dataset == 'a'\".")
+@click.command(epilog=EXIT_CODES)
+@TABLE
+@fit_options("chinchilla")
 @click.option("--weights", help="Column of precision weights; a column ending in _se holds standard errors.")
 @click.option("--huber-delta", default=1e-3, show_default=True, help="Width of the Huber loss; inf is least squares.")
 @click.option("--residuals", type=click.Choice(["auto", "log", "plain"]), default="auto", show_default=True)
@@ -64,10 +58,9 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
     show_default=True,
     help="What to do with a table that has broken rows.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
 @click.option("--rolling", "score", is_flag=True, help="Also score extrapolation of this form and its rivals.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the full record to this JSON file.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+@JSON
 @click.option(
     "--forms",
     is_flag=True,
@@ -88,7 +81,7 @@ def fit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Fit a scaling law to TABLE (csv, parquet, jsonl, or the folder of a sweep).
+    """Fit a scaling law to TABLE: a file (csv, tsv, json, jsonl, parquet, feather), a sweep's or a tracker's folder.
 
     Refused quantities are printed with the reason and never as a number.
     """
@@ -101,8 +94,8 @@ def fit(
         write_atomically(out, json.dumps(record, indent=2) + "\n")
     if not as_json:
         _print(law, rolling)
-        return
-    click.echo(json.dumps(plain({**summary(law), "validation": validation, "record": record})))
+    told = {**summary(law), "validation": validation, "record": record} if as_json else None
+    leave(granted=law.granted, told=told)
 
 
 def _score(frame, law: LawFit, cluster: str | None, options: dict) -> Rolling:

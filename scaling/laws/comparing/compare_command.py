@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recscale.scaling.laws.tables.read import read
+from recscale.scaling.laws.commands import CLUSTER, EXIT_CODES, JSON, SEED, TABLE, leave, read_and_tell
 
 from .compare import Comparison, Interval
 from .compare import compare as compare_tables
@@ -22,14 +21,14 @@ _MARKS = {True: "[green]x[/green]", False: "[red]-[/red]", None: "[yellow]?[/yel
 _COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}
 
 
-@click.command()
-@click.argument("table", type=click.Path(path_type=Path))
+@click.command(epilog=EXIT_CODES)
+@TABLE
 @click.option("--a", "first", required=True, help="Architecture asked about.")
 @click.option("--b", "second", required=True, help="Architecture it is compared with.")
 @click.option("--axis", default="train_flops", show_default=True, help="Column along which the architectures scale.")
 @click.option("--target", default="logloss", show_default=True, help="Metric column; lower is better.")
 @click.option("--by", default="architecture", show_default=True, help="Column that names the architecture.")
-@click.option("--cluster", help="Column whose rows are resampled together [default: shape_id].")
+@CLUSTER
 @click.option(
     "--match",
     help="Column that partners share [default: flops_target, then the axis].",
@@ -50,8 +49,8 @@ _COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}
 )
 @click.option("--equalised", help="What the sweep held equal, for the record.")
 @click.option("--known-truth", help="Record in which this pipeline recovered known exponents.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
+@SEED
+@JSON
 def compare(
     table: Path,
     first: str,
@@ -61,12 +60,11 @@ def compare(
 ) -> None:
     """Answer whether --a scales better than --b: yes, no or cannot tell, with the reasons.
 
-    TABLE is a run table (csv, parquet, jsonl) or a sweep folder that holds runs.parquet.
+    TABLE is a run table, as `recscale fit` takes it.
     """
-    result = compare_tables(read(table), first, second, **options)
+    result = compare_tables(read_and_tell(table), first, second, **options)
     render(result, Console())
-    if as_json:
-        click.echo(json.dumps(result.to_dict()))
+    leave(granted=result.level is not None, told=result.to_dict() if as_json else None)
 
 
 def render(result: Comparison, console: Console) -> None:

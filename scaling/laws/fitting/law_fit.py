@@ -99,6 +99,11 @@ class LawFit:
         """True when nothing at all may be read from this fit."""
         return any(EVERYTHING in gate.refuses for gate in self.refusals)
 
+    @property
+    def granted(self) -> bool:
+        """True when some parameter, or quantity derived from them, may be read."""
+        return any(value is not None for value in (*self.params.values(), *self.derived.values()))
+
     def reason(self, name: str) -> str:
         """Why a quantity is refused, or an empty string."""
         found = [f"{g.id}: {g.reason}" for g in self.refusals if EVERYTHING in g.refuses or name in g.refuses]

@@ -205,8 +205,8 @@ def _result(law: LawFit) -> dict:
             for name, p in law.profiles.items()
         },
         "floor_upper_bound": law.floor_upper_bound,
-        "jackknife": law.jackknife,
-        "no_floor_fit": law.no_floor,
+        "jackknife": _granted_jackknife(law),
+        "no_floor_fit": {} if law.refused else law.no_floor,
         "log_linear_slopes": law.slopes,
         "gates": [gate.as_dict() for gate in law.gates],
         "refusals": [gate.as_dict() for gate in law.refusals],
@@ -224,6 +224,14 @@ def _result(law: LawFit) -> dict:
     if law.problem is not None and law.solution is not None:
         found["residuals"] = residuals(law.problem, law.solution.phi)
     return found
+
+
+def _granted_jackknife(law: LawFit) -> dict:
+    """Leave-one-cluster-out results without those of refused parameters."""
+    return {
+        name: {key: value for key, value in found.items() if not law.reason(key)} if isinstance(found, dict) else found
+        for name, found in law.jackknife.items()
+    }
 
 
 def table_hash(frame: pd.DataFrame) -> str:

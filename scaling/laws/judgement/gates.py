@@ -156,7 +156,7 @@ def bounds(form: Form, phi: np.ndarray, low: np.ndarray, high: np.ndarray, small
         if reason:
             interval = f"[{low[i]:.4g}, {high[i]:.4g}] in search space"
             effect = f"{parameter.name} is not determined by these rows"
-            gates.append(rule("bound", float(phi[i]), interval, reason, effect, (parameter.name,)))
+            gates.append(rule("bound", f"at the {at or 'lower'} end", interval, reason, effect, (parameter.name,)))
     return gates or [Gate("bound", None, "1% inside every search interval", True)]
 
 

@@ -91,9 +91,9 @@ def test_refusals_are_printed_with_the_reason_and_no_number(folder):
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.split())
     assert "beta = refused" in text and "refused by span: axis D has" in text
-    told = json.loads(
-        run(folder / "runs.csv", "--where", "examples < 8.1e8", "--bootstrap", "0", "--json").output.splitlines()[-1]
-    )
+    refused = run(folder / "runs.csv", "--where", "examples < 8.1e8", "--bootstrap", "0", "--json")
+    assert refused.exit_code == 3
+    told = json.loads(refused.output.splitlines()[-1])
     assert set(told["params"].values()) == {None} and told["objective"] is None
     assert "single value" in " ".join(gate["reason"] for gate in told["refusals"])
 
@@ -119,6 +119,52 @@ def test_wrong_options_end_with_one_line_that_names_the_mend(folder, capsys, arg
         cli.main(["fit", str(folder / "runs.csv"), "--bootstrap", "0", *arguments])
     told = capsys.readouterr().err
     assert stopped.value.code == 1 and words in told and told.startswith("Error: ") and told.count("\n") == 1
+
+
+def test_exit_codes_say_what_came_of_it(folder, capsys):
+    outcomes = {
+        0: ["--where", "dense_params > 0"],
+        1: ["--target", "loglos"],
+        2: ["--bootstrap", "many"],
+        3: ["--form", "power_offset", "--axes", "examples", "--where", "examples < 2e9"],
+    }
+    for code, arguments in outcomes.items():
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["fit", str(folder / "runs.csv"), "--bootstrap", "0", *arguments])
+        assert stopped.value.code == code, capsys.readouterr().out
+    assert "Exit codes: 0 something was fitted" in " ".join(run("--help").output.split())
+    assert "3 every number was refused" in " ".join(CliRunner().invoke(cli.cli, ["--help"]).output.split())
+
+
+def numbers_in(told):
+    """Every number of nested plain data."""
+    if isinstance(told, dict | list):
+        for value in told.values() if isinstance(told, dict) else told:
+            yield from numbers_in(value)
+    elif isinstance(told, int | float) and not isinstance(told, bool):
+        yield float(told)
+
+
+@pytest.mark.parametrize("refused", ["beta", "E"])
+def test_no_refused_parameter_is_in_any_output(folder, tmp_path, refused):
+    frame = pd.read_parquet(folder / "runs.parquet")
+    if refused == "beta":  # too little data varies
+        frame = frame[frame["examples"] < 2e9]
+    else:  # there is no floor
+        frame = frame.assign(logloss=frame["dense_params"] ** -0.3 + 2 * frame["examples"] ** -0.2)
+    frame.to_parquet(tmp_path / "runs.parquet")
+    law = fit(frame, "chinchilla", bootstrap=60)
+    assert law.params[refused] is None and law.solution is not None
+    hidden = []
+    for place, name in enumerate(law.form.names):
+        if law.params[name] is None:
+            phi = float(law.solution.phi[place])
+            hidden += [phi, float(np.exp(phi)), law.solution_params()[name]]
+    told = run(tmp_path, "--bootstrap", "60", "--json").output.splitlines()[-1]
+    seen = np.array(list(numbers_in(json.loads(told))))
+    shown = run(tmp_path, "--bootstrap", "60").output
+    for value in hidden:
+        assert not np.isclose(seen, value, rtol=1e-4, atol=0).any() and f"{value:.4g}" not in shown
 
 
 def test_columns_in_order_are_axes_too(folder):

@@ -1,0 +1,87 @@
+"""What the commands on run tables share: options, the notes of a table, grids on a screen, and how they end."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from recscale.scaling.laws.tables.read import notes, read
+from recscale.scaling.records.plain import plain
+
+REFUSED = 3
+EXIT_CODES = "Exit codes: 0 something was fitted and printed, 1 wrong input, 2 wrong usage, 3 all of it was refused."
+
+TABLE = click.argument("table", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+TARGET = click.option("--target", help="Metric column [default: logloss, or loss].")
+CLUSTER = click.option("--cluster", help="Column whose rows are resampled together [default: shape_id].")
+BOOTSTRAP = click.option(
+    "--bootstrap", default=1000, show_default=True, help="Resampled refits for the intervals; 0 for none."
+)
+SEED = click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
+AXES = click.option(
+    "--axes", help="SLOT=COLUMN pairs (N=dense_params,D=examples) or columns in order [default: the form's]."
+)
+WHERE = click.option(
+    "--where",
+    help="Keep rows that meet a condition, as in \"decayed and `data set` in ['a', 'b']\" (odd names in back-ticks).",
+)
+
+
+def fit_options(form: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options of a command that fits a law: form (this one by default), axes, metric, rows, clusters, resampling."""
+    own = click.option("--form", default=form, show_default=True, help="Form id or alias; see recscale fit --forms.")
+    options = (own, AXES, TARGET, CLUSTER, WHERE, BOOTSTRAP, SEED)
+    return lambda command: functools.reduce(lambda function, option: option(function), reversed(options), command)
+
+
+def read_and_tell(path: Path) -> pd.DataFrame:
+    """The table, with what was decided in reading it on standard error."""
+    table = read(path)
+    for note in notes(table):
+        click.echo(f"note: {note}", err=True)
+    return table
+
+
+def show(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], console: Console | None = None) -> None:
+    """Prints a grid of texts."""
+    grid = Table(box=box.SIMPLE, title=escape(title), title_justify="left")
+    for heading in headings:
+        grid.add_column(heading, overflow="fold")
+    for row in rows:
+        grid.add_row(*map(escape, row))
+    (console or Console()).print(grid)
+
+
+def say(*lines: str, console: Console | None = None) -> None:
+    """Prints lines as they are."""
+    for line in lines:
+        (console or Console()).print(escape(line), highlight=False)
+
+
+def number(value: float | None, spec: str = ".4g") -> str:
+    """A number, or `refused`."""
+    return "refused" if value is None else format(value, spec)
+
+
+def between(interval: Sequence[float] | None, spec: str = ".4g") -> str:
+    """`low to high`, or nothing."""
+    return "" if interval is None else f"{format(interval[0], spec)} to {format(interval[1], spec)}"
+
+
+def leave(*, granted: bool, told: Mapping[str, Any] | None = None) -> None:
+    """Ends the running command: `told` as one line of JSON where there is any, and the exit code."""
+    if told is not None:
+        click.echo(json.dumps(plain(told)))
+    if not granted:
+        click.get_current_context().exit(REFUSED)
