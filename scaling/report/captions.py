@@ -116,7 +116,7 @@ def coverages(series: Sequence[Series]) -> list[str]:
     """Coverage of the bands at the extrapolation a figure shows: measured, or `uncalibrated`."""
     found: dict[str, list[float]] = {}
     for one in series:
-        ratio = extrapolation(one)
+        ratio = extrapolation(one) if one.has_curve else None
         if ratio is not None:
             found.setdefault(coverage_at(one, ratio), []).append(ratio)
     return [f"coverage at ×{_range(ratios)}: {text}" for text, ratios in found.items()]

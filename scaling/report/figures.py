@@ -7,6 +7,7 @@ one text with form, metric, slice and coverage.
     mean and range over seeds   filled marker with a bar, single runs as dots
     held-out largest size       open marker, never fitted
     fitted law                  solid over the fitted sizes, dashed beyond; shaded: 95 % bootstrap band of the law
+    no law                      where a parameter of the curve is refused: a thin grey line from size to size
     diverged or failed runs     crosses at the top edge
     true constants              black lines, where the log knows them
 
@@ -39,6 +40,7 @@ from .wording import architecture_words, axis_words, target_words
 __all__ = ["DPI", "joint_figure", "law_figure", "png", "save", "svg"]
 
 _EXTRAPOLATED, _SLOPE = (0, (4, 2)), (0, (9, 2, 1, 2))
+_GUIDE: dict[str, Any] = {"color": GREY, "lw": 0.7, "alpha": 0.6}
 _CURVE_POINTS = 160
 _TINY = 1e-12  # keeps the lower edge of a band on a logarithmic axis
 _BEYOND = 1.5  # how far past the largest drawn point a curve goes on
@@ -73,7 +75,7 @@ def joint_figure(series: Series, columns: Mapping[str, str]) -> Figure:
         title(
             figure,
             f"{architecture_words(series.architecture)}: {series.target} against {axis_words(first)} and "
-            f"{axis_words(second)}, joint {'law' if series.is_law else 'fit'}",
+            f"{axis_words(second)}: {_verdict([series], 'joint ')}",
         )
         _joint_panel(panels[0], series, columns, first, second)
         _joint_panel(panels[1], series, columns, second, first)
@@ -82,10 +84,16 @@ def joint_figure(series: Series, columns: Mapping[str, str]) -> Figure:
 
 
 def _heading(view: View) -> str:
-    word = "fitted law" if view.series and all(s.is_law for s in view.series) else "fitted trend"
-    if all(s.fit.refused for s in view.series):
-        word = "measured, every fit refused"
-    return f"{view.target} against {axis_words(view.axis)}: {word}"
+    return f"{view.target} against {axis_words(view.axis)}: {_verdict(view.series)}"
+
+
+def _verdict(series: Sequence[Series], kind: str = "fitted ") -> str:
+    """What the records grant: a law or a trend, of how many of the architectures, or neither."""
+    drawn = [s for s in series if s.has_curve]
+    if not drawn:
+        return "measured, no law"
+    word = f"{kind}{'law' if all(s.is_law for s in drawn) else 'trend'}"
+    return word if len(drawn) == len(series) else f"{word} of {len(drawn)} of {len(series)} architectures"
 
 
 # Loss panel --------------------------------------------------------------------------------
@@ -134,12 +142,11 @@ def _draw_points(ax: Axes, series: Series, number: int, floor: float) -> None:
 
 
 def _draw_curve(ax: Axes, series: Series, colour: str, floor: float) -> None:
-    """The law solid over the fitted sizes and dashed beyond, with its band; refused parts are not drawn."""
+    """The law solid over the fitted sizes and dashed beyond, with its band; without a law a guide for the eye."""
     span = series.span
-    if span is None or series.fit.refused:
-        # Without a law a thin line only leads the eye from size to size.
+    if span is None or not series.has_curve:
         cells = series.cells(FITTED)
-        ax.plot(cells["x"], _above(cells["mean"].to_numpy(), floor), color=colour, lw=0.8, alpha=0.5, zorder=2)
+        ax.plot(cells["x"], _above(cells["mean"].to_numpy(), floor), zorder=1.6, **_GUIDE)
         return
     last = max(float(series.rows(FITTED, HELD_OUT)[series.axis].max()), span[1]) * _BEYOND
     for start, stop, dash in ((*span, "-"), (span[1], last, _EXTRAPOLATED)):
@@ -147,8 +154,6 @@ def _draw_curve(ax: Axes, series: Series, colour: str, floor: float) -> None:
             continue
         x = np.geomspace(start, stop, _CURVE_POINTS)
         value, band, _ = predict(series.fit, series.axis, x)
-        if value is None:
-            return
         ax.plot(x, _above(value, floor), linestyle=dash, color=colour, lw=1.6, zorder=2.5)
         if band is not None:
             shade = 0.20 if dash == "-" else 0.11
@@ -316,11 +321,13 @@ def _style_handles(view: View, truth: Truth, drawn: bool) -> list:
     handles: list = [_sign(measured, marker="o")]
     if any(len(s.rows(HELD_OUT)) for s in series):
         handles.append(_sign("held out, not fitted", marker="o", mfc="white", mew=1.4))
-    if any(not s.fit.refused for s in series):
+    if any(s.has_curve for s in series):
         handles.append(_sign("law over the fitted sizes", lw=1.6))
     if any(_extrapolates(s) for s in series):
         handles.append(_sign("extrapolation", lw=1.6, linestyle=_EXTRAPOLATED))
-    if any(s.fit.draws is not None for s in series):
+    if not all(s.has_curve for s in series):
+        handles.append(_sign("no law", **_GUIDE))
+    if any(s.has_curve and s.fit.draws is not None for s in series):
         handles.append(Patch(color=GREY, alpha=0.22, lw=0, label="95 % bootstrap band of the law"))
     if any(len(s.lost) for s in series):
         handles.append(_sign("diverged or failed run", marker="x", ms=7, mew=2))
@@ -333,10 +340,10 @@ def _style_handles(view: View, truth: Truth, drawn: bool) -> list:
 
 def _extrapolates(series: Series) -> bool:
     span = series.span
-    if span is None or series.fit.refused:
+    if span is None or not series.has_curve:
         return False
     value, _, _ = predict(series.fit, series.axis, np.array([span[1] * 1.01]))
-    return value is not None and bool(np.isfinite(value).all())
+    return bool(np.isfinite(value).all())
 
 
 def _axis_in_words(ax: Axes, column: str) -> None:
@@ -363,7 +370,7 @@ def _joint_panel(ax: Axes, series: Series, columns: Mapping[str, str], axis: str
         for role, face in ((FITTED, shade), (HELD_OUT, "white")):
             cells = own[own["role"] == role].groupby(axis)[series.target].mean()
             ax.plot(cells.index.to_numpy(float), cells.to_numpy(), "o", ms=5.5, mfc=face, mec=shade, mew=1.3, zorder=3)
-        if not series.fit.refused:
+        if series.has_curve:
             x = np.geomspace(float(own[axis].min()), float(own[axis].max()), _CURVE_POINTS)
             given = {slot: x if column == axis else np.full_like(x, level) for slot, column in columns.items()}
             _joint_curve(ax, series, x, given, shade)

@@ -136,10 +136,15 @@ class Series:
         return self.rows("diverged", "failed")
 
     @property
+    def has_curve(self) -> bool:
+        """Whether the record grants the curve: every parameter it is made of."""
+        return has_curve(self.fit)
+
+    @property
     def is_law(self) -> bool:
-        """Whether a title may say law: every learning rate bracketed and nothing refused as a whole."""
+        """Whether a title may say law: the curve is granted and every learning rate is bracketed."""
         tuned = [gate.passed for gate in self.fit.gates if gate.id == "tuning"]
-        return not self.fit.refused and bool(tuned) and all(passed is True for passed in tuned)
+        return self.has_curve and bool(tuned) and all(passed is True for passed in tuned)
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -225,13 +230,19 @@ def quantity(fit: LawFit, name: str) -> Quantity:
     return Quantity(name, parameter.role, value, ends, method)
 
 
+def has_curve(fit: LawFit) -> bool:
+    """Whether every parameter of a fit may be read, and so its curve, its band and its predictions."""
+    return bool(fit.params) and all(fit.params[name] is not None for name in fit.form.names)
+
+
 def predict(fit: LawFit, column: str, x: np.ndarray) -> tuple[Any, tuple | None, str]:
-    """(predictions, (low, high) or None, reason for refusal or "") of a one-axis law; refused points are NaN."""
-    if fit.refused:
-        return None, None, "; ".join(f"{g.id}: {g.reason}" for g in fit.refusals if "*" in g.refuses)
+    """(predictions, (low, high), reason for refusal or "") of a one-axis law, None for what is refused.
+
+    Points too far beyond the fitted ones are NaN.
+    """
+    if not has_curve(fit):
+        return None, None, "; ".join(dict.fromkeys(fit.reason(name) for name in fit.form.names if fit.reason(name)))
     slot = next(name for name, own in fit.rows.columns.items() if own == column)
-    missing = [fit.reason(p.name) for p in fit.form.parameters if p.role == "exponent" and fit.params[p.name] is None]
-    beyond = x > float(fit.rows.axes[slot].max()) * (1 + 1e-9)
     with warnings.catch_warnings():
         # Points beyond the range gate come back as NaN and are reported below, not on standard error.
         warnings.simplefilter("ignore", UserWarning)
@@ -240,11 +251,4 @@ def predict(fit: LawFit, column: str, x: np.ndarray) -> tuple[Any, tuple | None,
         else:
             value, low, high = fit.predict({slot: x}, interval=True)
             band = (low, high)
-    if missing:
-        # A law whose exponent is refused describes its own rows and nothing beyond them.
-        value = np.where(beyond, np.nan, value)
-        band = None if band is None else tuple(np.where(beyond, np.nan, end) for end in band)
-    reason = ""
-    if not np.isfinite(value).all():
-        reason = missing[0] if missing else "range: too far beyond the largest fitted value"
-    return value, band, reason
+    return value, band, "" if np.isfinite(value).all() else "range: too far beyond the largest fitted value"

@@ -157,7 +157,7 @@ def _joint_entry(series: Series, columns: Mapping[str, str]) -> dict[str, Any]:
     """The joint law of one architecture, with the root-mean-square error over the held-out size."""
     held = series.rows(HELD_OUT)
     error = None
-    if len(held) and not series.fit.refused:
+    if len(held) and series.has_curve:
         given = {slot: held[column].to_numpy(float) for slot, column in columns.items()}
         predicted = series.fit.predict(given, beyond_range=True)
         error = float(np.sqrt(np.mean((predicted - held[series.target].to_numpy(float)) ** 2)))

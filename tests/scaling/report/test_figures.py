@@ -7,11 +7,12 @@ import re
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 
 from recscale.scaling.report import figures as plots
 from recscale.scaling.report import truth, views
-from recscale.scaling.report.frame import COLOURS, mark_of
+from recscale.scaling.report.frame import COLOURS, GREY, mark_of
 from recscale.scaling.report.wording import architecture_words
 
 FAST = dict(bootstrap=60, profile=False)
@@ -19,7 +20,8 @@ FAST = dict(bootstrap=60, profile=False)
 
 @pytest.fixture(scope="module")
 def table(make_runs):
-    return make_runs()
+    # Steep laws far above their floor, of which nothing is refused.
+    return make_runs({"dlrm_mlp": (0.03, 0.6), "rankmixer": (0.026, 0.7)}, noise=5e-5)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,10 @@ def short_view(make_runs):
 def words(figure):
     """Everything written outside the panels."""
     return " ".join(" ".join(text.get_text() for text in figure.texts).split())
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def curves(ax, colour, dashed):
@@ -150,9 +156,27 @@ def test_refused_numbers_are_written_as_refusals_and_never_extrapolated(short_vi
     text = words(figure)
     assert "alpha refused (span)" in text and "E refused" in text and "prediction refused" in text
     assert not re.search(r"alpha = [\d.]", text) and not re.search(r"E = [\d.]", text)
-    dashed = curves(figure.axes[0], mark_of(0)[0], dashed=True)
-    assert all(np.isnan(line.get_ydata()[1:]).all() for line in dashed)
-    assert "extrapolation" not in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "measured, no law" in text and "fitted" not in text
+    for number in range(2):
+        colour = mark_of(number)[0]
+        assert not [*curves(figure.axes[0], colour, False), *curves(figure.axes[0], colour, True)]
+    assert not [c for ax in figure.axes for c in ax.collections if isinstance(c, PolyCollection)]  # no band
+    guides = [line for line in figure.axes[0].get_lines() if line.get_color() == GREY and line.get_linewidth() < 1]
+    cells = short_view.series[0].cells("fitted")
+    assert len(guides) == 2 and list(guides[0].get_ydata()) == list(cells["mean"])
+    assert {"no law"} <= set(legend_of(figure)) and not {"extrapolation", "law over the fitted sizes"} & set(
+        legend_of(figure)
+    )
+
+
+def test_of_several_architectures_only_those_with_a_law_get_a_curve(view, short_view):
+    mixed = dataclasses.replace(view, series=(view.series[0], short_view.series[1]))
+    figure = plots.law_figure(mixed)
+    assert "fitted trend of 1 of 2 architectures" in words(figure)
+    assert curves(figure.axes[0], mark_of(0)[0], False) and not curves(figure.axes[0], mark_of(1)[0], False)
+    assert {"no law", "law over the fitted sizes"} <= set(legend_of(figure))
+    band = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
+    assert {to_rgb(c.get_facecolor()[0][:3]) for c in band} == {to_rgb(mark_of(0)[0])}
 
 
 def test_without_truth_and_floor_there_is_no_excess_and_the_panel_says_so(short_view):
@@ -179,16 +203,19 @@ def test_truth_in_nats_is_not_drawn_on_another_metric(table, known):
     assert not any("true" in text.get_text() for text in left.texts)
 
 
-def test_the_joint_figure_draws_a_curve_per_level_of_the_other_axis(make_runs):
-    table = make_runs({"rankmixer": (0.026, 0.24)}, examples=(1e5, 1e6, 1e7), data_term=(0.006, 0.3), seeds=1,
+@pytest.mark.parametrize(("examples", "curves"), [(np.geomspace(1e4, 1e7, 9), 9), ((1e5, 1e6, 1e7), 0)])
+def test_the_joint_figure_draws_a_curve_per_level_of_the_other_axis(make_runs, examples, curves):
+    table = make_runs({"rankmixer": (0.03, 0.7)}, examples=examples, data_term=(0.01, 0.7), seeds=1, noise=5e-4,
                       diverged=False)  # fmt: skip
     columns = {"N": "dense_params", "D": "examples"}
     (series,) = views.joint_series(table, "chinchilla", columns, "logloss", True, **FAST)
     figure = plots.joint_figure(series, columns)
     shades = {line.get_color() if isinstance(line.get_color(), str) else tuple(line.get_color())
               for line in figure.axes[0].get_lines() if len(line.get_xdata()) > 50}  # fmt: skip
-    assert len(shades) == 3
-    assert "beta" in words(figure) and "uncalibrated" in words(figure) and "held out" in words(figure)
+    assert len(shades) == curves
+    assert ("joint trend" if curves else "measured, no law") in words(figure)
+    assert "beta" in words(figure) and "held out" in words(figure)
+    assert ("uncalibrated" in words(figure)) == bool(curves)
 
 
 def test_every_text_fits_on_the_figure_and_captions_do_not_overlap(figure, short_view, known):
