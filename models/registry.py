@@ -49,6 +49,8 @@ MODELS = {
     "memory_plus": "recscale.models.memories.memory_mixer:MEMORY_PLUS",
     "msn": "recscale.models.memories.msn:MSN_SPEC",
     "mmoe": "recscale.models.baselines.mmoe:MMOE",
+    "mdl": "recscale.models.domains.mdl:MDL_SPEC",
+    "domain_heads": "recscale.models.domains.domain_heads:DOMAIN_HEADS",
     "hyformer": "recscale.models.sequences.hyformer:HYFORMER",
     "mixformer": "recscale.models.sequences.mixformer:MIXFORMER",
     "ui_mixformer": "recscale.models.sequences.mixformer:UI_MIXFORMER",

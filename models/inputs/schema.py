@@ -21,6 +21,9 @@ Side = Literal["user", "candidate", "cross"]
 
 SIDES: tuple[Side, ...] = get_args(Side)
 
+# Group of the fields that `Schema.with_extra_tables` adds.
+EXTRA_TABLES = "extra"
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -35,6 +38,7 @@ class Field:
         table: name of the embedding table; fields naming the same table share it. Defaults to the field's name.
         group: semantic group, used by tokenizers; fields of one group should be neighbours in the schema.
         bag: most ids per value. Above 1 the value is a set `[..., bag]`, id 0 is padding, vectors are averaged.
+        ids: name under which batches hold the ids, where another field brings them; None: the field's own.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Field:
     table: str | None = None
     group: str = "default"
     bag: int = 1
+    ids: str | None = None
 
     def __post_init__(self):
         if self.side not in SIDES:
@@ -62,6 +67,10 @@ class Field:
     @property
     def table_name(self) -> str:
         return self.table or self.name
+
+    @property
+    def ids_name(self) -> str:
+        return self.ids or self.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +171,28 @@ class Schema:
         cut = tuple(dataclasses.replace(s, length=min(length, s.length)) for s in self.sequences)
         return dataclasses.replace(self, sequences=cut)
 
+    def with_extra_tables(self, names: tuple[str, ...]) -> Schema:
+        """The same schema with a second field for each of these id fields, in group "extra", with a table of its own.
+
+        Raises:
+            ValueError: a name that is no id field.
+        """
+        known = {field.name: field for field in self.fields if not field.is_dense}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"extra tables are asked for {', '.join(unknown)}; the id fields are {', '.join(known)}")
+        extra = tuple(
+            dataclasses.replace(known[name], name=new, table=new, group=EXTRA_TABLES, ids=known[name].ids_name)
+            for name, new in ((name, f"{name}_{EXTRA_TABLES}") for name in names)
+        )
+        return dataclasses.replace(self, fields=self.fields + extra)
+
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        plain = dataclasses.asdict(self)
+        for field in (*plain["fields"], *(field for sequence in plain["sequences"] for field in sequence["fields"])):
+            if field["ids"] is None:  # so that a schema without such fields keeps its hash
+                del field["ids"]
+        return plain
 
     def hash(self) -> str:
         text = json.dumps(self.to_dict(), sort_keys=True)

@@ -127,7 +127,7 @@ def _vectors(
 ) -> dict[str, Array]:
     """The vectors of one side's fields, by name."""
     return {
-        f.name: side.dense[f.name] if f.is_dense else _value(f, f"{place}.{f.name}", side.ids[f.name], lookup)
+        f.name: side.dense[f.name] if f.is_dense else _value(f, f"{place}.{f.name}", side.ids[f.ids_name], lookup)
         for f in fields
     }
 
@@ -159,7 +159,7 @@ def _id_places(schema: Schema, batch: Batch) -> Iterator[tuple[Field, str, Array
     for fields, place, ids, real in sides:
         for field in fields:
             if not field.is_dense:
-                yield field, f"{place}.{field.name}", *_masked(field, ids[field.name], real)
+                yield field, f"{place}.{field.name}", *_masked(field, ids[field.ids_name], real)
 
 
 def _masked(field: Field, ids: Array, real: Array) -> tuple[Array, Array]:

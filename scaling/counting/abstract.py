@@ -36,7 +36,7 @@ def abstract_batch(schema: Schema, requests: int, candidates: int) -> Batch:
     """A batch of R requests with C candidates each, as shapes."""
 
     def side(fields: tuple[Field, ...], *lead: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        ids = {f.name: _ids(f, *lead) for f in fields if not f.is_dense}
+        ids = {f.ids_name: _ids(f, *lead) for f in fields if not f.is_dense}
         return ids, {f.name: _floats(*lead, f.width) for f in fields if f.is_dense}
 
     histories = {}

@@ -45,6 +45,7 @@ class DataConfig:
         max_dropped: largest share of rejected rows accepted.
         allow_modified: read files that are not the published ones; recorded as a warning.
         metrics: names or addresses of further metrics of the holdout; see `recscale.scaling.data.metrics`.
+        extra_tables: id fields that get a second table, for models that read it; see `Schema.with_extra_tables`.
 
     Raises:
         ValueError: an order there is not.
@@ -62,6 +63,7 @@ class DataConfig:
     max_dropped: float = 0.01
     allow_modified: bool = False
     metrics: tuple[str, ...] = ()
+    extra_tables: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_order(self.order)

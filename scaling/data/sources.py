@@ -67,6 +67,8 @@ def make_source(
     if lacking:
         found = f"an object of type {type(source).__name__}"
         raise ValueError(f"data set {config.name!r} gave {found}, no Source: it lacks {', '.join(lacking)}")
+    if config.extra_tables:
+        source.schema = source.schema.with_extra_tables(config.extra_tables)
     if config.metrics and "metrics" not in inspect.signature(source.evaluate).parameters:
         raise ValueError(f"data set {config.name!r} evaluates no further metrics: data.metrics must be empty")
     return source
@@ -84,7 +86,7 @@ def _parse(data_config: Mapping[str, Any] | ConfigDict) -> DataConfig:
     for key in ("history_length", "holdout_rows", "root"):
         given[key] = given.get(key) or None
     given["overrides"] = dict(given.get("overrides", {}).items())
-    given["metrics"] = tuple(given.get("metrics", ()))
+    given |= {key: tuple(given.get(key, ())) for key in ("metrics", "extra_tables")}
     for metric in given["metrics"]:
         find(metric)
     return DataConfig(**given)

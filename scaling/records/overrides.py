@@ -17,7 +17,7 @@ from recscale.pallas_kernels.names import closest
 OPEN_SECTIONS = ("data.overrides",)
 
 # Tuples of names that a configuration holds only where they are set, so that runs without them keep their ids.
-OPTIONAL = ("data.metrics",)
+OPTIONAL = ("data.metrics", "data.extra_tables")
 
 
 class OverrideError(ValueError):

@@ -68,7 +68,8 @@ def evaluate_rows(
     or not, times the shrinkage all parts have in common; recovery: corr^2 of a part with the logit's projection on it.
     The projection is term by term for N, by order; for L, M, B and X it is what the logit holds beside the N terms and
     the fitted shares of the others, so that their errors lower it; item_bias_by_popularity: the coefficient of the
-    item's bias by tenth of the item popularity, most popular first (None: no item).
+    item's bias by tenth of the item popularity, most popular first (None: no item). With several domains recovery also
+    has N_shared and N_domain0, ..., the terms of all domains and of each alone; with two labels N_common and N_own.
     A second label adds the same keys ending in its name; in a cascade its rows count with the probability that the
     first label is 1.
 
@@ -173,7 +174,7 @@ def _recovery(world: World, task: int, predicted: np.ndarray, rows: TruthRows, k
     target = predicted - predicted.mean()
     if np.abs(target).max() < _CONSTANT:
         nothing = dict.fromkeys(names, 0.0)
-        return {"coefficients": nothing, "recovery": dict(nothing)}
+        return {"coefficients": nothing, "recovery": nothing | dict.fromkeys(_term_classes(world, task), 0.0)}
     coefficients, *_ = np.linalg.lstsq(centred, target, rcond=None)
     others = [index for index, name in enumerate(names) if name[0] != "N"]
     recovery, rest = {}, target
@@ -210,7 +211,7 @@ def _by_popularity(world: World, own: np.ndarray, bias: np.ndarray, block: np.nd
 def _term_recovery(
     world: World, task: int, target: np.ndarray, words: np.ndarray, domain: np.ndarray
 ) -> tuple[dict[str, float], np.ndarray]:
-    """(recovered share by order, projection of `target` on all terms): terms are orthonormal, so both are sums of dots.
+    """(recovered share by class, projection of `target` on all terms): terms are orthonormal, so both are sums of dots.
 
     With rows enough a second pass takes out what the sample's terms have in common by chance.
     """
@@ -228,14 +229,28 @@ def _term_recovery(
         projected = np.concatenate([_combine(terms, *given, weights) for given in inputs]).astype(np.float64)
     true, weight = terms.coefficient / world.scale, norms / n
     recovery = {}
-    for order in sorted({group.order for group in terms.groups}):
-        own = np.concatenate([np.arange(g.start, g.stop) for g in terms.groups if g.order == order])
+    for name, own in _term_classes(world, task).items():
         noise = len(own) * float(target @ target) / n**2  # what random dots would add to the sum of squares
         found = max(float(weight[own] @ learned[own] ** 2) - noise, noise)
         scale = float(weight[own] @ true[own] ** 2) * found
         agreement = float(weight[own] @ (true[own] * learned[own]))
-        recovery[f"N{order}"] = min(1.0, agreement**2 / scale) if scale > 0 else 0.0
+        recovery[name] = min(1.0, agreement**2 / scale) if scale > 0 else 0.0
     return recovery, projected
+
+
+def _term_classes(world: World, task: int) -> dict[str, np.ndarray]:
+    """Names of what terms of N are reported by -> their places: order, domain, and whether both labels have them."""
+    if not world.terms:
+        return {}
+    terms, config = world.terms[task], world.config
+    order = np.asarray([group.order for group in terms.groups])[terms.group]
+    members = {f"N{number}": order == number for number in sorted(set(order))}
+    if config.domains > 1:
+        members |= {"N_shared": terms.domain < 0}
+        members |= {f"N_domain{domain}": terms.domain == domain for domain in range(config.domains)}
+    if config.tasks > 1:
+        members |= {"N_common": terms.common, "N_own": ~terms.common}
+    return {name: np.flatnonzero(own) for name, own in members.items() if own.any()}
 
 
 @jax.jit

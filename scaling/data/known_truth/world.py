@@ -43,7 +43,7 @@ class Terms:
 
     A term shared by all domains is one entry, a private one has an entry per domain. field, bit: int32 [n, 4], padded
     with field 8, whose word is 0; coefficient: int32 [n]; number: int32 [n], k counted from 1; domain: int32 [n], -1:
-    all; group: int32 [n], index into `groups`.
+    all; common: bool [n], the same for both labels; group: int32 [n], index into `groups`.
     """
 
     field: Any
@@ -51,6 +51,7 @@ class Terms:
     coefficient: Any
     number: Any
     domain: Any
+    common: Any
     group: Any
     groups: tuple[TermGroup, ...] = flax.struct.field(pytree_node=False)
 
@@ -336,6 +337,7 @@ def _sorted_terms(config: KnownTruthConfig, plan: TermPlan, scale: float) -> tup
                 coefficient=coefficient[k],
                 number=(k + 1).astype(np.int32),
                 domain=domain.astype(np.int32),
+                common=plan.common[k],
                 group=np.repeat(np.arange(len(groups)), stops - starts).astype(np.int32),
                 groups=groups,
             )

@@ -1,0 +1,1 @@
+"""Studies of domains and tasks, multimodal content, cold items and budgets."""
