@@ -23,6 +23,9 @@ from .baselines.wukong import WukongLayer as WukongLayer
 from .counts import Count as Count
 from .counts import Flops as Flops
 from .counts import Params as Params
+from .domains.mdl import MDL as MDL
+from .domains.mdl import MDLBlock as MDLBlock
+from .domains.stale_bank import StaleBank as StaleBank
 from .layers.attention import SelfAttention as SelfAttention
 from .layers.dense import FFN as FFN
 from .layers.dense import MLP as MLP

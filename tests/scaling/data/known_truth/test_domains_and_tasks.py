@@ -1,6 +1,7 @@
 """Domains and labels of the known-truth log: how much a model recovers of what they share and of what is theirs."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ def logits_of(world, batch, keep):
     """[1, R, 1, 2]: the terms for which `keep(terms)` holds, each with its true coefficient."""
     rows, tasks = decode(world, batch), []
     for terms in world.terms:
-        values = term_values(padded_words(rows)[..., 0], terms, np.asarray(rows.domain))
+        values = term_values(padded_words(rows)[..., 0], terms, jnp.asarray(rows.domain))
         tasks.append(np.where(keep(terms), terms.coefficient / world.scale, 0.0) @ np.asarray(values))
     return np.stack(tasks, axis=-1)[None, :, None]
 
