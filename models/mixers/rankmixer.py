@@ -239,7 +239,7 @@ class TokenStack(Backbone):
         plan: TokenPlan,
         width: int,
         tasks: int,
-        make_blocks: Callable[[], Iterable[RankMixerBlock]],
+        make_blocks: Callable[[], Iterable[Any]],
         options: BlockOptions = BlockOptions(),  # noqa: B008
         *,
         tower: tuple[int, ...] = (),
