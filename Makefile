@@ -9,11 +9,13 @@ WORKERS ?= 2
 ARGS ?=
 # Compilers of the accelerators, each in an environment of its own: their runtimes do not belong in the main one. The
 # version of jax decides the compiler (libtpu, the CUDA plugin), so it is fixed: what compiles today compiles tomorrow.
+# It is the first of AOT_JAX; with the others, which need Python 3.12, kernels are tested and lowered (make newer-jax).
 VENV_TPU ?= .venv-tpu
 VENV_GPU ?= .venv-gpu
-AOT_JAX ?= 0.10.2
+AOT_JAX ?= 0.10.2 0.11.2 newest
+NEWER_JAX := $(wordlist 2,$(words $(AOT_JAX)),$(AOT_JAX))
 
-.PHONY: quickstart test test-slow lint notebooks aot-tpu aot-gpu clean
+.PHONY: quickstart test test-slow lint notebooks aot-tpu aot-gpu newer-jax newer-jax-installed clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/recscale sweep quickstart --out runs/quickstart $(ARGS)
@@ -41,10 +43,30 @@ aot-tpu: $(VENV_TPU)/.installed
 aot-gpu: $(VENV_GPU)/.installed
 	$(VENV_GPU)/bin/recscale aot $(or $(ARGS),--target h100 --target h200)
 
+# The fast kernel tests, and every kernel for Hopper up to where its compiler begins, by each newer jax.
+newer-jax: newer-jax-installed
+	@set -e; for venv in $(NEWER_JAX:%=.venv-jax-%); do \
+	  echo "jax $$($$venv/bin/python -c 'import jax; print(jax.__version__)')"; \
+	  $$venv/bin/recscale models > /dev/null; \
+	  JAX_PLATFORMS=cpu $$venv/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow" \
+	    tests/pallas_kernels $(ARGS); \
+	  $$venv/bin/recscale aot --lower-only --target h100 --target h200; \
+	done
+
+newer-jax-installed: $(NEWER_JAX:%=.venv-jax-%/.installed)
+
+.venv-jax-%/.installed: setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+	  { echo "newer versions of jax need Python 3.12; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 newer-jax"; exit 1; }
+	$(PYTHON) -m venv .venv-jax-$*
+	.venv-jax-$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[tests]" \
+	  jax$(if $(filter newest,$*),,==$*)
+	@touch $@
+
 $(VENV_TPU)/.installed: EXTRA := tpu
 $(VENV_GPU)/.installed: EXTRA := cuda
 $(VENV_TPU)/.installed $(VENV_GPU)/.installed: %/.installed: %/bin/python setup.py pyproject.toml
-	$*/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRA)]" jax==$(AOT_JAX)
+	$*/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRA)]" jax==$(firstword $(AOT_JAX))
 	@touch $@
 
 $(VENV)/bin/python $(VENV_TPU)/bin/python $(VENV_GPU)/bin/python: %/bin/python:
@@ -61,4 +83,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TPU) $(VENV_GPU) build *.egg-info
+	rm -rf $(VENV) $(VENV_TPU) $(VENV_GPU) .venv-jax-* build *.egg-info

@@ -65,6 +65,7 @@ setup(
     ],
     extras_require={
         "lab": LAB,
+        "tests": [*LAB, *TESTS],
         "dev": [*LAB, *TESTS, *STYLE],
         "notebooks": [*LAB, "nbclient>=0.11", "nbformat>=5.10", "ipykernel>=6.29"],
         "tpu": [*LAB, "jax[tpu]>=0.10"],

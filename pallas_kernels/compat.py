@@ -6,6 +6,7 @@ Kernel libraries are imported where they are used: nothing here may pull one in 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,14 @@ def mosaic_gpu_kernel(
         name=name,
     )
     return jax.custom_batching.sequential_vmap(kernel)
+
+
+def load(ref: Any, layout: Any, *, optimized: bool = True) -> jax.Array:
+    """`plgpu.load` of a whole reference into a layout; it takes an index up to jax 0.11 and none from 0.12 on."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    index = [()] if "idx" in inspect.signature(plgpu.load).parameters else []
+    return plgpu.load(ref, *index, layout=layout, optimized=optimized)
 
 
 def gpu_interpretation(**changed: Any) -> Any:

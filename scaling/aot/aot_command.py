@@ -23,6 +23,7 @@ _TARGETS = ("tpu-v5e", "tpu-v5p", "tpu-v6e", "tpu-7x", "h100", "h200")
 @click.option("--candidates", default=1, show_default=True, help="Rows of one request.")
 @click.option("--kernels-only", is_flag=True, help="No training steps.")
 @click.option("--quick", is_flag=True, help="Without large gradients that are mostly XLA's and slow to compile.")
+@click.option("--lower-only", is_flag=True, help="Kernels up to where the chip's compiler would begin; needs none.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Targets compiled at the same time.  [as many as cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def aot(targets: tuple[str, ...], kernels_only: bool, jobs: int | None, as_json: bool, **asked: Any) -> None:
@@ -34,6 +35,8 @@ def aot(targets: tuple[str, ...], kernels_only: bool, jobs: int | None, as_json:
     """
     if asked["cases"] and not asked["operations"]:
         raise click.UsageError("--case names a shape of an operation; give --kernel as well")
+    if asked["model"] and asked["lower_only"]:
+        raise click.UsageError("--lower-only is for kernels; a training step needs the compiler")
     if asked["operations"] and asked["model"]:
         raise click.UsageError("give --kernel or --model, not both")
     if not asked["model"] and (asked["mesh"] or asked["schema"] or asked["assignments"]):
@@ -41,7 +44,8 @@ def aot(targets: tuple[str, ...], kernels_only: bool, jobs: int | None, as_json:
     from .environment import CompilerMissing, prepare
 
     try:
-        prepare({"tpu" if name.startswith("tpu") else "gpu" for name in targets})
+        platforms = {"tpu" if name.startswith("tpu") else "gpu" for name in targets}
+        prepare(platforms, compiler=not asked["lower_only"])
     except CompilerMissing as error:
         raise click.ClickException(str(error)) from error
     from recscale.pallas_kernels.targets import get_target
@@ -52,11 +56,14 @@ def aot(targets: tuple[str, ...], kernels_only: bool, jobs: int | None, as_json:
     from .program import FAILED, compile_all
     from .request import Request
 
-    request = Request(**asked, steps=not kernels_only)
+    request = Request(**asked, steps=not (kernels_only or asked["lower_only"]))
     first = get_target(targets[0])
     request.programs(first)  # a name or size that cannot be is an error here, before any process
     alone = len(targets) == 1
-    rows = compile_all(request.programs, first) if alone else rows_side_by_side(targets, request, jobs or len(cores()))
+    if alone:
+        rows = compile_all(request.programs, first, lower_only=request.lower_only)
+    else:
+        rows = rows_side_by_side(targets, request, jobs or len(cores()))
     click.echo(header())
     found = []
     for row in rows:

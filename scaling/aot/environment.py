@@ -28,15 +28,18 @@ class CompilerMissing(RuntimeError):
     """The compiler of a platform is not installed; the message names the command that installs it."""
 
 
-def prepare(platforms: Collection[str]) -> None:
+def prepare(platforms: Collection[str], *, compiler: bool = True) -> None:
     """Makes this process ready to compile for "tpu" or "gpu"; to be called before anything computes.
 
     The process itself computes on the CPU: on a machine with an accelerator that stays untouched.
 
+    Args:
+        compiler: whether the compilers are needed; lowering does without.
+
     Raises:
         CompilerMissing: one of the compilers is not installed.
     """
-    for platform in platforms:
+    for platform in platforms if compiler else ():
         module, command = _COMPILERS[platform]
         if not _installed(module):
             raise CompilerMissing(

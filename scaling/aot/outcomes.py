@@ -8,7 +8,7 @@ from typing import Any
 from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.records.provenance import environment
 
-from .program import FAILED
+from .program import COMPILED, FAILED, LOWERED
 
 _COLUMNS = (
     ("target", 8, "<"),
@@ -33,7 +33,7 @@ def line(row: dict[str, Any]) -> str:
     remarks = [f"{count} {name}" for name, count in (row["collectives"] or {}).items()]
     if row["registers"] is not None:
         remarks.append(f"{row['registers']} registers")
-    if row["status"] != "compiled":
+    if row["status"] not in (COMPILED, LOWERED):
         remarks.append(f"{row['status'].upper()}: {row['reason']}")
     cells = (
         row["target"],
@@ -44,13 +44,18 @@ def line(row: dict[str, Any]) -> str:
         _digits(row["bytes_accessed"], 1e9),
     )
     text = "  ".join(f"{cell:{side}{width}}" for cell, (_, width, side) in zip(cells, _COLUMNS, strict=True))
-    return f"{text}  {', '.join(remarks)}".rstrip()
+    text = f"{text}  {', '.join(remarks)}".rstrip()
+    if row["state_bytes"] is None:
+        return text
+    parts = [f"{name} {byte_text(row[f'{name}_bytes'])}" for name in ("state", "batch", "gradient", "activation")]
+    return f"{text}\n{'':10s}a device holds: {', '.join(parts)}; temporaries are the last two"
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """How many programs compiled, were refused, failed."""
     count = Counter(row["status"] for row in rows)
-    return f"\n{count['compiled']} compiled, {count['refused']} refused, {count['failed']} failed; nothing was run"
+    done = f"{count[LOWERED]} lowered" if count[LOWERED] else f"{count[COMPILED]} compiled"
+    return f"\n{done}, {count['refused']} refused, {count['failed']} failed; nothing was run"
 
 
 def result(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -99,16 +99,19 @@ def serve() -> None:
     """The process: compiles what its standard input asks for."""
     task = json.load(sys.stdin)
     request = Request(**task["request"])
-    from recscale.pallas_kernels.targets import get_target
+    from recscale.pallas_kernels.targets import Target, get_target
 
     from .environment import prepare
-    from .program import compile_all
+    from .program import Program, compile_all
 
     target = get_target(task["target"])
-    prepare({target.platform})
+    prepare({target.platform}, compiler=not request.lower_only)
 
     def show(message: dict[str, Any]) -> None:
         print(json.dumps(message), flush=True)
 
-    for row in compile_all(lambda t: request.programs(t)[task["start"] :], target, lambda row: show({"begun": row})):
+    def waiting(target: Target) -> list[Program]:
+        return request.programs(target)[task["start"] :]
+
+    for row in compile_all(waiting, target, lambda row: show({"begun": row}), lower_only=request.lower_only):
         show(row)

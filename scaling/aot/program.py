@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+
 from recscale.pallas_kernels.dispatch import Refused
 from recscale.pallas_kernels.targets import Target, compiling_for
 from recscale.scaling.counting.xla_cost import compiled_cost
+from recscale.scaling.records.number_text import byte_text
 
 from .devices import Devices, compile_only_devices
 
-COMPILED, REFUSED, FAILED = "compiled", "refused", "failed"
+COMPILED, LOWERED, REFUSED, FAILED = "compiled", "lowered", "refused", "failed"
 
 # A collective of XLA's program text, counted once whether it is one instruction or a pair of start and done.
 _COLLECTIVE = re.compile(
@@ -40,6 +43,7 @@ class Program:
         devices: how many the program runs on.
         build: devices -> (jitted function, abstract arguments that say where they lie).
         temporaries_bound: bytes of temporaries the program may have; None is any.
+        memory: abstract arguments -> bytes a device holds of what has a name: state_bytes, batch_bytes, gradient_bytes.
         facts: further columns of the row.
     """
 
@@ -51,33 +55,41 @@ class Program:
     devices: int
     build: Callable[[Devices], tuple[Any, tuple[Any, ...]]]
     temporaries_bound: int | None = None
+    memory: Callable[[tuple[Any, ...]], dict[str, int]] = lambda args: {}
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def compile_program(program: Program, target: Target, devices: Devices) -> dict[str, Any]:
+def compile_program(program: Program, target: Target, devices: Devices, *, lower_only: bool = False) -> dict[str, Any]:
     """One row: what was compiled and how it went. Bytes are per device.
 
-    Keys: target, kind, name, case, implementation, mesh, devices, status ("compiled", "refused" or "failed"), reason,
-    compile_s, argument_bytes, output_bytes, temporary_bytes, bytes_per_device, temporaries_bound, flops, bytes_accessed
-    (of the compiler's cost analysis, None where it gives none), collectives (name -> count), registers, spill_bytes
-    (GPU kernels), and the program's own facts.
+    Keys: target, kind, name, case, implementation, mesh, devices, status ("compiled", "lowered", "refused" or
+    "failed"), reason, compile_s, argument_bytes, output_bytes, temporary_bytes, bytes_per_device, temporaries_bound,
+    flops, bytes_accessed (of the compiler's cost analysis, None where it gives none), collectives (name -> count),
+    registers, spill_bytes (GPU kernels), the program's own facts, and of a training step state_bytes, batch_bytes,
+    gradient_bytes and activation_bytes (temporaries that are no gradients).
     """
     row = blank_row(program, target)
     start = time.perf_counter()
     try:
         with _printed(target.platform == "gpu") as printed:
             function, args = program.build(devices)
+            row |= program.memory(args)
             traced = function.trace(*args)
-            executable = traced.lower(lowering_platforms=(_lowering_platform(target),)).compile()
+            lowered = traced.lower(lowering_platforms=(_lowering_platform(target),))
+            executable = None if lower_only else lowered.compile()
     except Refused as error:
         return row | {"status": REFUSED, "reason": _message(error)}
     except Exception as error:  # whatever a compiler raises is the result
-        return row | {"reason": f"{type(error).__name__}: {_message(error)}"}
+        return row | {"reason": f"{type(error).__name__}: {_message(error)}{_limit(row, target, str(error))}"}
     row["compile_s"] = time.perf_counter() - start
+    if executable is None:
+        return row | {"status": LOWERED}
     row |= _cost(executable) | {"collectives": collectives(executable.as_text() or "")}
     if target.platform == "gpu" and program.kind == "kernel":
         row |= _registers("".join(printed))
-    row["reason"] = _over_bounds(row)
+    if row["gradient_bytes"] is not None:
+        row["activation_bytes"] = max(row["temporary_bytes"] - row["gradient_bytes"], 0)
+    row["reason"] = _over_bounds(row, target)
     return row | {"status": FAILED if row["reason"] else COMPILED}
 
 
@@ -96,6 +108,7 @@ def blank_row(program: Program, target: Target) -> dict[str, Any]:
         **dict.fromkeys(("compile_s", "argument_bytes", "output_bytes", "temporary_bytes", "bytes_per_device")),
         "temporaries_bound": program.temporaries_bound,
         **dict.fromkeys(("flops", "bytes_accessed", "collectives", "registers", "spill_bytes")),
+        **dict.fromkeys(("state_bytes", "batch_bytes", "gradient_bytes", "activation_bytes")),
         **program.facts,
     }
 
@@ -104,15 +117,21 @@ def compile_all(
     programs: Callable[[Target], list[Program]],
     target: Target,
     begin: Callable[[dict[str, Any]], None] = lambda row: None,
+    *,
+    lower_only: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a target's programs, each as soon as it is there; `begin` is told of each one (its blank row)."""
+    """The rows of a target's programs, each as soon as it is there; `begin` is told of each one (its blank row).
+
+    With `lower_only` no compiler is needed: programs are lowered for the target from this machine's CPU.
+    """
     with compiling_for(target):
         devices: dict[int, Devices] = {}
         for program in programs(target):
             if program.devices not in devices:
-                devices[program.devices] = compile_only_devices(target, program.devices)
+                here = jax.devices("cpu") if lower_only else compile_only_devices(target, program.devices)
+                devices[program.devices] = here
             begin(blank_row(program, target))
-            yield compile_program(program, target, devices[program.devices])
+            yield compile_program(program, target, devices[program.devices], lower_only=lower_only)
 
 
 def collectives(text: str) -> dict[str, int]:
@@ -148,14 +167,28 @@ def _registers(printed: str) -> dict[str, int | None]:
     return {"registers": max(registers, default=None), "spill_bytes": max(spills, default=None)}
 
 
-def _over_bounds(row: dict[str, Any]) -> str:
+def _over_bounds(row: dict[str, Any], target: Target) -> str:
     """Why a compiled program does not do, "" if it does."""
     bound, temporaries = row["temporaries_bound"], row["temporary_bytes"]
     if bound is not None and temporaries is not None and temporaries > bound:
         return f"{temporaries:,} bytes of temporaries, at most {bound:,} expected"
     if row["spill_bytes"]:
         return f"spills {row['spill_bytes']:,} bytes of registers ({row['registers']} in use)"
+    if row["kind"] == "train_step" and (row["bytes_per_device"] or 0) > target.hbm_bytes:
+        return f"needs {byte_text(row['bytes_per_device'])} a device{_limit(row, target, 'memory')}"
     return ""
+
+
+def _limit(row: dict[str, Any], target: Target, said: str) -> str:
+    """Of a training step that ran out of memory: which part of it is too large, and what helps."""
+    if row["state_bytes"] is None or not any(word in said.lower() for word in ("memory", "hbm", "resource_exhausted")):
+        return ""
+    state, room = row["state_bytes"], byte_text(target.hbm_bytes)
+    if state + row["gradient_bytes"] > target.hbm_bytes:
+        held = f"state and gradients alone are {byte_text(state + row['gradient_bytes'])}"
+        return f"; the limit is {room} of {target.name}, {held}: split them over more of fsdp and tensor"
+    held = f"state and gradients are {byte_text(state + row['gradient_bytes'])}, activations take more than the rest"
+    return f"; the limit is {room} of {target.name}, {held}: fewer --rows-per-step, or more devices that split requests"
 
 
 def _message(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from recscale.scaling.parallel import parse_mesh
 
 from .kernels import kernel_programs
 from .program import Program
-from .train_steps import DEFAULT_ROWS, family_programs, train_step_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Request:
         operations, cases, implementations: kernels; empty is all.
         model: one training step instead of kernels, described by `mesh`, `schema`, `assignments`, `rows`, `candidates`.
         steps: without operations and model, also one training step per family. quick: see `kernel_programs`.
+        lower_only: stop where the compiler would begin.
     """
 
     operations: Sequence[str] = ()
@@ -31,10 +31,11 @@ class Request:
     mesh: str | None = None
     schema: str | None = None
     assignments: Sequence[str] = ()
-    rows: int = DEFAULT_ROWS
+    rows: int = 8192
     candidates: int = 1
     steps: bool = True
     quick: bool = False
+    lower_only: bool = False
 
     def programs(self, target: Target) -> list[Program]:
         """The programs for one target.
@@ -42,7 +43,10 @@ class Request:
         Raises:
             ValueError: a name, a mesh or sizes that cannot be.
         """
+        # The training stack is loaded only for steps: kernels can be lowered where it is not installed.
         if self.model:
+            from .train_steps import train_step_program
+
             return [
                 train_step_program(
                     self.model,
@@ -54,4 +58,8 @@ class Request:
                 )
             ]
         kernels = kernel_programs(target, self.operations or OPERATIONS, self.cases, self.implementations, self.quick)
-        return kernels if self.operations or not self.steps else [*kernels, *family_programs()]
+        if self.operations or not self.steps:
+            return kernels
+        from .train_steps import family_programs
+
+        return [*kernels, *family_programs(self.rows)]

@@ -24,8 +24,6 @@ from .program import Program
 # Schema of a model that reads histories, unless another is named.
 HISTORY_SCHEMA = "known_truth:long"
 
-DEFAULT_ROWS = 8192
-
 # One step of every family: (model, schema or None, settings, mesh). Modest sizes and few tables: every table is sorted
 # or scattered into once, and those are slow to compile.
 FAMILIES: tuple[tuple[str, str | None, tuple[str, ...], dict[str, int]], ...] = (
@@ -60,29 +58,30 @@ def train_step_program(
     axes: Mapping[str, int] | None = None,
     schema_name: str | None = None,
     assignments: Sequence[str] = (),
-    rows: int = DEFAULT_ROWS,
+    rows: int,
     candidates: int = 1,
 ) -> Program:
     """A training step of one replica as a program.
 
     Args:
         model: as in the registry: a name, a preset, or encoder+backbone.
-        axes: the mesh; None is one device. schema_name: see `load_schema`; None is the reference schema, or
-            `HISTORY_SCHEMA` for a model that reads histories.
+        axes: the mesh; None is `parallel.default_axes`.
+        schema_name: see `load_schema`; None is the reference schema, or `HISTORY_SCHEMA` for a model that reads
+            histories.
         assignments: `key=value` settings of the run's configuration, or of the model's ("tokens=16").
         rows: R * C of a step.
 
     Raises:
         ValueError: rows that do not divide into candidates and devices, an unknown model, schema or setting.
     """
-    axes = dict(axes or {"data": 1})
     schema_name = schema_name or (HISTORY_SCHEMA if registry.reads_history(model) else REFERENCE)
     schema = load_schema(schema_name)
     config = get_config(model)
     config = overrides.apply(config, overrides.parse(config, [_qualified(config, text) for text in assignments]))
+    counts = registry.count(model, schema, config.model)
+    axes = dict(axes or parallel.default_axes(counts.dense_params))
     requests = _requests(rows, candidates, axes)
     config.training.requests, config.training.candidates = requests, candidates
-    counts = registry.count(model, schema, config.model)
 
     def build(devices: Devices) -> tuple[Any, tuple[Any, ...]]:
         mesh = parallel.make_mesh(axes, devices)
@@ -110,13 +109,25 @@ def train_step_program(
             "embedding_params": counts.embedding_params,
             "train_flops_per_step": counts.train_flops_per_row * rows,
         },
+        memory=_memory,
     )
 
 
-def family_programs() -> list[Program]:
-    """One training step per family of architectures."""
+def _memory(args: tuple[Any, ...]) -> dict[str, int]:
+    """Bytes of a device before anything is computed: of the state, of the batch, and of the gradients to come."""
+    state, batch = args
+    return {"state_bytes": _bytes(state), "batch_bytes": _bytes(batch), "gradient_bytes": _bytes(state.params)}
+
+
+def _bytes(tree: Any) -> int:
+    """Of the part one device holds of arrays, or of their shapes, that say how they are split."""
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def family_programs(rows: int) -> list[Program]:
+    """One training step of so many rows per family of architectures."""
     return [
-        train_step_program(model, schema_name=schema, assignments=settings, axes=axes)
+        train_step_program(model, schema_name=schema, assignments=settings, axes=axes, rows=rows)
         for model, schema, settings, axes in FAMILIES
     ]
 

@@ -10,13 +10,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from .files import replacing, write_atomically
 from .overrides import leaves
 from .plain import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -95,6 +96,8 @@ def collect(out: Path | str) -> pd.DataFrame:
     Raises:
         FileNotFoundError: there is no run folder at all.
     """
+    import pandas as pd  # tables alone need it, steps and batches do not
+
     out = Path(out)
     records = [record for folder in sorted((out / "runs").glob("*")) if (record := read_record(folder)) is not None]
     if not records:

@@ -18,7 +18,7 @@ from recscale.models.inputs import reference_schema
 from recscale.pallas_kernels import cases
 from recscale.pallas_kernels.dispatch import Refused, resolve
 from recscale.pallas_kernels.targets import get_target, partitioned
-from recscale.scaling.aot import devices, environment, kernels, processes, program, train_steps
+from recscale.scaling.aot import devices, environment, kernels, outcomes, processes, program, train_steps
 from recscale.scaling.aot.aot_command import aot
 from recscale.scaling.aot.request import Request
 
@@ -52,7 +52,7 @@ def toy(monkeypatch):
     monkeypatch.setattr(program, "_lowering_platform", lambda target: "cpu")
     monkeypatch.setattr(program, "compile_only_devices", lambda target, count: jax.devices())
     monkeypatch.setattr(program, "compiling_for", lambda target: contextlib.nullcontext())
-    monkeypatch.setattr(environment, "prepare", lambda platforms: None)
+    monkeypatch.setattr(environment, "prepare", lambda platforms, compiler: None)
     return install
 
 
@@ -68,6 +68,15 @@ def test_a_row_says_what_the_compiler_says(toy):
     assert compiled["bytes_per_device"] == 2 * 4 * 16 * 16 + compiled["temporary_bytes"]
     assert compiled["flops"] >= 2 * 16**3 and compiled["collectives"] == {}
     assert refused["status"] == "refused" and "no SparseCores" in refused["reason"]
+
+
+def test_lowering_needs_no_compiler():
+    programs = kernels.kernel_programs(H100, ["w8a16_matmul"], ["tiny", "odd"], ["xla", "pallas_gpu"])
+    rows = list(program.compile_all(lambda target: programs, H100, lower_only=True))
+    assert [row["status"] for row in rows] == 4 * ["lowered"], [row["reason"] for row in rows]
+    assert outcomes.summary(rows).strip().startswith("4 lowered, 0 refused, 0 failed")
+    result = CliRunner().invoke(aot, ["--target", "h100", "--lower-only", "--model", "rankmixer"])
+    assert result.exit_code == 2 and "a training step needs the compiler" in result.output
 
 
 def test_more_temporaries_than_stated_fail(toy):
@@ -161,6 +170,9 @@ def test_a_training_step_compiles_with_its_state_split(toy, monkeypatch):
     # Parameters and both moments in float32, donated: they count once.
     assert row["bytes_per_device"] > 12 * (row["dense_params"] + row["embedding_params"] // 16)
     assert row["bytes_per_device"] < row["argument_bytes"] + row["output_bytes"] + row["temporary_bytes"]
+    assert row["gradient_bytes"] == 4 * row["dense_params"]
+    assert row["argument_bytes"] == pytest.approx(row["state_bytes"] + row["batch_bytes"], rel=0.01)
+    assert row["activation_bytes"] == max(row["temporary_bytes"] - row["gradient_bytes"], 0)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +189,33 @@ def test_a_training_step_compiles_with_its_state_split(toy, monkeypatch):
 )
 def test_a_step_that_cannot_be_says_why(options, message):
     with pytest.raises(ValueError, match=message):
-        train_steps.train_step_program("rankmixer", **options)
+        train_steps.train_step_program("rankmixer", **({"rows": 8192} | options))
+
+
+def test_large_presets_share_their_state():
+    """Without a mesh a step runs on one device, from a billion parameters on where its state is split."""
+    meshes = [train_steps.train_step_program(f"rankmixer_{size}", rows=8192).mesh for size in ("100m", "1b")]
+    assert meshes == ["data=1", "fsdp=16,tensor=16"]
+
+
+@pytest.mark.parametrize(
+    "state, said",
+    [(20 * 2**30, "state and gradients alone are 21 GiB"), (2**30, "activations take more than the rest")],
+)
+def test_a_step_without_room_says_which_limit_it_hit(toy, state, said):
+    def build(devices):
+        def fail():
+            raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+
+        return jax.jit(fail), ()
+
+    memory = {"state_bytes": state, "batch_bytes": 1, "gradient_bytes": 2**30}
+    step = program.Program(
+        "train_step", "large", "", "", "", 1, build, memory=lambda args: memory, facts={"rows_per_step": 1}
+    )
+    (row,) = program.compile_all(lambda target: [step], V5E)
+    assert row["status"] == "failed" and "the limit is 16 GiB of tpu-v5e" in row["reason"] and said in row["reason"]
+    assert f"state {state // 2**30} GiB" in outcomes.line(row)
 
 
 def test_kernels_leave_a_split_program_to_xla():
