@@ -1,4 +1,4 @@
-"""Two narrow layers per token on Hopper (Mosaic GPU); the hidden stays in registers.
+"""Layers per token on Hopper (Mosaic GPU): two narrow ones, whose hidden stays in registers; the others one by one.
 
     h = act(x . W1 + b1) in pieces of 64 or 128 columns,   sums += h . W2
 
@@ -7,9 +7,8 @@ its own 64 rows, the next ones while it multiplies. A piece of h is rounded to b
 left operand of the second product, so it is neither written nor exchanged.
 
 Weights must fit shared memory, which is the case for which fusing pays on this chip: D=128, F=256 moves a third of the
-bytes. For wide layers and single ones XLA's product, one fused program per layer, is the kernel. In the forms [B, T*D]
-and [B, T, D] a token's rows are the block of columns t of [B, T*D], which is free here. Compiled for H100, not yet run
-on it.
+bytes. Wide layers and single ones are those of `gpu_wide`. In the forms [B, T*D] and [B, T, D] a token's rows are the
+block of columns t of [B, T*D], which is free here. Compiled for H100, not yet run on it.
 
 Letters: T tokens, B rows, D inputs, F hidden width, O outputs.
 """
@@ -26,6 +25,7 @@ from recscale.pallas_kernels import compat
 from recscale.pallas_kernels.hopper_tiles import SIDE, Tile, along_columns, pad
 from recscale.pallas_kernels.targets import Target
 
+from . import gpu_wide
 from .form import Form, Weights, bytes_moved, flops
 
 Array = jax.Array
@@ -40,23 +40,45 @@ def obstacle(target: Target, form: Form, x: Array, weights: Weights) -> str | No
     """Why this kernel cannot serve a request on that target, or None; reads only shapes and dtypes."""
     if x.dtype != jnp.bfloat16:
         return f"x is {x.dtype}, expected bfloat16: the matrix unit would round it"
-    if weights.w2 is None:
-        return "XLA's product of a single layer is one fused program already"
     tokens, rows, inputs, hidden, outputs = form.sizes(x.shape, weights)
     if 0 in (tokens, rows) or any(size < 1 or size % SIDE for size in (inputs, hidden, outputs)):
         return f"D={inputs}, F={hidden}, O={outputs} and B={rows}: expected rows, and multiples of {SIDE}"
-    if max(inputs, outputs) > _MOST_WIDTH:
-        return f"D={inputs} and O={outputs}, at most {_MOST_WIDTH} fit the registers"
-    needed = _memory_bytes(inputs, hidden, outputs, gated=weights.w_gate is not None)
-    if needed > target.vmem_bytes:
-        return (
-            f"the weights of a token and its rows take {needed} bytes of shared memory, more than {target.vmem_bytes}"
-        )
     return None
 
 
 def forward(form: Form, x: Array, weights: Weights, *, target: Target, interpret: bool = False) -> Array:
     """y in the layout and dtype of x; see `tpu.forward`."""
+    function = _fused if _fuses(form, x, weights, target) else _one_by_one
+    return function(form, x, weights, target=target, interpret=interpret)
+
+
+def _fuses(form: Form, x: Array, weights: Weights, target: Target) -> bool:
+    """Whether the sums of the second layer fit the registers, and a token's weights with its rows shared memory."""
+    _, _, inputs, hidden, outputs = form.sizes(x.shape, weights)
+    needed = _memory_bytes(inputs, hidden, outputs, gated=weights.w_gate is not None)
+    return weights.w2 is not None and max(inputs, outputs) <= _MOST_WIDTH and needed <= target.vmem_bytes
+
+
+def _one_by_one(form: Form, x: Array, weights: Weights, *, target: Target, interpret: bool) -> Array:
+    """Each layer by itself; the hidden of two is written in the layout of x."""
+    shape = x.shape
+    _, rows, *_, outputs = form.sizes(x.shape, weights)
+    w1, b1, w_gate, w2, b2 = weights.map(lambda w: w if w.ndim == 2 else w.astype(x.dtype))
+    layout = "tbd" if form.layout == "tbd" else "flat"
+    # As in the fused kernel; the interpreter does not clip.
+    unit = gpu_wide.ROWS if interpret else 8
+    x = pad(x, (1, unit, 1)) if layout == "tbd" else pad(x.reshape(rows, -1), (unit, 1))
+    first = Form(form.act, layout, first_transposed=form.first_transposed)
+    y = gpu_wide.layer(first, x, Weights(w1, b1, w_gate), target=target, interpret=interpret)
+    if w2 is not None:
+        second = Form(None, layout, first_transposed=form.second_transposed)
+        y = gpu_wide.layer(second, y, Weights(w2, b2), target=target, interpret=interpret)
+    if layout == "tbd":
+        return y[:, :rows]
+    return y[:rows].reshape(*shape[:2], outputs) if form.layout == "btd" else y[:rows]
+
+
+def _fused(form: Form, x: Array, weights: Weights, *, target: Target, interpret: bool) -> Array:
     shape = x.shape
     tokens, rows, inputs, hidden, outputs = form.sizes(x.shape, weights)
     weights = weights.map(lambda w: w if w.ndim == 2 else w.astype(x.dtype))
@@ -116,8 +138,9 @@ def forward(form: Form, x: Array, weights: Weights, *, target: Target, interpret
 
             plgpu.barrier_wait(x_ready.at[warpgroup * 2 + slot])
             rows_ref = x_tile.at[warpgroup, slot]
-            total = tile.zeros(outputs)
-            for c in range(pieces):
+
+            # A loop, not one program after the other: jax 0.11 cannot multiply with tiles named by constants.
+            def one_piece(c, total):
                 sums = tile.add_product(tile.zeros(piece), rows_ref, kept["w1"].at[c])
                 if "b1" in given:
                     sums = sums + per_column(given["b1"].at[token, pl.ds(c * piece, piece)])
@@ -125,7 +148,9 @@ def forward(form: Form, x: Array, weights: Weights, *, target: Target, interpret
                 if "w_gate" in given:
                     gate = tile.add_product(tile.zeros(piece), rows_ref, kept["w_gate"].at[c])
                 h = form.activate(sums, gate).astype(x.dtype)
-                total = tile.add_product(total, h, kept["w2"].at[c], b_transposed=form.second_transposed)
+                return tile.add_product(total, h, kept["w2"].at[c], b_transposed=form.second_transposed)
+
+            total = lax.fori_loop(0, pieces, one_piece, tile.zeros(outputs))
             if "b2" in given:
                 total = total + per_column(given["b2"].at[token])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
