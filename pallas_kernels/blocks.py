@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,19 +107,37 @@ def write_tuned(
     sizes: Mapping[str, Mapping[str, int]],
     times_xla: Mapping[str, float | None],
     provenance: Mapping[str, Any],
+    folder: Path | None = None,
 ) -> Path:
     """Lays what was measured of one implementation over what is kept for a device; returns the file.
 
     Args:
         sizes: case key -> block sizes that beat the kernel's rule. times_xla: case -> how many times faster than XLA.
+        folder: where the file is written instead of the package, for `adopt`.
     """
+    kept_at = path = tuned_path(operation, device_kind)
+    if folder is not None:
+        path = folder / operation / path.name
+        kept_at = path if path.is_file() else kept_at
+    known = json.loads(kept_at.read_text(encoding="utf-8")) if kept_at.is_file() else {}
     content: dict[str, Any] = {"provenance": dict(provenance)}
     for part, new in (("blocks", sizes), ("times_xla", times_xla)):
-        kept = _tuned(operation, device_kind, part)
+        kept = known.get(part, {})
         content[part] = kept | {implementation: kept.get(implementation, {}) | dict(new)}
-    path = tuned_path(operation, device_kind)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
     _tuned.cache_clear()
     return path
+
+
+def adopt(folder: Path) -> list[Path]:
+    """Copies the files that `write_tuned` wrote to a folder into the package; returns where they are now."""
+    copied = []
+    for path in sorted(folder.glob("*/*.json")):
+        home = Path(__file__).parent / path.parent.name / "tuned" / path.name
+        home.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, home)
+        copied.append(home)
+    _tuned.cache_clear()
+    return copied

@@ -21,11 +21,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
+from .compat import load
+
 Array = jax.Array
 Ref = Any  # of memory or barriers, inside a kernel
 
 # Rows of a warpgroup's tile.
 SIDE = 64
+
+
+# Of a warp 8 rows, of a thread 4 neighbouring columns: for tiles whose rows are no multiple of 64.
+_EIGHT_ROWS = plgpu.Layout.TILED(
+    plgpu.Tiling(((32, 16), (8, 16), (4,))), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +81,14 @@ class Tile:
 
     def load(self, ref: Ref) -> Array:
         """[64, columns] from shared memory."""
-        return ref[...] if self.interpret else plgpu.load(ref, (), layout=plgpu.Layout.WGMMA)
+        return ref[...] if self.interpret else load(ref, plgpu.Layout.WGMMA)
 
     def load_transposed(self, ref: Ref, dtype: DTypeLike) -> Array:
         """[64, columns] of the ref [columns, 64], in `dtype`: narrow numbers are widened on the way."""
         if self.interpret:
             return ref[...].T.astype(dtype)
         turned = plgpu.transpose_ref(ref, (1, 0))
-        found = plgpu.load(turned, (), layout=plgpu.Layout.WGMMA_TRANSPOSED, optimized=False)
+        found = load(turned, plgpu.Layout.WGMMA_TRANSPOSED, optimized=False)
         return plgpu.layout_cast(found.astype(dtype), plgpu.Layout.WGMMA)
 
     def store_transposed(self, ref: Ref, value: Array) -> None:
@@ -102,7 +110,27 @@ class Tile:
     def _load_vector(self, ref: Ref, reduced: int, device_memory: bool) -> Array:
         if self.interpret:
             return ref[...]
-        return plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(reduced), optimized=not device_memory)
+        return load(ref, plgpu.Layout.WGMMA.reduce(reduced), optimized=not device_memory)
+
+    def clear_rows(self, ref: Ref, first) -> None:
+        """Puts zeros into the rows of a tile in shared memory from `first` on; to be committed by the caller.
+
+        The tile is [n, width], n a multiple of 32 and width of 16, of 16-bit numbers. Warpgroups that share it may each
+        do so: they write the same.
+        """
+        rows, width = ref.shape
+        shape = (32, width)
+        for start in range(0, rows, 32):
+
+            @pl.when(first < start + 32)
+            def _piece(start=start):
+                part = ref.at[pl.ds(start, 32)]
+                if self.interpret:
+                    value, row = part[...], lax.broadcasted_iota(jnp.int32, shape, 0)
+                else:
+                    value = load(part, _EIGHT_ROWS, optimized=False)
+                    row = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_EIGHT_ROWS)
+                part[...] = lax.select(row < first - start, value, lax.full_like(value, 0))
 
     def times_transposed(self, a: Ref, b: Ref) -> Array:
         """float32 a b^T of two refs in shared memory, [64, n] and [columns, n]."""

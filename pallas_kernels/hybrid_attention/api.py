@@ -64,7 +64,8 @@ def hybrid_attention(
     """Attention of every query row over its visible keys, and the log of its weights' sum.
 
     Scores, maxima and sums are float32; the weights are cast to the input type for the second product. A row that sees
-    no key gives o = 0 and lse = -1e30, and has zero gradients. Lengths and positions have no gradient.
+    no key gives o = 0 and lse = -1e30, and has zero gradients. Lengths and positions have no gradient. What k, v
+    and the bias hold beyond a length reaches nothing, a NaN included.
 
     Args:
         q: [R, Q, H, d] or [R, C, Q, H, d].

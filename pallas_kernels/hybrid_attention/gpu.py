@@ -48,6 +48,7 @@ from .gpu_tiles import (
     LOG2E,
     WIDTH_GRANULE,
     Items,
+    clear_beyond,
     items_per_block,
     key_ranges,
     load_keys,
@@ -316,7 +317,9 @@ def _forward_item(tile, inputs, scratch, outputs, blocks, scale, group, r, h, t,
         low = p.astype(q_tile.dtype)
         if "v" in inputs:
             plgpu.barrier_wait(scratch["v_ready"].at[slot])
-        acc = tile.add_product(acc, low, scratch.get("v_tile", scratch["k_tile"]).at[slot])
+        values = scratch.get("v_tile", scratch["k_tile"]).at[slot]
+        clear_beyond(tile, (values,), length - j * keys)
+        acc = tile.add_product(acc, low, values)
         plgpu.barrier_arrive(scratch.get("v_free", scratch["k_free"]).at[slot])
         return acc, higher, total
 

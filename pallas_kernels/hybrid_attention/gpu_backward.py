@@ -44,6 +44,7 @@ from .gpu_tiles import (
     LOG2E,
     WIDTH_GRANULE,
     Items,
+    clear_beyond,
     items_per_block,
     key_ranges,
     load_keys,
@@ -216,12 +217,13 @@ def _dq_item(tile, inputs, scratch, dq_ref, blocks, scale, group, r, h, t, done)
     def step(i, dq):
         slot = lax.rem(done + i, jnp.int32(stages))
         k_tile = scratch["k_tile"].at[slot]
+        j = begin + i
         plgpu.barrier_wait(scratch["k_ready"].at[slot])
+        clear_beyond(tile, (k_tile,), length - j * keys)
         s = tile.times_transposed(own["q_tile"], k_tile) * (scale * LOG2E)
         if "bias" in inputs:
             s += along_columns(tile.load_columns(scratch["bias_tile"].at[slot]) * LOG2E)
         p = jnp.exp2(s - along_rows(lse, keys))
-        j = begin + i
 
         def masked(p):
             key = tile.counting(keys, 1) + j * keys
@@ -232,8 +234,10 @@ def _dq_item(tile, inputs, scratch, dq_ref, blocks, scale, group, r, h, t, done)
         else:
             p = masked(p)
         if "v" in inputs:
+            v_tile = scratch["v_tile"].at[slot]
             plgpu.barrier_wait(scratch["v_ready"].at[slot])
-            dp = tile.times_transposed(own["do_tile"], scratch["v_tile"].at[slot])
+            clear_beyond(tile, (v_tile,), length - j * keys)
+            dp = tile.times_transposed(own["do_tile"], v_tile)
             plgpu.barrier_arrive(scratch["v_free"].at[slot])
         else:
             dp = tile.times_transposed(own["do_tile"], k_tile)
@@ -339,13 +343,16 @@ def _keys_item(tile, inputs, scratch, out, wanted, blocks, N, scale, group, r, h
     start = (t * groups + group) * SIDE
     at, ready = pl.ds(start, SIDE), scratch["keys_ready"].at[group]
     own = {name: scratch[name].at[group] for name in ("k_tile", "v_tile", "bias_tile") if name in scratch}
+    read = [own["k_tile"]]
     plgpu.copy_gmem_to_smem(inputs["k"].at[r, at, h], own["k_tile"], ready)
     if "v" in inputs and "dk" in wanted:
+        read.append(own["v_tile"])
         plgpu.copy_gmem_to_smem(inputs["v"].at[r, at, h], own["v_tile"], ready)
     if "bias" in inputs:
         plgpu.copy_gmem_to_smem(inputs["bias"].at[r, h, at], own["bias_tile"], ready)
     plgpu.barrier_wait(ready)
     length = inputs["lengths"][r]
+    clear_beyond(tile, read, length - start)
     value_tile = own.get("v_tile", own["k_tile"])
     shared = "v" not in inputs  # then dv is summed into dk, which has to be scaled term by term
 

@@ -115,6 +115,20 @@ def tile_memory(tile: Tile, shape: tuple[int, ...], dtype: Any, rows: int = SIDE
     return tile.memory(shape, dtype, columns)
 
 
+def clear_beyond(tile: Tile, refs, valid) -> None:
+    """Zeros in the rows of key or value tiles that lie beyond a request's length: 0 * NaN would not be 0.
+
+    Args:
+        refs: tiles [keys, width]. valid: how many of their rows are of the request.
+    """
+
+    @pl.when(valid < refs[0].shape[0])
+    def _clear():
+        for ref in refs:
+            tile.clear_rows(ref, valid)
+        plgpu.commit_smem()
+
+
 @dataclasses.dataclass(frozen=True)
 class Items:
     """The work of a kernel: one item for each tile, head and request, `per_block` neighbours to a block.

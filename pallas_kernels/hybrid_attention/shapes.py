@@ -112,6 +112,7 @@ _SHAPES = (
                                    dtype=jnp.float32)),
     ("longer-cross", "bench", Shape(R=64, C=1, Q=512, S=1024, H=4, d=32, mode="causal", lengths="uniform")),
     ("longer-self", "bench", Shape(R=64, C=1, Q=1024, S=1024, H=8, d=64, mode="causal", lengths="uniform")),
+    ("longer-2k", "bench", Shape(R=64, C=1, Q=512, S=2048, H=4, d=64, mode="causal", lengths="uniform")),
     ("target", "bench", Shape(R=16, C=512, Q=1, S=4096, H=4, d=32, lengths="uniform")),
     ("target-single", "bench", Shape(R=256, C=1, Q=1, S=256, H=4, d=32, lengths="zipf")),
     ("target-reordered", "bench", Shape(R=16, C=64, Q=1, S=4096, H=8, d=256, Hk=1, same=True, lengths="uniform")),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from recscale.pallas_kernels.mixed_precision import einsum_float32
 
-from .reference import INVISIBLE, visible
+from .reference import INVISIBLE, visible, within
 
 Array = jax.Array
 
@@ -42,12 +42,12 @@ def _attention(q, k, v, bias, lengths, q_pos, scale):
 
 def _forward(q, k, v, bias, lengths, q_pos, scale):
     R, N, H, _ = q.shape
-    rows = rows_per_chunk(R, N, H, k.shape[1])
+    rows, values = rows_per_chunk(R, N, H, k.shape[1]), within(k if v is None else v, lengths)
     if rows == N:
-        o, lse, weights = _chunk(q, q_pos, k, v, bias, lengths, scale)
+        o, lse, weights = _chunk(q, q_pos, k, values, bias, lengths, scale)
         return (o, lse), (q, k, v, bias, lengths, q_pos, o, lse, weights)
     parts = (_cut(q, rows), _cut(q_pos, rows, k.shape[1]))
-    o, lse = jax.lax.map(lambda part: _chunk(part[0], part[1], k, v, bias, lengths, scale)[:2], parts)
+    o, lse = jax.lax.map(lambda part: _chunk(part[0], part[1], k, values, bias, lengths, scale)[:2], parts)
     o, lse = _join(o, N), _join(lse, N)
     return (o, lse), (q, k, v, bias, lengths, q_pos, o, lse, None)
 
@@ -56,6 +56,7 @@ def _backward(scale, saved, cotangents):
     q, k, v, bias, lengths, q_pos, o, lse, weights = saved
     do, dlse = cotangents
     N = q.shape[1]
+    k, v = within(k, lengths), None if v is None else within(v, lengths)
     delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1) - dlse
     if weights is not None:
         dq, sums = _chunk_gradient(q, do.astype(q.dtype), delta, weights, k, v, bias, scale)
@@ -79,7 +80,7 @@ def _backward(scale, saved, cotangents):
 _attention.defvjp(_forward, _backward)
 
 
-def _chunk(q, q_pos, k, v, bias, lengths, scale):
+def _chunk(q, q_pos, k, values, bias, lengths, scale):
     """o, lse and the weights [R, H, n, S] (input type) of n query rows."""
     seen = visible(q_pos, lengths, k.shape[1])[:, None]
     scores = jnp.where(seen, _scores(q, k, bias, scale), INVISIBLE)
@@ -89,7 +90,6 @@ def _chunk(q, q_pos, k, v, bias, lengths, scale):
     safe = jnp.where(total > 0, total, 1.0)
     lse = jnp.where(total > 0, most + jnp.log(safe), INVISIBLE)[..., 0].swapaxes(1, 2)
     weights = (weights / safe).astype(q.dtype)
-    values = k if v is None else v
     o = einsum_float32("rhns,rshd->rnhd" if values.shape[2] > 1 else "rhns,rsd->rnhd", weights, _squeeze(values))
     return o.astype(q.dtype), lse, weights
 

@@ -44,9 +44,10 @@ def product_key_topk(
 ) -> tuple[Float32[Array, "N H K"], Int32[Array, "N H K"]]:
     """The `topk` best slots of every read and head, best first.
 
-    A score of -inf (a masked key) counts as -1e30, a key's entry of -inf as -2^120; -0.0 equals +0.0. NaN breaks the
-    order but not the range of ids, or is a ValueError with RECSCALE_CHECK=1. Ids have no gradient; the gradient of the
-    scores reaches queries (in their dtype) and keys.
+    A score of -inf (a masked key) counts as -1e30, a key's entry of -inf as -2^120; -0.0 equals +0.0. A score of NaN
+    counts as larger than all others, so that every implementation gives the same ids, and comes back as NaN; with
+    RECSCALE_CHECK=1 a NaN is a ValueError. Ids have no gradient; the gradient of the scores reaches queries (in their
+    dtype) and keys.
 
     Args:
         q: [N, H, 2, p], float32 or bfloat16. Products are summed in float32.
@@ -74,6 +75,8 @@ def product_key_topk(
         scores, ids = reference.topk(q, keys, topk, float(scale))
     else:
         scores, ids = _differentiable(q, keys, topk, float(scale), backend)
+    # Where one of a slot's two scores was NaN: no sum of others comes near.
+    scores = jnp.where(scores < reference.BROKEN / 2, scores, jnp.nan)
     return scores.reshape(reads, heads, topk), ids.reshape(reads, heads, topk)
 
 

@@ -14,7 +14,7 @@ Keys stream through shared memory 64 columns at a time; a step's memory is fille
 while the rounds run. float32 inputs (one is enough) are split into three bfloat16 pieces each and the six products that
 matter are summed, as a TPU does at its highest precision: TF32 would round them to 10 bits. For them, queries and keys
 are copied; otherwise only keys are (a -inf is made finite), with queries whose number is no multiple of 8 or whose
-width is none of 64, and results whose reads are no multiple of 64 or whose winners are none of 8.
+width is none of 64, and results of several heads, or whose reads are no multiple of 64 or whose winners none of 8.
 
 Compiled for H100, not yet run on one.
 
@@ -159,7 +159,8 @@ def topk(
     def body(q_ref, keys_ref, scores_ref, ids_ref, **scratch):
         _Block(plan, tile, scale, q_ref, keys_ref, **scratch).run(scores_ref, ids_ref)
 
-    out = [jax.ShapeDtypeStruct((tiles * SIDE, heads, plan.winners), dtype) for dtype in (jnp.float32, jnp.int32)]
+    # Head by head: a block writes whole lines of memory, however few winners there are.
+    out = [jax.ShapeDtypeStruct((heads, tiles * SIDE, plan.winners), dtype) for dtype in (jnp.float32, jnp.int32)]
     scores, ids = compat.mosaic_gpu_kernel(
         body,
         out_type=out,
@@ -170,7 +171,7 @@ def topk(
         scratch=scratch,
         automatic_barriers=False,
     )(q, keys)
-    return scores[:reads, :, :k], ids[:reads, :, :k]
+    return scores[:, :reads, :k].swapaxes(0, 1), ids[:, :reads, :k].swapaxes(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +209,8 @@ class _Block:
         plgpu.commit_smem()
         scores, ids = self._pick_pairs()
         rows = pl.ds(lax.axis_index("tile") * SIDE, SIDE)
-        scores_ref[rows, lax.axis_index("head")] = scores
-        ids_ref[rows, lax.axis_index("head")] = ids
+        scores_ref[lax.axis_index("head"), rows] = scores
+        ids_ref[lax.axis_index("head"), rows] = ids
 
     def _load_queries(self, axis: int) -> None:
         rows = pl.ds(lax.axis_index("tile") * SIDE, SIDE)
@@ -250,7 +251,7 @@ class _Block:
                 index = lax.min(index, same)
                 before = where(found[1] != along_rows(index, plan.winners), before, -jnp.inf)
             self.best[axis, rank] = best
-            self.index[axis, rank] = lax.min(index, lax.full_like(index, plan.sub_keys - 1))  # NaN has none
+            self.index[axis, rank] = index
             scores = where(column != along_rows(index - first, plan.chunk), scores, -jnp.inf)
             return scores, before
 
@@ -318,7 +319,7 @@ class _Block:
         def one(place, carry):
             pair, left, scores, ids = carry
             best = pair.max(axis=1)
-            i = where(pair == along_rows(best, size), rank, size).min(axis=1)  # none for NaN
+            i = where(pair == along_rows(best, size), rank, size).min(axis=1)
             here = rank == along_rows(i, size)
             j = where(here, left, -1).max(axis=1)
             slot = where(here, row_index, 0).max(axis=1) * plan.sub_keys

@@ -12,6 +12,9 @@ from recscale.pallas_kernels.mixed_precision import einsum_float32
 # What a score of -inf counts as: low enough never to win, finite so that sums of two stay ordered.
 MASKED = -1e30
 
+# What a score of NaN or +inf counts as: it wins, and a sum of two is finite still. It comes back as NaN.
+BROKEN = 1e38
+
 # What a key's entry of -inf counts as. Matrix units multiply float32 in bfloat16 pieces, of which infinity has none
 # but itself; a power of two is its own piece. A query of 1e-6 or more brings it below MASKED.
 _MASKED_ENTRY = -(2.0**120)
@@ -33,9 +36,10 @@ def pair_ranks(topk: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def comparable(scores: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """Scores as the selection compares them: -inf raised to -1e30, -0.0 made +0.0."""
+    """Scores as the selection compares them, all finite: -inf raised to -1e30, NaN and +inf 1e38, -0.0 made +0.0."""
     # Not `scores + 0.0`: XLA simplifies that away, and top_k takes -0.0 for the smaller one.
-    return jnp.where(scores == 0, 0.0, jnp.maximum(scores, MASKED))
+    scores = jnp.where(scores == 0, 0.0, jnp.maximum(scores, MASKED))
+    return jnp.where(scores < BROKEN, scores, BROKEN)
 
 
 def finite_keys(keys: Float[Array, "*axes"]) -> Float[Array, "*axes"]:

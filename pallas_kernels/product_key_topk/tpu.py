@@ -141,8 +141,7 @@ def _kernel(
             best, index, left = _pick(open_ref[axis])
             open_ref[axis] = left
             best_ref[axis, pl.ds(rank, 1), :] = best
-            # NaN has no index, and may leave only the rows that fill the tile.
-            index_ref[axis, pl.ds(rank, 1), :] = jnp.minimum(index, sub_keys - 1)
+            index_ref[axis, pl.ds(rank, 1), :] = index
 
     jax.lax.fori_loop(0, k, pick_sub_keys, None)
     _write_pairs(best_ref, index_ref, pairs_ref, slots_ref, k, sub_keys)
@@ -183,7 +182,7 @@ def _score(call: _Call, q_ref, keys_ref, open_ref, axis: int) -> None:
 
 
 def _pick(scores: Array) -> tuple[Array, Array, Array]:
-    """The largest of each column, the lowest row that has it (the number of rows if it is NaN), and the rest."""
+    """The largest of each column, the lowest row that has it, and the rest."""
     row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     best = jnp.max(scores, axis=0, keepdims=True)
     index = jnp.min(jnp.where(scores == best, row, scores.shape[0]), axis=0, keepdims=True)

@@ -36,8 +36,7 @@ def topk(q: Array, keys: Array, k: int, scale: float) -> tuple[Array, Array]:
         scores, chosen = _largest(jnp.moveaxis(pairs, 0, -1), k)
         slots = jnp.moveaxis(index[:, row, :, i] * sub_keys + index[:, column, :, j], 0, -1)
         ids = jnp.take_along_axis(slots, chosen, axis=-1)
-        # Sub-keys are below n whatever the scores were; NaN may repeat a slot but never leaves the table.
-        return scores.swapaxes(0, 1), jnp.clip(ids, 0, sub_keys * sub_keys - 1).swapaxes(0, 1)
+        return scores.swapaxes(0, 1), ids.swapaxes(0, 1)
 
     return map_rows(select, rows, q)
 

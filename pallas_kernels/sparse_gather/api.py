@@ -21,7 +21,8 @@ and, where it does better than XLA, any of
     value_gradient(rows, ids, weights, g, *, target, interpret) -> float32 [M, d]
     gradients(values, ids, weights, g, *, target, interpret) -> (the latter, the former), in one pass
 
-y is what the gate's backward needs, in the gate's dtype; None without a gate. Ids below 0 are absent hits.
+y is what the gate's backward needs, in the gate's dtype; None without a gate. Ids below 0 are absent hits: they add
+nothing, whatever the table holds. (Whether 0 * NaN of a present hit with weight 0 shows is left to the kernel.)
 
 Letters: N reads, J hits per read, M rows, d width.
 """

@@ -194,7 +194,7 @@ def gradients(
                     taken=jnp.where(starts, 1, walk.taken + 1),
                     further=jnp.where(starts, jnp.where(m == walk.row, (first + i) // PIECE, -1), walk.further),
                     open=jnp.bool_(True),
-                    sum=jnp.where(starts, row.zeros(), walk.sum) + weight * g_row,
+                    sum=row.select(starts, row.zeros(), walk.sum) + weight * g_row,
                 )
                 dw[flat] = jnp.sum(g_row * v)
             return walk
@@ -308,11 +308,15 @@ class _Row:
         """Row `index` of a [.., d] reference in device memory, as float32."""
         if not self.annotated:
             return ref[index].astype(jnp.float32)
-        return plgpu.load(ref, index, layout=self._layout(), optimized=False).astype(jnp.float32)
+        return compat.load(ref.at[index], self._layout(), optimized=False).astype(jnp.float32)
 
     def zeros(self) -> Array:
         zeros = jnp.zeros(self.width, jnp.float32)
         return plgpu.layout_cast(zeros, self._layout()) if self.annotated else zeros
+
+    def select(self, condition: Array, x: Array, otherwise: Array) -> Array:
+        """x or the other row, by one condition for all of it."""
+        return lax.select(lax.broadcast_in_dim(condition, (self.width,), ()), x, otherwise)
 
     def _layout(self):
         if self.threads == _GROUP:
@@ -326,10 +330,10 @@ class _Row:
 
 
 def _hit(values, ids, weights, row: _Row, flat: Array) -> tuple[Array, Array]:
-    """(weight, row) of one hit; an absent hit has weight 0."""
+    """(weight, row) of one hit; of an absent one zeros, whatever the table holds."""
     index = ids[flat]
-    weight = jnp.where(index >= 0, weights[flat], 0.0)
-    return weight, row.load(values, jnp.clip(index, 0, values.shape[0] - 1))
+    found = row.load(values, jnp.clip(index, 0, values.shape[0] - 1))
+    return jnp.where(index >= 0, weights[flat], 0.0), row.select(index >= 0, found, row.zeros())
 
 
 def _share(total: int, parts: int, part: Array) -> tuple[Array, Array]:

@@ -114,6 +114,11 @@ def _hits_spec(size: int) -> pl.BlockSpec:
     return pl.BlockSpec((1, 1, size), lambda b: (b, 0, 0), memory_space=pltpu.SMEM)
 
 
+def weighted(weight: Array, row: Array) -> Array:
+    """weight * row; 0 where the weight is, as that of an absent hit, whatever the row holds."""
+    return jnp.where(weight != 0, weight * row, 0.0)
+
+
 def _columns(c: int, width: int) -> slice:
     """Columns of tile c."""
     return slice(c * LANES, min((c + 1) * LANES, width))
@@ -161,7 +166,8 @@ def _read_kernel(ids: Ref, weights: Ref, table: Ref, *refs: Ref, gate_fn: str, p
     def one_read(group, slot, r, carry):
         def add(j, total):
             hit = (group * GROUP + r) * per_read + j
-            return total + weights[0, 0, hit] * tiles.pick(buffers[slot, r * per_read + j], ids[0, 0, hit])
+            row = tiles.pick(buffers[slot, r * per_read + j], ids[0, 0, hit])
+            return total + weighted(weights[0, 0, hit], row)
 
         zeros = jnp.zeros(tiles.row, jnp.float32)
         total = jax.lax.fori_loop(0, per_read, add, zeros, unroll=min(UNROLL, per_read))

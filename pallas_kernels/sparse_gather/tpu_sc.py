@@ -33,6 +33,7 @@ from . import tpu
 from .costs import read_cost
 from .gates import with_gate
 from .tpu import gradients, value_gradient, weight_gradient
+from .tpu_copies import weighted
 from .tpu_layout import LANES, as_words, split, tiling
 
 __all__ = ["arranged", "gradients", "joined", "obstacle", "read", "value_gradient", "weight_gradient", "weighted_sum"]
@@ -128,9 +129,9 @@ def weighted_sum(
     bitcast: Callable[[Array, Any], Array] = jax.lax.bitcast_convert_type,
 ) -> tuple[Array, ...]:
     """Float32 parts of sum_j weights[j] * words[j], in increasing j: the arithmetic of one register."""
-    total = [part * weights[0] for part in split(words[0], bitcast)]
+    total = [weighted(weights[0], part) for part in split(words[0], bitcast)]
     for word, weight in zip(words[1:], weights[1:], strict=True):
-        total = [t + part * weight for t, part in zip(total, split(word, bitcast), strict=True)]
+        total = [t + weighted(weight, part) for t, part in zip(total, split(word, bitcast), strict=True)]
     return tuple(total)
 
 

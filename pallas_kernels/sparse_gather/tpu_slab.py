@@ -20,7 +20,16 @@ from jax.experimental.pallas import tpu as pltpu
 from recscale.pallas_kernels.targets import Target
 
 from .costs import read_cost
-from .tpu_copies import GROUP, UNROLL, compiler_parameters, finish, hits_in_blocks, reads_per_block, sum_lanes
+from .tpu_copies import (
+    GROUP,
+    UNROLL,
+    compiler_parameters,
+    finish,
+    hits_in_blocks,
+    reads_per_block,
+    sum_lanes,
+    weighted,
+)
 from .tpu_layout import HIGH, LANES
 
 Array = jax.Array
@@ -137,7 +146,7 @@ def _read_kernel(ids: Ref, beside: Ref, table: Ref, *refs: Ref, gate_fn: str, pe
         total = jnp.zeros((GROUP, out.shape[1]), jnp.float32)
         for j in range(per_read):
             odd = known[:, per_read + j : per_read + j + 1] if known.shape[1] > per_read else None
-            total = total + known[:, j : j + 1] * _rows(loaded, j, odd, out.shape[1])
+            total = total + weighted(known[:, j : j + 1], _rows(loaded, j, odd, out.shape[1]))
         finish(total, (at, slice(None)), gate, gate_fn, out, y)
         return carry
 

@@ -30,7 +30,9 @@ def read(values: Array, ids: Array, weights: Array) -> Array:
     def chunk(ids, weights):
         def add(y, hit):
             index, weight = hit
-            return y + jnp.einsum("n,nd->nd", weight, _rows(values, index), precision=_FULL), None
+            # An absent hit has no row: 0 times what the table holds there may be NaN.
+            rows = jnp.where((index >= 0)[:, None], _rows(values, index), 0.0)
+            return y + jnp.einsum("n,nd->nd", weight, rows, precision=_FULL), None
 
         start = jnp.zeros((ids.shape[0], values.shape[1]), jnp.float32)
         present = jnp.where(ids >= 0, weights.astype(jnp.float32), 0.0)

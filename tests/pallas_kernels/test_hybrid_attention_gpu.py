@@ -31,9 +31,13 @@ def arrays(R, N, S, H, Hk, d, dv, lengths, bias=False, dtype=jnp.bfloat16, seed=
     def normal(*shape, dtype=dtype):
         return jnp.asarray(rng.standard_normal(shape), dtype)
 
-    v = None if dv is None else normal(R, S, Hk, dv)
-    key_bias = normal(R, S, H, dtype=jnp.float32) if bias else None
-    inputs = normal(R, N, H, d), normal(R, S, Hk, d), v, jnp.asarray(lengths, jnp.int32), key_bias
+    def keys(*shape, **options):  # what lies beyond a length may hold anything
+        inside = np.arange(S) < np.asarray(lengths)[:, None]
+        return jnp.where(inside[(..., *(None,) * len(shape))], normal(R, S, *shape, **options), jnp.nan)
+
+    v = None if dv is None else keys(Hk, dv)
+    key_bias = keys(H, dtype=jnp.float32) if bias else None
+    inputs = normal(R, N, H, d), keys(Hk, d), v, jnp.asarray(lengths, jnp.int32), key_bias
     return inputs, (normal(R, N, H, dv or d), normal(R, N, H, dtype=jnp.float32))
 
 
