@@ -59,7 +59,8 @@ class Benchmark:
         except NoAccelerator as error:
             click.echo(str(error), err=True)
             click.get_current_context().exit(2)
-        result.setdefault("environment", environment())
+        if "environment" not in result:
+            result["environment"] = environment()
         _show(result, as_json, figures=not self.shows_itself)
         if not self.passed(result):
             click.get_current_context().exit(1)
@@ -70,15 +71,16 @@ def _show(result: dict[str, Any], as_json: bool, figures: bool) -> None:
 
     from .figures import figure_lines
 
-    where = result["environment"]
     if figures:
         click.echo("\n".join(figure_lines({key: value for key, value in result.items() if key != "environment"})))
-    device, versions = where["device"], where["versions"]
-    click.echo(
-        f"\n{where['date']}  {device['count']} x {device['kind']} ({where['cpu']}, {where['cores']} cores, load "
-        f"{where['load_average']:.1f})  " + "  ".join(f"{name} {version}" for name, version in versions.items())
-    )
-    click.echo(where["command"])
+    where = result["environment"]
+    if where is not None:
+        device, versions = where["device"], where["versions"]
+        click.echo(
+            f"\n{where['date']}  {device['count']} x {device['kind']} ({where['cpu']}, {where['cores']} cores, load "
+            f"{where['load_average']:.1f})  " + "  ".join(f"{name} {version}" for name, version in versions.items())
+        )
+        click.echo(where["command"])
     if as_json:
         click.echo(json.dumps(plain(result)))
 
@@ -100,6 +102,12 @@ def _kernels_are_right(result: dict[str, Any]) -> bool:
     """Whether no implementation of this project fails or is wrong; what a rival does decides nothing."""
     ours = (row for row in result["rows"] if row["implementation"].startswith(("pallas", "xla")))
     return not any(row["status"] in ("wrong", "failed") for row in ours)
+
+
+def _device_is_right(result: dict[str, Any]) -> bool:
+    """Whether no kernel or XLA path was wrong, failed or was lost; what a rival does decides nothing."""
+    ours = (row for row in result["rows"] if row["id"].rsplit("/", 1)[-1].startswith(("pallas", "xla")))
+    return all(row["status"] in ("right", "measured", "refused") for row in ours)
 
 
 BENCHMARKS = {
@@ -183,6 +191,26 @@ BENCHMARKS = {
         ),
         shows_itself=True,
         passed=_kernels_are_right,
+    ),
+    "device": Benchmark(
+        "recscale.scaling.bench.device:measure_device",
+        "Whether the kernels are right on this machine's accelerator and how fast, within a budget of seconds: five "
+        "stages, most valuable first, each job in a process of its own.\n\n"
+        "Results stand in OUT/results.jsonl as they come, OUT/summary.md at the end; the same command goes on where it "
+        "was. Ends with code 1 if a kernel is wrong, fails or ends its process.",
+        (
+            click.Option(
+                ["--out"], required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for results."
+            ),
+            click.Option(["--budget"], default=480.0, show_default=True, help="Seconds this call may take."),
+            _several("operation", "operations", "Only this one; may be repeated.", metavar="OP"),
+            _several("stage", "stages", "Only this one; may be repeated.", metavar="STAGE"),
+            click.Option(["--dry-run"], is_flag=True, help="Show the schedule and its estimates, no more."),
+            click.Option(["--cpu"], is_flag=True, help="Small shapes, kernels interpreted: to prove the harness."),
+            click.Option(["--adopt"], is_flag=True, help="Copy block sizes of OUT/tuned into the package, no more."),
+        ),
+        shows_itself=True,
+        passed=_device_is_right,
     ),
     "mfu": Benchmark(
         "recscale.scaling.bench.mfu:measure_mfu",

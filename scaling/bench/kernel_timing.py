@@ -1,13 +1,15 @@
-"""Errors, reruns, time and memory of one implementation of an operation at one shape.
+"""Errors, reruns and time of one implementation of an operation at one shape.
 
-Time is that of a program that makes `calls` calls, each on inputs of its own, divided by their number: a kernel takes
-microseconds, which is what starting a program from Python takes too, and inputs that follow each other through more
-than four times the on-chip memory are read from device memory as in training. Median of 50 such programs after 10.
+Time is that of a program that makes `calls` calls, each on inputs of its own, and as many rounds of them as take 2 ms,
+divided by their number: a kernel takes microseconds, which is what starting a program from Python takes too, and inputs
+that follow each other through more than four times the on-chip memory are read from device memory as in training.
+Median of 50 such programs after 10.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,6 @@ import jax.numpy as jnp
 
 from recscale.pallas_kernels.cases import Case
 from recscale.pallas_kernels.targets import Target
-from recscale.scaling.counting.xla_cost import xla_cost
 
 from .timing import clock, quartiles
 
@@ -27,6 +28,9 @@ _GPU_L2_BYTES = 50 * 2**20
 # Share of device memory that inputs and outputs may take.
 _MEMORY_SHARE = 0.25
 
+# What a timed program should last, and the most rounds it makes of its calls.
+_LEAST_S, _MOST_ROUNDS = 2e-3, 1000
+
 # Ids may differ where two scores are closer than the rounding of their sums.
 _ID_MISMATCHES = 1e-3
 
@@ -35,7 +39,7 @@ Function = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long to measure: programs before the first timed one, timed ones, and calls in each (None: see the head)."""
+    """How long to measure: programs before the first timed one, timed ones, calls in each (None: see the head)."""
 
     warmup: int = 10
     runs: int = 50
@@ -87,22 +91,33 @@ def bit_equal(a: Any, b: Any) -> bool:
 
 
 def time_calls(function: Function, sets: list[Any], effort: Effort) -> dict[str, Any]:
-    """Milliseconds of a call (median and quartiles), and the memory of a program with one call alone.
-
-    Returns:
-        median_ms, lower_quartile_ms, upper_quartile_ms, runs, calls; temporary_bytes and peak_bytes (arguments, outputs
-        and temporaries) by the compiler.
-    """
-    program = jax.jit(lambda sets: [function(*arrays) for arrays in sets]).lower(sets).compile()
-    seconds = clock(lambda: program(sets), warmup=effort.warmup, runs=effort.runs)
-    cost = xla_cost(function, *sets[0])
+    """Milliseconds of a call: median_ms, lower_quartile_ms, upper_quartile_ms, and runs, calls, rounds."""
+    program = jax.jit(_in_rounds(function)).lower(jnp.int32(1), sets).compile()
+    once = min(clock(lambda: program(jnp.int32(1), sets), warmup=1, runs=2))
+    rounds = jnp.int32(min(math.ceil(_LEAST_S / once), _MOST_ROUNDS))
+    seconds = clock(lambda: program(rounds, sets), warmup=effort.warmup, runs=effort.runs)
     return {
-        **quartiles([time / len(sets) for time in seconds]),
+        **quartiles([time / (len(sets) * int(rounds)) for time in seconds]),
         "runs": effort.runs,
         "calls": len(sets),
-        "temporary_bytes": cost.temporary_bytes,
-        "peak_bytes": cost.peak_bytes,
+        "rounds": int(rounds),
     }
+
+
+def _in_rounds(function: Function) -> Function:
+    """(rounds, sets) -> results of a call on every set, made anew in every round."""
+
+    def program(rounds: jax.Array, sets: list[Any]) -> Any:
+        def one_round(_, before):
+            # Behind the barrier the inputs depend on the round before: else XLA would compute the calls once.
+            held, _ = jax.lax.optimization_barrier((sets, before))
+            return [function(*arrays) for arrays in held]
+
+        shapes = jax.eval_shape(lambda: [function(*arrays) for arrays in sets])
+        start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return jax.lax.fori_loop(0, rounds, one_round, start)
+
+    return program
 
 
 def _size(tree: Any) -> int:

@@ -21,6 +21,7 @@ from recscale.pallas_kernels.cases import Case
 from recscale.pallas_kernels.dispatch import Refused
 from recscale.pallas_kernels.names import nearest
 from recscale.pallas_kernels.targets import Target
+from recscale.scaling.counting.xla_cost import compiled_cost
 from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.plain import plain
 from recscale.scaling.records.provenance import environment
@@ -112,17 +113,10 @@ def measure_case(
 ) -> list[dict[str, Any]]:
     """The rows of one case: XLA first, then kernels, then rivals.
 
-    Keys: operation, case, group, implementation, status ("measured", "wrong", "refused" or "failed"), reason, the
-    columns of `errors`, bit_equal, those of `time_calls`, gb_per_s, tflop_per_s, floor_ms, share_of_floor, times_xla
-    (how many times faster than XLA) and times_rival (rival -> likewise). What could not be had is None.
+    Keys: those of `timed_rows`; times_xla (how many times faster than XLA) and times_rival (rival -> likewise).
     """
-    functions = _functions(case, target, implementations)
-    sets = input_sets(case, target, effort)
-    expected, trouble = _reference(case, sets[0])
-    rows = [
-        _row(case, name, function, sets, expected, trouble, target, effort, exact=name not in case.rivals)
-        for name, function in functions.items()
-    ]
+    row = timed_rows(case, target, effort)
+    rows = [row(name, function) for name, function in functions(case, target, implementations).items()]
     times = {row["implementation"]: row["median_ms"] for row in rows}
     for row in rows:
         own = row["median_ms"]
@@ -132,7 +126,24 @@ def measure_case(
     return rows
 
 
-def _functions(case: Case, target: Target | None, implementations: Sequence[str]) -> dict[str, Function]:
+def timed_rows(case: Case, target: Target | None, effort: Effort) -> Callable[[str, Function], dict[str, Any]]:
+    """(name, function of a case's arrays) -> its row; inputs and the right result are made once, now.
+
+    Keys: operation, case, group, implementation, status ("measured", "wrong", "refused" or "failed"), reason, the
+    columns of `errors`, bit_equal, those of `time_calls`, temporary_bytes and peak_bytes (arguments, outputs and
+    temporaries, by the compiler), gb_per_s, tflop_per_s, floor_ms, share_of_floor. What could not be had is None.
+    """
+    sets = input_sets(case, target, effort)
+    expected, trouble = _reference(case, sets[0])
+
+    def row(name: str, function: Function) -> dict[str, Any]:
+        exact = name not in case.rivals
+        return _row(case, name, function, sets, expected, trouble, target, effort, exact=exact)
+
+    return row
+
+
+def functions(case: Case, target: Target | None, implementations: Sequence[str] = ()) -> dict[str, Function]:
     """Name -> what to run on a case's arrays."""
     ours = ["xla", "reference"] if target is None else ["xla", *cases.kernels(case.operation, target.platform)]
     ours = [name for name in ours if not implementations or name in implementations or name == "xla"]
@@ -146,7 +157,7 @@ def _reference(case: Case, arrays: tuple[Any, ...]) -> tuple[Any, str]:
         expected = jax.jit(lambda *a: case.call(*a, implementation="reference"))(*arrays)
         return jax.block_until_ready(expected), ""
     except jax.errors.JaxRuntimeError as error:  # too large for the device
-        return None, f"the reference does not run at this shape: {_first_line(error)}"
+        return None, f"the reference does not run at this shape: {first_line(error)}"
 
 
 def _row(
@@ -169,11 +180,14 @@ def _row(
         "status": "failed",
         "reason": trouble,
         **dict.fromkeys(("max_error", "mismatched_ids", "within_tolerance", "bit_equal", "median_ms")),
-        **dict.fromkeys(("lower_quartile_ms", "upper_quartile_ms", "runs", "calls", "temporary_bytes", "peak_bytes")),
+        **dict.fromkeys(("lower_quartile_ms", "upper_quartile_ms", "runs", "calls", "rounds")),
+        **dict.fromkeys(("temporary_bytes", "peak_bytes")),
         **dict.fromkeys(("gb_per_s", "tflop_per_s", "floor_ms", "share_of_floor")),
     }
     try:
-        once = jax.jit(function)
+        once = jax.jit(function).lower(*sets[0]).compile()
+        cost = compiled_cost(once)
+        row |= {"temporary_bytes": cost.temporary_bytes, "peak_bytes": cost.peak_bytes}
         found = once(*sets[0])
         row["bit_equal"] = bit_equal(found, once(*sets[0]))
         if expected is not None and jax.tree.structure(found) == jax.tree.structure(expected):
@@ -188,9 +202,9 @@ def _row(
             return row | {"status": "wrong", "reason": "two runs on the same inputs differ"}
         row |= time_calls(function, sets, effort)
     except Refused as error:
-        return row | {"status": "refused", "reason": _first_line(error)}
+        return row | {"status": "refused", "reason": first_line(error)}
     except Exception as error:  # a rival or kernel that does not run here is a row too
-        return row | {"reason": f"{type(error).__name__}: {_first_line(error)}"}
+        return row | {"reason": f"{type(error).__name__}: {first_line(error)}"}
     return row | rates(case, row["median_ms"], target) | {"status": "measured"}
 
 
@@ -225,5 +239,5 @@ def _provenance() -> dict[str, Any]:
     return {"device": where["device"]["kind"], **{key: where[key] for key in ("versions", "date", "command")}}
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -12,6 +12,7 @@ import statistics
 from typing import Any
 
 from recscale import models
+from recscale.pallas_kernels.targets import Target
 from recscale.scaling.counting.schemas import load_schema
 from recscale.scaling.training import get_config
 
@@ -31,7 +32,11 @@ def measure_mfu(model: str = "rankmixer_1b", *, rows: int = 4096, warmup: int = 
     Raises:
         NoAccelerator: there is none. ValueError: the model reads histories.
     """
-    target = accelerator()
+    return measure_step(model, accelerator(), rows=rows, warmup=warmup, steps=steps)
+
+
+def measure_step(model: str, target: Target | None, *, rows: int, warmup: int, steps: int) -> dict[str, Any]:
+    """The same on a known device; without one (a CPU) mfu and peak_tflop_per_s are None."""
     schema, config = load_schema(), get_config(model)
     config.training.requests = rows
     counts = models.count(model, schema, config.model)
@@ -39,6 +44,7 @@ def measure_mfu(model: str = "rankmixer_1b", *, rows: int = 4096, warmup: int = 
     training = TrainingSteps(config, source, source.batch(0), rate=config.training.lr)
     seconds = clock(lambda: training(1), warmup=warmup, runs=steps)
     flops, middle = rows * counts.train_flops_per_row, statistics.median(seconds)
+    peak = None if target is None else target.bf16_flops
     return {
         "model": model,
         "rows_per_step": rows,
@@ -47,6 +53,6 @@ def measure_mfu(model: str = "rankmixer_1b", *, rows: int = 4096, warmup: int = 
         **quartiles(seconds),
         "rows_per_s": rows / middle,
         "tflop_per_s": flops / middle / 1e12,
-        "peak_tflop_per_s": target.bf16_flops / 1e12,
-        "mfu": flops / middle / target.bf16_flops,
+        "peak_tflop_per_s": peak and peak / 1e12,
+        "mfu": peak and flops / middle / peak,
     }

@@ -83,20 +83,25 @@ def make_step(
     layout: str,
     rate: float,
     compiled: bool = True,
+    device: str = "cpu",
 ) -> tuple[Callable[[int], float], RankMixer]:
     """Adam on the batch: a function that does n steps and returns the loss of the last.
 
-    Forward, loss and backward are compiled; the optimiser is PyTorch's fused Adam.
+    Forward, loss and backward are compiled; the optimiser is PyTorch's fused Adam. On the device "cuda" products are in
+    bfloat16, as ours are there.
     """
     tokens, width, hidden = weights["blocks.0.up"].shape
     model = RankMixer(tokens, width, hidden, layers, layout)
     model.load(weights)
+    model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
-    inputs = torch.from_numpy(np.array(x if layout != "einsum" else x.transpose(1, 0, 2)))
-    targets = torch.from_numpy(np.array(labels))
+    inputs = torch.from_numpy(np.array(x if layout != "einsum" else x.transpose(1, 0, 2))).to(device)
+    targets = torch.from_numpy(np.array(labels)).to(device)
 
     def loss_of(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return functional.binary_cross_entropy_with_logits(model(inputs), targets)
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            logits = model(inputs)
+        return functional.binary_cross_entropy_with_logits(logits.float(), targets)
 
     loss_of = torch.compile(loss_of) if compiled else loss_of
 
