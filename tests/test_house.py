@@ -298,7 +298,7 @@ def test_optional_dependencies_are_used(packaging):
     """An extra that no file imports would install something for nothing."""
     code = "".join(path.read_text(encoding="utf-8") for path in FILES)
     extras = packaging["extras_require"]
-    tools = {"dev", "notebooks", "tpu", "cuda"}  # not imported here: tests and notebooks use them, or jax does
+    tools = {"dev", "tests", "notebooks", "tpu", "cuda"}  # not imported here: tests and notebooks use them, or jax does
     for extra in extras.keys() - tools:
         for requirement in set(extras[extra]) - set(extras["lab"]) if extra != "lab" else extras["lab"]:
             module = re.match(r"\w+", requirement)[0]
