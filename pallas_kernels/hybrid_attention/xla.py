@@ -56,10 +56,10 @@ def _backward(scale, saved, cotangents):
     q, k, v, bias, lengths, q_pos, o, lse, weights = saved
     do, dlse = cotangents
     N = q.shape[1]
-    k, v = within(k, lengths), None if v is None else within(v, lengths)
+    held = within(k, lengths), None if v is None else within(v, lengths)
     delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1) - dlse
     if weights is not None:
-        dq, sums = _chunk_gradient(q, do.astype(q.dtype), delta, weights, k, v, bias, scale)
+        dq, sums = _chunk_gradient(q, do.astype(q.dtype), delta, weights, *held, bias, scale)
     else:
         rows = rows_per_chunk(q.shape[0], N, q.shape[2], k.shape[1])
         parts = [_cut(x, rows) for x in (q, do.astype(q.dtype), delta, lse)] + [_cut(q_pos, rows, k.shape[1])]
@@ -67,7 +67,7 @@ def _backward(scale, saved, cotangents):
         def add(sums, part):
             q, do, delta, lse, q_pos = part
             weights = _weights_again(q, q_pos, lse, k, bias, lengths, scale)
-            dq, more = _chunk_gradient(q, do, delta, weights, k, v, bias, scale)
+            dq, more = _chunk_gradient(q, do, delta, weights, *held, bias, scale)
             return jax.tree.map(jnp.add, sums, more), dq
 
         sums, dq = jax.lax.scan(add, _zeros(k, v, bias), tuple(parts))
