@@ -6,6 +6,8 @@ bias [R, S, H] or None. Row n of request r sees key j iff q_pos[r, n] <= j < len
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -20,8 +22,10 @@ def visible(q_pos: Int[Array, "_ N"], lengths: Int[Array, " R"], keys: int) -> B
     return (j >= q_pos[:, :, None]) & (j < lengths[:, None, None])
 
 
-def within(x: Float[Array, "R S _ w"], lengths: Int[Array, " R"]) -> Float[Array, "R S _ w"]:
-    """Keys or values with zeros beyond the lengths: a weight of 0 times a NaN there would be one."""
+def within(x: Any, lengths: Int[Array, " R"]) -> Any:
+    """Keys or values [R, S, _, w] with zeros beyond the lengths: 0 times a NaN there would be one. None stays None."""
+    if x is None:
+        return None
     j = jnp.arange(x.shape[1], dtype=jnp.int32)
     return jnp.where((j < lengths[:, None])[..., None, None], x, jnp.zeros((), x.dtype))
 
@@ -37,7 +41,7 @@ def attention(
 ) -> tuple[Float[Array, "R N H _"], Float[Array, "R N H"]]:
     """o [R, N, H, dv] in q's type and lse float32 [R, N, H]; differentiable."""
     seen = visible(q_pos, lengths, k.shape[1])[:, None]
-    k, v = within(k, lengths), None if v is None else within(v, lengths)
+    k, v = within(k, lengths), within(v, lengths)
     scores = jnp.where(seen, _scores(q, k, bias, scale), INVISIBLE)
     most = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(seen, jnp.exp(scores - most), 0.0)
@@ -57,7 +61,7 @@ def gradient(q, k, v, lengths, q_pos, bias, scale: float, do, dlse):
     both are summed over heads.
     """
     heads, do = q.shape[2], do.astype(jnp.float32)
-    k, v = within(k, lengths), None if v is None else within(v, lengths)
+    k, v = within(k, lengths), within(v, lengths)
     wide_v = None if v is None else v.astype(jnp.float32)
     o, lse = attention(q.astype(jnp.float32), k.astype(jnp.float32), wide_v, lengths, q_pos, bias, scale)
     values = _all_heads(k if v is None else v, heads)

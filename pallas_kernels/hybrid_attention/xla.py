@@ -56,7 +56,7 @@ def _backward(scale, saved, cotangents):
     q, k, v, bias, lengths, q_pos, o, lse, weights = saved
     do, dlse = cotangents
     N = q.shape[1]
-    held = within(k, lengths), None if v is None else within(v, lengths)
+    held = within(k, lengths), within(v, lengths)
     delta = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1) - dlse
     if weights is not None:
         dq, sums = _chunk_gradient(q, do.astype(q.dtype), delta, weights, *held, bias, scale)
