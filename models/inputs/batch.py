@@ -108,6 +108,11 @@ class CandidateInputs:
     fields: dict[str, Array]
     valid: Array | None = None
 
+    @property
+    def valid_rows(self) -> Array | None:
+        """`valid` of the rows in order: bool [B]."""
+        return None if self.valid is None else self.valid.reshape(-1)
+
 
 @flax.struct.dataclass
 class Inputs:

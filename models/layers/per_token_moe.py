@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from recscale.models.options import Options, refuse_unused
 from recscale.pallas_kernels.grouped_matmul import grouped_matmul
@@ -298,26 +298,31 @@ class TopKMoE(nnx.Module):
         self.router = param.kernel(rngs, (tokens, width, self.routed), ("tokens", "embed", "experts"), "lecun_normal")
 
     def __call__(
-        self, x: Float[Array, "T B D"], *, training: bool = False
+        self, x: Float[Array, "T B D"], *, training: bool = False, valid: Bool[Array, " B"] | None = None
     ) -> tuple[Float[Array, "T B D"], TopKRouting]:
+        """valid: rows that are no padding; the others choose no expert and count nowhere."""
         shape = x.shape
         if self.pooled:
             x = x.reshape(1, -1, shape[-1])
+            valid = None if valid is None else jnp.tile(valid, shape[0])
         logits = contract("tbd,tde->tbe", x, self.router[...], jnp.float32)
         ids, gates = top_k_gates(logits, self.selected, self.gate_norm)
+        if valid is not None:
+            ids = jnp.where(valid[None, :, None], ids, self.routed)
         y, dropped = self._apply(x, ids, self.alpha * gates, choose_path(self.path, training))
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)[:, None]
         if self.shared is not None:
             y = y + self.shared(x)
         chosen = one_hot(ids, self.routed).any(axis=2)
-        share = chosen.mean(axis=1, dtype=jnp.float32) / self.selected
-        mean_probability = jax.nn.softmax(logits, axis=-1).mean(axis=1)
+        share = row_mean(chosen.astype(jnp.float32), valid) / self.selected
+        mean_probability = row_mean(jax.nn.softmax(logits, axis=-1), valid)
+        rows = x.shape[1] if valid is None else jnp.maximum(valid.sum(), 1)
         return y.reshape(shape), TopKRouting(
             load=chosen.sum(axis=1, dtype=jnp.float32),
-            dropped=dropped / ids.size,
+            dropped=dropped / (rows * x.shape[0] * self.selected),
             balance=self.routed * (share * mean_probability).sum(axis=-1).mean(),
-            z=jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean(),
+            z=row_mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)), valid).mean(),
         )
 
     def _apply(self, x: Array, ids: Array, gates: Array, path: str) -> tuple[Array, Array]:
@@ -329,6 +334,14 @@ class TopKMoE(nnx.Module):
             return self.experts.ragged(x, ids, gates), nothing
         capacity = capacity_of(x.shape[1], self.selected / self.routed, self.capacity_factor)
         return self.experts.capacity(x, ids, gates, capacity)
+
+
+def row_mean(x: Float[Array, "T B ..."], valid: Bool[Array, " B"] | None) -> Float[Array, "T ..."]:
+    """Mean over the rows that are no padding, 0 if there is none: [T, B, ...] -> [T, ...]. valid None: over all."""
+    if valid is None:
+        return x.mean(axis=1)
+    own = valid.reshape(1, -1, *(1,) * (x.ndim - 2))
+    return jnp.where(own, x, 0).sum(axis=1) / jnp.maximum(valid.sum(), 1)
 
 
 def top_k_report(

@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from . import param
 from .dispatch import one_hot
 from .per_token import PerTokenDense
-from .per_token_moe import PerTokenExperts, capacity_of, choose_path
+from .per_token_moe import PerTokenExperts, capacity_of, choose_path, row_mean
 
 
 class ReLURouting(NamedTuple):
-    """What a ReLU-routed layer reports about its infer router, as means over rows.
+    """What a ReLU-routed layer reports about its infer router, as means over the rows that are no padding.
 
     gate: float32 [], mean gate, what the penalty is made of; active: float32 [T], share of open experts on the rows
     that run on this router; opened: bool [T, E], whether any of those rows opened the expert; cut: float32 [], share of
@@ -101,16 +101,26 @@ class ReLUMoE(nnx.Module):
         self.train_router = _relu_router(tokens, width, experts, rngs) if two_routers else None
 
     def __call__(
-        self, x: Float[Array, "T B D"], *, training: bool = False, gating: Gating | None = None
+        self,
+        x: Float[Array, "T B D"],
+        *,
+        training: bool = False,
+        gating: Gating | None = None,
+        valid: Bool[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "T B D"], ReLURouting]:
+        """valid: rows that are no padding; the others open no expert and count nowhere."""
         gating = gating or Gating()
         infer = jax.nn.relu(self._train(x) if gating.gates_from == "train_alone" else self.infer_router(x))
-        y, cut = self._apply(x, self._gates(x, infer, gating), training)
-        by_train = gating.by_train
-        own = jnp.ones(x.shape[1], jnp.float32) if by_train is None else 1.0 - by_train.astype(jnp.float32)
-        opened = (infer > 0) & (own[None, :, None] > 0)
-        active = opened.mean(axis=-1, dtype=jnp.float32).sum(axis=1) / own.sum()
-        routing = ReLURouting(infer.mean(), active, opened.any(axis=1), cut)
+        gates = self._gates(x, infer, gating)
+        if valid is not None:
+            gates = jnp.where(valid[None, :, None], gates, 0.0)
+        y, cut = self._apply(x, gates, training)
+        own = jnp.ones(x.shape[1], bool) if valid is None else valid
+        if gating.by_train is not None:
+            own = own & ~gating.by_train
+        opened = (infer > 0) & own[None, :, None]
+        active = row_mean((infer > 0).mean(axis=-1, dtype=jnp.float32), own)
+        routing = ReLURouting(row_mean(infer, valid).mean(), active, opened.any(axis=1), cut)
         return y + self.bias[...].astype(self.dtype)[:, None], routing
 
     def _train(self, x: Array) -> Array:

@@ -213,11 +213,11 @@ class Interaction(nnx.Module):
             x, found = self._remember(self.memory, z, training, valid)
             stats |= {f"memory/{name}": value for name, value in found.items()}
         if isinstance(self.network, TopKMoE):
-            y, routing = self.network(x, training=training)
+            y, routing = self.network(x, training=training, valid=None if valid is None else valid[0])
             stats |= {f"experts/{name}": value for name, value in routing._asdict().items()}
         else:
             y = self.network(x)
-        stats["branch_ratio"] = _rms(y) / jnp.maximum(_rms(z), 1e-30)
+        stats["branch_ratio"] = _rms(y, valid) / jnp.maximum(_rms(z, valid), 1e-30)
         return y, stats
 
     def _remember(self, memory: ProductKeyMemory, z: Array, training: bool, valid: Array | None) -> tuple[Array, Stats]:
@@ -230,8 +230,9 @@ class Interaction(nnx.Module):
         return x, read.stats
 
 
-def _rms(x: Array) -> Array:
-    return jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32))))
+def _rms(x: Array, valid: Array | None) -> Array:
+    where = None if valid is None else valid[..., None]
+    return jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32)), where=where))
 
 
 def make_module(module: str, config: MSNConfig, tokens: int, *, dtype=jnp.float32, rngs: nnx.Rngs) -> Interaction:

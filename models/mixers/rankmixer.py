@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
@@ -185,17 +185,23 @@ class RankMixerBlock(nnx.Module):
         return self.with_routing(x, key=key)[0]
 
     def with_routing(
-        self, x: Float[Array, "T B D"], *, key: Array | None = None, gating: Gating | None = None
+        self,
+        x: Float[Array, "T B D"],
+        *,
+        key: Array | None = None,
+        gating: Gating | None = None,
+        valid: Bool[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "T B D"], ReLURouting | TopKRouting | None]:
-        """The new x and what a sparse network reports; `gating` says which router a ReLU-routed network uses."""
+        """The new x and what a sparse network reports; `gating` says which router a ReLU-routed network uses, `valid`
+        which rows are no padding."""
         routing: list[ReLURouting | TopKRouting] = []
 
         def branch(y: Array) -> Array:
             if isinstance(self.ffn, TopKMoE | ReLUMoE):
                 y, found = (
-                    self.ffn(y, training=key is not None)
+                    self.ffn(y, training=key is not None, valid=valid)
                     if isinstance(self.ffn, TopKMoE)
-                    else self.ffn(y, training=key is not None, gating=gating or Gating())
+                    else self.ffn(y, training=key is not None, gating=gating or Gating(), valid=valid)
                 )
                 routing.append(found)
                 return y
@@ -308,18 +314,20 @@ class RankMixer(TokenStack):
         x, shape = self.join(state, candidates, tokens)
         if self.experts is None:
             return Output(logits=self._pass(x, key)[0].reshape(shape))
-        training = key is not None
+        training, valid = key is not None, candidates.valid_rows
         passes = self.experts.passes(shape[0], shape[1], training=training)
-        found = [self._pass(x, key, gating) for gating in passes]
+        found = [self._pass(x, key, gating, valid) for gating in passes]
         logits = [z.reshape(shape) for z, _ in found]
         return self.experts.output(logits, [routing for _, routing in found], training=training)
 
-    def _pass(self, x: Array, key: Array | None, gating: Gating | None = None) -> tuple[Array, list[Any]]:
+    def _pass(
+        self, x: Array, key: Array | None, gating: Gating | None = None, valid: Array | None = None
+    ) -> tuple[Array, list[Any]]:
         """Logits [B, Y] of tokens [T, B, D], and what the experts of every block report."""
         found = []
         for i, block in enumerate(self.blocks):
             own_key = None if key is None else jax.random.fold_in(key, i)
-            x, routing = block.with_routing(x, key=own_key, gating=gating)
+            x, routing = block.with_routing(x, key=own_key, gating=gating, valid=valid)
             found.append(routing)
         return self.read_out(x), found
 

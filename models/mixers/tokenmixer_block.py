@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from recscale.models.layers.dense import SwiGLU
 from recscale.models.layers.dropout import dropout
@@ -161,14 +161,14 @@ class TokenMixerLargeBlock(nnx.Module):
         self.ffn_end = norm(*plain) if options.sandwich_norm else None
 
     def __call__(
-        self, x: Float[Array, "T B D"], *, key: Array | None = None
+        self, x: Float[Array, "T B D"], *, key: Array | None = None, valid: Bool[Array, " B"] | None = None
     ) -> tuple[Float[Array, "T B D"], list[TopKRouting]]:
-        """The new x and, with experts, what the routers of F1 and F2 report."""
+        """The new x and, with experts, what the routers of F1 and F2 report; `valid`: rows that are no padding."""
         routing: list[TopKRouting] = []
 
         def run(half: Any, y: Array, fold: int) -> Array:
             if isinstance(half, TopKMoE):
-                y, found = half(y, training=key is not None)
+                y, found = half(y, training=key is not None, valid=valid)
                 routing.append(found)
             else:
                 y = half(y)

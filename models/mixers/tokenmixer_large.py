@@ -52,7 +52,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from recscale.models.architecture import BackboneSpec
 from recscale.models.counts import Flops, Params
@@ -194,7 +194,7 @@ class TokenMixerLarge(Backbone):
         key: Array | None = None,
     ) -> Output:
         own = self.tokenizer.candidate_tokens(state, candidates, tokens)
-        trunk = self.run_blocks(self.tokenizer.join(state, own), key=key)
+        trunk = self.run_blocks(self.tokenizer.join(state, own), key=key, valid=candidates.valid_rows)
         logits = self.towers(mean_tokens(normalise(self.norm, trunk.x)))
         shape = (*own.shape[1:3], -1)
         low = [] if key is None else self.auxiliary.each(lambda head, x: head(x), trunk.stream)
@@ -202,11 +202,13 @@ class TokenMixerLarge(Backbone):
         loss_logits = self.auxiliary.loss_logits(logits, low, shape)
         return Output(logits=logits.reshape(shape), losses=losses, stats=stats, loss_logits=loss_logits)
 
-    def run_blocks(self, x: Float[Array, "T B D"], *, key: Array | None = None) -> _Trunk:
-        """All blocks on x [T, B, D], with the inter-layer residual."""
+    def run_blocks(
+        self, x: Float[Array, "T B D"], *, key: Array | None = None, valid: Bool[Array, " B"] | None = None
+    ) -> _Trunk:
+        """All blocks on x [T, B, D], with the inter-layer residual; `valid` says which rows are no padding."""
         stream, routing = [x], []
         for i, block in enumerate(self.blocks, start=1):
-            x, found = block(x, key=None if key is None else jax.random.fold_in(key, i))
+            x, found = block(x, key=None if key is None else jax.random.fold_in(key, i), valid=valid)
             routing.extend(found)
             x = inter_residual(x, stream, every=self.inter_residual_every, layers=len(self.blocks))
             stream.append(x)
