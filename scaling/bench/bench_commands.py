@@ -133,6 +133,14 @@ BENCHMARKS = {
         shows_itself=True,
         passed=lambda result: result["passed"],
     ),
+    "reliability": Benchmark(
+        "recscale.scaling.acceptance.reliability:measure_reliability",
+        "Damages files of runs and sweeps in every way and kills processes at random: results must stay the same.\n\n"
+        "Ends with code 1 if a figure changed, or a message was missing.",
+        (_number("kills", 20, "Kills of a sweep."), _number("seed", 0, "Of the moments of the kills.")),
+        shows_itself=True,
+        passed=lambda result: not result["faults"] and result["identical"],
+    ),
     "experts": Benchmark(
         "recscale.scaling.bench.experts:measure_experts",
         "Training TokenMixer-Large and serving RankMixer with all, half and a quarter of the experts active.",
