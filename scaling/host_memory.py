@@ -1,5 +1,5 @@
 """Two settings of Linux that make training on a CPU faster: memory that is freed stays with the process, and large
-blocks lie on huge pages.
+blocks lie on huge pages. And how much memory is free.
 
 Kept memory: XLA allocates the temporaries of a step with malloc and frees them after it. glibc returns freed blocks
 above 32 MiB to the kernel, so the next step starts on new pages, which the kernel clears and maps one by one: a
@@ -88,3 +88,28 @@ def _kernel_mode() -> str:
     """ "always", "madvise", "never", or "" where the kernel has no such thing."""
     text = _MODE.read_text() if _MODE.is_file() else ""
     return text.partition("[")[2].partition("]")[0]
+
+
+def free_bytes() -> int:
+    """Memory a new process could get: the smaller of what the kernel calls available and what the cgroup leaves."""
+    free = [_available()]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        free.append(int(text) - int(used.read_text()) + _reclaimable())
+    return max(min(free), 0)
+
+
+def _available() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _reclaimable() -> int:
+    """File cache the cgroup counts as used but gives back on demand."""
+    stat = Path("/sys/fs/cgroup/memory.stat")
+    lines = stat.read_text().splitlines() if stat.is_file() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

@@ -26,6 +26,9 @@ from jaxtyping import Float
 
 from recscale.models.inputs import Batch, Schema
 
+# Requests of an endless stream that may be trained on: it is evaluated on requests from this number on.
+ENDLESS_REQUESTS = 2**31
+
 Order = Literal["time", "shuffle"]
 ORDERS: tuple[Order, ...] = typing.get_args(Order)
 
@@ -99,7 +102,8 @@ class Source(Protocol):
         on_device: True if `batch(k)` may be traced with a traced int32 k (generation inside the training step);
             False if batches come from the host through `iterate`.
         total_rows: rows of one pass, None for an endless stream.
-        batches: batches in all passes together (padded last ones included), None for an endless stream.
+        batches: batches in all passes together (padded last ones included), None for an endless stream, of which
+            requests below `ENDLESS_REQUESTS` are trained on and none of them is in the holdout.
     """
 
     @property

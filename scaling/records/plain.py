@@ -1,8 +1,10 @@
-"""Values of NumPy and JAX, dataclasses and paths as the plain data that JSON holds."""
+"""Values of NumPy and JAX, dataclasses and paths as the plain data that JSON holds, and their hash."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -29,3 +31,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, bytes):
         return [plain(item) for item in value]
     return str(value)
+
+
+def checksum(value: Any) -> str:
+    """SHA-256 (hexadecimal) of the canonical JSON of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -6,15 +6,20 @@ reads. A diverged or failed run is a result and stays in the table with its stat
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import replacing, write_atomically
+from .locks import is_held, launch_lock
 from .overrides import leaves
 from .plain import plain
+from .planned import PLAN, SWEEP, planned_record, read_plan, replan_command
+from .sealed import sealed, unsealed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +28,7 @@ RECORD = "run.json"
 METRICS = "metrics.jsonl"
 TABLE = "runs.parquet"
 
-STATUSES = ("planned", "running", "done", "diverged", "failed")
+STATUSES = ("planned", "running", "done", "diverged", "failed", "lost")
 
 # A run that needs no more work, whatever came of it.
 FINISHED = ("done", "diverged")
@@ -38,12 +43,12 @@ def read_record(folder: Path | str) -> dict[str, Any] | None:
     path = Path(folder) / RECORD
     if not path.exists():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); move the folder away and run again") from error
-    if not isinstance(record, dict) or record.get("status") not in STATUSES:
-        raise ValueError(f"{path} is not a run record: status is {record.get('status')!r}, expected {STATUSES}")
+    mend = f"delete it and run again, the run goes on from its newest checkpoint: `rm {shlex.quote(str(path))}`"
+    record = unsealed(path.read_bytes())
+    if record is None:
+        raise ValueError(f"{path} is not valid JSON as it was written: it was damaged or edited; {mend}")
+    if record.get("status") not in STATUSES:
+        raise ValueError(f"{path} is not a run record: status is {record.get('status')!r}, expected {STATUSES}; {mend}")
     return record
 
 
@@ -51,57 +56,91 @@ def write_record(folder: Path | str, record: dict[str, Any]) -> dict[str, Any]:
     """Replaces a run's record in one step: a reader sees the old or the new one, no part. Returns what is read."""
     if record.get("status") not in STATUSES:
         raise ValueError(f"status is {record.get('status')!r}, expected one of {', '.join(STATUSES)}")
-    text = json.dumps(plain(record), indent=1, sort_keys=True) + "\n"
+    text = sealed(plain(record), indent=1, sort_keys=True)
     write_atomically(Path(folder) / RECORD, text)
-    return json.loads(text)
+    return unsealed(text.encode()) or {}
 
 
-def append_metrics(folder: Path | str, row: dict[str, Any]) -> None:
-    """Appends one line to a run's metrics."""
-    with open(Path(folder) / METRICS, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(plain(row), sort_keys=True) + "\n")
+def append_metrics(folder: Path | str, row: dict[str, Any]) -> bytes:
+    """Appends one line to a run's metrics and returns it."""
+    line = json.dumps(plain(row), sort_keys=True).encode() + b"\n"
+    with open(Path(folder) / METRICS, "ab") as handle:
+        handle.write(line)
+    return line
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     """Lines of a run's metrics; a last line torn by a kill is left out.
 
     Raises:
-        ValueError: another line is not JSON; names file and line.
+        ValueError: another line is not a JSON object; names file and line.
     """
     path, rows = Path(folder) / METRICS, []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number} is not JSON ({error}); the file was damaged") from error
     return rows
 
 
-def truncate_metrics(folder: Path | str, step: int) -> None:
-    """Drops, atomically, every metrics line beyond a restored step (they will be written again, identically)."""
+def metrics_mark(folder: Path | str, lines: int | None = None) -> dict[str, Any]:
+    """{"lines", "sha256"} of the first lines of a run's metrics, of all of them if `lines` is None."""
     path = Path(folder) / METRICS
-    if path.exists():
-        kept = [row for row in read_metrics(folder) if row["step"] <= step]
-        write_atomically(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+    content = (path.read_bytes() if path.exists() else b"").splitlines(keepends=True)[:lines]
+    return {"lines": len(content), "sha256": hashlib.sha256(b"".join(content)).hexdigest()}
+
+
+def check_metrics(folder: Path | str, record: dict[str, Any]) -> None:
+    """Raises ValueError if the metrics of a finished run are not the lines its record was made of."""
+    written = record.get("metrics_file")
+    if record["status"] in FINISHED and written is not None and metrics_mark(folder) != written:
+        folder = Path(folder)
+        raise ValueError(
+            f"{folder / METRICS} is not as the run left it: it was damaged or edited. Delete its record and run again, "
+            f"both are made anew from the newest checkpoint: `rm {shlex.quote(str(folder / RECORD))}`"
+        )
+
+
+def truncate_metrics(folder: Path | str, lines: int) -> None:
+    """Drops, atomically, every metrics line behind the first `lines` (they will be written again, identically)."""
+    path = Path(folder) / METRICS
+    content = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if len(content) > lines:
+        write_atomically(path, b"".join(content[:lines]))
 
 
 def collect(out: Path | str) -> pd.DataFrame:
-    """One row per run folder below `out/runs`, written to `out/runs.parquet` and returned.
+    """One row per run, written to `out/runs.parquet` and returned: of every line of `out/plan.jsonl`, or where there is
+    no plan of every folder below `out/runs`.
 
-    A setting in which runs of one architecture differ gets a column of its own, named like the setting
-    ("model.combine"), so that the arms of an ablation can be told apart.
+    A planned run without a record has the status "lost", "planned" while a launcher is at work. A setting in which
+    runs of one architecture differ gets a column of its own, named like the setting ("model.combine"), so that the
+    arms of an ablation can be told apart.
 
     Raises:
         FileNotFoundError: there is no run folder at all.
+        ValueError: a record that was copied, edited or damaged, or that the plan does not know; the message says
+            which, and what to do.
     """
     import pandas as pd  # tables alone need it, steps and batches do not
 
     out = Path(out)
-    records = [record for folder in sorted((out / "runs").glob("*")) if (record := read_record(folder)) is not None]
-    if not records:
+    found = {folder: record for folder in sorted((out / "runs").glob("*")) if (record := read_record(folder))}
+    if not found:
         raise FileNotFoundError(f"no run records below {out / 'runs'}; launch the sweep first, or name its folder")
+    for folder, record in found.items():
+        if record.get("run_id") not in (None, folder.name):
+            raise ValueError(
+                f"{folder} holds the record of run {record['run_id']}: it was copied or renamed; take it out with "
+                f"`mv {shlex.quote(str(folder))} {shlex.quote(str(out))}`"
+            )
+        check_metrics(folder, record)
+    records = list(found.values())
+    if (out / PLAN).exists() or (out / SWEEP).exists():
+        records = _joined(out, {folder.name: record for folder, record in found.items()})
     varied = _varied_settings([record.get("config", {}) for record in records])
     rows = [run_row(record) | settings for record, settings in zip(records, varied, strict=True)]
     table = pd.DataFrame(rows).sort_values("run_id", ignore_index=True)
@@ -109,6 +148,31 @@ def collect(out: Path | str) -> pd.DataFrame:
     with replacing(out / TABLE) as temporary:
         table.to_parquet(temporary, index=False)
     return table
+
+
+def _joined(out: Path, records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The record of every planned run; of one that has none what the plan says."""
+    plan = {row["run_id"]: row for row in read_plan(out)}
+    for name, record in records.items():
+        folder = out / "runs" / name
+        if name not in plan:
+            raise ValueError(
+                f"{out / PLAN} has no line of run {name}. If it was lost, `{replan_command(out)}` brings it back; if "
+                f"the run does not belong here, move {folder} away"
+            )
+        known, own = leaves(plan[name]["config"]), leaves(record.get("config", {}))
+        differing = [key for key, value in own.items() if key in known and known[key] != value]
+        if differing:
+            raise ValueError(
+                f"{folder} holds another run than the plan's {name}: {differing[0]} is {own[differing[0]]!r} there, "
+                f"{known[differing[0]]!r} in the plan; take it out with "
+                f"`mv {shlex.quote(str(folder))} {shlex.quote(str(out))}`"
+            )
+    if is_held(launch_lock(out)):
+        missing = {"status": "planned"}
+    else:
+        missing = {"status": "lost", "reasons": [f"there is no record of it; train it with: recscale launch {out}"]}
+    return [records.get(name) or planned_record(row) | missing for name, row in plan.items()]
 
 
 def with_tuning(table: pd.DataFrame, target: str = "logloss") -> pd.DataFrame:
@@ -157,6 +221,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
         "dataset": data.get("name"),
         "preset": data.get("preset"),
         "examples": work.get("examples"),
+        "examples_seen": work.get("examples_seen"),
         "unique_examples": work.get("unique_examples"),
         "epochs": work.get("epochs"),
         "lr_dense": training.get("lr"),

@@ -1,79 +1,183 @@
-"""Orbax checkpoints of a group: the state, the trunk a branch left from, and where in the program it stands.
+"""Checkpoints of a group: the state, the trunk a branch left from, and where in the program it stands.
 
-Arrays are stored in a flat dictionary keyed by their path in the state, so a checkpoint can be read without this
-package. A save is visible only when complete; a torn one is ignored at the next start.
+    checkpoints/<tick>/arrays/         Orbax: {"state", "trunk"}, each a flat dictionary keyed by path in the state
+    checkpoints/<tick>/interval.npz    metrics of the steps since the last line of `metrics.jsonl`
+    checkpoints/<tick>/manifest.json   position, every array's shape, every file's hash; written last
+
+A checkpoint without its manifest was cut short, and one whose files are not what the manifest says was damaged: neither
+is read, and the next older one takes its place.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from recscale.scaling.records.files import write_atomically
+from recscale.scaling.records.sealed import sealed, unsealed
+
+from .config import KEPT_CHECKPOINTS
 
 logging.getLogger("absl").setLevel(logging.WARNING)
 
+FORMAT = 1
+MANIFEST = "manifest.json"
+_ARRAYS, _INTERVAL = "arrays", "interval.npz"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held; interval: name -> [steps, ...], empty between logging intervals."""
+
+    position: dict[str, Any]
+    state: Any
+    trunk: Any | None
+    interval: dict[str, np.ndarray]
+
 
 class Checkpoints:
-    """Checkpoints below a folder, the newest two kept."""
+    """Checkpoints below a folder, the newest two kept.
+
+    Attributes:
+        folder: where they are.
+        discarded: {"checkpoint": tick, "reason": why} of those `restore` could not use.
+    """
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
         # Saving is synchronous: on the CPU a device array and its host view are the same memory, which the next
         # step's donated buffers would overwrite under an asynchronous writer.
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._folder = folder
-        # A manager learns an item's handler when it saves one; a fresh process restores before it ever saved.
-        handlers = {
-            "position": ocp.JsonCheckpointHandler(),
-            "state": ocp.StandardCheckpointHandler(),
-            "trunk": ocp.StandardCheckpointHandler(),
-        }
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+        self._arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        self.discarded: list[dict[str, Any]] = []
 
-    def save(self, tick: int, position: dict[str, Any], state: Any, trunk: Any | None) -> None:
+    def save(
+        self,
+        tick: int,
+        position: dict[str, Any],
+        state: Any,
+        trunk: Any | None,
+        interval: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Stores a state; `tick` grows along the program, `position` is plain JSON."""
-        items = {"position": ocp.args.JsonSave(position), "state": ocp.args.StandardSave(_flat(state))}
-        if trunk is not None:
-            items["trunk"] = ocp.args.StandardSave(_flat(trunk))
-        self._manager.save(tick, args=ocp.args.Composite(**items), force=True)
+        folder = self.folder / str(tick)
+        _remove(folder)
+        folder.mkdir()
+        trees = {name: _flat(tree) for name, tree in (("state", state), ("trunk", trunk)) if tree is not None}
+        self._arrays.save(folder / _ARRAYS, args=ocp.args.StandardSave(trees))
+        np.savez(folder / _INTERVAL, **(interval or {}))  # pyright: ignore[reportArgumentType]  # none is allow_pickle
+        manifest = {
+            "format": FORMAT,
+            "position": position,
+            "arrays": {name: _shapes(tree) for name, tree in trees.items()},
+            "files": {str(path.relative_to(folder)): _hash(path) for path in _files(folder)},
+        }
+        write_atomically(folder / MANIFEST, sealed(manifest, indent=1))
+        for old in self._ticks()[KEPT_CHECKPOINTS:]:
+            _remove(self.folder / str(old))
 
-    def restore(self, like: Any) -> tuple[dict[str, Any], Any, Any | None] | None:
-        """The newest complete checkpoint as (position, state, trunk), None if there is none.
+    def restore(
+        self, like: Any, unfit: Callable[[dict[str, Any]], str | None] = lambda position: None
+    ) -> Restored | None:
+        """The newest checkpoint that is whole and fits, as `Restored`; None if there is none to go on from.
 
-        `like` is a state whose shapes, dtypes and shardings the stored one must have.
+        Those that do not are deleted and listed in `discarded`.
+
+        Args:
+            like: a state whose shapes, dtypes and shardings the stored one must have.
+            unfit: position -> why the run cannot go on from there, or None.
 
         Raises:
-            ValueError: the stored state has other arrays than this program; names the first difference.
+            ValueError: the stored state has other arrays than this program (names the first difference), or `unfit`
+                raises it.
         """
-        tick = self._manager.latest_step()
-        if tick is None:
-            return None
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        position = self._manager.restore(tick, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
-        names = ["state", "trunk"] if position["has_trunk"] else ["state"]
-        self._check(tick, names, _flat(like))
-        wanted = {name: ocp.args.StandardRestore(_flat(like)) for name in names}
-        stored = self._manager.restore(tick, args=ocp.args.Composite(**wanted))
-        trunk = _unflat(stored["trunk"], like) if position["has_trunk"] else None
-        return position, _unflat(stored["state"], like), trunk
+        found = None
+        for tick in self._ticks():
+            manifest, reason = self._verified(tick)
+            if manifest is not None:
+                reason = unfit(manifest["position"])
+            if manifest is not None and reason is None:
+                found = tick, manifest
+                break
+            self.discarded.append({"checkpoint": tick, "reason": reason})
+        restored = None if found is None else self._read(*found, like)
+        for each in self.discarded:
+            _remove(self.folder / str(each["checkpoint"]))
+        return restored
 
     def close(self) -> None:
-        self._manager.close()
+        self._arrays.close()
 
-    def _check(self, tick: int, names: list[str], like: dict[str, Any]) -> None:
-        metadata = self._manager.item_metadata(tick)
-        for name in names:
-            stored = metadata[name]
-            tree = getattr(stored, "tree", stored)
-            if set(tree) != set(like):
-                differing = sorted(set(tree) ^ set(like))[0]
+    def _read(self, tick: int, manifest: dict[str, Any], like: Any) -> Restored:
+        folder = self.folder / str(tick)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        flat = _flat(like)
+        for stored in manifest["arrays"].values():
+            here = _shapes(flat)
+            differing = sorted(name for name in stored.keys() | here.keys() if stored.get(name) != here.get(name))
+            if differing:
+                name = differing[0]
                 raise ValueError(
-                    f"checkpoint {self._folder}/{tick} does not fit this program: array {differing!r} is on one side "
-                    "only; it was written by another configuration or version - move the folder away to start again"
+                    f"checkpoint {folder} does not fit this program: array {name!r} is {stored.get(name, 'absent')} "
+                    f"there, {here.get(name, 'absent')} here; another version wrote it. To train from the beginning, "
+                    f"delete them: `rm -r {shlex.quote(str(self.folder))}`"
                 )
+        wanted = {name: flat for name in manifest["arrays"]}
+        trees = self._arrays.restore(folder / _ARRAYS, args=ocp.args.StandardRestore(wanted))
+        with np.load(folder / _INTERVAL) as stored:
+            interval = dict(stored)
+        trunk = _unflat(trees["trunk"], like) if "trunk" in trees else None
+        return Restored(manifest["position"], _unflat(trees["state"], like), trunk, interval)
+
+    def _verified(self, tick: int) -> tuple[dict[str, Any] | None, str | None]:
+        """The manifest of a checkpoint whose files are all as they were written, or why there is none."""
+        folder = self.folder / str(tick)
+        path = folder / MANIFEST
+        if not path.exists():
+            return None, f"no {MANIFEST}: saving it was cut short"
+        manifest = unsealed(path.read_bytes())
+        if manifest is None or "format" not in manifest:
+            return None, f"{MANIFEST} is damaged"
+        if manifest["format"] != FORMAT:
+            return None, f"its format is {manifest['format']}, this version's {FORMAT}"
+        for name, written in manifest["files"].items():
+            if not (folder / name).is_file():
+                return None, f"{name} is missing"
+            if _hash(folder / name) != written:
+                return None, f"{name} is not as it was written"
+        return manifest, None
+
+    def _ticks(self) -> list[int]:
+        """Newest first."""
+        return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a checkpoint, the manifest first: what is left of it if this is cut short is no checkpoint."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _shapes(flat: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in flat.items()}
 
 
 def _flat(tree: Any) -> dict[str, Any]:

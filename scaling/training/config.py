@@ -7,17 +7,19 @@ A run id is the hash of the resolved configuration. Runs that differ only in `se
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from recscale import models
+from recscale.scaling.records.plain import checksum
 
 # Settings that become the replica axis (seed, rate) or a decay branch of one trunk (examples).
 REPLICA_KEYS = ("seed", "training.lr", "training.examples")
+
+# Checkpoints of a group that are kept, the newest first: one that is damaged has an older one behind it.
+KEPT_CHECKPOINTS = 2
 
 
 def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> ConfigDict:
@@ -77,11 +79,11 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     t.value_weight_decay = 0.0  # decoupled; under row updates on touched rows only
     t.value_bias_correction = "global"  # Adam's step count: of the run ("global") or of the row ("row")
     t.schedule = "wsd"  # wsd | cosine | constant
-    t.warmup_examples = 20_000
+    t.warmup_examples = config_dict.placeholder(int)  # None: the smaller of 20,000 and 5 % of the run
     t.decay_fraction = 0.2  # last share of each horizon spent decaying (wsd)
     t.decay_shape = "linear"  # linear | sqrt (1 - sqrt(t)), both to 0
     t.log_every_examples = 0  # 0 = a fortieth of the shortest horizon
-    t.checkpoint_every_s = 30.0  # wall seconds between checkpoints; never changes a result
+    t.checkpoint_every_s = 30.0  # wall seconds between checkpoints, 0 = a logging interval; never changes a result
     t.data_parallel = False  # shard requests over the local devices
 
     config.tracking = ConfigDict()
@@ -94,9 +96,13 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     """Plain dictionary of everything that decides a run's numbers, in canonical form.
 
     Left out: `tracking`, `training.checkpoint_every_s` and `data.root`, which cannot change a result, and random
-    suffixes where they are off.
+    suffixes where they are off. A warm-up that was left open is the rows it comes to; it stays open where the data
+    decides how long the run is.
     """
     plain = copy.deepcopy(config.to_dict())
+    examples = plain["training"].get("examples")
+    if plain["training"].get("warmup_examples", 0) is None and examples:
+        plain["training"]["warmup_examples"] = default_warmup(examples)
     plain.pop("tracking", None)
     plain["training"].pop("checkpoint_every_s", None)
     plain["data"].pop("root", None)
@@ -107,10 +113,17 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     return plain
 
 
+def default_warmup(examples: int) -> int:
+    """Rows of warm-up of a run of so many rows that says nothing else."""
+    return min(20_000, examples // 20)
+
+
 def config_hash(plain: dict[str, Any]) -> str:
     """First 12 hex digits of the SHA-256 of the canonical JSON of a plain dictionary."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), default=_plain_value)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    try:
+        return checksum(plain)[:12]
+    except TypeError as error:
+        raise TypeError(f"a run configuration holds plain values only: {error}") from error
 
 
 def run_id(config: ConfigDict) -> str:
@@ -150,9 +163,3 @@ def require_word(setting: str, value: str, known: Sequence[str]) -> None:
     """Raises ValueError, naming the setting, if its value is none of the known words."""
     if value not in known:
         raise ValueError(f"{setting} is {value!r}, expected one of {', '.join(known)}")
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    raise TypeError(f"a run configuration holds plain values only, found {type(value).__name__}: {value!r}")

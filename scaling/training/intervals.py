@@ -19,7 +19,7 @@ def summarise(steps: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
 
     Returns:
         logloss, ne, calibration (sum of predictions / sum of labels), rows, rate, loss: each [P], of the first task;
-        task_logloss [P, Y] when there are several tasks; model_<name> [P] for every scalar the model reports.
+        task_logloss [P, Y] when there are several tasks; model_<name> [P, ...] for everything the model reports.
     """
     fetched = jax.device_get(steps)
     rows = np.stack([np.broadcast_to(m["rows"], m["logloss"].shape) for m in fetched]).astype(np.float64)
@@ -42,6 +42,30 @@ def summarise(steps: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     for name in fetched[0].get("stats", {}):
         out[f"model_{name}"] = np.mean([m["stats"][name] for m in fetched], axis=0, dtype=np.float64)
     return out
+
+
+def stack(steps: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Metrics of an unfinished interval, for a checkpoint: name -> [steps, ...], a model's own as stats/<name>."""
+    fetched = [_flat(metrics) for metrics in jax.device_get(steps)]
+    return {name: np.stack([metrics[name] for metrics in fetched]) for name in fetched[0]} if fetched else {}
+
+
+def unstack(stored: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The steps' metrics that `stack` put together, bit for bit."""
+    steps: list[dict[str, Any]] = [{"stats": {}} for _ in next(iter(stored.values()), ())]
+    for name, values in stored.items():
+        section, inside, own = name.partition("/")
+        for metrics, value in zip(steps, values, strict=True):
+            if inside:
+                metrics[section][own] = value
+            else:
+                metrics[name] = value
+    return steps
+
+
+def _flat(metrics: dict[str, Any]) -> dict[str, np.ndarray]:
+    own = {f"stats/{name}": value for name, value in metrics["stats"].items()}
+    return {name: value for name, value in metrics.items() if name != "stats"} | own
 
 
 def progressive_metrics(lines: list[dict[str, Any]], steps: int) -> dict[str, Any]:

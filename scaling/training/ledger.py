@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 
 from recscale.scaling.records import provenance
+from recscale.scaling.records.plain import plain
 from recscale.scaling.records.runs import (
     FINISHED,
+    METRICS,
     append_metrics,
+    check_metrics,
+    metrics_mark,
     read_metrics,
     read_record,
     truncate_metrics,
@@ -23,17 +27,31 @@ from recscale.scaling.records.runs import (
 
 from .config import group_id, resolved, run_id, shape_id, trunk_id
 from .group import RunSpec
+from .identity import differences, refuse_another_run
 from .intervals import progressive_metrics
 from .schedule import GroupSchedule, Segment
 from .wandb_mirror import WandbMirror
 
 
 class Ledger:
-    """Records (`run.json`) and metrics (`metrics.jsonl`) of runs that are trained together."""
+    """Records (`run.json`) and metrics (`metrics.jsonl`) of runs that are trained together.
+
+    A run that is finished stays as it is, also where its group is trained again on the way to another run.
+
+    Raises:
+        ValueError: a folder holds another run, or a record or the metrics of a finished run are damaged.
+    """
 
     def __init__(self, runs: Sequence[RunSpec]):
         self._runs = tuple(runs)
-        self._records = {run.run_dir: read_record(run.run_dir) or {} for run in runs}
+        self._records: dict[Any, dict[str, Any]] = {}
+        for run in runs:
+            record = read_record(run.run_dir)
+            if record is not None:
+                refuse_another_run(run, record)
+                check_metrics(run.run_dir, record)
+            self._records[run.run_dir] = record or {}
+        self._open = [run for run in runs if self._records[run.run_dir].get("status") not in FINISHED]
         self._lines: dict[Any, list[dict[str, Any]]] = {run.run_dir: [] for run in runs}
         self._mirrors: dict[Any, WandbMirror] = {}
 
@@ -48,39 +66,70 @@ class Ledger:
         return all(record.get("status") in FINISHED for record in self.records)
 
     def begin(self, schedule: GroupSchedule) -> None:
-        """Writes every unfinished run's record with status "running", and opens its mirror."""
+        """Writes every unfinished run's record with status "running", and opens its mirror.
+
+        Raises:
+            ValueError: the run was begun on other data; names what differs.
+        """
         self._schedule = schedule
-        facts = schedule.source.facts()
-        for run in self._runs:
+        facts = plain(schedule.source.facts())
+        for run in self._open:
             old, tracking = self._records[run.run_dir], run.config.tracking
-            finished = old.get("status") in FINISHED
-            if not finished:
-                self._write(run, _record(run, schedule, facts) | {"started": old.get("started") or provenance.now()})
-            # The mirror of a finished run is complete, even if the run is trained again on the way to another.
-            mode = "off" if finished else tracking.wandb
+            if "data" in old and old["data"] != facts:
+                raise ValueError(
+                    f"{run.run_dir} was begun on other data: {differences(old['data'], facts)}. Give the data it was "
+                    "begun with, or train in a folder of its own"
+                )
+            kept = {key: old[key] for key in ("started", "restored_from", "discarded") if key in old}
+            self._write(run, _record(run, schedule, facts) | {"started": provenance.now()} | kept)
             self._mirrors[run.run_dir] = WandbMirror(
-                mode, tracking.project, run_id(run.config), run.run_dir, resolved(run.config)
+                tracking.wandb, tracking.project, run_id(run.config), run.run_dir, resolved(run.config)
             )
 
-    def truncate(self, segment: int, step: int) -> None:
-        """Drops metrics beyond a restored position; branches before its segment are finished and keep theirs."""
-        at, done = self._schedule.segments[segment], {s.horizon for s in self._schedule.segments[:segment]}
-        for run in self._runs:
-            horizon = self._schedule.steps[run.run_dir]
-            if horizon not in done:
-                # A later branch has lines of the trunk, which waits where the present branch left it.
-                mine = at.horizon in (None, horizon)
-                truncate_metrics(run.run_dir, step if mine else at.start)
-                self._lines[run.run_dir] = read_metrics(run.run_dir)
+    def marks(self) -> dict[str, dict[str, Any]]:
+        """What the metrics of every unfinished run hold at this moment, for a checkpoint: run id -> lines and hash."""
+        return {run_id(run.config): metrics_mark(run.run_dir) for run in self._open}
+
+    def unfit(self, position: dict[str, Any]) -> str | None:
+        """Why the runs cannot go on from a checkpoint's position, None if they can."""
+        done = {segment.horizon for segment in self._schedule.segments[: position["segment"]]}
+        for run in self._open:
+            name = run_id(run.config)
+            if self._schedule.steps[run.run_dir] in done:
+                return f"it lies behind the end of run {name}, whose result is missing"
+            mark = position["metrics"].get(name)
+            if mark is None or metrics_mark(run.run_dir, mark["lines"]) != mark:
+                return f"the metrics of run {name} are not those it was saved with: {run.run_dir / METRICS}"
+        return None
+
+    def rewind(self, position: dict[str, Any] | None, discarded: Sequence[dict[str, Any]]) -> None:
+        """Drops metrics beyond a checkpoint's position (None: the beginning), and notes what was restored and what
+        could not be."""
+        for run in self._open:
+            lines = 0 if position is None else position["metrics"][run_id(run.config)]["lines"]
+            truncate_metrics(run.run_dir, lines)
+            self._lines[run.run_dir] = read_metrics(run.run_dir)
+            if position is None and not discarded:
+                continue
+            record = self._records[run.run_dir]
+            self._write(
+                run,
+                record
+                | {
+                    "restored_from": 0 if position is None else position["step"],
+                    "discarded": [*record.get("discarded", []), *discarded],
+                },
+            )
 
     def append(self, segment: Segment, row: dict[str, Any], per_replica: dict[str, np.ndarray]) -> None:
         """Appends one interval to the metrics of every run it belongs to; values are [P, ...], P replicas."""
         for replica, runs in enumerate(self._schedule.members[segment]):
             own = row | {name: value[replica].tolist() for name, value in per_replica.items()}
             for run in runs:
-                append_metrics(run.run_dir, own)
-                self._lines[run.run_dir].append(own)
-                self._mirrors[run.run_dir].log(own)
+                if run in self._open:
+                    append_metrics(run.run_dir, own)
+                    self._lines[run.run_dir].append(own)
+                    self._mirrors[run.run_dir].log(own)
 
     def finish(
         self,
@@ -90,18 +139,23 @@ class Ledger:
         kernels: dict[str, Any],
         failed_at: int,
     ) -> None:
-        """Writes a run's final record: done with metrics, or diverged with the step that was not finite.
+        """Writes a run's final record, unless it has one: done with metrics, or diverged with the step that was not
+        finite.
 
         kernels: operation -> {implementation that served it: reason}.
         """
+        if run not in self._open:
+            return
         progressive = progressive_metrics(self._lines[run.run_dir], self._schedule.steps[run.run_dir])
         record = self._records[run.run_dir] | {"finished": provenance.now(), "cost": cost, "kernels": kernels}
+        seen, rows = record["work"]["examples"], self._schedule.batch_rows
+        record["work"] |= {"examples_seen": min((failed_at + 1) * rows, seen) if failed_at >= 0 else seen}
         if failed_at >= 0:
             record |= {"status": "diverged", "reasons": [f"loss was not finite at step {failed_at}"]}
             record["metrics"] = {"logloss": None, **progressive}
         else:
             record |= {"status": "done", "reasons": [], "metrics": (metrics or {}) | progressive}
-        self._write(run, record)
+        self._write(run, record | {"metrics_file": metrics_mark(run.run_dir)})
         figures = {name: value for name, value in record["metrics"].items() if isinstance(value, int | float)}
         self._mirrors[run.run_dir].finish(figures)
 

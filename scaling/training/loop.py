@@ -6,9 +6,10 @@ at any moment and started again ends with the same bytes as one never killed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,39 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from recscale.models.inputs import Batch
 from recscale.scaling.data import make_source
+from recscale.scaling.records.locks import hold
 
 from .checkpoints import Checkpoints
 from .clock import Clock
 from .group import Group, RunSpec
-from .intervals import summarise
+from .intervals import stack, summarise, unstack
 from .ledger import Ledger
+from .preflight import check_room, check_settings, check_shape, refuse_without_effect, state_bytes, without_effect
 from .rows.memory_usage import holdout_usage
 from .schedule import NEVER, GroupSchedule, Segment
 from .step import TrainState, make_trainer
 
 Progress = Callable[[dict[str, Any]], None]
 
+# A predecessor killed a moment ago may still be dying; after this long somebody else really trains the run.
+_LOCK_WAIT_S = 1.0
 
-def train(config: ConfigDict, workdir: Path | str, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Trains (or resumes) one run in `workdir`: run.json, metrics.jsonl, checkpoints/; returns its record."""
+# Steps between two looks at the clock before the time of a step is known.
+_UNTIMED_STEPS = 32
+
+
+def train(
+    config: ConfigDict, workdir: Path | str, *, progress: Progress | None = None, assigned: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Trains (or resumes) one run in `workdir`: run.json, metrics.jsonl, checkpoints/, cache/; returns its record.
+
+    assigned: settings somebody asked for by name; one that this run would ignore is refused.
+    """
     workdir = Path(workdir)
-    return train_group([RunSpec(config, workdir)], workdir, progress=progress)[0]
+    options = {"progress": progress, "cache_dir": workdir / "cache", "assigned": assigned}
+    return train_group([RunSpec(config, workdir)], workdir, **options)[0]
 
 
 def train_group(
@@ -43,6 +59,7 @@ def train_group(
     *,
     progress: Progress | None = None,
     cache_dir: Path | str | None = None,
+    assigned: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Trains runs that differ only in seed, rate and number of examples, as replicas and branches of one program.
 
@@ -53,25 +70,51 @@ def train_group(
         runs: configurations and folders. group_dir: holds the checkpoints.
         progress: called between logging intervals with step, total_steps, rows_per_s, flops_per_s, eta_s.
         cache_dir: where the data source may keep what depends on its configuration alone.
+        assigned: see `train`.
 
     Returns:
         The runs' records, in the order given.
+
+    Raises:
+        ValueError: a folder holds another run, or something there is damaged; the message says what to do.
+        Busy: another process trains one of the runs; the message names it.
     """
     group, ledger = Group(runs), Ledger(runs)
-    if not ledger.finished:
-        _Loop(group, ledger, Path(group_dir), progress or (lambda event: None), cache_dir).run()
+    if ledger.finished:
+        return ledger.records
+    for run in runs:
+        check_settings(run.config)
+    with contextlib.ExitStack() as locks:
+        for folder in sorted({run.run_dir for run in runs}):
+            locks.enter_context(hold(folder / "lock", wait_s=_LOCK_WAIT_S))
+        ledger = Ledger(runs)  # as the last owner of the lock left it
+        if not ledger.finished:
+            _Loop(group, ledger, Path(group_dir), progress or (lambda event: None), cache_dir, assigned).run()
     return ledger.records
 
 
 class _Loop:
-    def __init__(self, group: Group, ledger: Ledger, group_dir: Path, progress: Progress, cache_dir: Path | str | None):
+    def __init__(
+        self,
+        group: Group,
+        ledger: Ledger,
+        group_dir: Path,
+        progress: Progress,
+        cache_dir: Path | str | None,
+        assigned: Sequence[str],
+    ):
         self.config, t = group.config, group.config.training
         self.source = make_source(
             self.config.data.to_dict(), requests=t.requests, candidates=t.candidates, cache_dir=cache_dir
         )
         self.group, self.ledger, self.progress = group, ledger, progress
         self.schedule = GroupSchedule(group, self.source)
+        refuse_without_effect(without_effect(self.config, self.source, self.schedule.counts, assigned))
+        check_shape(self.config, self.source)
         self.trainer = make_trainer(self.config, self.source, group.replicas, self.schedule.warmup)
+        # While a branch decays, the trunk waits in memory and in the checkpoint.
+        copies = 2 if len(set(self.schedule.steps.values())) > 1 else 1
+        check_room(copies * state_bytes(self.trainer.state_shapes()), group_dir)
         self.checkpoints = Checkpoints(group_dir / "checkpoints")
         rows = self.schedule.batch_rows * len(group.replicas)
         self.clock = Clock(self.schedule.total_steps, rows, self.schedule.train_flops_per_row)
@@ -80,7 +123,7 @@ class _Loop:
     def run(self) -> None:
         segments = self.schedule.segments
         self.ledger.begin(self.schedule)
-        position, state, trunk = self._restore()
+        position, state, trunk, interval = self._restore()
         with jax.transfer_guard("disallow"):
             for index in range(position["segment"], len(segments)):
                 segment = segments[index]
@@ -88,7 +131,8 @@ class _Loop:
                     trunk = jax.tree.map(jnp.copy, state)
                 state = self._enter(state, segment)
                 start = position["step"] if index == position["segment"] else segment.start
-                state = self._segment(index, segment, start, state, trunk)
+                state = self._segment(index, segment, start, state, trunk, interval)
+                interval = []
                 if segment.horizon is None and not jax.device_get(state.alive).any():
                     for branch in segments[index + 1 :]:
                         if branch.horizon is not None:
@@ -98,25 +142,28 @@ class _Loop:
                     self._finish(segment, state)
                     state, trunk = (trunk if trunk is not None else state), None
                     if index + 1 < len(segments):
-                        self._save(index + 1, segments[index + 1].start, state, None)
+                        self._save(index + 1, segments[index + 1].start, state, None, [])
         self.checkpoints.close()
 
-    def _restore(self) -> tuple[dict[str, Any], TrainState, TrainState | None]:
-        state = self.trainer.fresh_state()
-        restored = self.checkpoints.restore(state)
+    def _restore(self) -> tuple[dict[str, Any], TrainState, TrainState | None, list[Any]]:
+        """Position, state, waiting trunk and the metrics of a logging interval begun: from the newest checkpoint that
+        is whole and fits the metrics on disk, else the beginning."""
+        fresh = self.trainer.fresh_state()
+        restored = self.checkpoints.restore(fresh, self._unfit)
+        position = None if restored is None else restored.position
+        self.ledger.rewind(position, self.checkpoints.discarded)
         if restored is None:
-            position: dict[str, Any] = {"segment": 0, "step": 0}
-            trunk = None
-        else:
-            position, state, trunk = restored
-            if position["signature"] != self.group.signature:
-                raise ValueError(
-                    "the checkpoint belongs to another set of runs (replicas or horizons changed); "
-                    "give the new runs a folder of their own"
-                )
-            self.clock.resume_from(position["wall_s"])
-        self.ledger.truncate(position["segment"], position["step"])
-        return position, state, trunk
+            return {"segment": 0, "step": 0}, fresh, None, []
+        self.clock.resume_from(restored.position["wall_s"])
+        return restored.position, restored.state, restored.trunk, unstack(restored.interval)
+
+    def _unfit(self, position: dict[str, Any]) -> str | None:
+        if position["signature"] != self.group.signature:
+            raise ValueError(
+                f"the checkpoints below {self.checkpoints.folder} belong to another set of runs (replicas or horizons "
+                "changed); give the new runs a folder of their own"
+            )
+        return self.ledger.unfit(position)
 
     def _enter(self, state: TrainState, segment: Segment) -> TrainState:
         """Points the state's schedule at a segment."""
@@ -125,32 +172,60 @@ class _Loop:
         return dataclasses.replace(state, decay_from=start, decay_steps=steps)
 
     def _segment(
-        self, index: int, segment: Segment, start: int, state: TrainState, trunk: TrainState | None
+        self,
+        index: int,
+        segment: Segment,
+        start: int,
+        state: TrainState,
+        trunk: TrainState | None,
+        interval: list[Any],
     ) -> TrainState:
         """Trains to the end of a segment, or through the first logging interval that leaves no replica alive."""
         batches = None if self.source.on_device else self.source.iterate(start)
-        interval, waiting = [], None
-        for step in range(start, segment.stop):
-            state, metrics = self.trainer.step(state, None if batches is None else self.trainer.put(next(batches)))
-            interval.append(metrics)
-            last = step + 1 == segment.stop
-            if (step + 1) % self.schedule.log_every and not last:
-                continue
+        every, step, waiting = self.schedule.log_every, start, None
+        while step < segment.stop:
+            count = min(every - step % every, segment.stop - step, self._steps_until_due())
+            state, found = self._steps(state, count, batches)
+            step, interval = step + count, [*interval, *found]
+            last, ends = step == segment.stop, step % every == 0
+            if not (ends or last):
+                jax.block_until_ready(state.step)
             # Reading the previous interval while this one runs keeps the device busy.
             if waiting is not None and not self._log(segment, *waiting):
                 break
-            waiting, interval = (step + 1, interval), []
+            waiting = None
+            if ends or last:
+                waiting, interval = (step, interval), []
             due = time.monotonic() - self.saved > self.config.training.checkpoint_every_s
-            if due or last:
-                alive, waiting = self._log(segment, *waiting), None
-                if not alive:
+            if waiting is not None and (due or last):
+                if not self._log(segment, *waiting):
                     break
+                waiting = None
             if due and not last:
-                self._save(index, step + 1, state, trunk)
-            event = self.clock.tick(self._done(index, step + 1))
+                self._save(index, step, state, trunk, interval)
+            event = self.clock.tick(self._done(index, step)) if ends or last else None
             if event is not None:
                 self.progress(event)
         return state
+
+    def _steps_until_due(self) -> int:
+        """Steps until the next checkpoint; where none is taken inside a logging interval, no limit."""
+        every_s, step_s = self.config.training.checkpoint_every_s, self.clock.step_s
+        if every_s == 0:
+            return NEVER
+        if not step_s:
+            return _UNTIMED_STEPS
+        return max(int((every_s - (time.monotonic() - self.saved)) / step_s), 1)
+
+    def _steps(
+        self, state: TrainState, count: int, batches: Iterator[Batch] | None
+    ) -> tuple[TrainState, list[dict[str, Any]]]:
+        """So many steps and their metrics, still on the device."""
+        found = []
+        for _ in range(count):
+            state, metrics = self.trainer.step(state, None if batches is None else self.trainer.put(next(batches)))
+            found.append(metrics)
+        return state, found
 
     def _log(self, segment: Segment, step: int, interval: list[dict[str, jax.Array]]) -> bool:
         """Appends an interval to the metrics; returns whether any replica is left."""
@@ -159,16 +234,18 @@ class _Loop:
         self.ledger.append(segment, row, summarise(interval))
         return bool(jax.device_get(interval[-1]["alive"]).any())
 
-    def _save(self, index: int, step: int, state: TrainState, trunk: TrainState | None) -> None:
+    def _save(
+        self, index: int, step: int, state: TrainState, trunk: TrainState | None, interval: list[dict[str, Any]]
+    ) -> None:
         position = {
             "segment": index,
             "step": step,
-            "has_trunk": trunk is not None,
             "signature": self.group.signature,
+            "metrics": self.ledger.marks(),
             "wall_s": self.clock.wall_s,
         }
         with self.clock.pause():
-            self.checkpoints.save(self._done(index, step), position, state, trunk)
+            self.checkpoints.save(self._done(index, step), position, state, trunk, stack(interval))
         self.saved = time.monotonic()
 
     def _done(self, index: int, step: int) -> int:

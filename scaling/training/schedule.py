@@ -17,13 +17,16 @@ from ml_collections import ConfigDict
 
 from recscale import models
 from recscale.models.counts import Count
-from recscale.scaling.data.source import Source
+from recscale.scaling.data.source import ENDLESS_REQUESTS, Source
 
-from .config import require_word
+from .config import default_warmup, require_word
 from .group import Group, RunSpec
 
 Schedule = Literal["wsd", "cosine", "constant"]
 DecayShape = Literal["linear", "sqrt", "cosine"]
+
+# Largest share of a run that may be spent on warming up: beyond it too little is left at the peak rate that is tuned.
+MOST_WARMUP = 0.25
 
 # A decay start no run reaches: the trunk never decays.
 NEVER = 2**31 - 1
@@ -76,14 +79,21 @@ def run_steps(config: ConfigDict, source: Source) -> int:
     """Steps of a run: enough for its examples, or every batch there is.
 
     Raises:
-        ValueError: an endless log and no number of examples.
+        ValueError: an endless log and no number of examples, or so many that the run would reach its evaluation rows.
     """
     examples = config.training.examples
-    if examples > 0:
-        return math.ceil(examples / (source.requests * source.candidates))
-    if source.batches is None:
+    if source.batches is not None and examples <= 0:
+        return source.batches
+    if examples <= 0:
         raise ValueError(f"training.examples is {examples}; an endless log needs a positive number of rows")
-    return source.batches
+    steps = math.ceil(examples / (source.requests * source.candidates))
+    if source.batches is None and steps * source.requests > ENDLESS_REQUESTS:
+        raise ValueError(
+            f"training.examples is {examples:,}: {steps * source.requests:,} requests, but those of an endless log are "
+            f"evaluated on from number {ENDLESS_REQUESTS:,} on; train on at most "
+            f"{ENDLESS_REQUESTS // source.requests * source.requests * source.candidates:,} rows"
+        )
+    return steps
 
 
 def run_examples(config: ConfigDict, source: Source, steps: int) -> int:
@@ -91,6 +101,24 @@ def run_examples(config: ConfigDict, source: Source, steps: int) -> int:
     if steps == source.batches and source.total_rows is not None:
         return source.total_rows * config.data.passes
     return steps * source.requests * source.candidates
+
+
+def warmup_steps(config: ConfigDict, batch_rows: int, horizons: Sequence[int]) -> int:
+    """Steps of warm-up of runs of so many steps.
+
+    Raises:
+        ValueError: it is too large a share of the shortest.
+    """
+    rows = config.training.warmup_examples
+    rows = default_warmup(min(horizons) * batch_rows) if rows is None else rows
+    warmup, shortest = math.ceil(rows / batch_rows), min(horizons) * batch_rows
+    if warmup * batch_rows > max(MOST_WARMUP * shortest, batch_rows):
+        raise ValueError(
+            f"training.warmup_examples is {rows:,}: more than {MOST_WARMUP:.0%} of a run of {shortest:,} rows, which "
+            f"would hardly train at its peak rate; set training.warmup_examples={default_warmup(shortest)} or raise "
+            "training.examples"
+        )
+    return warmup
 
 
 def train_flops_per_row(counts: Count, source: Source) -> float:
@@ -119,8 +147,8 @@ class GroupSchedule:
         self.source = source
         self.batch_rows = source.requests * source.candidates
         self.steps = {run.run_dir: self._horizon(run) for run in group.runs}
-        self.warmup = math.ceil(training.warmup_examples / self.batch_rows)
         horizons = sorted(set(self.steps.values()))
+        self.warmup = warmup_steps(group.config, self.batch_rows, horizons)
         self.segments = program(horizons, training.schedule, training.decay_fraction, self.warmup)
         self.total_steps = sum(segment.steps for segment in self.segments)
         self.members = {

@@ -182,7 +182,8 @@ class Trainer:
         """One update from batch `state.step`. On-device sources generate it inside; host sources pass it in.
 
         Returns the new state (the old one is donated) and metrics of the batch scored *before* the update:
-        loss [P], logloss [P, Y], prediction [P, Y] and label [Y] means, rate [P], stats (the model's scalars) [P].
+        loss [P], logloss [P, Y], prediction [P, Y] and label [Y] means, rate [P], stats [P, ...]: all the model reports
+        but the vectors over memory slots.
         """
         return self._step(state, batch)
 
@@ -357,7 +358,7 @@ class Trainer:
             "prediction": jnp.sum(jax.nn.sigmoid(output.logits) * mask, axis=(0, 1)) / observed,
             "label": jnp.sum(batch.labels * mask, axis=(0, 1)) / observed,
             "rows": jnp.sum(mask, axis=(0, 1)),
-            "stats": {name: value for name, value in output.stats.items() if jnp.ndim(value) == 0},
+            "stats": {name: value for name, value in output.stats.items() if name not in slot_counts(output.stats)},
         }
         return loss, (self._memory.split(model)[3], metrics, reads)
 
@@ -386,7 +387,18 @@ def make_trainer(
                 f"training.requests is {source.requests}, not divisible by {jax.local_device_count()} local devices"
             )
         mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    options = StepOptions(
+    options = step_options(t, source.requests * source.candidates, warmup)
+    seeds, rates = zip(*replicas, strict=True)
+    return Trainer(config.architecture, config.model, source, seeds, rates, options, mesh)
+
+
+def step_options(t: ConfigDict, batch_rows: int, warmup: int) -> StepOptions:
+    """The numbers a `training` section gives a step of `batch_rows` rows.
+
+    Raises:
+        ValueError: a word that is not known, or settings that contradict each other.
+    """
+    return StepOptions(
         optimizer=optimizers.dense_optimizer(
             t.optimizer, b1=t.b1, b2=t.b2, eps=t.eps, weight_decay=t.weight_decay, clip_norm=t.clip_norm
         ),
@@ -397,10 +409,8 @@ def make_trainer(
         warmup=warmup,
         decay_shape="cosine" if t.schedule == "cosine" else t.decay_shape,
         suffix=_suffix(t),
-        values=memory_rows.value_options(t, source.requests * source.candidates),
+        values=memory_rows.value_options(t, batch_rows),
     )
-    seeds, rates = zip(*replicas, strict=True)
-    return Trainer(config.architecture, config.model, source, seeds, rates, options, mesh)
 
 
 def _suffix(training: ConfigDict) -> tuple[float, float] | None:

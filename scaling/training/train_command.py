@@ -30,8 +30,9 @@ def train(architecture: str, out: Path, root: str, dataset: str, assignments: tu
     config = get_config(architecture, dataset)
     config.data.root = root
     config = apply(config, parse(config, assignments))
+    assigned = [text.partition("=")[0].strip() for text in assignments] + (["data.root"] if root else [])
     with bar(f"{architecture} on {dataset}") as progress:
-        record = run(config, out, progress=progress)
+        record = run(config, out, progress=progress, assigned=assigned)
     metrics = record.get("metrics") or {}
     for name, value in metrics.items():
         if isinstance(value, int | float):

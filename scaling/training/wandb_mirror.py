@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,8 +18,40 @@ Mode = Literal["off", "offline", "online"]
 _log = logging.getLogger(__name__)
 
 
+def require_login() -> None:
+    """Raises ValueError if wandb has no credentials: it would ask for them, and nobody may be there to answer."""
+    if not _has_login():
+        raise ValueError(
+            "tracking.wandb is 'online', but wandb has no login: run `wandb login`, set WANDB_API_KEY, or take "
+            "tracking.wandb=offline"
+        )
+
+
+@functools.cache
+def _has_login() -> bool:
+    try:
+        with _nobody_to_ask():
+            import wandb
+
+            return wandb.login(verify=False)
+    except Exception:  # without a terminal wandb raises what it would else ask
+        return False
+
+
+@contextlib.contextmanager
+def _nobody_to_ask() -> Iterator[None]:
+    """Standard input is no terminal while the block runs, so that libraries fail where they would wait for a person."""
+    terminal = sys.stdin
+    with open(os.devnull) as nobody:
+        sys.stdin = nobody
+        try:
+            yield
+        finally:
+            sys.stdin = terminal
+
+
 class WandbMirror:
-    """Sends metrics lines to a wandb run; does nothing in mode "off" or once wandb has failed.
+    """Sends metrics lines to a wandb run; does nothing in mode "off" or once wandb has failed. It never asks anybody.
 
     Offline runs cannot be read back by wandb's API, which is why nothing here ever reads from it.
     """
@@ -26,19 +62,20 @@ class WandbMirror:
         if mode == "off":
             return
         try:
-            import wandb
+            with _nobody_to_ask():
+                import wandb
 
-            self._run = wandb.init(
-                project=project,
-                id=run_id,
-                resume="allow",
-                dir=str(folder),
-                mode=mode,
-                config=config,
-                reinit="create_new",
-                # Not a word on the terminal, and nothing of what the run prints is taken along.
-                settings=wandb.Settings(silent=True, console="off"),
-            )
+                self._run = wandb.init(
+                    project=project,
+                    id=run_id,
+                    resume="allow",
+                    dir=str(folder),
+                    mode=mode,
+                    config=config,
+                    reinit="create_new",
+                    # Not a word on the terminal, and nothing of what the run prints is taken along.
+                    settings=wandb.Settings(silent=True, console="off"),
+                )
         except Exception as error:  # wandb is a convenience: no failure of it may touch a run
             _log.warning("wandb mirror of run %s is off: %s", run_id, error)
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recscale.scaling.records.number_text import byte_text
+from recscale.scaling.records.planned import labels, planned_record
 from recscale.scaling.records.runs import FINISHED, read_record, write_record
+
+__all__ = ["Job", "check_disk", "count", "labels", "mark_failed", "pending_jobs", "run_statuses"]
 
 
 @dataclasses.dataclass
@@ -22,6 +27,10 @@ class Job:
     @property
     def memory_bytes(self) -> int:
         return max(row["predicted"]["peak_memory_bytes"] for row in self.rows)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        return max(row["predicted"].get("checkpoint_bytes", 0) for row in self.rows)
 
     @property
     def seconds(self) -> float:
@@ -46,6 +55,18 @@ def pending_jobs(out: Path, rows: Sequence[dict[str, Any]]) -> list[Job]:
     return sorted(left, key=lambda job: -job.seconds)
 
 
+def check_disk(out: Path, jobs: Iterable[Job]) -> None:
+    """Raises ValueError if the checkpoints that jobs are still to write will not fit on the disk of `out`."""
+    begun = out / "groups"
+    needed = sum(job.checkpoint_bytes for job in jobs if not (begun / job.id / "checkpoints").exists())
+    free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
+    if needed > free:
+        raise ValueError(
+            f"the checkpoints of this sweep take about {byte_text(needed)}, and {byte_text(free)} are free at {out}: "
+            "free some, or choose another folder with --out"
+        )
+
+
 def run_statuses(out: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Run id -> status as recorded, "planned" where there is no record yet."""
     found = {row["run_id"]: read_record(out / "runs" / row["run_id"]) for row in rows}
@@ -57,31 +78,10 @@ def count(statuses: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(statuses).items()))
 
 
-def labels(row: dict[str, Any]) -> dict[str, Any]:
-    """What a planned row adds to its run's record."""
-    return {
-        "sweep": row["sweep"],
-        "job": row["job"],
-        "stage": row["stage"],
-        "flops_target": row["targets"]["train_flops"],
-        "params_target": row["targets"]["dense_params"],
-    }
-
-
 def mark_failed(out: Path, rows: Sequence[dict[str, Any]], reasons: Sequence[str]) -> None:
     """Records the unfinished ones of the planned runs as failed."""
     for row in rows:
         folder = out / "runs" / row["run_id"]
-        record = read_record(folder) or _planned_record(row)
+        record = read_record(folder) or planned_record(row)
         if record["status"] not in FINISHED:
             write_record(folder, record | {"status": "failed", "reasons": list(reasons)})
-
-
-def _planned_record(row: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run no worker has touched."""
-    identity = {key: row[key] for key in ("run_id", "group_id", "shape_id", "trunk_id", "sweep", "config", "counts")}
-    work = {
-        "flops_target": row["targets"]["train_flops"],
-        "params_target": row["targets"]["dense_params"],
-    }
-    return identity | {"status": "planned", "reasons": [], "labels": labels(row), "work": work, "metrics": {}}

@@ -2,7 +2,8 @@
 
 Launching is idempotent. Finished runs are skipped, stopped ones resume, and killing anything at any moment loses no
 more than the time since the last checkpoint: workers die with the launcher, and the kernel releases its locks.
-A job whose worker crashes is tried once more; then its unfinished runs are recorded as failed and the others go on.
+A job whose worker dies is tried once more; then its unfinished runs are recorded as failed and the others go on. One
+that raises an error is not tried again: it would raise the same.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from recscale.scaling.records.runs import FINISHED
 from . import machine, worker
 from .display import Display, for_terminal
 from .executors import Outcome
-from .job import Job, mark_failed, pending_jobs
+from .job import Job, check_disk, mark_failed, pending_jobs
 from .locks import only_launcher
 from .plan import read_plan, run_config
 
-# A crash may be the machine's doing (memory, a signal); twice the same is the job's own.
+# A death may be the machine's doing (memory, a signal); twice the same is the job's own.
 ATTEMPTS = 2
 
 # Seconds a worker gets to leave after SIGTERM.
@@ -74,7 +75,7 @@ def launch(
         Busy: another launcher holds the folder.
         FileNotFoundError: there is no plan.
         PlanError: the plan is another version's. OverrideError: a setting that would change the runs.
-        ValueError: there are options.
+        ValueError: there are options, or the disk has no room for the checkpoints.
     """
     out = Path(out)
     if options:
@@ -84,6 +85,7 @@ def launch(
         run_config(rows[0], overrides)  # what does not fit is told here, once, and not by every worker
     with only_launcher(out):
         began = time.monotonic()
+        check_disk(out, pending_jobs(out, rows))
         pool = _Pool(out, rows, workers, memory_gb, trainer, overrides, display or for_terminal())
         with _signals(pool):
             pool.run()
@@ -199,7 +201,7 @@ class _Pool:
             self.display.progress(job, event)
         elif kind == "failed":
             source.job = None
-            self._attempt_failed(job, event["reason"])
+            self._attempt_failed(job, event["reason"], again=False)
         elif kind == "held":
             # Another process (a Slurm job) is training these runs: their records are its own.
             source.job = None
@@ -208,7 +210,7 @@ class _Pool:
             source.job = None
             unfinished = {run: status for run, status in event["runs"].items() if status not in FINISHED}
             if unfinished:
-                self._attempt_failed(job, f"the trainer returned with unfinished runs {unfinished}")
+                self._attempt_failed(job, f"the trainer returned with unfinished runs {unfinished}", again=False)
             else:
                 self.display.done(job, event["runs"])
 
@@ -223,14 +225,14 @@ class _Pool:
             log = _worker_log(self.out, ended.slot)
             self._attempt_failed(ended.job, f"the worker process died ({_ending(code)}; its own messages: {log})")
 
-    def _attempt_failed(self, job: Job, reason: str) -> None:
+    def _attempt_failed(self, job: Job, reason: str, *, again: bool = True) -> None:
         if self.stopping:
             return
         path = self.out / "groups" / job.id / "attempts.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps({"attempt": job.attempts, "reason": reason, "log": str(job.log(self.out))}) + "\n")
-        if job.attempts < ATTEMPTS:
+        if again and job.attempts < ATTEMPTS:
             self.display.retried(job, reason)
             self.waiting.insert(0, job)
         else:

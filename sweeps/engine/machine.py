@@ -10,8 +10,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+from recscale.scaling.host_memory import free_bytes as free_memory_bytes
 from recscale.scaling.records.provenance import cores
 
 __all__ = ["accelerators", "core_flops", "cores", "free_memory_bytes"]
@@ -38,15 +38,6 @@ for _ in range(8):
     best = max(best, 20 * 2 * 512 * 128 * 128 / (time.perf_counter() - start))
 print(best)
 """
-
-
-def free_memory_bytes() -> int:
-    """Memory a new process could get: the smaller of what the kernel calls available and what the cgroup leaves."""
-    free = [_available()]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        free.append(int(text) - int(used.read_text()) + _reclaimable())
-    return max(min(free), 0)
 
 
 def accelerators() -> list[dict[str, str]]:
@@ -79,19 +70,3 @@ def core_flops() -> float:
     if done.returncode:
         raise RuntimeError(f"the speed probe ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
     return float(done.stdout)
-
-
-def _available() -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _reclaimable() -> int:
-    """File cache the cgroup counts as used but gives back on demand."""
-    stat = Path("/sys/fs/cgroup/memory.stat")
-    lines = stat.read_text().splitlines() if stat.is_file() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

@@ -24,19 +24,29 @@ from ml_collections import ConfigDict
 from recscale import models
 from recscale.scaling.counting.sizing import size
 from recscale.scaling.data import make_source
-from recscale.scaling.records.files import write_atomically
+from recscale.scaling.records.locks import hold
+from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.records.overrides import OverrideError, apply, leaves, parse
+from recscale.scaling.records.planned import (
+    PLAN,
+    intact_rows,
+    lost_rows,
+    read_plan,
+    read_sweep,
+    write_rows,
+    write_sweep,
+)
 from recscale.scaling.records.runs import FINISHED, read_record
 from recscale.scaling.training import group_id, resolved, run_id, shape_id, trunk_id
-from recscale.scaling.training.config import config_hash
-from recscale.scaling.training.schedule import run_examples, run_steps, train_flops_per_row
+from recscale.scaling.training.config import config_hash, default_warmup
+from recscale.scaling.training.preflight import check_settings, check_shape, refuse_without_effect, without_effect
+from recscale.scaling.training.schedule import run_examples, run_steps, train_flops_per_row, warmup_steps
+from recscale.scaling.training.step import step_options
 
 from . import machine, predict
 from .brought import brought, make_importable
-from .locks import hold
 
-PLAN = "plan.jsonl"
-SWEEP = "sweep.json"
+__all__ = ["append_stage", "make_plan", "read_plan", "read_sweep", "run_config", "write_plan", "write_sweep"]
 
 # Settings that cannot change a result: not part of a run's identity, free to differ between two launches of one plan.
 FREE_KEYS = ("data.root", "tracking.wandb", "tracking.project", "training.checkpoint_every_s")
@@ -45,6 +55,10 @@ FREE_KEYS = ("data.root", "tracking.wandb", "tracking.project", "training.checkp
 def is_free(assignment: str) -> bool:
     """Whether a `key=value` text sets something that cannot change a result."""
     return assignment.partition("=")[0].strip() in FREE_KEYS
+
+
+# Of the section `training`, what runs of one trunk may differ in while their warm-up is open.
+_VARIED = ("lr", "examples", "warmup_examples")
 
 
 class PlanError(ValueError):
@@ -82,12 +96,12 @@ def make_plan(
         OverrideError: a key or value that does not fit, naming the point.
         ValueError: an impossible target or configuration, naming the point.
     """
-    planner = _Planner(sweep, stage, cache_dir, folder)
+    assigned = [text.partition("=")[0].strip() for text in assignments]
+    planner = _Planner(sweep, stage, cache_dir, folder, assigned)
     for index, point in enumerate(points):
         try:
             laid = lay(config, point, assignments)
-            texts = [text.partition("=")[0].strip() for text in assignments]
-            planner.add(laid, pinned=[key for key in (*point, *texts) if key.startswith("model.")])
+            planner.add(laid, pinned=[key for key in (*point, *assigned) if key.startswith("model.")])
         except OverrideError as error:
             raise OverrideError(f"point {index} of sweep {sweep!r}, {dict(point)}: {error}") from error
         except ValueError as error:
@@ -115,15 +129,36 @@ def _overlay(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     return apply(config, values)
 
 
+@dataclasses.dataclass
+class _Run:
+    """A resolved run; targets: what its shape and length were chosen for."""
+
+    config: ConfigDict
+    counts: Any
+    source: Any
+    targets: dict[str, float]
+
+    @property
+    def examples(self) -> int:
+        return run_examples(self.config, self.source, run_steps(self.config, self.source))
+
+    @property
+    def train_flops(self) -> float:
+        return train_flops_per_row(self.counts, self.source) * self.examples
+
+
 class _Planner:
-    def __init__(self, sweep: str, stage: int, cache_dir: Path | str | None, folder: Path | None):
+    def __init__(
+        self, sweep: str, stage: int, cache_dir: Path | str | None, folder: Path | None, assigned: Sequence[str]
+    ):
         self.sweep, self.stage, self.cache_dir, self.folder = sweep, stage, cache_dir, folder
+        self.assigned = assigned
         self.core_flops = machine.core_flops()
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.configs: dict[str, ConfigDict] = {}
-        self.counts: dict[str, Any] = {}
+        self.runs: dict[str, _Run] = {}
         self.sources: dict[str, Any] = {}
         self.shapes: dict[str, ConfigDict] = {}
+        self.built: set[str] = set()
+        self.ignored: dict[str, str] | None = None  # assigned settings that no run so far reads
         self.notes: list[str] = []
 
     def add(self, config: ConfigDict, pinned: Sequence[str]) -> None:
@@ -148,13 +183,26 @@ class _Planner:
         counts = models.count(config.architecture, source.schema, config.model)
         if "budget_flops" in targets:
             config.training.examples = max(round(targets["budget_flops"] / train_flops_per_row(counts, source)), 1)
+        self._check(config, source)
+        ignored = without_effect(config, source, counts, self.assigned)
+        self.ignored = ignored if self.ignored is None else {k: w for k, w in ignored.items() if k in self.ignored}
         run = run_id(config)
-        if run not in self.rows:
-            self.configs[run], self.counts[run] = config, counts
-            self.rows[run] = self._row(config, run, counts, source, targets)
-        elif self.rows[run]["targets"] != (row := self._row(config, run, counts, source, targets))["targets"]:
-            asked, reached = _given(row["targets"]), _given(self.rows[run]["targets"])
+        if run not in self.runs:
+            self.runs[run] = _Run(config, counts, source, targets)
+        elif targets != self.runs[run].targets:
+            asked, reached = _given(targets), _given(self.runs[run].targets)
             self.notes.append(f"{config.architecture}: {asked} reaches the same run as {reached}; planned once")
+
+    def _check(self, config: ConfigDict, source: Any) -> None:
+        """Refuses what training would refuse or trip over; every distinct shape is built once."""
+        check_settings(config)
+        steps, rows = run_steps(config, source), source.requests * source.candidates
+        step_options(config.training, rows, warmup_steps(config, rows, [steps]))
+        model = resolved(config)["model"]
+        key = config_hash({"name": config.architecture, "of": model, "schema": source.schema.hash(), "rows": rows})
+        if key not in self.built:
+            check_shape(config, source)
+            self.built.add(key)
 
     def _source(self, config: ConfigDict) -> Any:
         training = config.training
@@ -179,58 +227,82 @@ class _Planner:
                 self.notes.append(f"{config.architecture}: {asked} is out of reach; the nearest shape has {off}")
         return self.shapes[key]
 
-    def _row(self, config: ConfigDict, run: str, counts: Any, source: Any, targets: dict[str, float]) -> dict[str, Any]:
-        examples = run_examples(config, source, run_steps(config, source))
-        train_flops = train_flops_per_row(counts, source) * examples
+    def finish(self) -> Plan:
+        """Rows of all runs, with what depends on those trained together: an open warm-up, and each job's cost."""
+        refuse_without_effect(self.ignored or {})
+        self._settle_warmup()
+        groups: dict[str, list[_Run]] = {}
+        for run in self.runs.values():
+            groups.setdefault(group_id(run.config), []).append(run)
+        costs = {group: self._cost(runs) for group, runs in groups.items()}
+        rows = {run_id(run.config): self._row(run, costs[group_id(run.config)]) for run in self.runs.values()}
+        return Plan(list(rows.values()), self.notes)
+
+    def _settle_warmup(self) -> None:
+        """A trunk warms up once, whatever branches off it: an open warm-up becomes that of its shortest run."""
+        trunks: dict[str, list[ConfigDict]] = {}
+        for run in self.runs.values():
+            if run.config.training.warmup_examples is None and run.config.training.examples:
+                plain = resolved(run.config)
+                plain.pop("seed")
+                plain["training"] = {key: plain["training"][key] for key in plain["training"] if key not in _VARIED}
+                trunks.setdefault(config_hash(plain), []).append(run.config)
+        for configs in trunks.values():
+            rows = default_warmup(min(config.training.examples for config in configs))
+            for config in configs:
+                config.training.warmup_examples = rows
+
+    def _cost(self, runs: Sequence[_Run]) -> dict[str, Any]:
+        """What rows of runs trained together say of their job, and `row_seconds`, seconds per row of a run."""
+        first, examples = runs[0], [run.examples for run in runs]
+        configs = [run.config for run in runs]
+        replicas = len({(config.seed, config.training.lr) for config in configs})
+        batch_rows = first.source.requests * first.source.candidates
+        rows = predict.job_steps(configs, examples) * batch_rows * replicas
+        sizes = {"replicas": replicas, "horizons": len(set(examples))}
+        memory = predict.peak_memory_bytes(first.config, first.source.schema, first.counts, **sizes)
+        free = machine.free_memory_bytes()
+        if memory > free:
+            name = f"{first.config.architecture} with {first.counts.dense_params:,} dense parameters"
+            room = f"predicted peak memory {byte_text(memory)}, but {byte_text(free)} are free here"
+            self.notes.append(f"{name}: {room}; launch it on a larger machine")
+        seconds = predict.seconds(train_flops_per_row(first.counts, first.source) * rows, rows, self.core_flops)
+        return {
+            "peak_memory_bytes": memory,
+            "checkpoint_bytes": predict.checkpoint_bytes(first.config, first.source.schema, first.counts, **sizes),
+            "job_seconds": round(seconds, 1),
+            "row_seconds": seconds / sum(examples),
+        }
+
+    def _row(self, run: _Run, cost: dict[str, Any]) -> dict[str, Any]:
+        config, targets = run.config, run.targets
         per_row = targets.get("train_flops")
-        whole = targets.get("budget_flops", None if per_row is None else per_row * examples)
+        whole = targets.get("budget_flops", None if per_row is None else per_row * run.examples)
         foreign = brought(config, self.folder)
         row = {
-            "run_id": run,
+            "run_id": run_id(config),
             "group_id": group_id(config),
             "shape_id": shape_id(config),
             "trunk_id": trunk_id(config),
             "sweep": self.sweep,
             "stage": self.stage,
             "config": json.loads(json.dumps(config.to_dict())),  # as it will be read back: no tuples
-            "counts": dataclasses.asdict(counts),
+            "counts": dataclasses.asdict(run.counts),
             "targets": {
                 "dense_params": targets.get("dense_params"),
                 "train_flops_per_row": per_row,
                 "train_flops": whole,
             },
-            "target_error": _target_error(targets, counts),
+            "target_error": _target_error(targets, run.counts),
             "predicted": {
-                "examples": examples,
-                "train_flops": train_flops,
+                "examples": run.examples,
+                "train_flops": run.train_flops,
                 "basis": "FLOPs counted; memory and seconds estimated",
+                **{name: value for name, value in cost.items() if name != "row_seconds"},
+                "seconds": round(cost["row_seconds"] * run.examples, 1),
             },
         }
         return row | ({"brought": foreign} if foreign else {})
-
-    def finish(self) -> Plan:
-        """Adds what depends on the runs trained together: predicted memory and seconds of each job."""
-        groups: dict[str, list[str]] = {}
-        for run, row in self.rows.items():
-            groups.setdefault(row["group_id"], []).append(run)
-        for runs in groups.values():
-            configs, first = [self.configs[run] for run in runs], runs[0]
-            examples = [self.rows[run]["predicted"]["examples"] for run in runs]
-            replicas = len({(config.seed, config.training.lr) for config in configs})
-            source, counts = self._source(configs[0]), self.counts[first]
-            rows = predict.job_steps(configs, examples) * source.requests * source.candidates * replicas
-            memory = predict.peak_memory_bytes(
-                configs[0], source.schema, counts, replicas=replicas, horizons=len(set(examples))
-            )
-            seconds = predict.seconds(train_flops_per_row(counts, source) * rows, rows, self.core_flops)
-            whole = sum(examples)
-            for run, count in zip(runs, examples, strict=True):
-                self.rows[run]["predicted"] |= {
-                    "peak_memory_bytes": memory,
-                    "job_seconds": round(seconds, 1),
-                    "seconds": round(seconds * count / whole, 1),
-                }
-        return Plan(list(self.rows.values()), self.notes)
 
 
 def write_plan(out: Path | str, plan: Plan, *, extend: bool = False) -> tuple[list[dict[str, Any]], int]:
@@ -243,20 +315,23 @@ def write_plan(out: Path | str, plan: Plan, *, extend: bool = False) -> tuple[li
     """
     out = Path(out)
     with hold(out / ".plan.lock", wait_s=30.0):
-        old = read_plan(out) if (out / PLAN).exists() else []
+        path, old = out / PLAN, intact_rows(out)
         part = config_hash({"runs": sorted(row["run_id"] for row in plan.rows)})
         new = [row for row in plan.rows if row["run_id"] not in {row["run_id"] for row in old}]
-        if old and not extend and not _same(old, plan.rows, part):
+        # Lines of this very sweep that were lost come back; lines of others stay lost, and `read_plan` says so.
+        mended = bool(new) and lost_rows([row for row in old if row["part"] == part]) == len(new)
+        if old and not (extend or mended) and not _same(old, plan.rows, part):
             raise PlanError(
-                f"{out / PLAN} holds another sweep: {difference(old, plan.rows)}. Give this one a folder of its own "
+                f"{path} holds another sweep: {difference(old, plan.rows)}. Give this one a folder of its own "
                 "(--out), or add its runs to the plan (--extend)"
             )
         taken = {row["job"] for row in old}
         jobs = {group: _job_name(group, taken) for group in dict.fromkeys(row["group_id"] for row in new)}
+        jobs |= {row["group_id"]: row["job"] for row in old if row["part"] == part}
         new = [row | {"job": jobs[row["group_id"]], "part": part} for row in new]
-        if new:
-            write_atomically(out / PLAN, "".join(json.dumps(row) + "\n" for row in [*old, *new]))
-    return [*old, *new], len(new)
+        damaged = path.exists() and len(path.read_bytes().splitlines()) != len(old)
+        rows = write_rows(out, [*old, *new]) if new or damaged else old
+    return rows, len(new)
 
 
 def append_stage(out: Path | str, points: Sequence[Mapping[str, Any]], derived_from: Iterable[str]) -> int:
@@ -276,24 +351,6 @@ def append_stage(out: Path | str, points: Sequence[Mapping[str, Any]], derived_f
     base, cache = run_config(rows[0]), Path(out) / "cache"
     plan = make_plan(base, points, sweep=rows[0]["sweep"], stage=stage, cache_dir=cache)
     return write_plan(out, plan, extend=True)[1]
-
-
-def read_plan(out: Path | str) -> list[dict[str, Any]]:
-    """Rows of `out/plan.jsonl`.
-
-    Raises:
-        FileNotFoundError: no plan there. ValueError: a line is not JSON; names the line.
-    """
-    path = Path(out) / PLAN
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; plan a sweep first: recscale plan FILE --out {out}")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error})") from error
-    return rows
 
 
 def run_config(row: Mapping[str, Any], overrides: Iterable[str] = ()) -> ConfigDict:
@@ -329,17 +386,6 @@ def difference(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]
         if old_values.get(key) != new_values.get(key) and key not in FREE_KEYS
     ]
     return text + (f"; {'; '.join(changes[:5])}" if changes else "") + ("; ..." if len(changes) > 5 else "")
-
-
-def write_sweep(out: Path | str, facts: Mapping[str, Any]) -> None:
-    """Replaces `out/sweep.json`: the sweep's name, its file, and the options of its report."""
-    write_atomically(Path(out) / SWEEP, json.dumps(facts, indent=1, sort_keys=True) + "\n")
-
-
-def read_sweep(out: Path | str) -> dict[str, Any]:
-    """`out/sweep.json`, empty where there is none."""
-    path = Path(out) / SWEEP
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _same(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], part: str) -> bool:

@@ -12,14 +12,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from recscale.models.inputs import Schema
-from recscale.scaling.training.schedule import program
+from recscale.scaling.training.config import KEPT_CHECKPOINTS
+from recscale.scaling.training.schedule import program, warmup_steps
 
 # Python, jax, the compiler's own memory and a few programs.
 BASE_BYTES = 900e6
 
-# Copies of the dense parameters alive at the peak of a step: value, gradient, update and the checkpoint's host copy,
-# besides the optimiser's moments.
-_DENSE_COPIES = 4
+# Copies of the dense parameters alive at the peak of a step besides the state: gradient, update and the checkpoint's
+# host copy.
+_DENSE_COPIES = 3
 _MOMENTS = {"adamw": 2, "adam": 2, "rmsprop": 1, "adagrad": 1}
 
 # Row optimiser state per table: floats per row and per value.
@@ -46,7 +47,7 @@ def job_steps(configs: Sequence[ConfigDict], examples: Sequence[int]) -> int:
     training = configs[0].training
     rows = training.requests * training.candidates
     horizons = [math.ceil(count / rows) for count in examples]
-    warmup = math.ceil(training.warmup_examples / rows)
+    warmup = warmup_steps(configs[0], rows, horizons)
     return sum(segment.steps for segment in program(horizons, training.schedule, training.decay_fraction, warmup))
 
 
@@ -58,23 +59,33 @@ def peak_memory_bytes(config: ConfigDict, schema: Schema, counts: Any, *, replic
             the trunk waits while a branch decays.
     """
     training = config.training
-    copies = _DENSE_COPIES + _MOMENTS.get(training.optimizer, 2)
-    trunk = 1 + _MOMENTS.get(training.optimizer, 2) if horizons > 1 else 0
-    dense = 4 * counts.dense_params * (copies + trunk)
-    per_row, per_value = _ROW_STATE.get(training.embedding_optimizer, (1, 2))
-    table_copies = 2 + (horizons > 1)  # the state, the checkpoint's host copy, the waiting trunk
-    shapes = schema.tables().values()
-    tables = 4 * table_copies * sum(rows * (width * (1 + per_value) + per_row) for rows, width in shapes)
+    dense, tables = _state_bytes(config, schema, counts)
     fan_in = max(math.sqrt(counts.dense_params / _LAYERS), _LEAST_FAN_IN)
     activations = _ACTIVATION_COPIES * (counts.forward_flops_per_row / 2 / fan_in + _input_width(schema))
     batch = 4 * training.requests * training.candidates * activations
     holdout = 4 * config.data.holdout_rows * _input_width(schema)
-    return round(BASE_BYTES + replicas * (dense + tables + batch) + holdout)
+    states = 2 if horizons > 1 else 1
+    own = states * (dense + tables) + 4 * counts.dense_params * _DENSE_COPIES + tables  # and the tables' host copy
+    return round(BASE_BYTES + replicas * (own + batch) + holdout)
+
+
+def checkpoint_bytes(config: ConfigDict, schema: Schema, counts: Any, *, replicas: int, horizons: int) -> int:
+    """Predicted size of a job's checkpoints on disk: those kept and one being written; arguments as above."""
+    states = 2 if horizons > 1 else 1
+    return (KEPT_CHECKPOINTS + 1) * states * replicas * sum(_state_bytes(config, schema, counts))
 
 
 def seconds(train_flops: float, rows: float, core_flops: float) -> float:
     """Predicted seconds of training on one core: FLOPs at a share of the probe's speed, rows at a fixed cost each."""
     return _COMPILE_S + train_flops / (_EFFICIENCY * core_flops) + rows * _ROW_S
+
+
+def _state_bytes(config: ConfigDict, schema: Schema, counts: Any) -> tuple[int, int]:
+    """Bytes of one replica's state: dense parameters and their moments; embedding tables and theirs."""
+    training = config.training
+    per_row, per_value = _ROW_STATE.get(training.embedding_optimizer, (1, 2))
+    tables = sum(rows * (width * (1 + per_value) + per_row) for rows, width in schema.tables().values())
+    return 4 * counts.dense_params * (1 + _MOMENTS.get(training.optimizer, 2)), 4 * tables
 
 
 def _input_width(schema: Schema) -> int:

@@ -125,11 +125,13 @@ def plan(file: str, planning: _Planning, as_json: bool) -> None:
 @_JSON
 def launch(target: str, planning: _Planning, running: _Running, as_json: bool) -> None:
     """Train every unfinished run of a planned folder OUT, or plan a sweep FILE first. Stopped runs go on."""
+    from recscale.scaling.records.planned import PLAN, SWEEP
+
     from .plan import FREE_KEYS, is_free
 
     run = running.executor()
     with _errors():
-        if (Path(target) / "plan.jsonl").exists():
+        if any((Path(target) / name).exists() for name in (PLAN, SWEEP)):
             fixed = [text for text in planning.assignments if not is_free(text)]
             if fixed or planning.extend or planning.out:
                 raise click.UsageError(
@@ -179,6 +181,11 @@ def collect(out: Path, as_json: bool) -> None:
     click.echo(f"{out / TABLE}: {len(table)} runs, {', '.join(f'{count} {name}' for name, count in counts.items())}")
     if as_json:
         _json({"out": str(out), "table": str(out / TABLE), "runs": len(table), "statuses": counts})
+    lost = list(table.loc[table["status"] == "lost", "run_id"])
+    if lost:
+        shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+        message = f"{len(lost)} planned runs have no record: {shown}; train them with: recscale launch {out}"
+        raise click.ClickException(message)
 
 
 @click.command()
@@ -302,11 +309,10 @@ def _json(value: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
-    """Two conditions of this machine, not faults: a busy folder and an optional dependency that is missing."""
-    from .locks import Busy
+    """A condition of this machine, no fault: an optional dependency that is missing."""
     from .slurm import MissingExtra
 
     try:
         yield
-    except (Busy, MissingExtra) as error:
+    except MissingExtra as error:
         raise click.ClickException(str(error)) from error

@@ -34,10 +34,10 @@ from typing import Any
 import click
 
 from recscale.scaling.host_memory import keep_freed_memory
+from recscale.scaling.records.locks import hold
 
 from . import machine
 from .job import labels, mark_failed
-from .locks import hold
 
 TRAINER = "recscale.scaling.training:train_group"
 
@@ -60,7 +60,7 @@ def train_job(
     """Trains the runs of one planned job and returns their records.
 
     Raises:
-        BlockingIOError: another process holds the job.
+        Busy: another process holds the job.
         Whatever the trainer raises.
     """
     from recscale.scaling.training import RunSpec

@@ -70,7 +70,7 @@ def load(
         root: a recbole 1.2.1 wheel, GroupLens' ml-100k.zip, or a folder holding either, packed or unpacked.
         max_dropped: largest share of rejected rows accepted.
         allow_modified: read files whose checksum differs from the published one; recorded as a warning in the facts.
-        cache_dir: folder of packed copies; None = `packed` beside the files.
+        cache_dir: folder to pack into; None = `packed` beside the files, where a packed copy is looked for first.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -78,15 +78,16 @@ def load(
         TooManyRowsDropped: more than `max_dropped` of the rows was rejected.
     """
     tables = find_tables(root)
-    warnings = verify(tables, allow_modified=allow_modified)
     key = hashlib.sha256(f"{tables.digest()} {CONVERTER_VERSION} {ADAPTER_VERSION}".encode()).hexdigest()[:16]
     beside = Path(root) if Path(root).is_dir() else Path(root).parent
-    folder = (Path(cache_dir) if cache_dir is not None else beside / "packed") / NAME / key
-    if is_complete(folder):
-        log = PackedLog(folder)
-        log.report.check(NAME, max_dropped)
-        return log
-    return write_packed(convert(tables, max_dropped=max_dropped, warnings=warnings), folder)
+    places = [beside / "packed", *([] if cache_dir is None else [Path(cache_dir)])]
+    for folder in (place / NAME / key for place in places if place.is_dir()):
+        if is_complete(folder):  # somebody accepted these very files
+            log = PackedLog(folder)
+            log.report.check(NAME, max_dropped)
+            return log
+    warnings = verify(tables, allow_modified=allow_modified)
+    return write_packed(convert(tables, max_dropped=max_dropped, warnings=warnings), places[-1] / NAME / key)
 
 
 def movielens_100k(asked: SourceRequest) -> Source:

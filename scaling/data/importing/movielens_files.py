@@ -143,7 +143,8 @@ def verify(tables: Tables, *, allow_modified: bool = False) -> list[str]:
             )
     if warnings and not allow_modified:
         raise ValueError(
-            f"{NAME}: " + "\n".join(warnings) + f"\nUse allow_modified to read it all the same. {HOW_TO_GET}"
+            f"{NAME}: " + "\n".join(warnings) + "\nTo read it all the same convert it first: recscale data "
+            f"{NAME} --source {tables.origin} --out DIR --allow-modified. {HOW_TO_GET}"
         )
     return warnings
 

@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Array, UInt32
 
 from recscale.models.inputs import Batch, CandidateSide, Field, History, Schema, Sequence, Task, UserSide
+from recscale.scaling.data.source import ENDLESS_REQUESTS
 
 from .config import CANDIDATE_FIELDS, CROSS_FIELDS, REQUEST_FIELDS, TASK_NAMES, KnownTruthConfig
 from .draw import Drawn, draw
 from .logit_parts import DRIFT_FIELD, HISTORY_CODE, ITEM, SEQUENCE, Rows, pair_column, pair_id, permute
 from .world import World, history_word, signs
 
-FIRST_EVALUATION_REQUEST = 2**31  # requests from here on are never trained on
+FIRST_EVALUATION_REQUEST = ENDLESS_REQUESTS  # requests from here on are never trained on
 
 
 def make_schema(config: KnownTruthConfig) -> Schema:

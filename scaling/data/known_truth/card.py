@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import expit
 
 from recscale.scaling.records.files import write_atomically
+from recscale.scaling.records.sealed import sealed, unsealed
 
 from .config import BLOCK, TASK_NAMES, KnownTruthConfig
 from .exact import drift_offsets, order_variances, part_variances, sample
@@ -42,12 +43,10 @@ def card(world: World, *, rows: int | None = None, cache_dir: str | Path | None 
     key = (world.config.truth_hash, rows)
     if key not in _CARDS:
         path = Path(cache_dir) / f"known_truth_card_{key[0]}_{rows}.json" if cache_dir is not None else None
-        if path is not None and path.is_file():
-            _CARDS[key] = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            _CARDS[key] = _compute(world, rows)
-            if path is not None:
-                write_atomically(path, json.dumps(_CARDS[key], indent=1))
+        stored = unsealed(path.read_bytes()) if path is not None and path.is_file() else None
+        _CARDS[key] = _compute(world, rows) if stored is None else stored
+        if path is not None and stored is None:
+            write_atomically(path, sealed(_CARDS[key], indent=1))
     return json.loads(json.dumps(_CARDS[key]))
 
 

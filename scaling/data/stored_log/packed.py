@@ -89,7 +89,9 @@ def write_packed(log: LogArrays, folder: str | os.PathLike[str]) -> PackedLog:
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise OSError(f"cannot write the packed log next to {folder}: {error}; give another cache_dir") from error
+        raise OSError(
+            f"cannot write the packed log next to {folder}: {error}; make the folder writable, or choose another --out"
+        ) from error
     try:
         for path, array in _columns(log).items():
             _write_array(building / path, array)

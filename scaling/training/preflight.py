@@ -1,0 +1,167 @@
+"""What is refused before any work is done: settings out of their range or without effect, and shapes that cannot be
+built. The planner asks for every run it plans, training before its first step."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from recscale.models.counts import Count
+from recscale.scaling import host_memory
+from recscale.scaling.counting.abstract import forward_program
+from recscale.scaling.data.source import Source
+from recscale.scaling.records.number_text import byte_text
+from recscale.scaling.records.overrides import leaves
+
+from .config import KEPT_CHECKPOINTS
+from .wandb_mirror import require_login
+
+Test = tuple[Callable[[Any], bool], str]
+
+_POSITIVE: Test = (lambda x: 0 < x < math.inf, "a finite number above 0")
+_NOT_NEGATIVE: Test = (lambda x: 0 <= x < math.inf, "a finite number, 0 or above")
+_BELOW_ONE: Test = (lambda x: 0 <= x < 1, "a share in [0, 1)")
+_SHARE: Test = (lambda x: 0 <= x <= 1, "a share between 0 and 1")
+_COUNT: Test = (lambda x: x >= 1, "at least 1")
+_SEED: Test = (lambda x: 0 <= x < 2**32, "a number from 0 to 2^32 - 1")
+
+_RANGES: dict[str, Test] = {
+    "seed": _SEED,
+    "data.log_seed": _SEED,
+    "data.history_length": _NOT_NEGATIVE,
+    "data.holdout_rows": _COUNT,
+    "data.passes": _COUNT,
+    "training.requests": _COUNT,
+    "training.candidates": _COUNT,
+    "training.examples": _NOT_NEGATIVE,
+    "training.lr": _POSITIVE,
+    "training.b1": _BELOW_ONE,
+    "training.b2": _BELOW_ONE,
+    "training.eps": _POSITIVE,
+    "training.weight_decay": _NOT_NEGATIVE,
+    "training.clip_norm": _NOT_NEGATIVE,
+    "training.suffix_alpha": _NOT_NEGATIVE,
+    "training.suffix_beta": _NOT_NEGATIVE,
+    "training.embedding_lr": _POSITIVE,
+    "training.embedding_eps": _POSITIVE,
+    "training.embedding_init_std": _POSITIVE,
+    "training.value_lr": _POSITIVE,
+    "training.value_lr_decay_examples": _NOT_NEGATIVE,
+    "training.value_clip_norm": _NOT_NEGATIVE,
+    "training.value_weight_decay": _NOT_NEGATIVE,
+    "training.warmup_examples": _NOT_NEGATIVE,
+    "training.decay_fraction": _SHARE,
+    "training.log_every_examples": _NOT_NEGATIVE,
+    "training.checkpoint_every_s": _NOT_NEGATIVE,
+}
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Checks every number that has a range, and what no run can use.
+
+    Raises:
+        ValueError: names every setting that is wrong, its value and what it may be.
+    """
+    values = leaves(config)
+    wrong = [
+        f"{key} is {values[key]!r}, expected {words}"
+        for key, (fits, words) in _RANGES.items()
+        if values.get(key) is not None and not fits(values[key])
+    ]
+    batch = config.training.requests * config.training.candidates
+    if 0 < config.training.examples < batch:
+        wrong.append(f"training.examples is {config.training.examples}, expected at least one batch of {batch} rows")
+    targets = {name: value for name, value in config.size.items() if value is not None}
+    if targets:
+        name, value = next(iter(targets.items()))
+        wrong.append(
+            f"size.{name} is {value:g}, a target that only the planner of a sweep turns into a shape; find one with: "
+            f"recscale size {config.architecture} --dense-params 1e5"
+        )
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    if config.tracking.wandb == "online":
+        require_login()
+
+
+def check_shape(config: ConfigDict, source: Source) -> None:
+    """Builds the model as shapes alone and traces one forward pass.
+
+    Raises:
+        ValueError: it cannot be built or run; names the architecture and the first cause.
+    """
+    try:
+        program, arguments = forward_program(
+            config.architecture, source.schema, config.model, source.requests, source.candidates
+        )
+        jax.eval_shape(program, *arguments)
+    except Exception as error:  # whatever a model raises, this shape is not to be planned
+        cause = str(error).strip().splitlines()
+        raise ValueError(
+            f"{config.architecture} cannot be built with these settings: {cause[0] if cause else type(error).__name__}"
+        ) from error
+
+
+def state_bytes(shapes: Any) -> int:
+    """Bytes of a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def check_room(needed: int, folder: Path) -> None:
+    """Compares the bytes of a state, which memory holds once and the disk in every checkpoint, with what is free.
+
+    Raises:
+        ValueError: it does not fit; names both numbers and what to change.
+    """
+    free = host_memory.free_bytes()
+    if jax.default_backend() == "cpu" and needed > free:
+        raise ValueError(
+            f"the state alone takes {byte_text(needed)} of memory, and {byte_text(free)} are free: train fewer seeds "
+            "and rates together, lower the model's sizes or the data's vocabularies, or use a larger machine"
+        )
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free, stored = shutil.disk_usage(place).free, (KEPT_CHECKPOINTS + 1) * needed  # one more while it is written
+    if stored > free:
+        raise ValueError(
+            f"checkpoints take {byte_text(stored)} of disk, and {byte_text(free)} are free at {place}: free "
+            "some, or choose another folder with --out"
+        )
+
+
+def without_effect(config: ConfigDict, source: Source, counts: Count, keys: Iterable[str]) -> dict[str, str]:
+    """{key: why} of the settings among `keys` that this run, of a model with these counts, would ignore."""
+    t, known_truth = config.training, config.data.name == "known_truth"
+    histories = bool(source.schema.sequences)
+    reasons: dict[str, tuple[bool, str]] = {
+        "data.root": (known_truth, "the known-truth log has no files"),
+        "data.preset": (not known_truth, "only the known-truth log has presets"),
+        "data.log_seed": (not known_truth and config.data.order != "shuffle", "data.order is not 'shuffle'"),
+        "data.history_length": (not histories, "the data has no history"),
+        "training.b1": (t.optimizer not in ("adam", "adamw"), f"training.optimizer is {t.optimizer!r}"),
+        "training.b2": (t.optimizer == "adagrad", "training.optimizer is 'adagrad'"),
+        "training.decay_fraction": (t.schedule != "wsd", f"training.schedule is {t.schedule!r}"),
+        "training.decay_shape": (t.schedule != "wsd", f"training.schedule is {t.schedule!r}"),
+        "training.value_lr_decay_examples": (
+            t.value_lr_rule != "linear",
+            f"training.value_lr_rule is {t.value_lr_rule!r}",
+        ),
+    }
+    if not source.schema.tables():
+        reasons |= {key: (True, "the data has no ids") for key in _RANGES if key.startswith("training.embedding_")}
+    if not counts.memory_params:
+        names = [key for key in leaves(config) if key.startswith("training.value_")]
+        reasons |= {key: (True, f"{config.architecture} has no memory") for key in names}
+    return {key: reasons[key][1] for key in keys if key in reasons and reasons[key][0]}
+
+
+def refuse_without_effect(found: dict[str, str]) -> None:
+    """Raises ValueError, naming each setting of `without_effect` and why it changes nothing."""
+    if found:
+        named = "; ".join(f"{key} would be ignored: {why}" for key, why in found.items())
+        raise ValueError(f"{named}. Leave it out")
