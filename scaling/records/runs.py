@@ -137,7 +137,8 @@ def collect(out: Path | str) -> pd.DataFrame:
                 f"{folder} holds the record of run {record['run_id']}: it was copied or renamed; take it out with "
                 f"`mv {shlex.quote(str(folder))} {shlex.quote(str(out))}`"
             )
-        check_metrics(folder, record)
+        if (folder / METRICS).exists():  # the table needs none; launching says what is missing
+            check_metrics(folder, record)
     records = list(found.values())
     if (out / PLAN).exists() or (out / SWEEP).exists():
         records = _joined(out, {folder.name: record for folder, record in found.items()})

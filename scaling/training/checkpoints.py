@@ -14,7 +14,7 @@ import hashlib
 import logging
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +35,11 @@ _ARRAYS, _INTERVAL = "arrays", "interval.npz"
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held; interval: name -> [steps, ...], empty between logging intervals."""
+    """What a checkpoint held."""
 
     position: dict[str, Any]
     state: Any
     trunk: Any | None
-    interval: dict[str, np.ndarray]
 
 
 class Checkpoints:
@@ -59,21 +58,16 @@ class Checkpoints:
         self._arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler())
         self.discarded: list[dict[str, Any]] = []
 
-    def save(
-        self,
-        tick: int,
-        position: dict[str, Any],
-        state: Any,
-        trunk: Any | None,
-        interval: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
-        """Stores a state; `tick` grows along the program, `position` is plain JSON."""
+    def save(self, tick: int, position: dict[str, Any], state: Any, trunk: Any | None) -> None:
+        """Stores a state; `tick` grows along the program, `position` is plain JSON but for its `interval`, the metrics
+        of an unfinished logging interval: name -> array [steps, ...]."""
+        interval, position = position.get("interval", {}), {k: v for k, v in position.items() if k != "interval"}
         folder = self.folder / str(tick)
         _remove(folder)
         folder.mkdir()
         trees = {name: _flat(tree) for name, tree in (("state", state), ("trunk", trunk)) if tree is not None}
         self._arrays.save(folder / _ARRAYS, args=ocp.args.StandardSave(trees))
-        np.savez(folder / _INTERVAL, **(interval or {}))  # pyright: ignore[reportArgumentType]  # none is allow_pickle
+        np.savez(folder / _INTERVAL, **interval)  # pyright: ignore[reportArgumentType]  # none is allow_pickle
         manifest = {
             "format": FORMAT,
             "position": position,
@@ -133,9 +127,9 @@ class Checkpoints:
         wanted = {name: flat for name in manifest["arrays"]}
         trees = self._arrays.restore(folder / _ARRAYS, args=ocp.args.StandardRestore(wanted))
         with np.load(folder / _INTERVAL) as stored:
-            interval = dict(stored)
+            position = manifest["position"] | {"interval": dict(stored)}
         trunk = _unflat(trees["trunk"], like) if "trunk" in trees else None
-        return Restored(manifest["position"], _unflat(trees["state"], like), trunk, interval)
+        return Restored(position, _unflat(trees["state"], like), trunk)
 
     def _verified(self, tick: int) -> tuple[dict[str, Any] | None, str | None]:
         """The manifest of a checkpoint whose files are all as they were written, or why there is none."""

@@ -155,7 +155,7 @@ class _Loop:
         if restored is None:
             return {"segment": 0, "step": 0}, fresh, None, []
         self.clock.resume_from(restored.position["wall_s"])
-        return restored.position, restored.state, restored.trunk, unstack(restored.interval)
+        return restored.position, restored.state, restored.trunk, unstack(restored.position["interval"])
 
     def _unfit(self, position: dict[str, Any]) -> str | None:
         if position["signature"] != self.group.signature:
@@ -243,9 +243,10 @@ class _Loop:
             "signature": self.group.signature,
             "metrics": self.ledger.marks(),
             "wall_s": self.clock.wall_s,
+            "interval": stack(interval),
         }
         with self.clock.pause():
-            self.checkpoints.save(self._done(index, step), position, state, trunk, stack(interval))
+            self.checkpoints.save(self._done(index, step), position, state, trunk)
         self.saved = time.monotonic()
 
     def _done(self, index: int, step: int) -> int:

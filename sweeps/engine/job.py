@@ -11,7 +11,7 @@ from typing import Any
 
 from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.records.planned import labels, planned_record
-from recscale.scaling.records.runs import FINISHED, read_record, write_record
+from recscale.scaling.records.runs import FINISHED, check_metrics, read_record, write_record
 
 __all__ = ["Job", "check_disk", "count", "labels", "mark_failed", "pending_jobs", "run_statuses"]
 
@@ -46,7 +46,11 @@ class Job:
 
 
 def pending_jobs(out: Path, rows: Sequence[dict[str, Any]]) -> list[Job]:
-    """Jobs with an unfinished run, longest predicted first (so that the last to end is short)."""
+    """Jobs with an unfinished run, longest predicted first (so that the last to end is short).
+
+    Raises:
+        ValueError: a record, or the metrics of a finished run, are damaged; the message says what to do.
+    """
     jobs: dict[str, Job] = {}
     for row in rows:
         jobs.setdefault(row["job"], Job(row["job"], [])).rows.append(row)
@@ -70,6 +74,9 @@ def check_disk(out: Path, jobs: Iterable[Job]) -> None:
 def run_statuses(out: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Run id -> status as recorded, "planned" where there is no record yet."""
     found = {row["run_id"]: read_record(out / "runs" / row["run_id"]) for row in rows}
+    for run, record in found.items():
+        if record is not None:
+            check_metrics(out / "runs" / run, record)
     return {run: "planned" if record is None else record["status"] for run, record in found.items()}
 
 

@@ -13,7 +13,7 @@ STATE = {"w": jnp.arange(50_000.0), "s": jnp.int32(1)}
 
 
 def position(step):
-    return {"segment": 0, "step": step, "signature": "x", "wall_s": 1.0}
+    return {"segment": 0, "step": step, "signature": "x", "wall_s": 1.0, "interval": {"loss": np.arange(step)}}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def saved(tmp_path_factory):
     checkpoints = Checkpoints(folder)
     for step in (1, 2, 3):
         state = {"w": STATE["w"] + step, "s": jnp.int32(step)}
-        checkpoints.save(step, position(step), state, STATE if step == 3 else None, {"loss": np.arange(step)})
+        checkpoints.save(step, position(step), state, STATE if step == 3 else None)
     checkpoints.close()
     return folder
 
@@ -36,10 +36,10 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
     checkpoints = Checkpoints(folder)
     found = checkpoints.restore(STATE)
-    assert found.position == position(3) and checkpoints.discarded == []
+    assert found.position["step"] == 3 and checkpoints.discarded == []
     np.testing.assert_array_equal(found.state["w"], STATE["w"] + 3)
     np.testing.assert_array_equal(found.trunk["w"], STATE["w"])
-    np.testing.assert_array_equal(found.interval["loss"], [0, 1, 2])
+    np.testing.assert_array_equal(found.position["interval"]["loss"], [0, 1, 2])
     assert Checkpoints(folder.parent / "none").restore(STATE) is None
 
 
