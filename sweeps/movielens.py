@@ -19,7 +19,6 @@ def get_config(architecture: str = "rankmixer") -> ConfigDict:
     config.data.preset = ""  # of the known-truth log only
     config.training.requests = 256
     config.training.examples = 0  # every row of one pass
-    config.training.warmup_examples = 5_000
     return config
 
 

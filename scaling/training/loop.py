@@ -27,7 +27,15 @@ from .clock import Clock
 from .group import Group, RunSpec
 from .intervals import stack, summarise, unstack
 from .ledger import Ledger
-from .preflight import check_room, check_settings, check_shape, refuse_without_effect, state_bytes, without_effect
+from .preflight import (
+    check_holdout,
+    check_room,
+    check_settings,
+    check_shape,
+    refuse_without_effect,
+    state_bytes,
+    without_effect,
+)
 from .rows.memory_usage import holdout_usage
 from .schedule import NEVER, GroupSchedule, Segment
 from .step import TrainState, make_trainer
@@ -110,6 +118,7 @@ class _Loop:
         self.group, self.ledger, self.progress = group, ledger, progress
         self.schedule = GroupSchedule(group, self.source)
         refuse_without_effect(without_effect(self.config, self.source, self.schedule.counts, assigned))
+        check_holdout(self.config, self.source)
         check_shape(self.config, self.source)
         self.trainer = make_trainer(self.config, self.source, group.replicas, self.schedule.warmup)
         # While a branch decays, the trunk waits in memory and in the checkpoint.

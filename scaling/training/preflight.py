@@ -108,6 +108,18 @@ def check_shape(config: ConfigDict, source: Source) -> None:
         ) from error
 
 
+def check_holdout(config: ConfigDict, source: Source) -> None:
+    """Raises ValueError if there is no row to evaluate a run on; what makes its rows itself always has some."""
+    if source.on_device:
+        return
+    held = source.facts().get("holdout_requests", {})
+    if held.get("test", 1) == 0 or next(iter(source.holdout()), None) is None:
+        raise ValueError(
+            f"data set {config.data.name!r} has no held-out row to evaluate a run on (requests held out: {held}): its "
+            "users have too few rows for the split; give it more rows"
+        )
+
+
 def state_bytes(shapes: Any) -> int:
     """Bytes of a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

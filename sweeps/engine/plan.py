@@ -39,7 +39,13 @@ from recscale.scaling.records.planned import (
 from recscale.scaling.records.runs import FINISHED, read_record
 from recscale.scaling.training import group_id, resolved, run_id, shape_id, trunk_id
 from recscale.scaling.training.config import config_hash, default_warmup
-from recscale.scaling.training.preflight import check_settings, check_shape, refuse_without_effect, without_effect
+from recscale.scaling.training.preflight import (
+    check_holdout,
+    check_settings,
+    check_shape,
+    refuse_without_effect,
+    without_effect,
+)
 from recscale.scaling.training.schedule import run_examples, run_steps, train_flops_per_row, warmup_steps
 from recscale.scaling.training.step import step_options
 
@@ -201,6 +207,7 @@ class _Planner:
         model = resolved(config)["model"]
         key = config_hash({"name": config.architecture, "of": model, "schema": source.schema.hash(), "rows": rows})
         if key not in self.built:
+            check_holdout(config, source)
             check_shape(config, source)
             self.built.add(key)
 

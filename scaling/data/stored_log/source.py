@@ -71,11 +71,6 @@ class GrainSource:
         if not len(self._train):
             raise ValueError(f"log {log.name!r} at {log.folder} has no training row")
         self._holdout = {name: groups(*log.splits[name]) for name in ("valid", "test")}
-        if not len(self._holdout["test"]):
-            raise ValueError(
-                f"log {log.name!r} at {log.folder} has no test row, so no run on it can be evaluated: its users have "
-                "too few rows for the split; give it more rows"
-            )
         self._held = {name: _evenly(part, holdout_rows, candidates) for name, part in self._holdout.items()}
         self.batches_per_pass = -(-len(self._train) // requests)
         self.batches = self.batches_per_pass * passes
