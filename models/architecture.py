@@ -1,13 +1,22 @@
-"""What a model file registers: its config, how to build it, and its closed forms."""
+"""What a model file registers: its config, how to build it, and its closed forms; and the usual ways to build it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
 
 from .counts import Flops, Params
-from .inputs.history import TokenShape
+from .inputs.flat import plan_flat
+from .inputs.history import NO_TOKENS, TokenShape
+from .inputs.schema import Schema
+from .inputs.tokenizers import TokenPlan, plan_tokens
+
+Model = TypeVar("Model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,3 +63,28 @@ class RankerSpec:
     count_params: Callable[..., Params]
     count_flops: Callable[..., Flops]
     size_space: Callable[..., Iterable[dict[str, Any]]]
+
+
+def builder(model: Callable[..., Model], plan: Callable[..., Any]) -> Callable[..., Model]:
+    """The `build` of a backbone or ranker that is made of a plan, the number of tasks and its config."""
+
+    def build(
+        config: Any, schema: Schema, *tokens: TokenShape, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Model:
+        return model(plan(config, schema, *tokens), len(schema.tasks), config, dtype=dtype, rngs=rngs)
+
+    return build
+
+
+def token_builder(model: Callable[..., Model]) -> Callable[..., Model]:
+    """The `build` of a backbone made of its tokens' plan, the number of tasks and its config."""
+
+    def plan(config: Any, schema: Schema, tokens: TokenShape = NO_TOKENS) -> TokenPlan:
+        return plan_tokens(schema, config, config.width, tokens)
+
+    return builder(model, plan)
+
+
+def flat_builder(model: Callable[..., Model]) -> Callable[..., Model]:
+    """The `build` of a backbone made of the plan of its flat inputs, the number of tasks and its config."""
+    return builder(model, lambda config, schema, tokens=NO_TOKENS: plan_flat(schema, tokens))

@@ -9,6 +9,7 @@ whose gradient nobody needs: those FLOPs are `unneeded` once each.
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,7 @@ class Flops:
     step_training: int = 0
 
     def __add__(self, other: Flops) -> Flops:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Flops(*(a + b for a, b in pairs))
+        return Flops(*map(operator.add, vars(self).values(), vars(other).values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Params:
     slots: int = 0
 
     def __add__(self, other: Params) -> Params:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Params(*(a + b for a, b in pairs))
+        return Params(*map(operator.add, vars(self).values(), vars(other).values()))
 
 
 @dataclasses.dataclass(frozen=True)

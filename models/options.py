@@ -27,9 +27,10 @@ class Options:
     """
 
     def __post_init__(self) -> None:
+        defaults = _defaults(type(self))  # a config is made thousands of times while a size is looked for
         for name, hint in _choices(type(self)):
             value = getattr(self, name)
-            if not _fits(value, hint):
+            if value is not defaults[name] and not _fits(value, hint):
                 raise ValueError(f"{name} is {value!r}, expected {_describe(hint)}")
 
 
@@ -53,7 +54,7 @@ def refuse_unused(config: Any, reason: str, **flags: Any) -> None:
 
     reason: why they have no effect there, and the mend.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    defaults = _defaults(type(config))
     for name, value in flags.items():
         if value != defaults[name]:
             raise ValueError(f"{name} is {value!r} and has no effect: {reason}, or leave it at {defaults[name]!r}")
@@ -83,6 +84,11 @@ def freeze(config_type: type[T], values: Mapping[str, Any], where: str = "config
 def _hints(config_type: type) -> dict[str, Any]:
     hints = typing.get_type_hints(config_type)
     return {field.name: hints[field.name] for field in dataclasses.fields(config_type)}
+
+
+@functools.cache
+def _defaults(config_type: type) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(config_type)}
 
 
 @functools.cache

@@ -6,13 +6,16 @@ from 1e7 on they are multiples of 128 or 64, which matrix units prefer.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from .inputs.history import TokenShape
+from .counts import Params
+from .inputs.history import NO_TOKENS, TokenShape
 from .inputs.schema import Schema
-from .inputs.tokenizers import TokenizerOptions, possible_tokens
+from .inputs.tokenizers import TokenizerOptions, plan_tokens, possible_tokens
 
 LARGE = 1e7
 
@@ -64,6 +67,7 @@ def mlp_shapes(params: Callable[[Shape], int], layers: int, target: float) -> It
     if layers < 1:
         yield ()
         return
+    params = functools.cache(params)  # steps ask for the same shapes
     for grain in grains(target, (128, 64)):
         equal = solve_increasing(lambda w: params((w,) * layers), target, grain)
         yield (equal,) * layers
@@ -93,11 +97,11 @@ def solve_widths(
     """
     distorted: list[tuple[float, float, int, dict[str, Any]]] = []
     for fixed, free, ideal in shapes:
+        at = functools.cache(lambda value, fixed=fixed, free=free: params(fixed | {free: value}))
         steps = [math.lcm(grain, multiple) for grain in grains(target, large)]
-        values = [solve_increasing(lambda x, f=fixed, n=free: params(f | {n: x}), target, step) for step in steps]
-        for value in dict.fromkeys(values):
+        for value in dict.fromkeys(solve_increasing(at, target, step) for step in steps):
             distortion = abs(math.log2(value / ideal))
-            miss = abs(math.log(params(fixed | {free: value}) / target))
+            miss = abs(math.log(at(value) / target))
             miss = miss if miss > _MISS else 0.0
             if distortion <= 1 and not miss:
                 yield fixed | {free: value}
@@ -136,32 +140,52 @@ def _one_fixed(params, layers: int, target: float, grain: int, fixed: int) -> It
         yield (first, *(fixed,) * (layers - 1))
 
 
+def dense_params(count_params: Callable[..., Params], config: Any, *given: Any) -> Callable[[dict[str, Any]], int]:
+    """Dense parameters of a config with some overrides, `given` the schema and the tokens of a sequence encoder."""
+    return lambda overrides: count_params(dataclasses.replace(config, **overrides), *given).dense
+
+
+def mlp_widths(params: Callable[[dict[str, Any]], int], layers: int, target: float) -> Iterator[dict[str, Any]]:
+    """Overrides (widths) near the target, of so many layers, as `mlp_shapes` has them."""
+    for widths in mlp_shapes(lambda widths: params({"widths": widths}), layers, target):
+        yield {"widths": widths}
+
+
 def token_shapes(
-    params: Callable[[int, int, int], int], choices: Iterable[tuple[int, float]], target: float, ratio: float
-) -> Iterator[tuple[int, int, int]]:
-    """(T, D, F) of blocks with one network D -> F -> D per token, near the target; friendliest first.
+    params: Callable[[dict[str, Any]], int],
+    choices: Mapping[int, tuple[int | None, float]],
+    target: float,
+    ratio: float,
+    unit: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Overrides (tokens, width, hidden) of blocks with one network D -> F -> D per token; friendliest first.
 
     For each T and each D, a multiple of T and of 4 (128 from 1e7 parameters on), the hidden width F that meets the
     target is solved for. First come shapes with F/D near `ratio`, cheap choices of T, and coarse multiples for F.
 
     Args:
-        params: dense parameters at (T, D, F), affine in F.
-        choices: (T, cost), the cost in octaves of F/D that a better choice of T is worth.
+        params: dense parameters of the config with such overrides, affine in the hidden width.
+        choices: T -> (what the config says, the cost in octaves of F/D that a better choice of T is worth).
+        unit: F is a multiple of this.
     """
-    found = []
-    for T, cost in choices:
+    found, ratio = [], ratio / unit
+
+    def shape(T: int, D: int, F: int) -> dict[str, Any]:
+        return {"tokens": choices[T][0], "width": D, "hidden": unit * F}
+
+    for T, (_, cost) in choices.items():
         step = math.lcm(T, 128 if target >= LARGE else 4)
         ideal = step * solve_increasing(
-            lambda n, T=T, step=step: params(T, n * step, round(ratio * n * step)), target, 1
+            lambda n, T=T, step=step: params(shape(T, n * step, round(ratio * n * step))), target, 1
         )
         for D in range(step, 3 * ideal + step + 1, step):
-            exact = solve_affine_exactly(lambda F, T=T, D=D: params(T, D, F), target)
+            exact = solve_affine_exactly(lambda F, T=T, D=D: params(shape(T, D, F)), target)
             widths = dict.fromkeys(
                 grain * round(exact / grain) for grain in grains(target) if exact >= grain / 2 + 1e-9
             )
             found += [(abs(math.log2(F / D / ratio)) + cost + i / 4, T, D, F) for i, F in enumerate(widths)]
-    for _, T, D, F in sorted(found):
-        yield T, D, F
+    for _, *sizes in sorted(found):
+        yield shape(*sizes)
 
 
 def shapes_by_width(
@@ -214,3 +238,11 @@ def tokenizer_choices(
     if options.tokens is not None or options.tokenizer != "cut":
         return [(options.tokens, 0.0)]
     return list(token_choices(possible_tokens(schema, options, tokens), target))
+
+
+def counted_choices(
+    schema: Schema, config: Any, target: float, tokens: TokenShape = NO_TOKENS
+) -> dict[int, tuple[int | None, float]]:
+    """`tokenizer_choices` as `token_shapes` takes them; where no T is given, that of the config's tokenizer."""
+    chosen = tokenizer_choices(schema, config, target, tokens)
+    return {T or plan_tokens(schema, config, config.width, tokens).tokens: (T, cost) for T, cost in chosen}

@@ -36,9 +36,9 @@ from recscale.models.inputs.tokenizers import plan_tokens
 from recscale.models.layers.attention import attend_tokens
 from recscale.models.layers.dense import Dense
 from recscale.models.options import require_sizes
-from recscale.models.sizing import interpolate, solve_widths, widths_around
+from recscale.models.sizing import dense_params, interpolate, solve_widths, widths_around
 
-from .flattened import FieldTokenOptions, dense_params, flattened_builder, frame_flops, frame_params, raw_flops
+from .flattened import FieldTokenOptions, flattened_builder, frame_flops, frame_params, raw_flops
 
 # Token and attention widths `size_space` prefers, by dense parameters.
 _WIDTHS = {1e4: 16, 1e5: 32, 1e6: 64, 1e7: 128, 1e8: 256, 1e9: 512}

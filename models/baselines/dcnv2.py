@@ -31,7 +31,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, flat_builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
@@ -43,9 +43,7 @@ from recscale.models.layers.per_token import Activation, activation
 from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
 from recscale.models.options import Options, require_sizes
 from recscale.models.ranker import Backbone
-from recscale.models.sizing import mlp_shapes
-
-from .flattened import flat_builder
+from recscale.models.sizing import dense_params, mlp_widths
 
 # Cross parts `size_space` considers, largest first: (layers, rank).
 _CROSS_LADDER = ((3, None), (3, 64), (2, 32), (2, 16), (1, 16), (1, 8), (1, 4), (1, 2), (1, 1))
@@ -237,12 +235,9 @@ def size_space(
         shape = dataclasses.replace(config, cross_layers=layers, rank=rank)
         if config.rank is None and _cross_params(d, shape) > _CROSS_SHARE * target_dense_params:
             continue
-
-        def params(widths: tuple[int, ...], shape: DCNv2Config = shape) -> int:
-            return count_params(dataclasses.replace(shape, widths=widths), schema, tokens).dense
-
-        for widths in mlp_shapes(params, len(config.widths), target_dense_params):
-            yield {"cross_layers": layers, "rank": rank, "widths": widths}
+        params = dense_params(count_params, shape, schema, tokens)
+        for widths in mlp_widths(params, len(config.widths), target_dense_params):
+            yield {"cross_layers": layers, "rank": rank} | widths
 
 
 def _cross_params(d: int, config: DCNv2Config) -> int:

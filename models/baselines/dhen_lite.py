@@ -46,9 +46,9 @@ from recscale.models.layers.mixing import TokenLinear, flatten_token_major
 from recscale.models.layers.norms import Norm
 from recscale.models.layers.param import Init
 from recscale.models.options import require_sizes
-from recscale.models.sizing import interpolate, solve_widths, widths_around
+from recscale.models.sizing import dense_params, interpolate, solve_widths, widths_around
 
-from .flattened import FieldTokenOptions, dense_params, flattened_builder, frame_flops, frame_params, raw_flops
+from .flattened import FieldTokenOptions, flattened_builder, frame_flops, frame_params, raw_flops
 
 Interaction = Literal["linear", "attention", "cross", "fm"]
 MODULES: tuple[Interaction, ...] = get_args(Interaction)

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float
 
 from recscale.models.architecture import EncoderSpec
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs import CandidateInputs, Schema, UserInputs
+from recscale.models.inputs import CandidateInputs, Field, Schema, Sequence, UserInputs
 from recscale.models.inputs.history import (
     TIME_WIDTH,
     EventReader,
@@ -206,18 +206,24 @@ def plan_din(config: DINConfig, schema: Schema) -> DINPlan:
     """
     both = plan_reading(config, schema)
     sequence = choose_sequence(schema, both.events.sequence)
-    by_table = {field.table_name: field for field in reversed(schema.candidate_fields)}
-    partners = [by_table.get(field.table_name) for field in sequence.fields]
+    partners = partner_fields(schema, sequence, needed=config.candidate == "match")
     parts = [(p.name if p else None, field.width) for p, field in zip(partners, sequence.fields, strict=True)]
     if both.events.use_time:
         parts.append((None, TIME_WIDTH))
-    if config.candidate == "match" and not any(partners):
-        raise ValueError(
-            f"candidate='match' found no candidate field that shares a table with an event field of "
-            f"{sequence.name!r} ({', '.join(field.table_name for field in sequence.fields)}); use candidate='project'"
-        )
     matched = any(partner is not None and not partner.is_dense for partner in partners)
     return DINPlan(both.events, both.candidate, tuple(parts), matched)
+
+
+def partner_fields(schema: Schema, sequence: Sequence, *, needed: bool) -> list[Field | None]:
+    """Of every event field the candidate field that shares its table; ValueError if one is `needed` and none does."""
+    by_table = {field.table_name: field for field in reversed(schema.candidate_fields)}
+    partners = [by_table.get(field.table_name) for field in sequence.fields]
+    if needed and not any(partners):
+        raise ValueError(
+            f"candidate='match' found no candidate field that shares a table with an event field of {sequence.name!r} "
+            f"({', '.join(field.table_name for field in sequence.fields)}); use candidate='project'"
+        )
+    return partners
 
 
 build = builder(DIN, plan_din)

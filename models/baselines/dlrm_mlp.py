@@ -29,7 +29,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs import CandidateInputs, Field, Output, Schema, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
@@ -41,9 +41,7 @@ from recscale.models.layers.per_token import Activation, activation
 from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
-from recscale.models.sizing import mlp_shapes
-
-from .flattened import backbone_builder
+from recscale.models.sizing import dense_params, mlp_widths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,15 +206,11 @@ def size_space(
     schema: Schema, config: DLRMMLPConfig, target_dense_params: float, tokens: TokenShape = NO_TOKENS
 ) -> Iterator[dict[str, Any]]:
     """Overrides (widths) near the target, as many layers as configured."""
-
-    def params(widths: tuple[int, ...]) -> int:
-        return count_params(dataclasses.replace(config, widths=widths), schema, tokens).dense
-
-    for widths in mlp_shapes(params, len(config.widths), target_dense_params):
-        yield {"widths": widths}
+    params = dense_params(count_params, config, schema, tokens)
+    yield from mlp_widths(params, len(config.widths), target_dense_params)
 
 
-def _plans(config: DLRMMLPConfig, schema: Schema, tokens: TokenShape) -> tuple[FlatPlan, DotPlan | None]:
+def _plans(config: DLRMMLPConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> tuple[FlatPlan, DotPlan | None]:
     if config.interaction == "none":
         return plan_flat(schema, tokens), None
     sides = (schema.user_fields, schema.candidate_fields)
@@ -251,4 +245,4 @@ def _width(fields: tuple[Field, ...]) -> int:
     return sum(field.width for field in fields)
 
 
-DLRM_MLP = BackboneSpec(DLRMMLPConfig, backbone_builder(DLRMMLP, _plans), count_params, count_flops, size_space)
+DLRM_MLP = BackboneSpec(DLRMMLPConfig, builder(DLRMMLP, _plans), count_params, count_flops, size_space)

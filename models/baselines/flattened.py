@@ -10,26 +10,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from recscale.models.architecture import token_builder
 from recscale.models.counts import Flops, Params
-from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
-from recscale.models.inputs.flat import plan_flat
-from recscale.models.inputs.history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
-from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens, plan_tokens
+from recscale.models.inputs import CandidateInputs, Output, UserInputs
+from recscale.models.inputs.history import RequestTokens, RowTokens
+from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens
 from recscale.models.layers.dense import MLP, mlp_flops, mlp_params
 from recscale.models.layers.mixing import flatten_token_major
 from recscale.models.layers.param import Init
 from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
-
-Model = TypeVar("Model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,43 +133,6 @@ def raw_flops(plan: TokenPlan, flops: int) -> Flops:
     return Flops(candidate=flops, candidate_unneeded=0 if plan.trained else flops)
 
 
-def dense_params(count_params: Callable[..., Params], config: Any, *given: Any) -> Callable[[dict[str, Any]], int]:
-    """Dense parameters of a config with some overrides, `given` the schema and the tokens of a sequence encoder."""
-    return lambda overrides: count_params(dataclasses.replace(config, **overrides), *given).dense
-
-
 def flattened_builder(layer: Callable[..., nnx.Module]) -> Callable[..., Flattened]:
     """The `build` of a model that is `Flattened` with such layers."""
     return token_builder(functools.partial(Flattened, layer=layer))
-
-
-def token_builder(model: Callable[..., Model]) -> Callable[..., Model]:
-    """The `build` of a model made of its tokens' plan, the number of tasks and its config."""
-
-    def plan(config: FieldTokenOptions, schema: Schema, tokens: TokenShape) -> TokenPlan:
-        return plan_tokens(schema, config, config.width, tokens)
-
-    return backbone_builder(model, plan)
-
-
-def flat_builder(model: Callable[..., Model]) -> Callable[..., Model]:
-    """The `build` of a model made of the plan of its flat inputs, the number of tasks and its config."""
-    return backbone_builder(model, lambda config, schema, tokens: plan_flat(schema, tokens))
-
-
-def backbone_builder(
-    model: Callable[..., Model], plan: Callable[[Any, Schema, TokenShape], Any]
-) -> Callable[..., Model]:
-    """The `build` of a model that takes a plan, the number of tasks and its config."""
-
-    def build(
-        config: Any,
-        schema: Schema,
-        tokens: TokenShape = NO_TOKENS,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-    ) -> Model:
-        return model(plan(config, schema, tokens), len(schema.tasks), config, dtype=dtype, rngs=rngs)
-
-    return build

@@ -34,7 +34,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, token_builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
@@ -47,9 +47,9 @@ from recscale.models.layers.norms import Norm, normalise
 from recscale.models.layers.per_token import Activation, PerTokenDense, PerTokenFFN
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
 from recscale.models.options import require_sizes
-from recscale.models.sizing import interpolate, solve_widths, widths_around
+from recscale.models.sizing import dense_params, interpolate, solve_widths, widths_around
 
-from .flattened import FieldTokenOptions, FieldTokens, dense_params, token_builder
+from .flattened import FieldTokenOptions, FieldTokens
 
 # Token widths, heads' widths, ranks and hidden widths `size_space` prefers, by dense parameters.
 _WIDTHS = {1e4: 4, 1e5: 12, 1e6: 64, 1e7: 128, 1e8: 384, 1e9: 768}

@@ -28,7 +28,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, flat_builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
 from recscale.models.inputs.flat import FlatPlan, plan_flat
@@ -41,8 +41,6 @@ from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tow
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import grains, solve_increasing, solve_widths
-
-from .flattened import flat_builder
 
 # F2 / F1 that `size_space` tries, and F3 / F2.
 _RATIOS = (0.75, 1.0, 0.6, 0.5, 1.25, 1.5, 0.4, 2.0)

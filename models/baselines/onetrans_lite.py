@@ -36,7 +36,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from recscale.models.architecture import RankerSpec
+from recscale.models.architecture import RankerSpec, builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
 from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
@@ -46,7 +46,6 @@ from recscale.models.inputs.tokenizers import (
     TokenPlan,
     UserTokens,
     plan_tokens,
-    possible_tokens,
 )
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.history_attention import (
@@ -64,7 +63,7 @@ from recscale.models.layers.per_token import Activation, PerTokenDense, activati
 from recscale.models.layers.towers import TowerOptions, Towers, mean_tokens, tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Ranker
-from recscale.models.sizing import token_choices, token_shapes
+from recscale.models.sizing import counted_choices, dense_params, token_shapes
 
 # Rows of the pyramid are multiples of this.
 _ROWS = 32
@@ -132,23 +131,20 @@ class OneTransLite(Ranker):
     """Tokenizer, event projection, L layers, mean over feature tokens, towers.
 
     Args:
-        events: which history; rows: S_1 ... S_L of its rows.
-        plan: the resolved tokenizer.
+        sizes: the history, the resolved tokenizer, and S_1 ... S_L of the history's rows.
         tasks: Y.
     """
 
     def __init__(
         self,
-        events: EventPlan,
-        rows: tuple[int, ...],
-        plan: TokenPlan,
+        sizes: tuple[EventPlan, TokenPlan, tuple[int, ...]],
         tasks: int,
         options: OneTransLiteConfig,
         *,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        D, H, init = options.width, options.heads, options.init
+        (events, plan, rows), D, H, init = sizes, options.width, options.heads, options.init
         check_heads(D, H)
         self.rows = (*rows, 0)
         self.reader = EventReader(events, rngs=rngs)
@@ -232,14 +228,6 @@ def pyramid_rows(events: int, tokens: int, layers: int, pyramid: bool = True) ->
     return tuple(rows)
 
 
-def build(
-    config: OneTransLiteConfig, schema: Schema, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
-) -> OneTransLite:
-    """The model of a config."""
-    events, plan, rows = _sizes(config, schema)
-    return OneTransLite(events, rows, plan, len(schema.tasks), config, dtype=dtype, rngs=rngs)
-
-
 def count_params(config: OneTransLiteConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
     (events, plan, _), D, F, L = _sizes(config, schema), config.width, config.F, config.layers
@@ -264,19 +252,10 @@ def count_flops(config: OneTransLiteConfig, schema: Schema) -> Flops:
 
 def size_space(schema: Schema, config: OneTransLiteConfig, target_dense_params: float) -> Iterator[dict[str, Any]]:
     """Overrides (tokens, width, hidden) near the target; layers and a given number of tokens stay as configured."""
-    if config.tokens is not None or config.tokenizer != "cut":
-        choices = [(plan_tokens(schema, config, config.width).tokens, 0.0)]
-    else:
-        choices = token_choices(possible_tokens(schema, config), target_dense_params)
-    keep = config.tokens is None and config.tokenizer != "cut"
-
-    def params(T: int, D: int, F: int) -> int:
-        changed = dataclasses.replace(config, tokens=None if keep else T, width=D, hidden=F)
-        return count_params(changed, schema).dense
-
-    for T, D, F in token_shapes(params, choices, target_dense_params, 4.0):
-        if D % config.heads == 0:
-            yield {"tokens": None if keep else T, "width": D, "hidden": F}
+    choices = counted_choices(schema, config, target_dense_params)
+    for shape in token_shapes(dense_params(count_params, config, schema), choices, target_dense_params, 4.0):
+        if shape["width"] % config.heads == 0:
+            yield shape
 
 
 def _sizes(config: OneTransLiteConfig, schema: Schema) -> tuple[EventPlan, TokenPlan, tuple[int, ...]]:
@@ -286,4 +265,5 @@ def _sizes(config: OneTransLiteConfig, schema: Schema) -> tuple[EventPlan, Token
     return events, plan, rows
 
 
+build = builder(OneTransLite, _sizes)
 ONETRANS_LITE = RankerSpec(OneTransLiteConfig, build, count_params, count_flops, size_space)

@@ -44,9 +44,9 @@ from recscale.models.layers.matmul import contract
 from recscale.models.layers.mixing import TokenLinear
 from recscale.models.layers.norms import Norm
 from recscale.models.options import require_sizes
-from recscale.models.sizing import interpolate, solve_widths, widths_around
+from recscale.models.sizing import dense_params, interpolate, solve_widths, widths_around
 
-from .flattened import FieldTokenOptions, dense_params, flattened_builder, frame_flops, frame_params, raw_flops
+from .flattened import FieldTokenOptions, flattened_builder, frame_flops, frame_params, raw_flops
 
 # Token widths and numbers of tokens (T_F, T_L and rank alike) `size_space` prefers, by dense parameters.
 _WIDTHS = {1e4: 16, 1e5: 16, 1e6: 32, 1e7: 64, 1e8: 128, 1e9: 128}

@@ -38,7 +38,6 @@ and bags, no batch norm (`encode_user` does not know whether it trains), nothing
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -48,8 +47,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from recscale.models.architecture import RankerSpec
+from recscale.models.architecture import RankerSpec, builder
 from recscale.models.baselines import din
+from recscale.models.baselines.encoding import masked_softmax
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import find_history, read_history
@@ -60,16 +60,13 @@ from recscale.models.layers.per_token import activation
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
 from recscale.models.options import group_of
 from recscale.models.ranker import Ranker
-from recscale.models.sizing import mlp_shapes
+from recscale.models.sizing import dense_params, mlp_widths
 
 from .lmn_plan import LMNConfig, LMNOptions, LMNPlan, plan_lmn
 from .options import memory_flops, memory_params
 from .product_key_memory import ProductKeyMemory
 from .usage import read_stats
 from .value_table import Constant
-
-# A score that leaves nothing after the softmax, and no infinity on the way.
-_INVISIBLE = -1e30
 
 # Share of its first variance at which a learned target counts as collapsed, and the fewest events of a batch whose
 # variance is looked at: that of one event is 0, of a few it is what they happen to be.
@@ -104,24 +101,20 @@ class LMN(Ranker):
     """A reconstruction: the history of `plan.events` and the target read in one memory, DIN beside it, an MLP on top.
 
     Args:
-        plan: from `plan_lmn`. widths: F1, F2, ... encoder: DIN. din_width: of its token. tasks: Y.
-        options: what is read and written. tower: widths of the towers.
+        plans: from `plan_lmn`, and of DIN. tasks: Y.
     """
 
     def __init__(
         self,
-        plan: LMNPlan,
-        widths: tuple[int, ...],
-        encoder: din.DIN,
-        din_width: int,
+        plans: tuple[LMNPlan, din.DINPlan],
         tasks: int,
+        options: LMNConfig,
         *,
-        options: LMNOptions = LMNOptions(),  # noqa: B008
-        tower: tuple[int, ...] = (),
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.plan, self.din, self.dtype = plan, encoder, dtype
+        (plan, reads), widths, tower = plans, options.widths, options.tower
+        self.plan, self.din, self.dtype = plan, din.DIN(reads, _din_config(options), dtype=dtype, rngs=rngs), dtype
         self.options = group_of(options, LMNOptions)
         init, A_x, d, project, attends = options.init, plan.item_width, plan.value_width, plan.project, options.attends
         axes = ("features", "embed")
@@ -136,7 +129,7 @@ class LMN(Ranker):
         fixed = options.memory_weight > 0 and options.target == "fixed"
         self.target = _target_matrix(plan, trained=learned, rngs=rngs) if learned or fixed else None
         self.reference = Reference(jnp.zeros(())) if learned else None
-        user, candidate = _first_inputs(plan, options, din_width)
+        user, candidate = _first_inputs(plan, options, reads.events.width)
         self.first = SplitDense(user, candidate, widths[0], init=init, dtype=dtype, rngs=rngs)
         self.rest = MLP(widths[0], widths[1:], activation=options.activation, init=init, dtype=dtype, rngs=rngs)
         self.towers = Towers(widths[-1], tasks, tower=tower, init=init, dtype=dtype, rngs=rngs)
@@ -202,8 +195,7 @@ class LMN(Ranker):
         assert self.pool is not None and state.read is not None
         q, y, visible = self.pool(item), state.read.y, state.valid[:, None]
         scores = contract("rcd,rsd->rcs", q, y, self.dtype).astype(jnp.float32) * y.shape[-1] ** -0.5
-        weights = jax.nn.softmax(jnp.where(visible, scores, _INVISIBLE), axis=-1)
-        return contract("rcs,rsd->rcd", jnp.where(visible, weights, 0), y, self.dtype)
+        return contract("rcs,rsd->rcd", masked_softmax(scores, visible), y, self.dtype)
 
     def _memory_loss(self, state: LMNState, read: _Read) -> tuple[Array, Array]:
         """L_mem without its weight, and the variance of the target over valid events."""
@@ -281,13 +273,8 @@ def _din_config(config: LMNConfig) -> din.DINConfig:
     )
 
 
-def build(config: LMNConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32) -> LMN:
-    """The model of a config."""
-    plan, reads = plan_lmn(schema, config), _din_config(config)
-    encoder = din.DIN(din.plan_din(reads, schema), reads, dtype=dtype, rngs=rngs)
-    width = din.token_shape(reads, schema).width
-    tasks = len(schema.tasks)
-    return LMN(plan, config.widths, encoder, width, tasks, options=config, tower=config.tower, dtype=dtype, rngs=rngs)
+def _plans(config: LMNConfig, schema: Schema) -> tuple[LMNPlan, din.DINPlan]:
+    return plan_lmn(schema, config), din.plan_din(_din_config(config), schema)
 
 
 def count_params(config: LMNConfig, schema: Schema) -> Params:
@@ -369,12 +356,8 @@ def _target_flops(plan: LMNPlan, config: LMNConfig) -> Flops:
 
 def size_space(schema: Schema, config: LMNConfig, target_dense_params: float) -> Iterator[dict[str, Any]]:
     """Overrides (widths) near the target, values included; the memory and DIN stay as configured."""
-
-    def params(widths: tuple[int, ...]) -> int:
-        return count_params(dataclasses.replace(config, widths=widths), schema).dense
-
-    for widths in mlp_shapes(params, len(config.widths), target_dense_params):
-        yield {"widths": widths}
+    params = dense_params(count_params, config, schema)
+    yield from mlp_widths(params, len(config.widths), target_dense_params)
 
 
-LMN_SPEC = RankerSpec(LMNConfig, build, count_params, count_flops, size_space)
+LMN_SPEC = RankerSpec(LMNConfig, builder(LMN, _plans), count_params, count_flops, size_space)

@@ -8,6 +8,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from recscale.models.baselines.din import partner_fields
 from recscale.models.inputs.flat import FlatPlan, plan_flat
 from recscale.models.inputs.history import EventPlan, HistoryOptions, plan_events
 from recscale.models.inputs.schema import Schema
@@ -141,14 +142,8 @@ def plan_lmn(schema: Schema, config: LMNConfig) -> LMNPlan:
     """
     flat, events = plan_flat(schema), plan_events(schema, config)
     sequence = next(s for s in schema.sequences if s.name == events.sequence)
-    by_table = {field.table_name: field for field in reversed(schema.candidate_fields)}
-    partners = [by_table.get(field.table_name) for field in sequence.fields]
     project = config.candidate == "project"
-    if not project and not any(partners):
-        raise ValueError(
-            f"candidate='match' found no candidate field that shares a table with an event field of {sequence.name!r} "
-            f"({', '.join(field.table_name for field in sequence.fields)}); use candidate='project'"
-        )
+    partners = partner_fields(schema, sequence, needed=not project)
     if config.query_mode == "user" and not flat.user_width:
         raise ValueError("query_mode='user' needs user fields, and the schema has none; use query_mode='item_only'")
     parts = tuple((f.width, p.name if p else None) for f, p in zip(sequence.fields, partners, strict=True))

@@ -20,6 +20,7 @@ Undisclosed for ranking -> flag (default): see `MemoryOptions`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -28,11 +29,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, token_builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
-from recscale.models.inputs.tokenizers import plan_tokens
+from recscale.models.inputs.tokenizers import TokenPlan, plan_tokens
 from recscale.models.layers.towers import tower_flops
 from recscale.models.mixers.rankmixer import (
     HIDDEN_RATIO,
@@ -142,27 +143,24 @@ class MemoryBlock(ReadingBlock):
 
 
 class MemoryMixer(MemoryStack):
-    """Tokenizer, L blocks of which some carry a memory, mean over tokens, towers. Arguments: see `TokenStack`."""
+    """Tokenizer, L blocks of which some carry a memory, mean over tokens, towers. Arguments: see `RankMixer`."""
 
+    def __init__(
+        self, plan: TokenPlan, tasks: int, options: MemoryMixerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
+        T, D, F, mixing = plan.tokens, options.width, options.hidden, options.block(options.norm_place)
 
-def build(
-    config: MemoryMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> MemoryMixer:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan, options = plan_tokens(schema, config, config.width, tokens), config.block(config.norm_place)
-    T, D, F = plan.tokens, config.width, config.hidden
+        def blocks() -> Iterator[RankMixerBlock]:
+            pool: ValueTable | None = None
+            for i in range(options.layers):
+                if i not in options.memory_layers:
+                    yield RankMixerBlock(T, D, F, mixing, dtype=dtype, rngs=rngs)
+                    continue
+                memory = ProductKeyMemory(T, D, options, values=pool, dtype=dtype, rngs=rngs)
+                pool = memory.values if options.memory_shared_values else None
+                yield MemoryBlock(memory, options.combine, T, D, F, mixing, dtype=dtype, rngs=rngs)
 
-    def blocks() -> Iterator[RankMixerBlock]:
-        pool: ValueTable | None = None
-        for i in range(config.layers):
-            if i not in config.memory_layers:
-                yield RankMixerBlock(T, D, F, options, dtype=dtype, rngs=rngs)
-                continue
-            memory = ProductKeyMemory(T, D, config, values=pool, dtype=dtype, rngs=rngs)
-            pool = memory.values if config.memory_shared_values else None
-            yield MemoryBlock(memory, config.combine, T, D, F, options, dtype=dtype, rngs=rngs)
-
-    return MemoryMixer(plan, D, len(schema.tasks), blocks, options, tower=config.tower, dtype=dtype, rngs=rngs)
+        super().__init__(plan, D, tasks, blocks, mixing, tower=options.tower, dtype=dtype, rngs=rngs)
 
 
 def count_params(config: MemoryMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -200,6 +198,7 @@ def size_space(
     target, free = target_dense_params, config.value_width if config.value_op != "bag" else None
 
     def hiddens(T: int | None, D: int) -> Iterable[tuple[int, int]]:
+        @functools.cache
         def dense(F: int) -> int:
             shape = dataclasses.replace(config, tokens=T, width=D, value_width=free, hidden=F)
             return count_params(shape, schema, tokens).dense
@@ -214,5 +213,6 @@ def size_space(
     yield from shapes_by_width(choices, target, config.layers, HIDDEN_RATIO, hiddens)
 
 
+build = token_builder(MemoryMixer)
 PKM = BackboneSpec(PKMConfig, build, count_params, count_flops, size_space)
 MEMORY_PLUS = BackboneSpec(MemoryPlusConfig, build, count_params, count_flops, size_space)

@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -50,7 +50,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, token_builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
@@ -60,7 +60,7 @@ from recscale.models.layers.per_token_moe import ExpertOptions, TopKMoE, check_t
 from recscale.models.layers.towers import tower_flops
 from recscale.models.mixers.rankmixer import HIDDEN_RATIO, BlockOptions, StackOptions, stack_params
 from recscale.models.options import group_of, refuse_unused, require_sizes
-from recscale.models.sizing import token_shapes, tokenizer_choices
+from recscale.models.sizing import counted_choices, dense_params, token_shapes
 
 from .options import MemoryOptions, memory_flops, memory_params
 from .product_key_memory import ProductKeyMemory
@@ -292,48 +292,25 @@ class MSNBlock(ReadingBlock):
 
 
 class MSN(MemoryStack):
-    """Tokenizer, L blocks, mean over tokens, towers.
-
-    Args:
-        balance_weight: of the loss that evens out the experts' rows. The other arguments: see `TokenStack`.
-    """
+    """Tokenizer, L blocks, mean over tokens, towers. Arguments: see `RankMixer`."""
 
     stats_name = "layer"
 
     def __init__(
-        self,
-        plan: TokenPlan,
-        width: int,
-        tasks: int,
-        make_blocks: Callable[[], Iterable[MSNBlock]],
-        options: BlockOptions = BlockOptions(),  # noqa: B008
-        *,
-        balance_weight: float = 0.0,
-        tower: tuple[int, ...] = (),
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        self, plan: TokenPlan, tasks: int, options: MSNConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        self.balance_weight = balance_weight
-        super().__init__(plan, width, tasks, make_blocks, options, tower=tower, dtype=dtype, rngs=rngs)
+        T, D, mixing = plan.tokens, options.width, options.block("pre" if options.block_style == "pre" else "post")
+        if options.block_style == "plain":
+            act, init = options.activation, options.init
+            mixing = BlockOptions(norm=None, activation=act, dropout=options.dropout, init=init, residual=False)
 
+        def blocks() -> Iterator[MSNBlock]:
+            for layer in range(options.layers):
+                module = make_module(options.module_of(layer), options, T, dtype=dtype, rngs=rngs)
+                yield MSNBlock(module, T, D, mixing, dtype=dtype, rngs=rngs)
 
-def build(
-    config: MSNConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> MSN:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan, D = plan_tokens(schema, config, config.width, tokens), config.width
-    options = config.block("pre" if config.block_style == "pre" else "post")
-    if config.block_style == "plain":
-        act, init = config.activation, config.init
-        options = BlockOptions(norm=None, activation=act, dropout=config.dropout, init=init, residual=False)
-
-    def blocks() -> Iterator[MSNBlock]:
-        for layer in range(config.layers):
-            module = make_module(config.module_of(layer), config, plan.tokens, dtype=dtype, rngs=rngs)
-            yield MSNBlock(module, plan.tokens, D, options, dtype=dtype, rngs=rngs)
-
-    weight, tower = config.balance_weight, config.tower
-    return MSN(plan, D, len(schema.tasks), blocks, options, balance_weight=weight, tower=tower, dtype=dtype, rngs=rngs)
+        super().__init__(plan, D, tasks, blocks, mixing, tower=options.tower, dtype=dtype, rngs=rngs)
+        self.balance_weight = options.balance_weight
 
 
 def count_params(config: MSNConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -393,18 +370,9 @@ def size_space(
     For each T and D the hidden width that meets the target is solved for; shapes with F/D near 2.8 come first.
     """
     unit = config.active_experts if config.module in ("smoe", "msn_smoe") else 1
-    named, choices = {}, []
-    for T, cost in tokenizer_choices(schema, config, target_dense_params, tokens):
-        count = T or plan_tokens(schema, config, config.width, tokens).tokens
-        named[count] = T
-        choices.append((count, cost))
-
-    def params(T: int, D: int, F: int) -> int:
-        shape = dataclasses.replace(config, tokens=named[T], width=D, hidden=unit * F)
-        return count_params(shape, schema, tokens).dense
-
-    for T, D, F in token_shapes(params, choices, target_dense_params, HIDDEN_RATIO / unit):
-        yield {"tokens": named[T], "width": D, "hidden": unit * F}
+    choices = counted_choices(schema, config, target_dense_params, tokens)
+    params = dense_params(count_params, config, schema, tokens)
+    yield from token_shapes(params, choices, target_dense_params, HIDDEN_RATIO, unit)
 
 
 def active_hidden(
@@ -431,4 +399,4 @@ def active_hidden(
     return unit * steps
 
 
-MSN_SPEC = BackboneSpec(MSNConfig, build, count_params, count_flops, size_space)
+MSN_SPEC = BackboneSpec(MSNConfig, token_builder(MSN), count_params, count_flops, size_space)

@@ -39,7 +39,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, token_builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
@@ -277,31 +277,20 @@ class RankMixer(TokenStack):
     """Tokenizer, L blocks, mean over tokens, towers.
 
     Args:
-        plan: the resolved tokenizer (`plan_tokens`); T is `plan.tokens`.
-        width, hidden, layers, tasks: D, F, L, Y.
-        options, sparse: of the blocks. tower: widths of the towers.
+        plan: the resolved tokenizer (`plan_tokens`). tasks: Y.
     """
 
     def __init__(
-        self,
-        plan: TokenPlan,
-        width: int,
-        hidden: int,
-        layers: int,
-        tasks: int,
-        options: BlockOptions = BlockOptions(),  # noqa: B008
-        *,
-        sparse: moe.SparseOptions | None = None,
-        tower: tuple[int, ...] = (),
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        self, plan: TokenPlan, tasks: int, options: RankMixerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
-        def blocks() -> Iterator[RankMixerBlock]:
-            for _ in range(layers):
-                yield RankMixerBlock(plan.tokens, width, hidden, options, sparse=sparse, dtype=dtype, rngs=rngs)
+        T, D, F = plan.tokens, options.width, options.hidden
 
-        super().__init__(plan, width, tasks, blocks, options, tower=tower, dtype=dtype, rngs=rngs)
-        self.experts = moe.ExpertControl(sparse, layers, plan.tokens) if sparse and sparse.experts else None
+        def blocks() -> Iterator[RankMixerBlock]:
+            for _ in range(options.layers):
+                yield RankMixerBlock(T, D, F, options, sparse=options, dtype=dtype, rngs=rngs)
+
+        super().__init__(plan, D, tasks, blocks, options, tower=options.tower, dtype=dtype, rngs=rngs)
+        self.experts = moe.ExpertControl(options, options.layers, T) if options.experts else None
 
     def score(
         self,
@@ -330,20 +319,6 @@ class RankMixer(TokenStack):
             x, routing = block.with_routing(x, key=own_key, gating=gating, valid=valid)
             found.append(routing)
         return self.read_out(x), found
-
-
-def build(
-    config: RankMixerConfig,
-    schema: Schema,
-    tokens: TokenShape = NO_TOKENS,
-    *,
-    rngs: nnx.Rngs,
-    dtype: DTypeLike = jnp.float32,
-) -> RankMixer:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan = plan_tokens(schema, config, config.width, tokens)
-    sizes = (config.width, config.hidden, config.layers, len(schema.tasks))
-    return RankMixer(plan, *sizes, config, sparse=config, tower=config.tower, dtype=dtype, rngs=rngs)
 
 
 def stack_params(config: StackOptions, plan: TokenPlan, tasks: int, norms: int) -> Params:
@@ -405,4 +380,4 @@ def size_space(
     yield from shapes_by_width(choices, target_dense_params, config.layers, HIDDEN_RATIO, hiddens)
 
 
-RANKMIXER = BackboneSpec(RankMixerConfig, build, count_params, count_flops, size_space)
+RANKMIXER = BackboneSpec(RankMixerConfig, token_builder(RankMixer), count_params, count_flops, size_space)

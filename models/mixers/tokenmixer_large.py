@@ -44,6 +44,7 @@ choose from one pool of T*E experts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -54,7 +55,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, token_builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
@@ -127,60 +128,29 @@ class TokenMixerLarge(Backbone):
     """Tokenizer, L blocks with inter-layer residuals, norm, mean over tokens, towers; auxiliary heads in training.
 
     Args:
-        plan: the resolved tokenizer (`plan_tokens`); T is `plan.tokens`.
-        width, hidden, layers, tasks: D, F2, L, Y.
-        mixed_hidden: F1, None for the same.
-        final_norm, inter_residual_every, tower: see the file.
-        options, sparse: of the blocks. auxiliary: of the heads on lower blocks.
+        plan: the resolved tokenizer (`plan_tokens`); T is `plan.tokens`. tasks: Y.
     """
 
     def __init__(
         self,
         plan: TokenPlan,
-        width: int,
-        hidden: int,
-        layers: int,
         tasks: int,
+        options: TokenMixerLargeConfig,
         *,
-        mixed_hidden: int | None = None,
-        final_norm: bool = True,
-        inter_residual_every: int = 2,
-        options: MixedBlockOptions = MixedBlockOptions(),  # noqa: B008
-        sparse: SubExpertOptions | None = None,
-        auxiliary: AuxiliaryOptions = AuxiliaryOptions(),  # noqa: B008
-        tower: tuple[int, ...] = (),
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.inter_residual_every, init, eps = inter_residual_every, options.init, options.norm_eps
-        self.balance_weight, self.z_weight = (sparse.balance_weight, sparse.z_weight) if sparse else (0.0, 0.0)
-        self.tokenizer = Tokenizer(plan, width, init=init, dtype=dtype, rngs=rngs)
+        D, init, eps = options.width, options.init, options.norm_eps
+        self.inter_residual_every = options.inter_residual_every
+        self.balance_weight, self.z_weight = options.balance_weight, options.z_weight
+        self.tokenizer = Tokenizer(plan, D, init=init, dtype=dtype, rngs=rngs)
+        block = functools.partial(TokenMixerLargeBlock, plan.tokens, D, options.hidden, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
-            TokenMixerLargeBlock(
-                plan.tokens,
-                width,
-                hidden,
-                mixed_hidden=mixed_hidden,
-                options=options,
-                sparse=sparse,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for _ in range(layers)
+            block(mixed_hidden=options.mixed_hidden, options=options, sparse=options) for _ in range(options.layers)
         )
-        self.norm = Norm(width, kind="rms", eps=eps, dtype=dtype) if final_norm else None
-        self.towers = Towers(width, tasks, tower=tower, init=init, dtype=dtype, rngs=rngs)
-        self.auxiliary = AuxiliaryHeads(
-            width,
-            tasks,
-            layers=auxiliary.auxiliary_blocks(layers),
-            options=auxiliary,
-            tower=tower,
-            norm_eps=eps,
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.norm = Norm(D, kind="rms", eps=eps, dtype=dtype) if options.final_norm else None
+        self.towers = Towers(D, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
+        self.auxiliary = make_heads(options, tasks, dtype=dtype, rngs=rngs)
 
     def encode_user(self, user: UserInputs, tokens: Float[Array, "R t A"] | None = None) -> UserTokens:
         return self.tokenizer.encode_user(user, tokens)
@@ -223,26 +193,11 @@ class TokenMixerLarge(Backbone):
         return losses, stats
 
 
-def build(
-    config: TokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> TokenMixerLarge:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    return TokenMixerLarge(
-        plan_tokens(schema, config, config.width, tokens),
-        config.width,
-        config.hidden,
-        config.layers,
-        len(schema.tasks),
-        mixed_hidden=config.mixed_hidden,
-        final_norm=config.final_norm,
-        inter_residual_every=config.inter_residual_every,
-        options=config,
-        sparse=config,
-        auxiliary=config,
-        tower=config.tower,
-        dtype=dtype,
-        rngs=rngs,
-    )
+def make_heads(options: TokenMixerLargeConfig, tasks: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> AuxiliaryHeads:
+    """The auxiliary heads of a config."""
+    tower, eps, init = options.tower, options.norm_eps, options.init
+    heads = functools.partial(AuxiliaryHeads, tower=tower, norm_eps=eps, init=init, dtype=dtype, rngs=rngs)
+    return heads(options.width, tasks, layers=options.auxiliary, options=options)
 
 
 def count_params(config: TokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -353,4 +308,6 @@ def _hidden_choices(
             yield unit * mixed, unit * hidden
 
 
-TOKENMIXER_LARGE = BackboneSpec(TokenMixerLargeConfig, build, count_params, count_flops, size_space)
+TOKENMIXER_LARGE = BackboneSpec(
+    TokenMixerLargeConfig, token_builder(TokenMixerLarge), count_params, count_flops, size_space
+)

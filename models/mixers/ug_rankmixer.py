@@ -50,7 +50,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, token_builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
@@ -209,47 +209,25 @@ class UGRankMixer(SeparatedBackbone):
     """Tokenizer, L separated blocks, mean over all tokens, towers.
 
     Args:
-        plan: the resolved tokenizer with at least one user token.
-        width, hidden, layers, tasks: D, F, L, Y. tower: widths of the towers.
-        options, separation: of the blocks.
+        plan: the resolved tokenizer with at least one user token. tasks: Y.
     """
 
     def __init__(
-        self,
-        plan: TokenPlan,
-        width: int,
-        hidden: int,
-        layers: int,
-        tasks: int,
-        options: BlockOptions = BlockOptions(),  # noqa: B008
-        separation: RankMixerSeparation = RankMixerSeparation(),  # noqa: B008
-        *,
-        tower: tuple[int, ...] = (),
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        self, plan: TokenPlan, tasks: int, options: UGRankMixerConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         require_user_tokens(plan)
-        sides = plan.user_tokens, plan.candidate_tokens
-        self.tokenizer = Tokenizer(plan, width, init=options.init, dtype=dtype, rngs=rngs)
+        sides, D, init = (plan.user_tokens, plan.candidate_tokens), options.width, options.init
+        self.tokenizer = Tokenizer(plan, D, init=init, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
-            SeparatedRankMixerBlock(*sides, width, hidden, options, separation, dtype=dtype, rngs=rngs)
-            for _ in range(layers)
+            SeparatedRankMixerBlock(*sides, D, options.hidden, options, options, dtype=dtype, rngs=rngs)
+            for _ in range(options.layers)
         )
         pre = options.norm_place == "pre"
-        self.final_norm = SideNorm(*sides, width, options, dtype=dtype) if pre else None
-        self.towers = Towers(width, tasks, tower=tower, init=options.init, dtype=dtype, rngs=rngs)
+        self.final_norm = SideNorm(*sides, D, options, dtype=dtype) if pre else None
+        self.towers = Towers(D, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
 
     def last_norm(self) -> SideNorm | None:
         return self.final_norm
-
-
-def build(
-    config: UGRankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS, *, rngs: nnx.Rngs, dtype=jnp.float32
-) -> UGRankMixer:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan = plan_tokens(schema, config, config.width, tokens)
-    sizes = (config.width, config.hidden, config.layers, len(schema.tasks))
-    return UGRankMixer(plan, *sizes, config, config, tower=config.tower, dtype=dtype, rngs=rngs)
 
 
 def count_params(config: UGRankMixerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -326,4 +304,4 @@ def _identity(x: Array) -> Array:
     return x
 
 
-UG_RANKMIXER = BackboneSpec(UGRankMixerConfig, build, count_params, count_flops, size_space)
+UG_RANKMIXER = BackboneSpec(UGRankMixerConfig, token_builder(UGRankMixer), count_params, count_flops, size_space)

@@ -36,12 +36,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from recscale.models.architecture import BackboneSpec
+from recscale.models.architecture import BackboneSpec, token_builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs.history import NO_TOKENS, TokenShape
 from recscale.models.inputs.schema import Schema
 from recscale.models.inputs.tokenizers import Tokenizer, TokenPlan, plan_tokens
-from recscale.models.layers.auxiliary import AuxiliaryHeads, AuxiliaryOptions, auxiliary_params
+from recscale.models.layers.auxiliary import auxiliary_params
 from recscale.models.layers.mixing import mix_token_major, revert_token_major
 from recscale.models.layers.norms import NormOptions
 from recscale.models.layers.per_token import PerTokenSwiGLU
@@ -231,81 +231,32 @@ class UGTokenMixerLarge(SeparatedBackbone):
     """Tokenizer, L separated blocks with inter-layer residuals, norm, mean over all tokens, towers.
 
     Args:
-        plan: the resolved tokenizer with at least one user token. cut: from `plan_cut`.
-        mixed_hidden, hidden, layers, tasks: F1, F2, L, Y.
-        final_norm, inter_residual_every, tower: see `tokenmixer_large.py`.
-        options, separation: of the blocks. auxiliary: of the heads on lower blocks.
+        plan: the resolved tokenizer with at least one user token. tasks: Y.
     """
 
     def __init__(
         self,
         plan: TokenPlan,
-        cut: Cut,
-        mixed_hidden: int,
-        hidden: int,
-        layers: int,
         tasks: int,
-        options: MixedBlockOptions = MixedBlockOptions(),  # noqa: B008
-        separation: SeparationOptions = SeparationOptions(),  # noqa: B008
+        options: UGTokenMixerLargeConfig,
         *,
-        final_norm: bool = True,
-        inter_residual_every: int = 2,
-        auxiliary: AuxiliaryOptions = AuxiliaryOptions(),  # noqa: B008
-        tower: tuple[int, ...] = (),
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.inter_residual_every, width = inter_residual_every, cut.width
-        init, eps = options.init, options.norm_eps
-        self.tokenizer = Tokenizer(plan, width, init=init, dtype=dtype, rngs=rngs)
+        cut, D, init = plan_cut(options, plan), options.width, options.init
+        self.inter_residual_every = options.inter_residual_every
+        self.tokenizer = Tokenizer(plan, D, init=init, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
-            SeparatedMixedBlock(cut, mixed_hidden, hidden, options, separation, dtype=dtype, rngs=rngs)
-            for _ in range(layers)
+            SeparatedMixedBlock(cut, *options.hiddens, options, options, dtype=dtype, rngs=rngs)
+            for _ in range(options.layers)
         )
-        norm = NormOptions(norm="rms", norm_eps=eps)
-        self.norm = SideNorm(*cut.tokens, width, norm, dtype=dtype) if final_norm else None
-        self.towers = Towers(width, tasks, tower=tower, init=init, dtype=dtype, rngs=rngs)
-        self.auxiliary = AuxiliaryHeads(
-            width,
-            tasks,
-            layers=auxiliary.auxiliary_blocks(layers),
-            options=auxiliary,
-            tower=tower,
-            norm_eps=eps,
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        norm = NormOptions(norm="rms", norm_eps=options.norm_eps)
+        self.norm = SideNorm(*cut.tokens, D, norm, dtype=dtype) if options.final_norm else None
+        self.towers = Towers(D, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
+        self.auxiliary = tokenmixer_large.make_heads(options, tasks, dtype=dtype, rngs=rngs)
 
     def last_norm(self) -> SideNorm | None:
         return self.norm
-
-
-def build(
-    config: UGTokenMixerLargeConfig,
-    schema: Schema,
-    tokens: TokenShape = NO_TOKENS,
-    *,
-    rngs: nnx.Rngs,
-    dtype=jnp.float32,
-) -> UGTokenMixerLarge:
-    """The model of a config; `tokens` are those of a sequence encoder in front."""
-    plan = plan_tokens(schema, config, config.width, tokens)
-    return UGTokenMixerLarge(
-        plan,
-        plan_cut(config, plan),
-        *config.hiddens,
-        config.layers,
-        len(schema.tasks),
-        config,
-        config,
-        final_norm=config.final_norm,
-        inter_residual_every=config.inter_residual_every,
-        auxiliary=config,
-        tower=config.tower,
-        dtype=dtype,
-        rngs=rngs,
-    )
 
 
 def count_params(config: UGTokenMixerLargeConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
@@ -390,4 +341,6 @@ def _pad_before(x: Array, width: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (width - x.shape[-1], 0)))
 
 
-UG_TOKENMIXER_LARGE = BackboneSpec(UGTokenMixerLargeConfig, build, count_params, count_flops, size_space)
+UG_TOKENMIXER_LARGE = BackboneSpec(
+    UGTokenMixerLargeConfig, token_builder(UGTokenMixerLarge), count_params, count_flops, size_space
+)

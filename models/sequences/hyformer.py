@@ -46,7 +46,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from recscale.models.architecture import RankerSpec
+from recscale.models.architecture import RankerSpec, builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs import CandidateInputs, Output, Schema, UserInputs
 from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
@@ -66,7 +66,7 @@ from recscale.models.layers.norms import Norm, norm_params
 from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Ranker
-from recscale.models.sizing import token_choices, token_shapes
+from recscale.models.sizing import dense_params, token_choices, token_shapes
 
 from .hyformer_block import Boost, DecodingOptions, QueryGenerator, StreamLayer
 
@@ -203,11 +203,6 @@ class HyFormer(Ranker):
         return jnp.stack([row for row in rows for _ in range(self.plan.queries)])
 
 
-def build(config: HyFormerConfig, schema: Schema, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> HyFormer:
-    """The model of a config."""
-    return HyFormer(plan_hyformer(config, schema), len(schema.tasks), config, dtype=dtype, rngs=rngs)
-
-
 def plan_hyformer(config: HyFormerConfig, schema: Schema) -> HyFormerPlan:
     """Resolves the flags for one schema.
 
@@ -274,17 +269,13 @@ def size_space(schema: Schema, config: HyFormerConfig, target_dense_params: floa
     """
     Q = len(config.sequences or schema.sequences) * config.queries
     if config.tokenizer != "cut":
-        choices = [(_plan_fields(config, schema, Q).tokens + Q, 0.0)]
+        chosen = [(_plan_fields(config, schema, Q).tokens + Q, 0.0)]
     elif config.tokens is not None:
-        choices = [(config.tokens, 0.0)]
+        chosen = [(config.tokens, 0.0)]
     else:
-        choices = token_choices((t + Q for t in possible_tokens(schema, config)), target_dense_params)
-
-    def params(T: int, D: int, F: int) -> int:
-        return count_params(dataclasses.replace(config, tokens=T, width=D, hidden=F), schema).dense
-
-    for T, D, F in token_shapes(params, choices, target_dense_params, 4.0):
-        yield {"tokens": T, "width": D, "hidden": F}
+        chosen = token_choices((t + Q for t in possible_tokens(schema, config)), target_dense_params)
+    choices = {T: (T, cost) for T, cost in chosen}
+    yield from token_shapes(dense_params(count_params, config, schema), choices, target_dense_params, 4.0)
 
 
 def _plan_fields(config: HyFormerConfig, schema: Schema, queries: int) -> TokenPlan:
@@ -313,4 +304,4 @@ def _mean(h: Array, length: Array) -> Array:
     return (total / jnp.maximum(length, 1).astype(jnp.float32)[:, None]).astype(h.dtype)
 
 
-HYFORMER = RankerSpec(HyFormerConfig, build, count_params, count_flops, size_space)
+HYFORMER = RankerSpec(HyFormerConfig, builder(HyFormer, plan_hyformer), count_params, count_flops, size_space)

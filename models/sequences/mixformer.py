@@ -44,7 +44,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from recscale.models.architecture import RankerSpec
+from recscale.models.architecture import RankerSpec, builder
 from recscale.models.counts import Flops, Params
 from recscale.models.inputs import CandidateInputs, Field, Output, Schema, UserInputs, join_fields
 from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, plan_events
@@ -56,7 +56,7 @@ from recscale.models.layers.per_token import PerTokenDense
 from recscale.models.layers.towers import Towers, tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Ranker
-from recscale.models.sizing import token_choices, token_shapes
+from recscale.models.sizing import dense_params, token_choices, token_shapes
 
 from .mixformer_block import BlockOptions, HeadState, HistoryFFN, MixFormerBlock
 
@@ -132,28 +132,29 @@ class UserState(NamedTuple):
     fields: dict[str, Array]
 
 
-class MixFormer(Ranker):
-    """Heads of the fields, L blocks over one history, towers on the flattened heads.
+class MixFormerPlan(NamedTuple):
+    """How the fields become heads (user is None unless ui, and item then holds candidate fields only), the history, and
+    which order of the attention is taken."""
 
-    Args:
-        events: the history.
-        user, item: how the fields become heads; user is None unless ui, and item then holds candidate fields only.
-        tasks: Y. reordered: which order of the attention.
-    """
+    user: Cut | None
+    item: Cut
+    events: EventPlan
+    reordered: bool
+
+
+class MixFormer(Ranker):
+    """Heads of the fields, L blocks over one history, towers on the flattened heads, for Y tasks."""
 
     def __init__(
         self,
-        events: EventPlan,
-        user: Cut | None,
-        item: Cut,
+        plan: MixFormerPlan,
         tasks: int,
         options: MixFormerConfig,
         *,
-        reordered: bool,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        D, init, layers = options.width, options.init, options.layers
+        (user, item, events, reordered), D, init, layers = plan, options.width, options.init, options.layers
         self.user_cut, self.item_cut = user, item
         user_heads, flat = user.heads if user else 0, options.T * D
 
@@ -203,11 +204,9 @@ class MixFormer(Ranker):
         return Output(logits=self.towers(flat).reshape(requests, count, -1))
 
 
-def build(config: MixFormerConfig, schema: Schema, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> MixFormer:
-    """The model of a config."""
-    (user, item), reordered = cut_fields(config, schema), _reordered(config, schema)
-    events, tasks = plan_events(schema, config), len(schema.tasks)
-    return MixFormer(events, user, item, tasks, config, reordered=reordered, dtype=dtype, rngs=rngs)
+def plan_mixformer(config: MixFormerConfig, schema: Schema) -> MixFormerPlan:
+    """Resolves the flags for one schema; raises as `cut_fields` does."""
+    return MixFormerPlan(*cut_fields(config, schema), plan_events(schema, config), _reordered(config, schema))
 
 
 def cut_fields(config: MixFormerConfig, schema: Schema) -> tuple[Cut | None, Cut]:
@@ -275,13 +274,9 @@ def size_space(schema: Schema, config: MixFormerConfig, target_dense_params: flo
     """
     least = 2 if config.ui else 1
     most = min(sum(f.width for f in fields) for fields in _sides(config, schema)) * least
-    choices = [(config.tokens, 0.0)] if config.tokens else token_choices(range(least, most + 1), target_dense_params)
-
-    def params(T: int, D: int, F: int) -> int:
-        return count_params(dataclasses.replace(config, tokens=T, width=D, hidden=F), schema).dense
-
-    for T, D, F in token_shapes(params, choices, target_dense_params, 4.0):
-        yield {"tokens": T, "width": D, "hidden": F}
+    chosen = [(config.tokens, 0.0)] if config.tokens else token_choices(range(least, most + 1), target_dense_params)
+    choices = {T: (T, cost) for T, cost in chosen}
+    yield from token_shapes(dense_params(count_params, config, schema), choices, target_dense_params, 4.0)
 
 
 def _sides(config: MixFormerConfig, schema: Schema) -> list[tuple[Field, ...]]:
@@ -302,5 +297,6 @@ def _reordered(config: MixFormerConfig, schema: Schema) -> bool:
     return config.kv == "reordered"
 
 
+build = builder(MixFormer, plan_mixformer)
 MIXFORMER = RankerSpec(MixFormerConfig, build, count_params, count_flops, size_space)
 UI_MIXFORMER = RankerSpec(UIMixFormerConfig, build, count_params, count_flops, size_space)
