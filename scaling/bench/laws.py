@@ -14,18 +14,16 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
-import jax
 import numpy as np
 import pandas as pd
-import scipy
 
 from recscale.scaling.laws import fit, forms
 from recscale.scaling.laws.fitting.problem import make_problem
 from recscale.scaling.laws.fitting.solver import cpu_device, solve
 from recscale.scaling.laws.judgement.rolling import rolling_origin
 from recscale.scaling.laws.uncertainty.bootstrap import bootstrap
+from recscale.scaling.records.provenance import command, now, versions
 
 REPEATS = 5
 TRUTH = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
@@ -130,21 +128,15 @@ def run(repeats: int = REPEATS) -> dict:
         },
         "peak_memory_bytes": _peak_memory(),
         "peak_memory_target_bytes": 10**9,
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "pandas": pd.__version__,
-        },
+        "versions": versions(("jax", "numpy", "scipy", "pandas")),
         "device": {
             "jax": str(cpu_device()),
             "cores": os.cpu_count(),
             "machine": platform.machine(),
             "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
         },
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "date": now(),
+        "command": command(),
     }
 
 
