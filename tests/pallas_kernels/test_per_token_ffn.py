@@ -10,7 +10,6 @@ from flax import nnx
 
 from recscale.models.layers.per_token import PerTokenFFN
 from recscale.pallas_kernels import targets
-from recscale.pallas_kernels.cases import cases
 from recscale.pallas_kernels.per_token_ffn import gpu, per_token_ffn, per_token_matmul, reference, tpu
 from recscale.pallas_kernels.per_token_ffn.form import Form, Weights
 
@@ -246,21 +245,6 @@ def test_vmap_checkpoint_and_reruns(small_blocks):
         close(values[i], value, 1e-5)
         close(gradients[i], gradient, 1e-5)
     jax.tree.map(np.testing.assert_array_equal, step(xs, weights[0]), (values, gradients))
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.group == "ragged" else [])
-        for case in cases("per_token_ffn")
-        if case.group != "bench"
-    ],
-)
-def test_cases(case):
-    arrays = case.inputs(jax.random.key(0))
-    expected = case.call(*arrays, implementation="reference")
-    found = case.call(*arrays, **KERNEL)
-    jax.tree.map(lambda a, b: close(a, b, case.rtol), found, expected)
 
 
 @pytest.mark.parametrize("options", [dict(implementation="xla"), KERNEL], ids=["xla", "kernel"])

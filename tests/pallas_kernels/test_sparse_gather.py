@@ -4,36 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sparse_reads import case, dense64, products64, read64
 
 from recscale.pallas_kernels.sparse_gather import hits, sort_hits, sparse_dot, sparse_gather, sum_hits, xla
 
 IMPLEMENTATIONS = ("xla", "reference")
 
 gather = jax.jit(sparse_gather, static_argnames=("gate_fn", "value_grad", "implementation"))
-
-
-def case(reads=11, per_read=4, rows=7, width=5, seed=0, absent=0.2):
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, rows, (reads, per_read))
-    ids = np.where(rng.random(ids.shape) < absent, -1, ids)
-    if reads > 2:
-        ids[1], ids[2] = -1, ids[2, 0]  # an empty bag; one row named J times
-    values = rng.standard_normal((rows, width)).astype(np.float32)
-    weights = rng.standard_normal((reads, per_read)).astype(np.float32)
-    return jnp.asarray(values), jnp.asarray(ids, jnp.int32), jnp.asarray(weights)
-
-
-def read64(values, ids, weights):
-    values, ids, weights = (np.asarray(a, t) for a, t in ((values, np.float64), (ids, int), (weights, np.float64)))
-    return np.einsum("nj,njd->nd", np.where(ids >= 0, weights, 0.0), values[np.maximum(ids, 0)])
-
-
-def dense64(ids, weights, g, rows):
-    ids, weights, g = np.asarray(ids), np.asarray(weights, np.float64), np.asarray(g, np.float64)
-    total = np.zeros((rows, g.shape[1]))
-    for t, j in zip(*np.nonzero(ids >= 0), strict=True):
-        total[ids[t, j]] += weights[t, j] * g[t]
-    return total
 
 
 @pytest.mark.parametrize(
@@ -82,7 +59,7 @@ def test_gates_and_all_gradients(gate_fn, monkeypatch):
     opened, slope = gate64(gate_fn, y)
     held = np.ones_like(y) if gate is None else np.asarray(gate, np.float64)
     g = np.asarray(dout, np.float64) * held * slope
-    dw = np.where(np.asarray(ids) >= 0, np.einsum("nd,njd->nj", g, np.asarray(values, np.float64)[ids]), 0.0)
+    dw = products64(values, ids, g)
     expected = (dense64(ids, weights, g, 9), dw, np.asarray(dout, np.float64) * opened, g)
 
     for implementation, limit in (("reference", None), ("xla", None), ("xla", 8 * 24 * 7)):
@@ -194,8 +171,7 @@ def test_products_with_rows_and_their_gradients():
 
     both = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnums=(2, 3))
     expected, s = both(values, x, "reference", "dense")
-    rows = np.asarray(values)[np.maximum(ids, 0)]
-    np.testing.assert_allclose(s, np.where(ids >= 0, np.einsum("nd,njd->nj", x, rows), 0.0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(s, products64(values, ids, x), rtol=1e-5, atol=1e-5)
     found, same = both(values, x, "xla", "dense")
     np.testing.assert_allclose(same, s, rtol=1e-5, atol=1e-5)
     for a, b in zip(found, expected, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import jaxprs_in_params
+from sparse_reads import case, dense64, products64, read64
 
 from recscale.pallas_kernels.compat import tpu_races_found
 from recscale.pallas_kernels.sparse_gather import (
@@ -33,40 +34,10 @@ ON_CPU = dict(target=V5E, interpret=True)
 
 
 @pytest.fixture(autouse=True)
-def short_loops(request, monkeypatch):
-    """Loops are not unrolled: interpreted kernels compile slowly. The named cases are left as they are."""
-    if "named" not in request.fixturenames:
-        for module, name in ((tpu_copies, "UNROLL"), (tpu_slab, "UNROLL"), (tpu_hits, "_UNROLL")):
-            monkeypatch.setattr(module, name, 1)
-
-
-def case(reads=11, per_read=4, rows=7, width=5, dtype=jnp.float32, seed=0, absent=0.2):
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, rows, (reads, per_read))
-    ids = np.where(rng.random(ids.shape) < absent, -1, ids)
-    if reads > 2:
-        ids[1], ids[2] = -1, ids[2, 0]  # an empty bag; one row named J times
-    values = jnp.asarray(rng.standard_normal((rows, width)), jnp.float32).astype(dtype)
-    weights = rng.standard_normal((reads, per_read)).astype(np.float32)
-    return values, jnp.asarray(ids, jnp.int32), jnp.asarray(weights)
-
-
-def read64(values, ids, weights):
-    values, ids, weights = (np.asarray(a, t) for a, t in ((values, np.float64), (ids, int), (weights, np.float64)))
-    return np.einsum("nj,njd->nd", np.where(ids >= 0, weights, 0.0), values[np.maximum(ids, 0)])
-
-
-def products64(values, ids, g):
-    values, ids, g = np.asarray(values, np.float64), np.asarray(ids), np.asarray(g, np.float64)
-    return np.where(ids >= 0, np.einsum("nd,njd->nj", g, values[np.maximum(ids, 0)]), 0.0)
-
-
-def dense64(ids, weights, g, rows):
-    ids, weights, g = np.asarray(ids), np.asarray(weights, np.float64), np.asarray(g, np.float64)
-    total = np.zeros((rows, g.shape[1]))
-    for t, j in zip(*np.nonzero(ids >= 0), strict=True):
-        total[ids[t, j]] += weights[t, j] * g[t]
-    return total
+def short_loops(monkeypatch):
+    """Loops are not unrolled: interpreted kernels compile slowly."""
+    for module, name in ((tpu_copies, "UNROLL"), (tpu_slab, "UNROLL"), (tpu_hits, "_UNROLL")):
+        monkeypatch.setattr(module, name, 1)
 
 
 def use(monkeypatch, variant):
@@ -312,30 +283,6 @@ def test_products_with_rows_replicas_and_rematerialisation():
     found, expected = (replicas(both, x, name) for name in ("pallas_tpu", "reference"))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-
-
-SMALL = [c for c in CASES if c.group != "bench"]
-
-
-@pytest.mark.parametrize("named", [c for c in SMALL if c.name == "gather-tiny"], ids=lambda c: c.name)
-def test_a_small_named_case(named):
-    check_case(named)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("named", SMALL, ids=lambda c: c.name)
-def test_every_small_named_case(named):
-    check_case(named)
-
-
-def check_case(named):
-    arrays = named.inputs(jax.random.key(0))
-    call = jax.jit(functools.partial(named.call, implementation="pallas_tpu", interpret=True))
-    found = jax.tree.leaves(call(*arrays))
-    expected = jax.tree.leaves(named.call(*arrays, implementation="reference"))
-    for a, b in zip(found, expected, strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=0, atol=named.rtol * np.abs(b).max())
 
 
 @pytest.mark.parametrize("named", [c for c in CASES if c.group == "bench"], ids=lambda c: c.name)

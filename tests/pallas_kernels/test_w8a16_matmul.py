@@ -4,14 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import normal
 
 from recscale.pallas_kernels.w8a16_matmul import dequantize, quantize_int8, w8a16_matmul
 
 BOTH = pytest.mark.parametrize("implementation", ["xla", "reference"])
-
-
-def normal(*shape, seed=0, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def integers(*shape, high, seed=0):

@@ -4,16 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import normal
 from flax import nnx
 
 from recscale.models import build, count
 from recscale.models.baselines.dcnv2 import CrossLayer, CrossOptions
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.inputs.schema import reference_schema
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def rows(schema, inputs, keep=lambda field: True):

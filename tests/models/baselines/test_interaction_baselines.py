@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import normal
 from flax import nnx
 
 from recscale.models import build, count
@@ -19,10 +20,6 @@ from recscale.scaling.counting.abstract import train_program
 from recscale.scaling.counting.jaxpr_flops import count_flops
 
 T, B, D = 5, 3, 4
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def scramble(module):

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import filled, history_of
 from flax import nnx
 
 from recscale.models import build, count, freeze_config, registry
 from recscale.models.baselines import hstu, onetrans_lite, sequence_transformer, stca, twin_lite
-from recscale.models.inputs import Events, Field, Schema, Sequence
+from recscale.models.inputs import Field, Schema, Sequence
 from recscale.models.inputs.examples import random_inputs
 from recscale.scaling.counting.abstract import train_program
 from recscale.scaling.counting.jaxpr_flops import count_flops
@@ -52,30 +53,6 @@ def encoder_of(name, schema, **config):
     """An encoder whose parameters are all random, biases and gains too; nothing is compiled for them."""
     spec, made = spec_of(name), frozen(name, **config)
     return filled(lambda: spec.build(made, schema, rngs=nnx.Rngs(0)))
-
-
-def filled(make):
-    graph, state = nnx.split(nnx.eval_shape(make))
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        std = leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.5
-        return jnp.asarray(std * rng.standard_normal(leaf.shape), jnp.float32)
-
-    return nnx.merge(graph, jax.tree.map(draw, state))
-
-
-def history_of(inputs, lengths, columns=None, seed=4):
-    """The inputs with all-random events, valid or not, of the given lengths."""
-    ((name, old),) = inputs.user.histories.items()
-    requests, most, width = old.events.shape
-    rng = np.random.default_rng(seed)
-    events = jnp.asarray(rng.standard_normal((requests, columns or most, width)), jnp.float32)
-    delta_s = None
-    if old.delta_s is not None:
-        delta_s = jnp.asarray(np.cumsum(rng.integers(1, 10**5, events.shape[:2]), axis=1), jnp.int32)
-    made = Events(events, jnp.asarray(lengths, jnp.int32), delta_s)
-    return inputs.replace(user=inputs.user.replace(histories={name: made}))
 
 
 def plain_schema(length, event, candidate):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import normal
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
@@ -14,10 +15,6 @@ from recscale.models.layers.matmul import contract
 from recscale.models.layers.norms import Norm, norm_params
 from recscale.models.layers.per_token import ACTIVATIONS, PerTokenDense, PerTokenFFN
 from recscale.models.layers.towers import Towers, mean_tokens, tower_params
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def size(module):

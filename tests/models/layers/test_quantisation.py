@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from drawn import normal
 from flax import nnx
 
 from recscale.models import build, list_models
@@ -19,10 +20,6 @@ from recscale.models.layers.towers import Towers
 R, C = 4, 3
 
 SMALL = dict(tokens=4, width=16, hidden=8)
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def int8_kernels(model):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import normal
 from flax import nnx
 
 from recscale.models import count
@@ -15,10 +16,6 @@ from recscale.models.memories.options import MemoryOptions
 from recscale.models.memories.product_key_memory import ProductKeyMemory
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
 from recscale.scaling.counting.jaxpr_flops import count_flops
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def test_contradicting_flags_are_named():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import normal
 from flax import nnx
 
 from recscale.models import build, count
@@ -16,10 +17,6 @@ from recscale.scaling.counting.jaxpr_flops import count_flops
 T, B, D, F = 3, 5, 8, 12
 
 SMALL = dict(width=D, hidden=F, memory_slots=25, memory_topk=4, key_width=6, value_init_std=0.5)
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def compiled(make):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import normal
 from flax import nnx
 
 from recscale.models.memories.addressing import Found
@@ -17,10 +18,6 @@ from recscale.models.memories.value_table import ValueTable, probe_shapes, recor
 from recscale.pallas_kernels.sparse_gather import sort_hits, sum_hits
 
 T, B, D = 3, 5, 8
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import normal
 from flax import nnx
 
 from recscale.models import build, count, freeze_config, list_presets
@@ -20,10 +21,6 @@ from recscale.scaling.counting.abstract import abstract_model, forward_program, 
 from recscale.scaling.counting.jaxpr_flops import count_flops
 
 T, D, F, E, K, B = 3, 8, 24, 8, 4, 20
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def token_schema(tokens=T, width=D):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import filled
 from flax import nnx
 
 from recscale.models import build, count, freeze_config
@@ -39,14 +40,7 @@ def build_of(schema, **config):
 @functools.cache
 def encoder_of(schema=None, **config):
     """An encoder whose parameters are all random, the generators too; nothing is compiled for them."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: build_of(schema or small_schema(), **config)))
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        std = leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.5
-        return jnp.asarray(std * rng.standard_normal(leaf.shape), jnp.float32)
-
-    return nnx.merge(graph, jax.tree.map(draw, state))
+    return filled(lambda: build_of(schema or small_schema(), **config))
 
 
 def with_lengths(inputs, *lengths, extra=0):

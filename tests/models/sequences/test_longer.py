@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import filled, history_of
 from flax import nnx
 
 from recscale.models import count
-from recscale.models.inputs import Events, Field, Schema, Sequence
+from recscale.models.inputs import Field, Schema, Sequence
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.layers.history_attention import block_flops, block_params
 from recscale.models.registry import freeze_config
@@ -36,27 +37,7 @@ def build_of(schema, **config):
 
 def encoder_of(schema, **config):
     """An encoder whose parameters are all random, biases and gains too; nothing is compiled for them."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: build_of(schema, **config)))
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        std = leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.5
-        return jnp.asarray(std * rng.standard_normal(leaf.shape), jnp.float32)
-
-    return nnx.merge(graph, jax.tree.map(draw, state))
-
-
-def history_of(inputs, length, columns=None, seed=4):
-    """The inputs with all-random events, valid or not, of the given lengths."""
-    ((name, old),) = inputs.user.histories.items()
-    requests, most, width = old.events.shape
-    rng = np.random.default_rng(seed)
-    events = jnp.asarray(rng.standard_normal((requests, columns or most, width)), jnp.float32)
-    delta_s = None
-    if old.delta_s is not None:
-        delta_s = jnp.asarray(np.cumsum(rng.integers(1, 10**5, events.shape[:2]), axis=1), jnp.int32)
-    made = Events(events, jnp.asarray(length, jnp.int32), delta_s)
-    return inputs.replace(user=inputs.user.replace(histories={name: made}))
+    return filled(lambda: build_of(schema, **config))
 
 
 # ---- the mask, against one dense model over the whole index space

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import filled
 from flax import nnx
 
 from recscale.models import build, count, freeze_config, get_config
@@ -38,14 +39,7 @@ def small_schema(columns=S):
 def model_of(schema=None, **config):
     """A model whose parameters are all random, gains too; nothing is compiled for them."""
     schema = schema or small_schema()
-    graph, state = nnx.split(nnx.eval_shape(lambda: build("mixformer", schema, SMALL | config, rngs=nnx.Rngs(0))))
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        std = leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.5
-        return jnp.asarray(std * rng.standard_normal(leaf.shape), jnp.float32)
-
-    return nnx.merge(graph, jax.tree.map(draw, state))
+    return filled(lambda: build("mixformer", schema, SMALL | config, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
