@@ -283,6 +283,51 @@ def kappa_tied(axes: Axes = None) -> Form:
 
 
 @cache
+def gamma(axes: Axes = None) -> Form:
+    """y = E + (A N^-alpha + B D^-beta)^gamma: the kappa form in other letters, gamma = 1/kappa, alpha and beta times
+    kappa. Centred, A and B are contributions to the target.
+    """
+
+    def raw(centred, log_centre):
+        power = 1.0 / np.asarray(centred["gamma"])
+        terms = {
+            name: np.asarray(centred[name]) ** power * np.exp(np.asarray(centred[alpha]) * log_centre[slot])
+            for name, alpha, slot in (("A", "alpha", "N"), ("B", "beta", "D"))
+        }
+        return {**centred, **terms}
+
+    a, b = (
+        Parameter(name, "coefficient", 1e-12, 1e6, "log", "target", (slot,), unit=f"target^(1/gamma) * {slot}^{alpha}",
+                  meaning=f"contribution of {slot}; centred: in the target's unit, at the geometric mean")
+        for name, slot, alpha in (("A", "N", "alpha"), ("B", "D", "beta"))
+    )  # fmt: skip
+    shape = Parameter("gamma", "shape", 1e-3, 10.0, "log", "one", ("N", "D"), meaning="1 is a sum, 0 a bottleneck")
+    return Form(
+        "gamma",
+        (),
+        "y = E + (A N^-alpha + B D^-beta)^gamma",
+        "arXiv 2510.02228 (xLSTM)",
+        (SIZE, DATA),
+        (floor_parameter(), a, exponent("alpha", "N"), b, exponent("beta", "D"), shape),
+        kappa_family(),
+        _linear([("A", "alpha"), ("B", "beta")], True),
+        extra_starts={"gamma": (1.0, 0.5)},
+        embed={
+            "alpha": ({"alpha": 1.0, "gamma": 1.0}, 0.0),
+            "beta": ({"beta": 1.0, "gamma": 1.0}, 0.0),
+            "kappa": ({"gamma": -1.0}, 0.0),
+        },
+        floor="E",
+        split=("alpha", "beta"),
+        raw=raw,
+        nested_in=("kappa", "kappa_sum", "repeated_data"),
+        limits="gamma = 1 is chinchilla; N, D -> infinity gives E",
+        valid="N > 0, D > 0, y > E, gamma > 0",
+        note=UNCHECKED,
+    )
+
+
+@cache
 def sum_form(axes: Axes = None) -> Form:
     """y = E + sum_j A_j x_j^-alpha_j over any axes; parameters are E, A_<axis>, alpha_<axis>."""
     slots = axes or ("dense_params", "examples")

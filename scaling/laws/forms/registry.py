@@ -27,6 +27,8 @@ _FORMS = {
         "kaplan_offset": "power:kaplan_offset",
         "kappa": "power:kappa",
         "kappa_tied": "power:kappa_tied",
+        "gamma": "power:gamma",
+        "farseer": "size_dependent:farseer",
         "sum": "power:sum_form",
         "kappa_sum": "power:kappa_sum",
         "log_linear": "one_axis:log_linear",

@@ -42,6 +42,13 @@ CASES = {
     "kaplan_offset": (TWO, CHINCHILLA, {}),
     "kappa": (TWO, KAPPA, {}),
     "kappa_tied": (TWO, {"E": 0.42, "A": 3.0, "alpha": 0.35, "B": 20.0, "kappa": 2.0}, {}),
+    "gamma": (TWO, {"E": 0.42, "A": 27.0, "alpha": 1.05, "B": 512.0, "beta": 0.84, "gamma": 1 / 3}, {}),
+    "farseer": (
+        TWO,
+        {"a3": 4.0, "gamma": -0.25, "b3": -0.9, "a2": 0.02, "beta": 0.3, "b2": 2.0, "a1": 0.02, "alpha": 0.25}
+        | {"b1": -1.5},
+        {},
+    ),
     "sum": (FIVE, FIVE_TRUTH, {"axes": {name: name for name in FIVE_NAMES}}),
     "kappa_sum": (
         [FIVE[0], FIVE[2], FIVE[3], FIVE[4]],
@@ -87,7 +94,15 @@ CASES = {
     "joint": (ONE, {"E": 0.42, "v": 0.15, "S": 1.1, "A": 3.0, "alpha": 0.35}, {}),
     "gain": (ONE, {"c": 0.01, "gamma": 0.2}, {}),
 }
-MIN_SHARE = {"bnsl": 0.2}
+MIN_SHARE = {"bnsl": 0.2, "farseer": 0.8}
+# Forms whose parameters at the centre 1 are not the raw ones: the law as it is printed.
+PRINTED = {
+    "gamma": lambda p, n, d: p["E"] + (p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"]) ** p["gamma"],
+    "farseer": lambda p, n, d: (
+        np.exp(p["a3"] * n ** p["gamma"] + p["b3"])
+        + np.exp(p["a2"] * n ** p["beta"] + p["b2"]) * d ** -np.exp(p["a1"] * n ** p["alpha"] + p["b1"])
+    ),
+}
 
 
 def raw_value(form: Form, truth: dict, axes: list[np.ndarray], stream: float | None = None) -> np.ndarray:
@@ -112,7 +127,7 @@ def made_table(name: str) -> tuple[pd.DataFrame, Form, dict]:
     elif form.target == "auc":
         frame["auc"] = t_to_auc(raw_value(form, truth, axes))
     else:
-        frame["logloss"] = raw_value(form, truth, axes)
+        frame["logloss"] = PRINTED[name](truth, *axes) if name in PRINTED else raw_value(form, truth, axes)
     return frame, form, truth
 
 
