@@ -81,6 +81,12 @@ setup(
         "recscale.commands": [
             "fit = recscale.scaling.laws.fit_command:fit",
             "compare = recscale.scaling.laws.comparing.compare_command:compare",
+            "decisions = recscale.scaling.laws.comparing.decisions_command:decisions",
+            "isoflop = recscale.scaling.laws.isoflop.isoflop_command:isoflop",
+            "optimum = recscale.scaling.laws.isoflop.optimum_command:optimum",
+            "specification = recscale.scaling.laws.judgement.specification_command:specification",
+            "published = recscale.scaling.laws.published.published_command:published",
+            "design = recscale.sweeps.engine.design_command:design",
             "data = recscale.scaling.data.data_command:data",
             "count = recscale.scaling.counting.count_commands:count",
             "size = recscale.scaling.counting.count_commands:size",

@@ -108,14 +108,24 @@ _RUNNING = _options(_Running, "running", _WORKERS, _MEMORY, _BACKEND, _SLURM)
 @_PLANNING
 @_JSON
 def plan(file: str, planning: _Planning, as_json: bool) -> None:
-    """Resolve every run of a sweep FILE: a table of counts, FLOPs, predicted memory and time. Nothing is launched."""
+    """Resolve every run of a sweep FILE: a table of counts, FLOPs, predicted memory and time. Nothing is launched.
+
+    Says which of the laws' gates these runs cannot pass, whatever comes of them.
+    """
     out, rows, new = _plan(file, planning)
-    from .tables import plan_table
+    from recscale.scaling.laws.planning.foresee import foreseen
+    from recscale.scaling.report.views import AXES
+
+    from .tables import plan_table, planned_table
 
     click.echo(plan_table(rows))
+    warned = foreseen(planned_table(rows), AXES)
+    for line in warned:
+        click.echo(f"foreseen: {line}")
     click.echo(f"{len(rows)} runs in {out / 'plan.jsonl'} ({new} new); launch them with: recscale launch {out}")
     if as_json:
-        _json({"out": str(out), "runs": len(rows), "new": new, "job_seconds": _job_seconds(rows)})
+        told = {"out": str(out), "runs": len(rows), "new": new, "job_seconds": _job_seconds(rows)}
+        _json(told | {"foreseen": warned})
 
 
 @click.command()

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recscale.scaling.records.runs import read_metrics, read_record
+import pandas as pd
+
+from recscale.scaling.records.runs import read_metrics, read_record, run_row
 
 from .locks import has_launcher
 from .plan import read_plan
@@ -37,6 +39,16 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> str:
             }
         )
     return render(lines)
+
+
+def planned_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """A plan in the columns of a run table; what only training tells is null."""
+    told = [
+        row
+        | {"status": "planned", "work": row["predicted"], "history_length": row["config"]["data"].get("history_length")}
+        for row in rows
+    ]
+    return pd.DataFrame([run_row(row) for row in told])
 
 
 def run_states(out: Path | str) -> list[dict[str, Any]]:

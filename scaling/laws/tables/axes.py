@@ -32,6 +32,15 @@ def parse_axes(text: str | None) -> dict[str, str] | list[str] | None:
     return pairs or entries
 
 
+def parse_point(text: str) -> dict[str, float]:
+    """`x=1e7` or `N=1e7,D=1e9` to values by slot or column. Raises ValueError for anything else."""
+    pairs = [entry.partition("=") for entry in text.split(",")]
+    try:
+        return {slot.strip(): float(value) for slot, _, value in pairs}
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no point, such as x=1e7 or N=1e7,D=1e9") from error
+
+
 def resolve_axes(form: Form, axes: Mapping[str, str] | Sequence[str] | str | None) -> dict[str, str]:
     """Slot -> column, from slot names or aliases, a sequence in slot order, one column, or None."""
     columns = {slot.name: slot.column for slot in form.slots}

@@ -101,11 +101,10 @@ def test_overlay_needs_the_same_axis_metric_and_convention():
 
 
 def test_gain_exponents_are_never_compared():
-    with pytest.raises(published.OverlayRefused, match="GAIN"):
-        published.exponent_difference("unimixer_unimixer", "unimixer_rankmixer")
-    with pytest.raises(published.OverlayRefused, match="form"):
-        published.exponent_difference("wukong_task1", "sequential_rec_2311")
-    assert published.exponent_difference("wukong_task2", "wukong_task1") == pytest.approx(5.099e-5, abs=1e-12)
+    with pytest.raises(published.OverlayRefused, match="never compared"):
+        published.overlay(
+            "unimixer_unimixer", axes="dense_params", metric="auc_gain", convention="million_params_assumed"
+        )
 
 
 def test_errors_name_the_thing():
