@@ -35,6 +35,7 @@ class Case:
         int8: whether the products are int8 x int8 at the int8 peak.
         temporaries: implementation -> bound, in bytes, on XLA's temporaries of the compiled program.
         rivals: name -> a function of the same arrays, timed beside ours (XLA's top_k, a library's attention, ...).
+        only_on: rival -> the one platform it runs on.
         rtol, atol: of `call` against the reference implementation, on the largest absolute value of each output.
     """
 
@@ -48,6 +49,7 @@ class Case:
     int8: bool = False
     temporaries: Mapping[str, int] = dataclasses.field(default_factory=dict)
     rivals: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    only_on: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rtol: float = 1e-5
     atol: float = 0.0
 

@@ -22,6 +22,9 @@ from .shape import Shape
 
 Array = jax.Array
 
+# Those that run on one platform only.
+ONLY_ON = {"jax.nn.dot_product_attention cudnn": "gpu", "flash_attention": "tpu", "splash_attention": "tpu"}
+
 _BLOCK = 512  # of rows and of keys; flash and splash need them to divide
 _LANES = 128
 

@@ -80,6 +80,7 @@ def _cases(name: str, group: str, shape: Shape) -> tuple[Case, ...]:
             flops=shape.flops(backward),
             temporaries=_temporaries(shape, backward) if group == "bench" else {},
             rivals=rivals.of(shape, backward) if group == "bench" else {},
+            only_on=rivals.ONLY_ON,
             rtol=(1e-4 if backward else 1e-5) if exact else 2e-2,
         )
         for backward in (False, True)

@@ -9,7 +9,7 @@ costs one row:
     4 tune      block sizes of the kernels that lost in 2
     5 sweep     a sweep of sizes
 
-    OUT/results.jsonl    one line a result, on disk before the next begins; what stands there is not done again
+    OUT/results.jsonl    one line a result, written as it comes; what stands there is not done again
     OUT/summary.md       at the end, at the end of the budget, and when the process is told to stop
     OUT/tuned            block sizes found; `recscale bench device --adopt` copies them into the package
     OUT/cache, OUT/sweep compiled programs; the sweep
@@ -46,6 +46,8 @@ from . import device_plan, device_summary
 from .device_plan import Job
 
 _COMMAND = (sys.executable, "-c", "from recscale.scaling.bench.device_work import serve; serve()")
+# What a process may take to start, before its first item.
+_START_S = 60.0
 # Of the budget, for the summary.
 _RESERVE_S = 1.0
 # Of what a process said on its error stream, in a row.
@@ -57,7 +59,7 @@ class Stopped(Exception):
 
 
 class Log:
-    """The results on disk: whole lines, each flushed before the next.
+    """The results on disk: whole lines, each written in one go.
 
     Args:
         path: of the file; a last line that was cut off is dropped.
@@ -81,7 +83,6 @@ class Log:
         with self._lock:
             if self._open and row["id"] not in self.ids():
                 os.write(self._file, (json.dumps(plain(row)) + "\n").encode())
-                os.fsync(self._file)
                 self.rows.append(row)
 
     def ids(self) -> set[str]:
@@ -251,14 +252,15 @@ class _Run:
                 process.stdin.write(json.dumps(task) + "\n")
                 process.stdin.flush()  # it stays open: its end tells the process that this one is gone
             threading.Thread(target=_listen, args=(process, messages), daemon=True).start()
-            item, late = job.id, False
+            item, late, patience = job.id, False, _START_S + job.item_s
             while True:
                 left = end - time.monotonic()
                 try:
-                    message = messages.get(timeout=max(min(left, job.item_s), 0.01))
+                    message = messages.get(timeout=max(min(left, patience), 0.01))
                 except queue.Empty:
                     late = True
                     break
+                patience = job.item_s
                 if message is None:
                     break
                 if "begun" in message:

@@ -148,7 +148,9 @@ def functions(case: Case, target: Target | None, implementations: Sequence[str] 
     ours = ["xla", "reference"] if target is None else ["xla", *cases.kernels(case.operation, target.platform)]
     ours = [name for name in ours if not implementations or name in implementations or name == "xla"]
     found: dict[str, Function] = {name: functools.partial(case.call, implementation=name) for name in ours}
-    return found | (dict(case.rivals) if target is not None else {})
+    if target is None:
+        return found
+    return found | {name: f for name, f in case.rivals.items() if case.only_on.get(name) in (None, target.platform)}
 
 
 def _reference(case: Case, arrays: tuple[Any, ...]) -> tuple[Any, str]:

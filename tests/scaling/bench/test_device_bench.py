@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from recscale.pallas_kernels import blocks
 from recscale.pallas_kernels.dispatch import KERNELS
 from recscale.scaling.bench import device, device_plan, device_summary
-from recscale.scaling.bench.bench_commands import bench
+from recscale.scaling.bench.bench_commands import BENCHMARKS, bench
 
 # Six items a job, a tenth of a second each. "crash" ends its process at the third, "hang" waits there.
 WORKER = """
@@ -68,16 +68,14 @@ def test_a_process_that_ends_or_hangs_costs_one_row(run, tmp_path):
     assert "1 crashed" in page and "1 timed out" in page and "Not reached" not in page
 
 
-def test_the_budget_ends_it_and_the_same_command_goes_on(run, tmp_path):
-    begun = time.monotonic()
-    first = run("a", "hang", "b", budget=2.5)
-    assert time.monotonic() - begun < 5
-    assert statuses(first, "a") == 6 * ["right"] and statuses(first, "hang") == ["right", "right"]
-    assert "check/b" in (tmp_path / "summary.md").read_text()
-    second = run("a", "hang", "b", item_s=1.0)
-    assert second[: len(first)] == first and len({row["id"] for row in second}) == len(second) == 21
-    begun = time.monotonic()
-    assert run("a", "hang", "b") == second and time.monotonic() - begun < 1  # no process was started
+def test_the_budget_ends_it_and_the_same_command_goes_on(run, tmp_path, monkeypatch):
+    first = run("hang", "b", budget=3.0)
+    assert set(statuses(first, "hang")) <= {"right"} and len(first) <= 2
+    assert "check/hang" in (tmp_path / "summary.md").read_text() and "check/b" in (tmp_path / "summary.md").read_text()
+    second = run("hang", "b", item_s=2.0)
+    assert second[: len(first)] == first and len({row["id"] for row in second}) == len(second) == 14
+    monkeypatch.setattr(device, "_COMMAND", ("/no/such/program",))  # nothing is left to start a process for
+    assert run("hang", "b") == second
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -94,7 +92,7 @@ def test_ended_from_outside_the_file_is_whole(number, run, tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    assert process.wait(timeout=10) == (-9 if number == signal.SIGKILL else 143)
+    assert process.wait(timeout=60) == (-9 if number == signal.SIGKILL else 143)
     assert (tmp_path / "summary.md").exists() == (number == signal.SIGTERM)
     text = path.read_bytes()
     assert text.endswith(b"\n")
@@ -110,7 +108,8 @@ def test_the_plan(tmp_path):
     jobs = device_plan.jobs(cpu=False)
     lines = result.output.splitlines()
     assert [line.split("  ")[0] for line in lines if "/" in line.split("  ")[0]] == [job.id for job in jobs]
-    assert [job.name for job in jobs[: len(KERNELS)]] == [f"{name} first" for name in KERNELS]
+    assert [job.name for job in jobs[: len(KERNELS)]] == list(KERNELS)
+    assert [job.name for job in device_plan.jobs(cpu=True)[: len(KERNELS)]] == [f"{name} first" for name in KERNELS]
     assert [device_plan.limit_s(stage, 480) for stage in ("check", "measure", "train", "tune")] == [90, 150, 100, 100]
     assert device_plan.limit_s("check", 60) == 90 and device_plan.limit_s("measure", 240) == 75
     with pytest.raises(ValueError, match="there is no 'chekc' to do; did you mean 'check'"):
@@ -148,6 +147,17 @@ def test_block_sizes_wait_in_the_folder_until_they_are_adopted(tmp_path, monkeyp
     (written,) = (package / "toy" / "tuned").iterdir()
     assert set(json.loads(written.read_text())["times_xla"]["pallas_gpu"]) == {"a", "b"}
     blocks._tuned.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "name, decides",
+    [("measure/w8a16_matmul/w8-16/torch bf16 (cuBLAS)", False), ("train/rankmixer_1b/torch/step", False),
+     ("measure/w8a16_matmul/w8-16/pallas_gpu", True), ("check/w8a16_matmul", True)],
+)  # fmt: skip
+def test_rivals_decide_nothing(name, decides):
+    passed = BENCHMARKS["device"].passed
+    assert passed({"rows": [{"id": name, "status": "crashed"}]}) != decides
+    assert passed({"rows": [{"id": name, "status": "refused"}]})
 
 
 def _ours(rows):

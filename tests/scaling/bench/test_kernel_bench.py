@@ -59,6 +59,13 @@ def test_rows_of_a_case(toy):
     assert "FAILED" in kernels.report(rows["broken"]) and "x XLA" in kernels.report(ours)
 
 
+def test_rivals_of_another_platform_are_not_tried():
+    case = next(case for case in cases.cases("hybrid_attention") if case.name == "hyformer-decode")
+    assert {"jax.nn.dot_product_attention cudnn", "flash_attention"} <= set(case.rivals)
+    assert "flash_attention" not in kernels.functions(case, H100)
+    assert "jax.nn.dot_product_attention cudnn" not in kernels.functions(case, get_target("tpu-v5e"))
+
+
 def test_wrong_results_have_no_time():
     wrong = _toy(call=lambda x, *, implementation: x * (3 if implementation == "pallas_gpu" else 2), rivals={})
     row = kernels._row(
