@@ -156,13 +156,13 @@ def _bayes_entropy(sd: float, amplitude: float) -> Callable[[np.ndarray], np.nda
 
 
 def plateaus(*, rows: int = 2**17, examples: int = 2**21, pairs: int = 2000, slack: float = 1.0) -> dict[str, Any]:
-    """Oracles that know orders <= 1, 2, 3 of `dense` with 256 quanta, and logistic regressions on the signs themselves.
+    """Oracles that know orders <= 1, 2, 3 of `dense_nested` with 256 quanta, and logistic regressions on the signs.
 
     The regression on the 248 signs must land within 5% of the level of order 1, the one that also has the true order-2
     terms and `pairs` random ones within 5% of the level of order 2; one pass, prior precision a thousandth of the
     examples. A little below the level is right: products of terms leak through the curvature of the sigmoid.
     """
-    config = preset("dense", quanta=256, code_bits=31, order_shares=(0.10, 0.45, 0.25, 0.20))
+    config = preset("dense_nested", quanta=256, code_bits=31, order_shares=(0.10, 0.45, 0.25, 0.20))
     world = build_world(config)
     bits = config.code_bits
     learners = {
@@ -240,7 +240,7 @@ def data_axis(*, rows: int = 2**17, examples: int = 2**20, slack: float = 1.0) -
     from 4,096 examples on.
     """
     config = preset(
-        "dense", b=-1.6, signal=0.39, quanta=3000, code_bits=31, order_shares=(0.10, 0.45, 0.25, 0.20)
+        "dense_nested", b=-1.6, signal=0.39, quanta=3000, code_bits=31, order_shares=(0.10, 0.45, 0.25, 0.20)
     )  # fmt: skip
     world = build_world(config)
     known = np.asarray([16, 64, 256, 1024])

@@ -1,10 +1,10 @@
 """Part 5 of the acceptance experiment: what networks reach on the log whose law is known. Reported, not gated.
 
 Three architectures at six sizes over 1.6 decades (fewer have no bootstrap interval), three seeds of each trained as
-replicas of one program on preset `dense` (signs given, one rate for all, one pass): loss, recovered share of every
-order, an offset power law with its intervals or refusals, and the plateau under which the smallest and the largest
-network lie. A model that knows every product of at most o signs and no other stops at the plateau of order o; one
-between two plateaus has learned a part of the higher order.
+replicas of one program on preset `dense_nested` (signs given, one rate for all, one pass): loss, recovered share of
+every order, an offset power law with its intervals or refusals, and the plateau under which the smallest and the
+largest network lie. A model that knows every product of at most o signs and no other stops at the plateau of order o;
+one between two plateaus has learned a part of the higher order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 SIZES = (2e3, 4.2e3, 8.8e3, 1.85e4, 3.9e4, 8e4)
 SEEDS = 3
-_PRESET = "dense"
+_PRESET = "dense_nested"
 _EXAMPLES, _HOLDOUT_ROWS = 500_000, 65_536
 
 

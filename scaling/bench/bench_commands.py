@@ -127,6 +127,19 @@ BENCHMARKS = {
         ),
         keep_memory="option",
     ),
+    "sweep": Benchmark(
+        "recscale.scaling.bench.sweep:measure_sweep",
+        "Core-seconds of the quickstart's smallest and largest shape by part, and against another tree.",
+        (
+            _number("rounds", 3, "Turns of each tree, every one a process."),
+            _number("rows", 131_072, "Rows of every run."),
+            click.Option(
+                ["--against"],
+                type=click.Path(path_type=Path, exists=True, file_okay=False),
+                help="Root of another checkout, which takes turns with this one.",
+            ),
+        ),
+    ),
     "known-truth": Benchmark(
         "recscale.scaling.acceptance.known_truth:accept_known_truth",
         "The acceptance experiment of the known-truth log; ends with code 1 if a gate fails.",

@@ -58,7 +58,7 @@ def table_rows(
 
 
 def generation(
-    *, preset: str = "dense", dense_params: float = 1e6, rows: int = 1024, rounds: int = 8, per_round: int = 4
+    *, preset: str = "dense_nested", dense_params: float = 1e6, rows: int = 1024, rounds: int = 8, per_round: int = 4
 ) -> dict[str, Any]:
     """Share of a training step spent generating its known-truth batch on the device.
 

@@ -144,6 +144,23 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Recordable(Source, Protocol):
+    """A source that makes batches on the device and can keep those of a run in memory instead."""
+
+    def recorded_bytes(self, batches: int) -> int:
+        """Memory that `record` takes; 0 if batches are made in the step after all."""
+        ...
+
+    def record(self, batches: int) -> Any | None:
+        """Batches 0 ... batches - 1 as a pytree of device arrays, or None."""
+        ...
+
+    def replay(self, record: Any, index: Any) -> Batch:
+        """Batch `index`, which may be traced, of what `record` returned."""
+        ...
+
+
 def check_order(order: str) -> None:
     """Raises ValueError if rows cannot be read in that order."""
     if order not in ORDERS:

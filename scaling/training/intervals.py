@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,21 +11,42 @@ import numpy as np
 from recscale.scaling.data.metrics import entropy
 
 
-def summarise(steps: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+class Piece(NamedTuple):
+    """Metrics of consecutive steps of a logging interval, still on the device.
+
+    metrics: those of `Trainer.step`, a dictionary a step; or one of `Trainer.steps`, with room for more than `steps`.
+    """
+
+    metrics: list[dict[str, Any]] | dict[str, Any]
+    steps: int
+
+
+def fetch(pieces: list[Piece]) -> dict[str, Any]:
+    """The metrics of an interval on the host, every one [steps, ...]."""
+    return jax.tree.map(lambda *values: np.concatenate(values), *(_fetched(piece) for piece in pieces))
+
+
+def _fetched(piece: Piece) -> dict[str, Any]:
+    found = jax.device_get(piece.metrics)
+    if isinstance(found, list):
+        return jax.tree.map(lambda *values: np.stack(values), *found)
+    return jax.tree.map(lambda values: values[: piece.steps], found)
+
+
+def summarise(fetched: dict[str, Any]) -> dict[str, np.ndarray]:
     """Row-weighted means per replica of the batches of an interval, each scored before it was trained on.
 
     Args:
-        steps: metrics of `Trainer.step`, still on the device.
+        fetched: of an interval, see `fetch`.
 
     Returns:
         logloss, ne, calibration (sum of predictions / sum of labels), rows, rate, loss: each [P], of the first task;
         task_logloss [P, Y] when there are several tasks; model_<name> [P, ...] for everything the model reports.
     """
-    fetched = jax.device_get(steps)
-    rows = np.stack([np.broadcast_to(m["rows"], m["logloss"].shape) for m in fetched]).astype(np.float64)
+    rows = np.broadcast_to(fetched["rows"], fetched["logloss"].shape).astype(np.float64)
     total = rows.sum(0)
     mean = {
-        name: (np.stack([m[name] for m in fetched]).astype(np.float64) * rows).sum(0) / np.maximum(total, 1)
+        name: (fetched[name].astype(np.float64) * rows).sum(0) / np.maximum(total, 1)
         for name in ("logloss", "prediction", "label")
     }
     base = np.clip(mean["label"], 1e-12, 1 - 1e-12)
@@ -34,38 +55,36 @@ def summarise(steps: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
         "ne": (mean["logloss"] / entropy(base))[:, 0],
         "calibration": (mean["prediction"] / base)[:, 0],
         "rows": total[:, 0],
-        "rate": np.asarray(fetched[-1]["rate"], np.float64),
-        "loss": np.mean([m["loss"] for m in fetched], axis=0, dtype=np.float64),
+        "rate": fetched["rate"][-1].astype(np.float64),
+        "loss": fetched["loss"].mean(axis=0, dtype=np.float64),
     }
     if mean["logloss"].shape[1] > 1:
         out["task_logloss"] = mean["logloss"]
-    for name in fetched[0].get("stats", {}):
-        out[f"model_{name}"] = np.mean([m["stats"][name] for m in fetched], axis=0, dtype=np.float64)
+    for name, values in fetched.get("stats", {}).items():
+        out[f"model_{name}"] = values.mean(axis=0, dtype=np.float64)
     return out
 
 
-def stack(steps: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def stack(pieces: list[Piece]) -> dict[str, np.ndarray]:
     """Metrics of an unfinished interval, for a checkpoint: name -> [steps, ...], a model's own as stats/<name>."""
-    fetched = [_flat(metrics) for metrics in jax.device_get(steps)]
-    return {name: np.stack([metrics[name] for metrics in fetched]) for name in fetched[0]} if fetched else {}
+    if not pieces:
+        return {}
+    found = fetch(pieces)
+    return found | {f"stats/{name}": values for name, values in found.pop("stats").items()}
 
 
-def unstack(stored: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The steps' metrics that `stack` put together, bit for bit."""
-    steps: list[dict[str, Any]] = [{"stats": {}} for _ in next(iter(stored.values()), ())]
+def unstack(stored: dict[str, np.ndarray]) -> list[Piece]:
+    """The interval that `stack` put away, bit for bit."""
+    if not stored:
+        return []
+    metrics: dict[str, Any] = {"stats": {}}
     for name, values in stored.items():
         section, inside, own = name.partition("/")
-        for metrics, value in zip(steps, values, strict=True):
-            if inside:
-                metrics[section][own] = value
-            else:
-                metrics[name] = value
-    return steps
-
-
-def _flat(metrics: dict[str, Any]) -> dict[str, np.ndarray]:
-    own = {f"stats/{name}": value for name, value in metrics["stats"].items()}
-    return {name: value for name, value in metrics.items() if name != "stats"} | own
+        if inside:
+            metrics[section][own] = values
+        else:
+            metrics[name] = values
+    return [Piece(metrics, len(next(iter(stored.values()))))]
 
 
 def progressive_metrics(lines: list[dict[str, Any]], steps: int) -> dict[str, Any]:

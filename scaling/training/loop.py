@@ -19,13 +19,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recscale.models.inputs import Batch
-from recscale.scaling.data import make_source
+from recscale.scaling.data import Recordable, make_source
 from recscale.scaling.records.locks import hold
 
 from .checkpoints import Checkpoints
 from .clock import Clock
 from .group import Group, RunSpec
-from .intervals import stack, summarise, unstack
+from .intervals import Piece, fetch, stack, summarise, unstack
 from .ledger import Ledger
 from .preflight import (
     check_holdout,
@@ -124,6 +124,9 @@ class _Loop:
         # While a branch decays, the trunk waits in memory and in the checkpoint.
         copies = 2 if len(set(self.schedule.steps.values())) > 1 else 1
         check_room(copies * state_bytes(self.trainer.state_shapes()), group_dir)
+        source, steps = self.source, max(self.schedule.steps.values())
+        here = self.trainer.mesh is None
+        self.record = source.record(steps) if here and isinstance(source, Recordable) else None
         self.checkpoints = Checkpoints(group_dir / "checkpoints")
         rows = self.schedule.batch_rows * len(group.replicas)
         self.clock = Clock(self.schedule.total_steps, rows, self.schedule.train_flops_per_row)
@@ -154,7 +157,7 @@ class _Loop:
                         self._save(index + 1, segments[index + 1].start, state, None, [])
         self.checkpoints.close()
 
-    def _restore(self) -> tuple[dict[str, Any], TrainState, TrainState | None, list[Any]]:
+    def _restore(self) -> tuple[dict[str, Any], TrainState, TrainState | None, list[Piece]]:
         """Position, state, waiting trunk and the metrics of a logging interval begun: from the newest checkpoint that
         is whole and fits the metrics on disk, else the beginning."""
         fresh = self.trainer.fresh_state()
@@ -187,15 +190,15 @@ class _Loop:
         start: int,
         state: TrainState,
         trunk: TrainState | None,
-        interval: list[Any],
+        interval: list[Piece],
     ) -> TrainState:
         """Trains to the end of a segment, or through the first logging interval that leaves no replica alive."""
         batches = None if self.source.on_device else self.source.iterate(start)
         every, step, waiting = self.schedule.log_every, start, None
         while step < segment.stop:
             count = min(every - step % every, segment.stop - step, self._steps_until_due())
-            state, found = self._steps(state, count, batches)
-            step, interval = step + count, [*interval, *found]
+            state, piece = self._steps(state, count, batches)
+            step, interval = step + count, [*interval, piece]
             last, ends = step == segment.stop, step % every == 0
             if not (ends or last):
                 jax.block_until_ready(state.step)
@@ -226,25 +229,27 @@ class _Loop:
             return _UNTIMED_STEPS
         return max(int((every_s - (time.monotonic() - self.saved)) / step_s), 1)
 
-    def _steps(
-        self, state: TrainState, count: int, batches: Iterator[Batch] | None
-    ) -> tuple[TrainState, list[dict[str, Any]]]:
-        """So many steps and their metrics, still on the device."""
+    def _steps(self, state: TrainState, count: int, batches: Iterator[Batch] | None) -> tuple[TrainState, Piece]:
+        """So many steps: in one program where the device makes the batches."""
+        if batches is None:
+            state, metrics = self.trainer.steps(state, count, self.schedule.log_every, self.record)
+            return state, Piece(metrics, count)
         found = []
         for _ in range(count):
-            state, metrics = self.trainer.step(state, None if batches is None else self.trainer.put(next(batches)))
+            state, metrics = self.trainer.step(state, self.trainer.put(next(batches)))
             found.append(metrics)
-        return state, found
+        return state, Piece(found, count)
 
-    def _log(self, segment: Segment, step: int, interval: list[dict[str, jax.Array]]) -> bool:
+    def _log(self, segment: Segment, step: int, interval: list[Piece]) -> bool:
         """Appends an interval to the metrics; returns whether any replica is left."""
         examples = step * self.schedule.batch_rows
         row = {"step": step, "examples": examples, "phase": "decay" if segment.horizon else "trunk"}
-        self.ledger.append(segment, row, summarise(interval))
-        return bool(jax.device_get(interval[-1]["alive"]).any())
+        metrics = fetch(interval)
+        self.ledger.append(segment, row, summarise(metrics))
+        return bool(metrics["alive"][-1].any())
 
     def _save(
-        self, index: int, step: int, state: TrainState, trunk: TrainState | None, interval: list[dict[str, Any]]
+        self, index: int, step: int, state: TrainState, trunk: TrainState | None, interval: list[Piece]
     ) -> None:
         position = {
             "segment": index,

@@ -36,10 +36,11 @@ from recscale.models.layers.losses import training_loss
 from recscale.pallas_kernels.dispatch import recording
 from recscale.pallas_kernels.targets import partitioned
 from recscale.scaling import parallel
-from recscale.scaling.data.source import Source
+from recscale.scaling.data.source import Recordable, Source
 
 from . import optimizers, schedule
 from .config import require_word
+from .replicas import fills_a_core, finite, map_replicas, per_replica
 from .rows import memory_rows, row_updates
 from .rows.memory_state import MemoryValues
 from .rows.memory_usage import slot_counts
@@ -125,6 +126,8 @@ class Trainer:
         abstract = nnx.eval_shape(lambda: self._build(nnx.Rngs(0)))
         self._graphdef = nnx.split(abstract)[0]
         self._memory = MemoryValues(abstract, options.values)
+        alone = self.mesh is None and not self._memory.present  # values of a memory would be copied for it
+        self._one_by_one = alone and fills_a_core(abstract)
         self._task_weights = tuple(task.weight for task in self.schema.tasks)
         # What served the operations of the compiled functions, and why: operation -> {implementation: reason}.
         self.kernels: dict[str, dict[str, str]] = {}
@@ -138,6 +141,7 @@ class Trainer:
         quick = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
         self._init = _jit(self._initial_state, of_state, compiler_options=quick)
         self._step = _jit(self._on_mesh(self._train_step), of_step, donate_argnums=0)
+        self._steps = _jit(self._many_steps, of_step, donate_argnums=0, static_argnums=3)
         logits = functools.partial(self._evaluate, lambda output: output.logits)
         self._logits = _jit(self._on_mesh(logits), of_output)
         counts = functools.partial(self._evaluate, lambda output: slot_counts(output.stats))
@@ -186,6 +190,20 @@ class Trainer:
         but the vectors over memory slots.
         """
         return self._step(state, batch)
+
+    def steps(
+        self, state: TrainState, count: int, room: int, record: Any | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """`count` updates in one program, of a source on the device; the same bits however steps are divided.
+
+        Args:
+            count: of steps, at most `room`. room: steps that the returned metrics have room for; compiled in.
+            record: what the source recorded, to be replayed; None makes batches in the step.
+
+        Returns the new state (the old one is donated) and the metrics of `step`, every one [room, ...]; those beyond
+        `count` are zero.
+        """
+        return self._steps(state, jax.device_put(np.int32(count)), record, room)
 
     def put(self, batch: Batch) -> Batch:
         """A host batch on the device, or on the mesh with its requests split."""
@@ -260,7 +278,8 @@ class Trainer:
         vectors = jax.vmap(gather_touched, in_axes=(0, None), axis_size=state.rate.shape[0])(state.tables, touched)
         varied, constant = self._memory_arguments(state, vectors, batch, touched)
         graded = jax.value_and_grad(self._loss, argnums=(0, 1, 2), has_aux=True)
-        graded = _map_replicas(graded, (0, 0, 0, 0, 0, 0, None, None, None), state.rate.shape[0])
+        axes = (0, 0, 0, 0, 0, 0, None, None, None)
+        graded = map_replicas(graded, axes, state.rate.shape[0], self._one_by_one)
         (loss, aux), (grads, row_grads, value_grads) = graded(
             state.params, vectors, varied, constant, state.other, state.seed, state.step, batch, touched
         )
@@ -272,11 +291,11 @@ class Trainer:
         rate = state.rate * factor
 
         updates, moments = jax.vmap(options.optimizer.update)(grads, state.moments, state.params)
-        params = jax.tree.map(lambda p, u: p - _per_replica(alive, rate, u), state.params, updates)
+        params = jax.tree.map(lambda p, u: p - per_replica(alive, rate, u), state.params, updates)
         tables, slots = self._updated_tables(state, touched, vectors, row_grads, factor, alive)
         value_rate = memory_rows.value_rate(options.values, state.rate, factor, state.step)
         values, value_slots = self._memory.update(
-            state.values, state.value_slots, reads, value_grads, value_rate, state.step, alive & _finite(grads)
+            state.values, state.value_slots, reads, value_grads, value_rate, state.step, alive & finite(grads)
         )
         metrics["stats"] |= self._memory.row_norms(values)
         new = dataclasses.replace(
@@ -294,6 +313,21 @@ class Trainer:
         )
         metrics = {**metrics, "loss": loss, "rate": rate, "alive": alive, "failed_at": new.failed_at}
         return new, metrics
+
+    def _many_steps(self, state: TrainState, count: jax.Array, record: Any | None, room: int) -> Any:
+        def batch(step: jax.Array) -> Batch | None:
+            source = self.source
+            return source.replay(record, step) if record is not None and isinstance(source, Recordable) else None
+
+        def step(i: jax.Array, carry: Any) -> Any:
+            state, kept = carry
+            state, metrics = self._step(state, batch(state.step))
+            kept = jax.tree.map(lambda k, m: jax.lax.dynamic_update_index_in_dim(k, m, i, 0), kept, metrics)
+            return state, kept
+
+        metrics = jax.eval_shape(lambda s: self._step(s, batch(s.step))[1], state)
+        kept = jax.tree.map(lambda m: jnp.zeros((room, *m.shape), m.dtype), metrics)
+        return jax.lax.fori_loop(0, count, step, (state, kept))
 
     def _generated(self, step: jax.Array) -> Batch:
         """The batch of a step, made on the device."""
@@ -430,34 +464,3 @@ def shard_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
 def _jit(function: Callable[..., Any], out_shardings: Any, **options: Any) -> Any:
     """`jax.jit`; without `out_shardings` where they are None."""
     return jax.jit(function, **options, **({} if out_shardings is None else {"out_shardings": out_shardings}))
-
-
-def _map_replicas(function: Callable[..., Any], in_axes: tuple[int | None, ...], replicas: int) -> Callable[..., Any]:
-    """vmap over the replica axis; a single replica runs without it.
-
-    An axis of size 1 keeps XLA from folding transposes into the gradients' products: 5 % of a RankMixer step on CPU.
-    """
-    if replicas > 1:
-        return jax.vmap(function, in_axes=in_axes)
-
-    def single(*args: Any) -> Any:
-        own = [jax.tree.map(lambda v: v[0], a) if axis == 0 else a for a, axis in zip(args, in_axes, strict=True)]
-        return jax.tree.map(lambda v: v[None], function(*own))
-
-    return single
-
-
-def _finite(grads: Any) -> jax.Array:
-    """Per replica [P], whether every gradient is finite.
-
-    Values are written only then. It also makes their update depend on the whole backward pass, so that XLA knows that
-    all reads of a table are over and does not copy it before the write.
-    """
-    found = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(grads)]
-    return functools.reduce(jnp.logical_and, found)
-
-
-def _per_replica(alive: jax.Array, rate: jax.Array, update: jax.Array) -> jax.Array:
-    """rate * update per replica, 0 where the replica is dead (its update may be NaN)."""
-    shape = (-1, *(1,) * (update.ndim - 1))
-    return jnp.where(alive.reshape(shape), rate.reshape(shape) * update, 0.0)

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from recscale import models
 from recscale.scaling.counting.sizing import size
-from recscale.scaling.data import make_source
+from recscale.scaling.data import Recordable, make_source
 from recscale.scaling.records.locks import hold
 from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.records.overrides import OverrideError, apply, leaves, parse
@@ -267,7 +267,9 @@ class _Planner:
         batch_rows = first.source.requests * first.source.candidates
         rows = predict.job_steps(configs, examples) * batch_rows * replicas
         sizes = {"replicas": replicas, "horizons": len(set(examples))}
-        memory = predict.peak_memory_bytes(first.config, first.source.schema, first.counts, **sizes)
+        steps, source = max(run_steps(run.config, run.source) for run in runs), first.source
+        record = source.recorded_bytes(steps) if isinstance(source, Recordable) else 0
+        memory = predict.peak_memory_bytes(first.config, source.schema, first.counts, record=record, **sizes)
         free = machine.free_memory_bytes()
         if memory > free:
             name = f"{first.config.architecture} with {first.counts.dense_params:,} dense parameters"

@@ -51,12 +51,14 @@ def job_steps(configs: Sequence[ConfigDict], examples: Sequence[int]) -> int:
     return sum(segment.steps for segment in program(horizons, training.schedule, training.decay_fraction, warmup))
 
 
-def peak_memory_bytes(config: ConfigDict, schema: Schema, counts: Any, *, replicas: int, horizons: int) -> int:
+def peak_memory_bytes(
+    config: ConfigDict, schema: Schema, counts: Any, *, replicas: int, horizons: int, record: int = 0
+) -> int:
     """Predicted peak of a job's worker: state, activations of one batch, holdout and the process itself.
 
     Args:
         replicas: (seed, rate) pairs trained together. horizons: different numbers of examples; above one, a copy of
-            the trunk waits while a branch decays.
+            the trunk waits while a branch decays. record: bytes of training rows that the source keeps.
     """
     training = config.training
     dense, tables = _state_bytes(config, schema, counts)
@@ -66,7 +68,7 @@ def peak_memory_bytes(config: ConfigDict, schema: Schema, counts: Any, *, replic
     holdout = 4 * config.data.holdout_rows * _input_width(schema)
     states = 2 if horizons > 1 else 1
     own = states * (dense + tables) + 4 * counts.dense_params * _DENSE_COPIES + tables  # and the tables' host copy
-    return round(BASE_BYTES + replicas * (own + batch) + holdout)
+    return round(BASE_BYTES + replicas * (own + batch) + holdout + record)
 
 
 def checkpoint_bytes(config: ConfigDict, schema: Schema, counts: Any, *, replicas: int, horizons: int) -> int:

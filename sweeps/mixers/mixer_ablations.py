@@ -28,7 +28,7 @@ _TOKENMIXER = {"model.tokenizer": "cut", "model.tokens": 8, "model.layers": 4}
 
 
 def get_config() -> ConfigDict:
-    return known_truth("rankmixer", "dense")
+    return known_truth("rankmixer", "dense_nested")
 
 
 def get_sweep() -> Sweep:

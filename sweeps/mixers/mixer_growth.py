@@ -22,7 +22,7 @@ from recscale.scaling.data.known_truth import make_schema, preset
 from recscale.sweeps import Sweep, chain, product, seeds
 from recscale.sweeps.base import known_truth, power_law
 
-PRESET = "dense"
+PRESET = "dense_nested"
 SIZE = 2.4e5
 
 

@@ -1,6 +1,6 @@
 """The parameter ladder of four interaction backbones on a log whose law is known, learning rates tuned at every size.
 
-Preset `dense` of the known-truth log (see `quickstart`): seven sizes from 2e3 to 2e5 dense parameters, one pass over a
+Preset `dense_nested` of the known-truth log: seven sizes from 2e3 to 2e5 dense parameters, one pass over a
 million rows, three seeds. At every size the rate is one of a small grid around a centre that falls with size as short
 runs of each architecture suggested; the run table says where the best rate lies inside its grid (`lr_bracketed`), and
 the report fits the rows of that rate.
@@ -38,7 +38,7 @@ WIDE_BELOW = 3e4
 
 
 def get_config() -> ConfigDict:
-    return known_truth("rankmixer", "dense")
+    return known_truth("rankmixer", "dense_nested")
 
 
 def get_sweep() -> Sweep:

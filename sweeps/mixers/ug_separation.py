@@ -31,7 +31,7 @@ _TOKENMIXER = _TOKENIZER | {"model.layers": 4, "model.global_token": False}
 
 
 def get_config() -> ConfigDict:
-    return known_truth("rankmixer", "dense")
+    return known_truth("rankmixer", "dense_nested")
 
 
 def get_sweep() -> Sweep:

@@ -78,7 +78,7 @@ def _row(name, dense, examples, rate, seed, loss, sweep, truth):
         "train_flops_per_row": flops,
         "train_flops": float(flops * examples),
         "dataset": "known_truth" if truth else "clicks",
-        "preset": "dense" if truth else None,
+        "preset": "dense_nested" if truth else None,
         "examples": examples,
         "unique_examples": examples,
         "epochs": 1.0,

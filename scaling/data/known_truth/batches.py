@@ -152,12 +152,11 @@ def _cross_fields(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(ids, dense) of consecutive cross fields: ids; or, with oracle codes, signs and at most the first field's id."""
     config = world.config
-    shown = permute(world, first, ids)
     if config.codes == "learned":
-        return dict(zip(names, shown, strict=True)), {}
+        return dict(zip(names, permute(world, first, ids), strict=True)), {}
     values = signs(words, config.code_bits, 1).astype(jnp.float32)
     dense = {f"{name}_code": value for name, value in zip(names, values, strict=True)} if config.shows_codes else {}
-    return ({names[0]: shown[0]} if first_id_needed else {}), dense
+    return ({names[0]: permute(world, first, ids)[0]} if first_id_needed else {}), dense
 
 
 def _history(world: World, rows: Rows, observed: Any) -> History:

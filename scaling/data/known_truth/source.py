@@ -21,6 +21,7 @@ from recscale.scaling.data import metrics as further_metrics
 from recscale.scaling.data.source import SourceRequest
 from recscale.scaling.records.files import write_atomically
 
+from . import recorded
 from .batches import make_batch, make_schema
 from .card import SAMPLE_ROWS, card
 from .config import GENERATOR_VERSION, TASK_NAMES, KnownTruthConfig, preset, replace
@@ -105,6 +106,20 @@ class KnownTruthSource:
         return make_batch(
             self.world, self.log_seed, index, self.requests, self.candidates, history_length=self.history_length
         )
+
+    def recorded_bytes(self, batches: int) -> int:
+        """Memory that `record` takes; 0 if batches are drawn in the step."""
+        return recorded.recorded_bytes(self.config, batches * self.requests, self.candidates)
+
+    def record(self, batches: int) -> recorded.Recorded | None:
+        """Training batches 0 ... batches - 1 in memory, for `replay`; None if they are drawn in the step."""
+        if not self.recorded_bytes(batches):
+            return None
+        return recorded.record(self.world, self.log_seed, batches * self.requests, self.candidates)
+
+    def replay(self, record: recorded.Recorded, index: Any) -> Batch:
+        """Training batch `index` (may be traced) of a record."""
+        return recorded.replay(self.world, record, index, self.requests)
 
     def iterate(self, start: int) -> Iterator[Batch]:
         """Training batches start, start + 1, ... generated two ahead of the one handed out."""

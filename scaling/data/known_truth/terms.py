@@ -115,6 +115,7 @@ class _Chooser:
             key: {order: [] for order in range(1, MAX_ORDER + 1)} for key in keys
         }
         self.exhausted: set[tuple] = set()
+        self.waiting: list[Term] = []  # pairs of the current matching of all signs, for `disjoint`
         free = [(f, j) for f in _ORDER_ONE_FIELDS for j in range(1, config.code_bits + 1)]
         self.first_order: list[Term] = [(free[i],) for i in self.draws.permutation(len(free))]
 
@@ -155,7 +156,10 @@ class _Chooser:
     def _draw(self, key: tuple[int, int], order: int, side: bool | None) -> tuple[Term | None, int]:
         if (key, order, side) in self.exhausted:
             return None, -1
-        term, parent = self._draw_first(side) if order == 1 else self._draw_product(key, order, side)
+        if self.config.disjoint:
+            term, parent = self._draw_disjoint(), -1
+        else:
+            term, parent = self._draw_first(side) if order == 1 else self._draw_product(key, order, side)
         if term is None and order > 1:
             self.exhausted.add((key, order, side))
         return term, parent
@@ -165,6 +169,32 @@ class _Chooser:
             if side is None or _is_request_only(term) == side:
                 return self.first_order.pop(index), -1
         return None, -1
+
+    def _draw_disjoint(self) -> Term | None:
+        """The next pair of a perfect matching of all signs, or of a new matching where the last is used up."""
+        self.waiting = self.waiting or self._matching()
+        return self.waiting.pop() if self.waiting else None
+
+    def _matching(self) -> list[Term]:
+        """A random perfect matching of all signs, every pair of two fields and none used before; [] if not found.
+
+        A shuffle, then faulty pairs exchange their second sign with random others until none is left.
+        """
+        signs = [(f, j) for f in range(len(CROSS_FIELDS)) for j in range(1, self.config.code_bits + 1)]
+        order = [signs[i] for i in self.draws.permutation(len(signs))]
+        first, second = order[::2], order[1::2]
+
+        def faulty(i: int) -> bool:
+            return first[i][0] == second[i][0] or tuple(sorted((first[i], second[i]))) in self.used
+
+        for _ in range(_ATTEMPTS):
+            faults = [i for i in range(len(first)) if faulty(i)]
+            if not faults:
+                return [tuple(sorted(pair)) for pair in zip(first, second, strict=True)]
+            for i in faults:
+                j = self.draws.below(len(second))
+                second[i], second[j] = second[j], second[i]
+        return []
 
     def _draw_product(self, key: tuple[int, int], order: int, side: bool | None) -> tuple[Term | None, int]:
         parents = self.by_order[key][order - 1] if self.config.nested else []

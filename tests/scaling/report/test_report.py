@@ -155,7 +155,7 @@ def test_truth_is_read_from_columns_and_the_preset(make_runs):
 
 
 def test_truth_in_the_records_beats_the_preset(make_runs, tmp_path):
-    data = {"name": "known_truth", "preset": "dense", "overrides": {"alpha": 0.5, "order_shares": [0.2, 0.8]}}
+    data = {"name": "known_truth", "preset": "dense_nested", "overrides": {"alpha": 0.5, "order_shares": [0.2, 0.8]}}
     runs.write_record(tmp_path / "runs" / "a", {"status": "done", "run_id": "a", "config": {"data": data}})
     found = truth.find(make_runs(), tmp_path)
     assert found.alpha == 0.5 and "records" in found.source
@@ -165,7 +165,7 @@ def test_logs_that_differ_have_no_common_truth(make_runs, tmp_path):
     table = make_runs()
     table.loc[0, "asymptote"] = 0.5
     for name, alpha in (("a", 0.3), ("b", 0.4)):
-        data = {"name": "known_truth", "preset": "dense", "overrides": {"alpha": alpha}}
+        data = {"name": "known_truth", "preset": "dense_nested", "overrides": {"alpha": alpha}}
         runs.write_record(tmp_path / "runs" / name, {"status": "done", "run_id": name, "config": {"data": data}})
     found = truth.find(table, tmp_path)
     assert found.asymptote is None and found.alpha is None and len(found.notes) == 2
@@ -194,7 +194,7 @@ def test_with_several_resources_each_axis_has_its_own_asymptote(make_runs, tmp_p
 
 
 def test_exponents_only_of_parts_the_log_has():
-    assert set(truth.exponents_of(preset("dense"))) == {"dense_params", "examples"}
+    assert set(truth.exponents_of(preset("dense_nested"))) == {"dense_params", "examples"}
     assert truth.exponents_of(preset("memory"))["memory_slots"] == pytest.approx(0.35)
 
 

@@ -64,7 +64,7 @@ def plain(tmp_path_factory, trainers):
 
 
 def test_one_compilation_serves_the_first_step_the_trunk_and_the_decay(plain, trainers):
-    assert trainers[0]._step._cache_size() == 1
+    assert trainers[0]._steps._cache_size() == 1
 
 
 def test_record_holds_what_a_table_needs(plain):
@@ -95,6 +95,20 @@ def test_done_run_is_left_alone(plain):
     before = (folder / "run.json").stat().st_mtime_ns
     again = train(make_config(), folder)
     assert again == record and (folder / "run.json").stat().st_mtime_ns == before
+
+
+def test_results_do_not_depend_on_how_steps_are_divided(tmp_path):
+    """A log that is recorded: logged every 2 steps or every 17, the model is the same to the last bit."""
+
+    def trained(every):
+        config = make_config(data__preset="dense", training__log_every_examples=every * 64)
+        return train(config, tmp_path / str(every))
+
+    first, second = trained(2), trained(17)
+    assert losses(first)["excess_logloss"] == losses(second)["excess_logloss"]
+    logged = [{line["step"]: line for line in records.read_metrics(tmp_path / str(every))} for every in (2, 17)]
+    common = sorted(logged[0].keys() & logged[1].keys())
+    assert common == [34, 48, 60] and [logged[0][s]["rate"] for s in common] == [logged[1][s]["rate"] for s in common]
 
 
 @pytest.mark.parametrize(

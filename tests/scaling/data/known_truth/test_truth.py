@@ -136,7 +136,7 @@ def test_cards_of_presets_agree_with_normal_logits(name):
 @pytest.mark.slow
 def test_dense_card_is_exact_though_its_logits_are_not_normal():
     """Pairs of 64 signs are far from a sum of many independent parts, so only the variance is that of the check."""
-    world = build_world(preset("dense"))
+    world = build_world(preset("dense_nested"))
     constants = card(world)
     z = np.concatenate([sample(world, 5, index, 4096)[1].z.ravel() for index in range(128)])
     assert z.var() == pytest.approx(constants["variance"]["total"], rel=0.02)

@@ -224,7 +224,7 @@ def test_schema_follows_the_parts():
     assert [field.name for field in base.sequences[0].fields] == ["item", "cat"]
     dense = make_schema(preset("dense"))
     assert [(f.name, f.width, f.side) for f in dense.fields] == [
-        (f"{name}_code", 8, "user" if name[0] in "uc" else "candidate") for name in CROSS_FIELDS
+        (f"{name}_code", 31, "user" if name[0] in "uc" else "candidate") for name in CROSS_FIELDS
     ]
     assert not dense.sequences
     assert not dense.tables()
@@ -243,3 +243,28 @@ def test_schema_follows_the_parts():
     assert many.domains == 3
     assert [task.name for task in many.tasks] == ["click", "convert"]
     assert "cat" not in {field.name for field in many.fields}
+
+
+def test_disjoint_pairs_use_every_sign_equally_often():
+    config = preset("dense")
+    terms = plan_terms(config).terms[0][0]
+    assert len(set(terms)) == config.quanta == 1024
+    assert all(len(term) == 2 and term[0][0] != term[1][0] for term in terms)
+    signs = len(CROSS_FIELDS) * config.code_bits
+    for start in range(0, config.quanta - signs // 2, signs // 2):
+        used = [sign for term in terms[start : start + signs // 2] for sign in term]
+        assert len(set(used)) == signs  # a perfect matching
+    assert plan_terms(preset("dense", world_seed=1)).terms[0][0] != terms
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [({"order_shares": (0.1, 0.9)}, "order_shares"), ({"nested": True}, "nested"), ({"tasks": 2}, "disjoint")],
+)
+def test_disjoint_pairs_are_pairs_and_nothing_else(override, message):
+    with pytest.raises(ValueError, match=message):
+        preset("dense", **override)
+
+
+def test_logs_made_before_a_field_existed_keep_their_identity():
+    assert preset("base").hash == "6d3aebfd6186c44b"
