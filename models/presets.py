@@ -189,7 +189,7 @@ _MSN: dict[str, Preset] = {
     "msn_paper_like": ("msn", _msn(16, 768, 2176, 4, 2, 256, 32, 128)),
 }
 
-# Controls that learn no addresses; with one slot a read they are a table at a fixed hash of the token.
+# Controls that learn no addresses: product keys as drawn, which crowd on a part of the slots (no uniform hash).
 _PKM: dict[str, Preset] = {
     "pkm_random": ("pkm", dict(addressing="random", query_norm="layer")),
     "pkm_hashed": ("pkm", dict(addressing="random", query_norm="layer", memory_topk=1)),

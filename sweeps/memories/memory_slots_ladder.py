@@ -7,7 +7,8 @@ same exponent and a larger constant.
 
     pkm          learned queries and keys, K = 8
     pkm_random   queries and keys as drawn
-    pkm_hashed   the same with K = 1: a table of M rows at a fixed hash of the pair
+    pkm_hashed   the same with K = 1: one read at frozen random product keys, which crowd on a part of the slots, so no
+                 hash table, whose addresses would be uniform
 
 Nothing but the memory can hold pairs: the input is one code per pair, drawn once and never trained, in one token; the
 network around the memory has under 1,000 parameters. Read `memory_usage` and `memory_kl` of the run table beside the
