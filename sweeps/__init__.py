@@ -18,7 +18,9 @@ from .engine.combinators import (
     by_memory_slots,
     by_train_flops,
     chain,
+    noted,
     product,
+    rate_search,
     seeds,
 )
 from .engine.combinators import zip_ as zip  # noqa: A004 - the name every user of sweeps expects
@@ -37,7 +39,9 @@ __all__ = [
     "by_memory_slots",
     "by_train_flops",
     "chain",
+    "noted",
     "product",
+    "rate_search",
     "seeds",
     "zip",
 ]

@@ -1,39 +1,60 @@
-"""Two architectures over two decades of dense parameters on a log whose law is known.
+"""Two architectures over two decades of dense parameters on a log whose law is known: a law, a forecast, a verdict.
 
-Preset `dense` of the known-truth log: all signal is in products of code signs that are given as inputs, so excess
-logloss falls with dense parameters and with nothing else; seven shapes an architecture, one pass each, two seeds
-trained as replicas of one program.
+Preset `dense` of the known-truth log: all signal is in products of two code signs that are given as inputs, no sign in
+two of the strongest 124, and labels are click probabilities, so what is short is capacity: a learner of n products
+misses c / (n + 1). Seven sizes of nearly equal parameters, the largest held out, both architectures on the same rows.
+Rates were found on another stream of the log (`quickstart_rates`), three trials a size, and are recorded as such.
 
     recscale sweep quickstart --out runs/quickstart
-
-Measured 2026-11-22 on 2 cores of an AMD EPYC, jax 0.10.2: 28 runs in 171 s. Excess over the entropy floor, times
-1,000, mean of two seeds, from 1.8e3 parameters to 1.25e5: RankMixer 11.4 to 4.35, DLRM-MLP 7.50 to 4.34.
 """
 
 from ml_collections import ConfigDict
 
 from recscale.scaling.training import get_config as base_config
-from recscale.sweeps import Sweep, architectures, axis, by_dense_params, chain, product, seeds
+from recscale.sweeps import Sweep, chain, noted, product, seeds
 
-# Seven rungs over 1.8 decades: the largest is held out, and six remain, over 1.5 decades, for three parameters.
-SIZES = [1.8e3, 3.6e3, 7.2e3, 1.5e4, 3e4, 6.2e4, 1.25e5]
+# Size: width of a RankMixer of eight tokens and one block, whose hidden width is half of it; hidden width of an MLP of
+# as many parameters; seeds, five at three sizes, where the two are compared in pairs.
+LADDER = {
+    "2.7e3": (8, 11, 5),
+    "6.4e3": (16, 26, 5),
+    "1.1e4": (24, 45, 2),
+    "2.4e4": (40, 95, 2),
+    "5.0e4": (64, 201, 2),
+    "8.6e4": (88, 344, 2),
+    "1.15e5": (104, 460, 5),
+}
+
+# Best of three trials at every size, from notebooks/runs/quickstart_rates.parquet.
+RATES = {
+    "rankmixer": dict(zip(LADDER, (1e-2, 1.1e-2, 9e-3, 6.5e-3, 4.7e-3, 3.8e-3, 3.4e-3), strict=True)),
+    "dlrm_mlp": dict(zip(LADDER, (1.2e-2, 8.5e-3, 7e-3, 6e-3, 4.2e-3, 3.3e-3, 3e-3), strict=True)),
+}
+TRIALS = 3
 
 
 def get_config() -> ConfigDict:
     config = base_config("rankmixer", "known_truth")
     config.data.preset = "dense"
-    config.training.requests = 512
-    config.training.examples = 1_000_000
-    config.training.lr = 3e-3
+    config.training.requests = 256
+    config.training.examples = 1_750_000
     return config
 
 
 def get_sweep() -> Sweep:
-    # Tokens and blocks fixed, so that a size is not also another kind of shape. One block learns faster than two at
-    # these sizes and this amount of data.
-    rankmixer = product(architectures(["rankmixer"]), axis("model.layers", [1]), axis("model.tokens", [8]))
-    return product(chain(rankmixer, architectures(["dlrm_mlp"])), by_dense_params(SIZES), seeds(2))
+    searched = dict(lr_rule="best of three on another stream", lr_trials=TRIALS, lr_bracketed=True)
+    sizes = [product(noted(shapes(size), match_id=size, **searched), seeds(LADDER[size][2])) for size in LADDER]
+    return chain(*sizes)
+
+
+def shapes(size: str) -> Sweep:
+    """Either architecture at one size, at its rate."""
+    width, hidden, _ = LADDER[size]
+    mixer = {"model.layers": 1, "model.tokens": 8, "model.width": width, "model.hidden": width // 2}
+    models = {"rankmixer": mixer, "dlrm_mlp": {"model.widths": (hidden,)}}
+    return [{"architecture": name, **model, "training.lr": RATES[name][size]} for name, model in models.items()]
 
 
 def get_report() -> dict:
-    return {"form": "power_offset", "axes": {"N": "dense_params"}, "target": "logloss"}
+    axes = {"N": "dense_params"}
+    return {"form": "power", "axes": axes, "target": "excess_logloss", "versus": ("rankmixer", "dlrm_mlp")}

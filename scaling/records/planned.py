@@ -104,6 +104,7 @@ def labels(row: dict[str, Any]) -> dict[str, Any]:
         "stage": row["stage"],
         "flops_target": row["targets"]["train_flops"],
         "params_target": row["targets"]["dense_params"],
+        "notes": row.get("notes", {}),
     }
 
 

@@ -219,6 +219,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
         "train_flops": work.get("train_flops"),
         "flops_target": work.get("flops_target"),
         "params_target": work.get("params_target"),
+        "match_id": record.get("match_id"),
         "dataset": data.get("name"),
         "preset": data.get("preset"),
         "examples": work.get("examples"),

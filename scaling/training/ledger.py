@@ -167,6 +167,7 @@ def _record(run: RunSpec, schedule: GroupSchedule, facts: dict[str, Any]) -> dic
     config, source, total = run.config, schedule.source, schedule.source.total_rows
     steps, examples = schedule.steps[run.run_dir], schedule.examples(run)
     return {
+        **run.labels.get("notes", {}),
         "run_id": run_id(config),
         "group_id": group_id(config),
         "shape_id": shape_id(config),

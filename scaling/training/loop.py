@@ -248,9 +248,7 @@ class _Loop:
         self.ledger.append(segment, row, summarise(metrics))
         return bool(metrics["alive"][-1].any())
 
-    def _save(
-        self, index: int, step: int, state: TrainState, trunk: TrainState | None, interval: list[Piece]
-    ) -> None:
+    def _save(self, index: int, step: int, state: TrainState, trunk: TrainState | None, interval: list[Piece]) -> None:
         position = {
             "segment": index,
             "step": step,

@@ -4,6 +4,7 @@
     product(by_dense_params([1e3, 1e4]), seeds(3))        6 points, every pair
     zip(axis(a, ...), axis(b, ...))                       point i of each, laid over each other
     chain(first, second)                                  the points of one, then of the other
+    rate_search(points, trials=3)                         every point at three rates, on rows of their own
 
 Nothing here knows a configuration: the planner lays each point strictly over the base configuration, so an unknown key
 or a value of the wrong type is an error there.
@@ -102,6 +103,56 @@ def seeds(count: int) -> Sweep:
     if count < 1:
         raise ValueError(f"seeds({count}): at least one seed is needed")
     return axis("seed", range(count))
+
+
+# What a point may note about its runs besides their configuration, and in which column of the run table it ends.
+NOTES = ("match_id", "lr_rule", "lr_trials", "lr_bracketed")
+_NOTE = "note."
+
+
+def noted(points: Sequence[Mapping[str, Any]], **notes: Any) -> Sweep:
+    """Points with notes: recorded with their runs, columns of the run table, no part of what is trained.
+
+    match_id: equal for shapes of two architectures that are compared with each other; lr_rule, lr_trials, lr_bracketed:
+    how the rate was found, if it was elsewhere.
+
+    Raises:
+        ValueError: a note that no run table has a column for.
+    """
+    unknown = [name for name in notes if name not in NOTES]
+    if unknown:
+        raise ValueError(f"no run table has a column for the note {unknown[0]!r}; notes are {', '.join(NOTES)}")
+    return [_merge("noted", (point, {_NOTE + name: value for name, value in notes.items()})) for point in points]
+
+
+def split_notes(point: Mapping[str, Any]) -> tuple[Point, dict[str, Any]]:
+    """A point without its notes, and the notes by name."""
+    notes = {key.removeprefix(_NOTE): value for key, value in point.items() if key.startswith(_NOTE)}
+    return {key: value for key, value in point.items() if not key.startswith(_NOTE)}, notes
+
+
+def rate_search(points: Sequence[Mapping[str, Any]], trials: int = 3, factor: float = 2.0, log_seed: int = 1) -> Sweep:
+    """A search for the learning rate of every shape, on a split of its own, with the same trials for all.
+
+    Each point is tried at `trials` rates around its own `training.lr`, `factor` apart, with seed 0 and the rows of
+    another stream of its log: no row that a rate was chosen on is trained on or evaluated again.
+
+    Raises:
+        ValueError: not 3 to 5 trials, a factor that is no step up, or a point without a rate.
+    """
+    if not 3 <= trials <= 5 or factor <= 1:
+        raise ValueError(f"a rate search takes 3 to 5 trials, a factor above 1 apart; got {trials} and {factor}")
+    found: Sweep = []
+    for point in points:
+        own = {key: value for key, value in split_notes(point)[0].items() if key not in ("seed", "data.log_seed")}
+        if "training.lr" not in own:
+            raise ValueError(f"a rate search starts from a rate, and {own} has no training.lr")
+        for trial in range(trials):
+            rate = float(f"{own['training.lr'] * factor ** (trial - (trials - 1) / 2):.2g}")
+            tried = own | {"training.lr": rate, "seed": 0, "data.log_seed": log_seed}
+            if tried not in found:
+                found.append(tried)
+    return found
 
 
 def _ladder(key: str, values: Iterable[Any], fixed: Mapping[str, Any]) -> Sweep:

@@ -8,6 +8,7 @@ appends runs derived from finished ones. Lines are data, complete in themselves:
     job         runs of a group planned together: what a worker trains in one program
     shape_id    hash of the architecture and its sizes, the cluster of the law's bootstrap
     trunk_id    one trajectory: runs that differ only in the number of examples
+    notes       what the sweep says of a run besides (see `combinators.noted`); absent where it says nothing
     brought     models, data sets and metrics of other distributions, with their versions; absent where there are none
 """
 
@@ -51,6 +52,7 @@ from recscale.scaling.training.step import step_options
 
 from . import machine, predict
 from .brought import brought, make_importable
+from .combinators import split_notes
 
 __all__ = ["append_stage", "make_plan", "read_plan", "read_sweep", "run_config", "write_plan", "write_sweep"]
 
@@ -106,8 +108,10 @@ def make_plan(
     planner = _Planner(sweep, stage, cache_dir, folder, assigned)
     for index, point in enumerate(points):
         try:
-            laid = lay(config, point, assignments)
-            planner.add(laid, pinned=[key for key in (*point, *assigned) if key.startswith("model.")])
+            settings, notes = split_notes(point)
+            laid = lay(config, settings, assignments)
+            pinned = [key for key in (*settings, *assigned) if key.startswith("model.")]
+            planner.add(laid, pinned, notes)
         except OverrideError as error:
             raise OverrideError(f"point {index} of sweep {sweep!r}, {dict(point)}: {error}") from error
         except ValueError as error:
@@ -137,12 +141,13 @@ def _overlay(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 @dataclasses.dataclass
 class _Run:
-    """A resolved run; targets: what its shape and length were chosen for."""
+    """A resolved run; targets: what its shape and length were chosen for; notes: see `combinators.noted`."""
 
     config: ConfigDict
     counts: Any
     source: Any
     targets: dict[str, float]
+    notes: dict[str, Any]
 
     @property
     def examples(self) -> int:
@@ -167,8 +172,9 @@ class _Planner:
         self.ignored: dict[str, str] | None = None  # assigned settings that no run so far reads
         self.notes: list[str] = []
 
-    def add(self, config: ConfigDict, pinned: Sequence[str]) -> None:
-        """Plans one run. `pinned` are the model settings the sweep itself sets: a target may not change them."""
+    def add(self, config: ConfigDict, pinned: Sequence[str], notes: Mapping[str, Any]) -> None:
+        """Plans one run. `pinned` are the model settings the sweep itself sets: a target may not change them. `notes`
+        go into its record."""
         source = self._source(config)
         targets = {name: value for name, value in config.size.items() if value is not None}
         if {"dense_params", "train_flops"} <= targets.keys():
@@ -194,7 +200,7 @@ class _Planner:
         self.ignored = ignored if self.ignored is None else {k: w for k, w in ignored.items() if k in self.ignored}
         run = run_id(config)
         if run not in self.runs:
-            self.runs[run] = _Run(config, counts, source, targets)
+            self.runs[run] = _Run(config, counts, source, targets, dict(notes))
         elif targets != self.runs[run].targets:
             asked, reached = _given(targets), _given(self.runs[run].targets)
             self.notes.append(f"{config.architecture}: {asked} reaches the same run as {reached}; planned once")
@@ -311,7 +317,7 @@ class _Planner:
                 "seconds": round(cost["row_seconds"] * run.examples, 1),
             },
         }
-        return row | ({"brought": foreign} if foreign else {})
+        return row | ({"brought": foreign} if foreign else {}) | ({"notes": run.notes} if run.notes else {})
 
 
 def write_plan(out: Path | str, plan: Plan, *, extend: bool = False) -> tuple[list[dict[str, Any]], int]:

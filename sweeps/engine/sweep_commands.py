@@ -282,12 +282,18 @@ def _handed_over(out: Path, outcome: Outcome, as_json: bool) -> bool:
 
 def _report(out: Path) -> dict[str, Any]:
     """Fits and draws with the options of the sweep file, prints the summary, and returns it."""
+    from recscale.scaling.laws.tables.read import read
     from recscale.scaling.report.report import make_report, print_summary
+    from recscale.scaling.report.verdict import as_options, verdict_lines
 
     from .plan import read_sweep
 
-    summary = make_report(out, **read_sweep(out).get("report", {}))
+    options, versus = as_options(read_sweep(out).get("report", {}))
+    summary = make_report(out, **options)
     print_summary(summary)
+    if versus is not None:
+        summary["verdict"] = verdict_lines(read(out), *versus)
+        click.echo("\n".join(["", *summary["verdict"]]))
     return summary
 
 

@@ -58,3 +58,26 @@ def test_combinators_do_not_share_points():
 def test_impossible_sweeps_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_rate_search_tries_every_shape_equally_often_on_rows_of_its_own():
+    shapes = sweeps.noted(sweeps.axis("model.width", [8, 16]), match_id="small")
+    points = sweeps.product(shapes, sweeps.axis("training.lr", [4e-3]), sweeps.seeds(2))
+    searched = sweeps.rate_search(points, trials=3, factor=2.0, log_seed=7)
+    assert len(searched) == 6  # seeds are no shapes
+    assert {(p["model.width"], p["training.lr"]) for p in searched} == {
+        (width, rate) for width in (8, 16) for rate in (2e-3, 4e-3, 8e-3)
+    }
+    assert all(p["data.log_seed"] == 7 and p["seed"] == 0 and "note.match_id" not in p for p in searched)
+    assert len(sweeps.rate_search(points[:1], trials=4, factor=3.0)) == 4
+    for wrong in ({"trials": 2}, {"trials": 6}, {"factor": 1.0}):
+        with pytest.raises(ValueError, match="3 to 5 trials"):
+            sweeps.rate_search(points, **wrong)
+    with pytest.raises(ValueError, match="starts from a rate"):
+        sweeps.rate_search(shapes)
+
+
+def test_only_columns_of_the_run_table_can_be_noted():
+    assert sweeps.noted([{"seed": 0}], lr_trials=3) == [{"seed": 0, "note.lr_trials": 3}]
+    with pytest.raises(ValueError, match="no run table has a column for the note 'mood'"):
+        sweeps.noted([{"seed": 0}], mood="good")

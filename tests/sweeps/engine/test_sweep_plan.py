@@ -9,9 +9,10 @@ import pytest
 
 from recscale import models
 from recscale.scaling.records.overrides import OverrideError
+from recscale.scaling.records.planned import labels
 from recscale.scaling.records.runs import write_record
 from recscale.scaling.training import get_config, group_id, run_id
-from recscale.sweeps import axis, by_dense_params, by_flop_budget, by_train_flops, chain, product, seeds
+from recscale.sweeps import axis, by_dense_params, by_flop_budget, by_train_flops, chain, noted, product, seeds
 from recscale.sweeps.engine.plan import PlanError, append_stage, make_plan, read_plan, run_config, write_plan
 from recscale.sweeps.engine.tables import plan_table
 
@@ -189,3 +190,9 @@ def test_a_broken_or_missing_plan_is_named(tmp_path):
     (tmp_path / "plan.jsonl").write_text('{"run_id": 1}\n{"run_')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         read_plan(tmp_path)
+
+
+def test_notes_are_recorded_beside_the_run_and_change_nothing_in_it():
+    noted_row, row = plan(noted([{}], match_id="small", lr_bracketed=True)).rows[0], plan([{}]).rows[0]
+    assert noted_row["run_id"] == row["run_id"] and "notes" not in row
+    assert labels(noted_row | {"job": "j"})["notes"] == {"match_id": "small", "lr_bracketed": True}
