@@ -39,7 +39,8 @@ class Flops:
 class Params:
     """Parameters of the dense part: `dense` is the total and includes the others; a row leaves `inactive` unused.
 
-    `training_only` is apart from it: heads that serving never builds. `slots`: memory slots of all layers.
+    `training_only` is apart from it: heads that serving never builds. `slots`: memory slots of all layers. `positions`:
+    tables of event positions, which grow with the longest history.
     """
 
     dense: int = 0
@@ -49,6 +50,7 @@ class Params:
     inactive: int = 0
     training_only: int = 0
     slots: int = 0
+    positions: int = 0
 
     def __add__(self, other: Params) -> Params:
         return Params(*map(operator.add, vars(self).values(), vars(other).values()))
@@ -63,6 +65,9 @@ class Count:
         active_params: the part of `dense_params` one row uses (equal unless experts are sparse or there is a memory).
         embedding_params: rows times widths of the schema's tables.
         head_params: task towers, part of `dense_params`.
+        encoder_params: of the sequence encoder in front, part of `dense_params`; what is left is the backbone's. None
+            for a model that is not composed.
+        position_params: tables of event positions, part of `dense_params` and of the encoder's.
         tokenizer_params: projections of fields and histories to tokens, part of `dense_params`.
         memory_params: trained values of memory layers, part of `dense_params` and never of `active_params`.
         memory_slots: slots M of all memory layers together (a shared pool once); None without a memory.
@@ -90,9 +95,11 @@ class Count:
     memory_slots: int | None = None
     forward_flops_step: int = 0
     train_flops_step: int = 0
+    encoder_params: int | None = None
+    position_params: int = 0
 
     @classmethod
-    def of(cls, params: Params, flops: Flops, embedding_params: int) -> Count:
+    def of(cls, params: Params, flops: Flops, embedding_params: int, encoder_params: int | None = None) -> Count:
         """Totals from the parts of a model: three times every product in training, less what no gradient needs."""
         train_user = 3 * (flops.user + flops.user_training) - flops.user_unneeded
         train_candidate = 3 * (flops.candidate + flops.candidate_training) - flops.candidate_unneeded
@@ -113,6 +120,8 @@ class Count:
             memory_slots=params.slots or None,
             forward_flops_step=flops.step,
             train_flops_step=3 * (flops.step + flops.step_training) - flops.step_unneeded,
+            encoder_params=encoder_params,
+            position_params=params.positions,
         )
 
     def to_dict(self) -> dict[str, int]:

@@ -148,10 +148,12 @@ def count(name: str, schema: Schema, config: Mapping[str, Any] | ConfigDict | No
     """Parameters and FLOPs of `build(name, schema, config)` in closed form; allocates nothing."""
     encoder, encoder_config, backbone, config, tokens = _resolve(name, schema, config)
     params, flops = backbone.count_params(config, schema, *tokens), backbone.count_flops(config, schema, *tokens)
+    own = None
     if encoder is not None:
-        params += encoder.count_params(encoder_config, schema)
+        front = encoder.count_params(encoder_config, schema)
+        params, own = params + front, front.dense
         flops += encoder.count_flops(encoder_config, schema)
-    return Count.of(params, flops, schema.embedding_params())
+    return Count.of(params, flops, schema.embedding_params(), own)
 
 
 def size_space(

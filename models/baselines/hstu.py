@@ -259,7 +259,7 @@ def count_params(config: HSTUConfig, schema: Schema) -> Params:
     both, values = H * (plan.query_width + plan.value_width), H * plan.value_width
     layer = (D + 1) * 2 * both + values * D + D + 2 * D + 2 * values + plan.longest + 1 + plan.buckets
     dense = plan.events.params + (plan.events.width + plan.candidate.candidate_width + 2 + config.interleave) * D
-    return Params(dense=dense + config.layers * layer)
+    return Params(dense=dense + config.layers * layer, positions=config.layers * (plan.longest + 1))
 
 
 def count_flops(config: HSTUConfig, schema: Schema) -> Flops:

@@ -206,11 +206,12 @@ def count_params(config: TransformerOptions, schema: Schema) -> Params:
     """Closed form of the parameter tree of both encoders."""
     plan, D = plan_reading(config, schema), config.width
     longest = longest_history(plan.events, config.max_length)
-    dense = plan.events.params + plan.events.width * D + D + longest * D + 2 * D
+    positions = longest * D if not isinstance(config, SequenceTransformerConfig) or config.positions else 0
+    dense = plan.events.params + plan.events.width * D + D + positions + 2 * D
     if not isinstance(config, SequenceTransformerConfig):
-        return Params(dense=dense + config.layers * block_params(D, hidden=D))
-    dense += config.layers * block_params(D) + plan.candidate.candidate_width * D - longest * D * (not config.positions)
-    return Params(dense=dense + (D if config.target_in_sequence else 3 * D * D))
+        return Params(dense=dense + config.layers * block_params(D, hidden=D), positions=positions)
+    dense += config.layers * block_params(D) + plan.candidate.candidate_width * D
+    return Params(dense=dense + (D if config.target_in_sequence else 3 * D * D), positions=positions)
 
 
 def count_flops(config: TransformerOptions, schema: Schema) -> Flops:

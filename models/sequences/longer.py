@@ -349,7 +349,7 @@ def count_params(config: LongerConfig, schema: Schema) -> Params:
     dense += sum((_width(fields) + 1) * D for fields in (*plan.candidate, *plan.user))
     dense += config.layers * layer + norm_params(D, kind=config.norm)
     dense += plan.queries * D * (config.query_strategy == "learnable")
-    return Params(dense=dense)
+    return Params(dense=dense, positions=plan.longest * plan.events.width)
 
 
 def count_flops(config: LongerConfig, schema: Schema) -> Flops:

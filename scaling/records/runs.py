@@ -289,6 +289,8 @@ _COUNTS = (
     "embedding_params",
     "head_params",
     "tokenizer_params",
+    "encoder_params",
+    "position_params",
     "memory_params",
     "forward_flops_per_row",
     "train_flops_per_row",

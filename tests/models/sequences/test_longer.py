@@ -391,3 +391,14 @@ def test_schemas_that_do_not_fit():
     with pytest.raises(ValueError, match="does not divide into 4 attention heads"):
         encoder_of(schema, event_width=6)
     assert count("longer_paper", golden_schema(2000)).dense_params > 1.6e6
+
+
+def test_counts_name_the_parts_of_a_composed_model():
+    schema = golden_schema()
+    both, alone = count("longer+rankmixer", schema), count("rankmixer", schema)
+    encoder = freeze_config("longer+rankmixer")[0]
+    assert both.encoder_params == longer.count_params(encoder, schema).dense and alone.encoder_params is None
+    assert both.position_params == 23 * 10 < both.encoder_params < both.dense_params
+    wider = count("longer+rankmixer", schema, {"encoder": {"max_length": 46}})
+    assert wider.position_params == 2 * both.position_params
+    assert wider.dense_params - wider.position_params == both.dense_params - both.position_params
