@@ -40,7 +40,7 @@ from recscale.scaling.data.source import Recordable, Source
 
 from . import optimizers, schedule
 from .config import require_word
-from .replicas import fills_a_core, finite, map_replicas, per_replica
+from .replicas import finite, map_replicas, per_replica, take_turns
 from .rows import memory_rows, row_updates
 from .rows.memory_state import MemoryValues
 from .rows.memory_usage import slot_counts
@@ -127,7 +127,7 @@ class Trainer:
         self._graphdef = nnx.split(abstract)[0]
         self._memory = MemoryValues(abstract, options.values)
         alone = self.mesh is None and not self._memory.present  # values of a memory would be copied for it
-        self._one_by_one = alone and fills_a_core(abstract)
+        self._one_by_one = alone and take_turns(abstract)
         self._task_weights = tuple(task.weight for task in self.schema.tasks)
         # What served the operations of the compiled functions, and why: operation -> {implementation: reason}.
         self.kernels: dict[str, dict[str, str]] = {}
