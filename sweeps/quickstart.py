@@ -14,17 +14,16 @@ from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, chain, noted, product, seeds
 
 # Size: width of a RankMixer of eight tokens and one block, whose hidden width is half of it; hidden width of an MLP of
-# as many parameters.
+# as many parameters; seeds, five at three sizes, the largest among them, where the two are compared in pairs.
 LADDER = {
-    "2.7e3": (8, 11),
-    "6.4e3": (16, 26),
-    "1.1e4": (24, 45),
-    "2.4e4": (40, 95),
-    "5.0e4": (64, 201),
-    "8.6e4": (88, 349),
-    "1.15e5": (104, 460),
+    "2.7e3": (8, 11, 5),
+    "6.4e3": (16, 26, 5),
+    "1.1e4": (24, 45, 2),
+    "2.4e4": (40, 95, 2),
+    "5.0e4": (64, 201, 2),
+    "8.6e4": (88, 349, 2),
+    "1.15e5": (104, 460, 5),
 }
-SEEDS = 5
 
 # Best of three trials at every size, from notebooks/runs/quickstart_rates.parquet.
 RATES = {
@@ -38,19 +37,18 @@ def get_config() -> ConfigDict:
     config = base_config("rankmixer", "known_truth")
     config.data.preset = "dense"
     config.training.requests = 256
-    config.training.examples = 1_000_000
+    config.training.examples = 1_250_000
     return config
 
 
 def get_sweep() -> Sweep:
     searched = dict(lr_rule="best of three on another stream", lr_trials=TRIALS, lr_bracketed=True)
-    sizes = (noted(shapes(size), match_id=size, **searched) for size in LADDER)
-    return product(chain(*sizes), seeds(SEEDS))
+    return chain(*(product(noted(shapes(size), match_id=size, **searched), seeds(LADDER[size][2])) for size in LADDER))
 
 
 def shapes(size: str) -> Sweep:
     """Either architecture at one size, at its rate."""
-    width, hidden = LADDER[size]
+    width, hidden, _ = LADDER[size]
     mixer = {"model.layers": 1, "model.tokens": 8, "model.width": width, "model.hidden": width // 2}
     models = {"rankmixer": mixer, "dlrm_mlp": {"model.widths": (hidden,)}}
     return [{"architecture": name, **model, "training.lr": RATES[name][size]} for name, model in models.items()]

@@ -2,14 +2,20 @@
 
     recscale sweep quickstart_rates --out runs/quickstart_rates --no-report
 
-The table says of every shape whether the best rate lies inside its three (`lr_bracketed`).
+The table says of every shape whether the best rate lies inside its three (`lr_bracketed`). Three shapes whose best was
+at the end of a first grid were tried again around it.
 """
 
-from recscale.sweeps import Sweep, chain, rate_search
-from recscale.sweeps.quickstart import LADDER, TRIALS, get_config, shapes
+from ml_collections import ConfigDict
 
-__all__ = ["get_config", "get_sweep"]
+from recscale.sweeps import Sweep, chain, quickstart, rate_search
+
+
+def get_config() -> ConfigDict:
+    config = quickstart.get_config()
+    config.training.examples = 1_750_000
+    return config
 
 
 def get_sweep() -> Sweep:
-    return chain(*(rate_search(shapes(size), trials=TRIALS) for size in LADDER))
+    return chain(*(rate_search(quickstart.shapes(size), trials=quickstart.TRIALS) for size in quickstart.LADDER))
