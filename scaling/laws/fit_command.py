@@ -58,6 +58,14 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
     show_default=True,
     help="What to do with a table that has broken rows.",
 )
+@click.option("--fix", multiple=True, metavar="NAME=VALUE", help="A known parameter: E=.42, or E=@COLUMN row by row.")
+@click.option("--bound", multiple=True, metavar="NAME=LOW,HIGH", help="Where a parameter may lie, as in alpha=0,2.")
+@click.option(
+    "--prior",
+    multiple=True,
+    metavar="NAME=normal,MEAN,SD",
+    help="What is believed of a parameter; lognormal,MEDIAN,SD of the logarithm.",
+)
 @click.option("--rolling", "score", is_flag=True, help="Also score extrapolation of this form and its rivals.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the full record to this JSON file.")
 @JSON
@@ -79,12 +87,16 @@ def fit(
     score: bool,
     out: Path | None,
     as_json: bool,
+    fix: tuple[str, ...],
+    bound: tuple[str, ...],
+    prior: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Fit a scaling law to TABLE: a file (csv, tsv, json, jsonl, parquet, feather), a sweep's or a tracker's folder.
 
     Refused quantities are printed with the reason and never as a number.
     """
+    options |= {"fixed": _given("--fix", fix), "bounds": _given("--bound", bound), "priors": _given("--prior", prior)}
     frame = read(table)
     law = fit_table(frame, form, parse_axes(axes), target, bootstrap, cluster, **options)
     rolling = _score(frame, law, cluster, options) if score and not law.refused else None
@@ -96,6 +108,25 @@ def fit(
         _print(law, rolling)
     told = {**summary(law), "validation": validation, "record": record} if as_json else None
     leave(granted=law.granted, told=told)
+
+
+def _given(option: str, texts: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE texts of an option as the mapping `fit` takes. Raises UsageError naming what is wrong."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        parts = value.split(",")
+        kind = parts.pop(0) if option == "--prior" else ""
+        try:
+            numbers = [] if value.startswith("@") and option == "--fix" else [float(part) for part in parts]
+        except ValueError:
+            numbers = [float("nan")]
+        wanted = 1 if option == "--fix" else 2
+        if not name or any(n != n for n in numbers) or (numbers and len(numbers) != wanted):
+            shapes = {"--fix": "E=.42 or E=@asymptote", "--bound": "alpha=0,2", "--prior": "alpha=normal,.3,.1"}
+            raise click.UsageError(f"{option} {text!r} cannot be read; write it as {shapes[option]}")
+        found[name] = value if not numbers else numbers[0] if wanted == 1 else (*([kind] if kind else []), *numbers)
+    return found
 
 
 def _score(frame, law: LawFit, cluster: str | None, options: dict) -> Rolling:
@@ -119,6 +150,8 @@ def summary(law: LawFit) -> dict:
         "centred": law.centred,
         "derived": law.derived,
         "intervals": law.intervals,
+        "ranges": law.ranges,
+        "given": law.given,
         "refusals": [gate.as_dict() for gate in law.refusals],
         "warnings": list(law.warnings),
         "rows": len(law.rows.y),
@@ -138,31 +171,33 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 
 def _parameters(law: LawFit) -> Table:
-    """Parameters with centred and raw values and every interval there is; refusals in words."""
+    """Parameters with their 95% intervals, clusters as the unit of noise; refusals and given values in words."""
     listing = Table(box=box.SIMPLE)
-    columns = ["parameter", "centred", "95% clusters", "95% seed noise", "95% profile", "raw", "unit of raw"]
-    for heading in columns:
+    for heading in ("parameter", "centred", "95% interval", "raw", "unit of raw"):
         listing.add_column(heading, overflow="fold")
-    seeds = law.seed_intervals()
+    for name, told in law.given.items():
+        listing.add_row(name, f"given: {escape(told)}")
     for name in law.form.names:
         reason = law.reason(name)
         if reason:
-            listing.add_row(name, f"[yellow]refused: {escape(reason)}[/yellow]")
+            listing.add_row(name, f"[yellow]refused: {escape(reason)}[/yellow]", _range(law, name))
             continue
-        profile = law.profiles.get(name)
-        exponent = law.form[name].role not in ("coefficient", "location", "level")
         listing.add_row(
             name,
             _cell(law.centred[name]),
             _interval(law.centred_intervals[name]),
-            _interval(seeds.get(name)) if exponent else "",
-            _interval(profile.interval if profile else None),
             f"[dim]{_cell(law.params[name])}[/dim]",
             f"[dim]{escape(law.form[name].unit)}[/dim]",
         )
     for name, value in law.derived.items():
         listing.add_row(name, _cell(value) or "refused", _interval(law.intervals.get(name)))
     return listing
+
+
+def _range(law: LawFit, name: str) -> str:
+    ends = law.ranges.get(name)
+    owners = ", ".join(owner for owner in law.form.belongs_to(name) if law.reason(owner))
+    return f"{_interval(ends)}, whatever {owners} is" if ends else ""
 
 
 def _print(law: LawFit, rolling: Rolling | None) -> None:

@@ -221,7 +221,7 @@ def quantity(fit: LawFit, name: str) -> Quantity:
     value, refused = values.get(name), fit.reason(name)
     if value is None:
         return Quantity(name, parameter.role, None, None, "none", refused or "fit: no value")
-    interval, method = intervals.get(name), "95 % cluster bootstrap"
+    interval, method = intervals.get(name), "95 % profile, noise of clusters"
     if interval is None:
         ranges: Any = {} if centred else fit.jackknife.get("range", {})
         interval = ranges.get(name)

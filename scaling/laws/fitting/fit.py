@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling.laws.fitting.law_fit import LawFit, Settings, with_numbers
-from recscale.scaling.laws.fitting.problem import Problem, make_problem
+from recscale.scaling.laws.fitting.problem import Prior, Problem, bounded, make_problem, residuals, with_priors
 from recscale.scaling.laws.fitting.solver import Solution, solve
 from recscale.scaling.laws.forms import registry
 from recscale.scaling.laws.forms.form import Form
@@ -18,10 +18,11 @@ from recscale.scaling.laws.forms.power import SUM_COLUMNS
 from recscale.scaling.laws.judgement import diagnostics, gates
 from recscale.scaling.laws.judgement.gates import EVERYTHING, Gate
 from recscale.scaling.laws.tables.axes import resolve_axes
-from recscale.scaling.laws.tables.validate import Rows, prepare
+from recscale.scaling.laws.tables.validate import Rows, prepare, require
 from recscale.scaling.laws.uncertainty import bootstrap as resampling
-from recscale.scaling.laws.uncertainty.profile import Profile, profiles
-from recscale.scaling.laws.uncertainty.seed_noise import SeedNoise, seed_noise
+from recscale.scaling.laws.uncertainty.curvature import groupings
+from recscale.scaling.laws.uncertainty.profile import Profile, Squares, profiles
+from recscale.scaling.laws.uncertainty.seed_noise import seed_noise
 from recscale.scaling.laws.uncertainty.streams import solve_streams, stream_problem, v_warning
 
 
@@ -42,8 +43,10 @@ def fit(
     bootstrap: resampled refits for intervals, 0 for none.
     cluster: column whose rows are resampled together; None is shape_id.
     options: huber_delta (inf is least squares), residuals ("auto", "log", "plain"), weights (column), seed,
-    profile, invalid ("refuse" or "exclude" broken rows), where (a condition on the columns), auc and measured_v
-    (joint form), notes (facts for the record that no column holds); anything else goes to the form (base, breaks).
+    fixed ({"E": .42}, or {"E": "@asymptote"} for a column of known floors), bounds ({"alpha": (0, 2)}), priors
+    ({"alpha": ("normal", .3, .1)}, or "lognormal" with the median and the sd of the logarithm), profile, invalid
+    ("refuse" or "exclude" broken rows), where (a condition on the columns), auc and measured_v (joint form), notes
+    (facts for the record that no column holds); anything else goes to the form (base, breaks).
 
     Raises ValueError for an unknown column, form or option. Degenerate or broken tables do not raise: they
     return a fit whose `params` are None with the reasons in `refusals`.
@@ -69,7 +72,33 @@ def fit(
         positive=positive or form.streams,
         auc=settings.auc if form.streams else None,
     )
-    return fit_rows(form, rows, settings)
+    known = _known(form, rows, settings)
+    return fit_rows(form.holding(known) if known else form, rows, settings)
+
+
+def _known(form: Form, rows: Rows, settings: Settings) -> dict[str, float]:
+    """Fixed parameters as numbers; a floor that differs from row to row is taken off the metric, and held at 0."""
+    known = {}
+    for name, value in settings.fixed.items():
+        if not isinstance(value, str):
+            known[name] = float(value)
+            continue
+        if name != form.floor:
+            raise ValueError(f"{name} is fixed at column {value}: only a floor can differ from row to row")
+        column = _floor_of_rows(rows, value)
+        known[name] = float(column[0]) if len(column) and np.ptp(column) <= 1e-12 * np.abs(column).max() else 0.0
+    return known
+
+
+def _floor_of_rows(rows: Rows, value: str) -> np.ndarray:
+    """The column "@name" of the fitted rows. Raises ValueError unless it holds numbers below the metric."""
+    require(rows.frame, value.removeprefix("@"), "a fixed floor")
+    column = pd.to_numeric(rows.frame[value.removeprefix("@")], errors="coerce").to_numpy(float)
+    wrong = ~(np.isfinite(column) & (column < rows.y))
+    if wrong.any():
+        run = rows.run_ids[int(np.argmax(wrong))]
+        raise ValueError(f"fixed floor {value}: {int(wrong.sum())} rows have none below {rows.target}, the first is {run}")
+    return column
 
 
 # What `fit` takes as an option besides its own parameters and those of the form.
@@ -118,6 +147,12 @@ def fit_rows(form: Form, rows: Rows, settings: Settings) -> LawFit:
         return with_numbers(LawFit(form, rows, settings, tuple(before), rows.warnings))
     problem, centre = problem_of(form, rows, settings)
     problem, solution = solve_streams(problem) if form.streams else (problem, solve(problem))
+    if settings.priors:
+        # A prior weighs against the noise of the rows, which takes a fit without it to know.
+        r = residuals(problem, solution.phi)
+        noise = float(np.sum(problem.weights * r**2)) / max(len(r) - len(form.names), 1)
+        problem = with_priors(problem, {name: Prior(*prior) for name, prior in settings.priors.items()}, noise)
+        solution = solve(problem)
     return _assemble(form, rows, settings, before, problem, centre, solution)
 
 
@@ -136,11 +171,15 @@ def problem_of(form: Form, rows: Rows, settings: Settings) -> tuple[Problem, dic
     if kind == "auto":
         kind = "log" if form.target in ("positive", "log_target") else "plain"
     if form.streams:
-        return stream_problem(form, columns, rows, settings.huber_delta), centre
-    problem = make_problem(
-        form, np.stack(columns, axis=1), rows.y, weights=rows.weights, delta=settings.huber_delta, kind=kind
-    )
-    return problem, centre
+        return bounded(stream_problem(form, columns, rows, settings.huber_delta), settings.bounds), centre
+    axes, options = np.stack(columns, axis=1), {"weights": rows.weights, "delta": settings.huber_delta}
+    floors = [value for value in settings.fixed.values() if isinstance(value, str)]
+    if floors and np.ptp(floor := _floor_of_rows(rows, floors[0])) > 1e-12 * np.abs(floor).max():
+        # Residuals stay relative to the metric itself.
+        problem = make_problem(form, axes, rows.y - floor, unit=np.abs(rows.y), kind="plain", **options)
+    else:
+        problem = make_problem(form, axes, rows.y, kind=kind, **options)
+    return bounded(problem, settings.bounds), centre
 
 
 def codes_of(form: Form, rows: Rows) -> np.ndarray:
@@ -162,6 +201,13 @@ def _gates_before(form: Form, rows: Rows) -> list[Gate]:
         if slot.name in with_exponent:
             found.append(gates.span(form, slot.name, rows.axes[slot.name]))
     found += gates.collinear(form, _log_axes(form, rows), rows.columns)
+    if not any(gate.passed is False and EVERYTHING in gate.refuses for gate in found):
+        logs = _log_axes(form, rows)
+        axes = np.stack([np.log(values) for values in logs.values()], axis=1)
+        target = np.log(rows.y) if np.all(rows.y > 0) else rows.y
+        tested = [k for k, values in enumerate(logs.values()) if len(np.unique(values)) >= gates.MIN_DISTINCT]
+        moving = {list(logs)[k]: diagnostics.trend(axes, target, rows.weights, k) for k in tested}
+        found += gates.trend(form, moving)
     found += gates.gains(form)
     found.append(gates.clusters(len(rows.cluster_labels)))
     bracketed = rows.frame["lr_bracketed"].to_numpy(bool) if "lr_bracketed" in rows.frame else None
@@ -180,27 +226,33 @@ def _assemble(
 ) -> LawFit:
     """Run the rules that need the optimum, resample, and keep only what was not refused."""
     codes = codes_of(form, rows)
+    owners = [parameter.slots for parameter in form.parameters]
+    groups = groupings(form.axes, owners, problem.axes, codes)
     found = [*before, gates.convergence(solution.convergence_share)]
     found += gates.bounds(form, solution.phi, problem.low, problem.high, float(np.min(np.abs(rows.y))))
+    curves, squares = profiles(problem, solution, form.names, groups) if settings.profile else ({}, None)
+    if squares is not None:
+        found += _judged(form, solution, curves, squares)
     no_floor = {}
     if form.floor is not None:
-        evidence, rival = diagnostics.floor_evidence(problem, solution, codes)
-        found.append(gates.floor(form.floor, evidence))
+        evidence, rival = diagnostics.floor_evidence(problem, solution)
+        spare = groups[0].spare(np.eye(len(form.names))[form.floor_at])
+        found.append(gates.floor(form.floor, spare, evidence, curves.get(form.floor)))
         bare = form.without_floor()
         raw = bare.uncentre(bare.to_natural(rival.phi), centre)
         no_floor = {**{name: float(value) for name, value in raw.items()}, "objective": rival.objective}
+    if "kappa" in form.names:
+        found.append(gates.shape("kappa", curves["kappa"].interval if "kappa" in curves else None))
+    # An axis that is too short or still names itself all that rests on it; other gates name what they judged.
+    roots = {name for gate in found if gate.passed is False and gate.id not in ("span", "trend") for name in gate.refuses}
+    found += gates.belongs(form, roots, {name for gate in found if gate.passed is False for name in gate.refuses})
     count, seed = settings.bootstrap, settings.seed
     enough = count > 0 and len(rows.cluster_labels) >= gates.MIN_CLUSTERS
     draws = resampling.bootstrap(problem, solution, codes, count, seed) if enough else None
-    if draws is not None:
-        found += gates.correlation(form.names, draws)
     noise = None if form.streams else seed_noise(rows.frame, list(dict.fromkeys(rows.columns.values())), rows.y)
     seed_draws = None
     if noise is not None and count > 0:
         seed_draws = resampling.seed_bootstrap(problem, solution, noise, count, seed + 2)
-    curves = _profiles(form, problem, solution, noise, settings)
-    if "kappa" in form.names:
-        found.append(gates.shape("kappa", curves["kappa"].interval if "kappa" in curves else None))
     notices = rows.warnings + (("seed noise unknown",) if noise is None else ())
     if form.streams:
         notices += v_warning(float(np.exp(solution.phi[form.names.index("v")])), settings.measured_v)
@@ -217,6 +269,7 @@ def _assemble(
             draws=draws,
             seed_draws=seed_draws,
             profiles=curves,
+            spread=None if squares is None else squares.spread,
             jackknife=_jackknife(form, problem, solution, rows, centre) if count > 0 else {},
             no_floor=no_floor,
             slopes=diagnostics.slopes(_log_axes(form, rows), rows.y, rows.weights),
@@ -225,18 +278,32 @@ def _assemble(
     )
 
 
+def _judged(form: Form, solution: Solution, curves: Mapping[str, Profile], squares: Squares) -> list[Gate]:
+    """Rules that need the least-squares fit and its profiles."""
+    found = []
+    exponents = [p for p in form.parameters if p.role == "exponent"]
+    if exponents and not form.streams and form.target != "log_target" and not gates.gains(form):
+        compared = {name: diagnostics.beaten(squares, rival) for name, rival in diagnostics.rivals(squares).items()}
+        found += gates.simpler(form, compared)
+        slots = [k for k, slot in enumerate(form.slots) if any(slot.name in p.slots for p in exponents)]
+        found += gates.misfit(form, {form.axes[k]: diagnostics.lack_of_fit(squares, k) for k in slots})
+    if not curves:
+        reason = "the objective keeps falling along the profiles: the optimum was not found"
+        return [*found, gates.rule("interval", None, "a minimum", reason, "no parameter is read", form.names)]
+    natural = form.to_natural(solution.phi)
+    for parameter in form.parameters:
+        profile, value = curves[parameter.name], float(natural[parameter.name])
+        found.append(gates.contained(profile, value))
+        if parameter.role == "exponent" and parameter.searched == "log" and not gates.gains(form):
+            found.append(gates.width(parameter.name, profile, value))
+        elif parameter.name == form.floor:
+            least = float(np.abs(diagnostics.excess(form, solution.phi, squares.problem.axes)).min())
+            found.append(gates.width(parameter.name, profile, max(least, 1e-300), "the smallest excess above it"))
+    return found
+
+
 def _log_axes(form: Form, rows: Rows) -> dict[str, np.ndarray]:
     return {slot.name: rows.axes[slot.name] for slot in form.slots if slot.transform == "log"}
-
-
-def _profiles(
-    form: Form, problem: Problem, solution: Solution, noise: SeedNoise | None, settings: Settings
-) -> dict[str, Profile]:
-    """Profiles of exponents, floor and kappa; kappa's gate needs its own even when nothing is resampled."""
-    wanted = [p.name for p in form.parameters if p.role in ("exponent", "floor", "shape")]
-    if settings.bootstrap <= 0:
-        wanted = [name for name in wanted if name == "kappa"]
-    return profiles(problem, solution, wanted, noise) if settings.profile and wanted else {}
 
 
 def _jackknife(

@@ -10,12 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import special
 
 from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.forms.metric_maps import t_to_auc
 from recscale.scaling.laws.judgement import gates
 from recscale.scaling.laws.judgement.gates import EVERYTHING, INTERVALS, Gate
 from recscale.scaling.laws.tables.validate import Rows
+from recscale.scaling.laws.uncertainty.curvature import Spread
 from recscale.scaling.laws.uncertainty.profile import Profile
 from recscale.scaling.laws.uncertainty.seed_noise import SeedNoise
 
@@ -45,8 +47,14 @@ class Settings:
     measured_v: float | None = None
     notes: Mapping[str, object] = field(default_factory=dict)
     form_options: Mapping[str, object] = field(default_factory=dict)
+    fixed: Mapping[str, float | str] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    priors: Mapping[str, tuple[str, float, float]] = field(default_factory=dict)
 
     def __post_init__(self):
+        for name in self.fixed:
+            if name in self.bounds or name in self.priors:
+                raise ValueError(f"{name} is fixed: a bound or a prior on it says nothing")
         if self.residuals not in ("auto", "log", "plain"):
             raise ValueError(f"residuals must be auto, log or plain, found {self.residuals!r}")
         if self.bootstrap < 0:
@@ -61,8 +69,10 @@ class LawFit:
 
     params: raw parameters. centred: the same with coefficients as contributions at the geometric-mean axes
     (`centre` holds the logs of those); read these first.
-    intervals: 95% cluster-bootstrap intervals of the raw parameters and of `derived`; `centred_intervals`
-    likewise.
+    intervals: 95% profile intervals of the parameters and of `derived`, clusters as the unit of noise; None for raw
+    coefficients, which carry the error of their exponents: `centred_intervals` has those at the centre.
+    ranges: intervals of parameters that are refused only because they belong to a refused one: where they lie
+    whatever value that one takes.
     gates: every rule with its outcome; refusals: those that failed.
     solution: the optimiser's own result, gates or not, for computing with and never for quoting.
     draws[b, p]: resampled refits in search space.
@@ -81,6 +91,8 @@ class LawFit:
     derived: dict[str, float | None] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     centred_intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    spread: Spread | None = field(default=None, repr=False)
     draws: np.ndarray | None = field(default=None, repr=False)
     seed_draws: np.ndarray | None = field(default=None, repr=False)
     profiles: dict[str, Profile] = field(default_factory=dict, repr=False)
@@ -88,6 +100,17 @@ class LawFit:
     no_floor: dict[str, float] = field(default_factory=dict, repr=False)
     slopes: dict[str, float] = field(default_factory=dict, repr=False)
     seed_noise: SeedNoise | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Parameter -> what the caller knew of it: a value, bounds, a prior. All others are the data's alone."""
+        settings = self.settings
+        told = {name: f"fixed at {value}" for name, value in settings.fixed.items()}
+        for name, (low, high) in settings.bounds.items():
+            told[name] = f"between {low:g} and {high:g}"
+        for name, (kind, mean, sd) in settings.priors.items():
+            told[name] = ", ".join(part for part in (told.get(name), f"{kind} prior {mean:g}, sd {sd:g}") if part)
+        return told
 
     @property
     def refusals(self) -> list[Gate]:
@@ -209,9 +232,18 @@ class LawFit:
         """95% intervals from redrawn seed noise (empty without repeated seeds): noise of the runs, not of the
         choice of shapes.
         """
-        if self.seed_draws is None or self.refused:
+        return self._percentiles_of(self.seed_draws)
+
+    def bootstrap_intervals(self) -> dict[str, tuple[float, float] | None]:
+        """95% percentile intervals of resampled clusters (empty without them), for the record: with few clusters they
+        are too narrow.
+        """
+        return self._percentiles_of(self.draws)
+
+    def _percentiles_of(self, draws: np.ndarray | None) -> dict[str, tuple[float, float] | None]:
+        if draws is None or self.refused:
             return {}
-        raw = self.form.uncentre(self.form.to_natural(self.seed_draws), self.centre)
+        raw = self.form.uncentre(self.form.to_natural(draws), self.centre)
         return {name: None if self.reason(name) else _percentiles(value) for name, value in raw.items()}
 
     @property
@@ -252,12 +284,13 @@ def with_numbers(result: LawFit) -> LawFit:
         refused.add("a")
     centred = form.to_natural(solution.phi)
     derived = derived_quantities(form, centred)
-    # Without resampled fits there is no interval of anything.
-    intervals = centred_intervals = dict.fromkeys([*form.names, *derived])
-    if result.draws is not None:
-        drawn = form.to_natural(result.draws)
-        raw = {**form.uncentre(drawn, result.centre), **derived_quantities(form, drawn)}
-        intervals, centred_intervals = (_keep(values, refused, _percentiles) for values in (raw, drawn))
+    centred_intervals = {name: _interval(result, name, refused, centred) for name in form.names}
+    raw_coefficients = {p.name for p in form.parameters if p.powers or p.role in ("location", "level")}
+    intervals = {
+        **{name: None if name in raw_coefficients else ends for name, ends in centred_intervals.items()},
+        **{name: None if name in refused else _split_interval(result) for name in derived},
+    }
+    only_belongs = refused - {name for gate in result.refusals if gate.id != "belongs" for name in gate.refuses}
     return replace(
         result,
         params=_keep(form.uncentre(centred, result.centre), refused, float),
@@ -265,7 +298,36 @@ def with_numbers(result: LawFit) -> LawFit:
         derived=_keep(derived, refused, float),
         intervals=intervals,
         centred_intervals=centred_intervals,
+        ranges={
+            name: result.profiles[name].interval
+            for name in form.names
+            if name in only_belongs - raw_coefficients and name in result.profiles and result.profiles[name].closed
+        },
     )
+
+
+def _interval(
+    result: LawFit, name: str, refused: set[str], centred: Mapping[str, np.ndarray]
+) -> tuple[float, float] | None:
+    """The profile interval of a parameter that is not refused; ends that agree with it up to rounding hold it."""
+    if name in refused or name not in result.profiles or result.reason(INTERVALS):
+        return None
+    low, high = result.profiles[name].interval
+    return min(low, float(centred[name])), max(high, float(centred[name]))
+
+
+def _split_interval(result: LawFit) -> tuple[float, float] | None:
+    """The interval of a = beta / (alpha + beta), symmetric in ln(beta / alpha)."""
+    form, solution = result.form, result.solution
+    if result.spread is None or solution is None or form.split is None or result.reason(INTERVALS):
+        return None
+    alpha, beta = (form.names.index(name) for name in form.split)
+    contrast = np.zeros(len(form.names))
+    contrast[alpha] -= 1.0
+    contrast[beta] += 1.0
+    reach = np.sqrt(result.spread.squared_reach(contrast))
+    middle = solution.phi[beta] - solution.phi[alpha]
+    return float(special.expit(middle - reach)), float(special.expit(middle + reach))
 
 
 def _keep(values: Mapping[str, np.ndarray], refused: set[str], convert: Callable[[np.ndarray], Any]) -> dict[str, Any]:

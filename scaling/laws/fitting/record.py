@@ -198,12 +198,12 @@ def _result(law: LawFit) -> dict:
         "units": law.form.units,
         "intervals": law.intervals,
         "centred_intervals": law.centred_intervals,
+        "ranges": law.ranges,
+        "given": law.given,
+        "data_alone": [name for name in law.form.names if name not in law.given],
+        "bootstrap_intervals": law.bootstrap_intervals(),
         "seed_noise_intervals": law.seed_intervals(),
         "seed_noise": None if law.seed_noise is None else vars(law.seed_noise),
-        "profile_intervals": {
-            name: {"interval": None if law.reason(name) else p.interval, "noise": p.noise, "nu": p.nu}
-            for name, p in law.profiles.items()
-        },
         "floor_upper_bound": law.floor_upper_bound,
         "jackknife": _granted_jackknife(law),
         "no_floor_fit": {} if law.refused else law.no_floor,

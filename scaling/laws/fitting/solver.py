@@ -139,7 +139,7 @@ def _program(family, kind: str):
 
         return jax.lax.cond(nu > 0, student, huber)
 
-    def one(phi, free, weights, target, scale, axes, unit, delta, matrix, constant, low, high, nu, control):
+    def one(phi, free, weights, target, scale, axes, unit, delta, matrix, constant, low, high, pull, nu, control):
         def function(point):
             residual = residuals(point, axes, target, weights, unit, matrix, constant)
             return residual, residual
@@ -154,10 +154,12 @@ def _program(family, kind: str):
 
             jacobian, residual = jax.jacfwd(function, has_aux=True)(trial)
             jacobian = jacobian * free[None, :]
-            value = jnp.sum(weights * deviance(residual, delta, nu, scale))
+            believed = jnp.where(pull[2] > 0, jnp.exp(trial), trial) - pull[1]
+            rate = jnp.where(pull[2] > 0, jnp.exp(trial), 1.0) * free
+            value = jnp.sum(weights * deviance(residual, delta, nu, scale)) + 0.5 * jnp.sum(pull[0] * believed**2)
             slope, bend = curvature(residual, delta, nu, scale, state.exact)
-            gradient = (weights * slope * residual) @ jacobian
-            hessian = (jacobian * (weights * bend)[:, None]).T @ jacobian
+            gradient = (weights * slope * residual) @ jacobian + pull[0] * believed * rate
+            hessian = (jacobian * (weights * bend)[:, None]).T @ jacobian + jnp.diag(pull[0] * rate**2)
 
             better = value < state.value
             gain = jnp.where(better, (state.value - value) / jnp.maximum(state.value, 1e-300), 1.0)
@@ -195,7 +197,7 @@ def _program(family, kind: str):
         state = jax.lax.while_loop(lambda s: ~s.done & (s.iteration < control.limit), advance, start)
         return state.phi, state.value, state.iteration, jnp.max(jnp.abs(state.gradient))
 
-    return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, 0) + (None,) * 9))
+    return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, 0) + (None,) * 10))
 
 
 # Resampled fits start at the optimum of the full table and need percentiles, not the last digit.
@@ -239,7 +241,7 @@ def refine(
         np.pad(problem.axes, ((0, rows - n), (0, 0))),
         *(np.pad(array, (0, rows - n), constant_values=1.0) for array in (problem.unit, problem.delta)),
     ]
-    low, high = (np.pad(edge, (0, size - p)) for edge in (problem.low, problem.high))
+    low, high, pull = (np.pad(e, [(0, 0)] * (e.ndim - 1) + [(0, size - p)]) for e in (problem.low, problem.high, problem.pull))
     start_inside = np.where(free > 0, np.clip(phi, low, high), phi)
 
     program = _program(problem.form.family, problem.kind)
@@ -247,7 +249,7 @@ def refine(
     batch = SMALL_BATCH if small else LARGE_BATCH
     pieces = []
     with jax.enable_x64(True), jax.default_device(cpu_device()):
-        shared = [jnp.asarray(a) for a in (*shared_rows, matrix, constant, low, high)]
+        shared = [jnp.asarray(a) for a in (*shared_rows, matrix, constant, low, high, pull)]
         switches = (jnp.asarray(float(nu)), Control._make(jnp.asarray(value) for value in control))
         for begin in range(0, count, batch):
             index = np.minimum(np.arange(begin, begin + batch), count - 1)

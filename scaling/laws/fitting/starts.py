@@ -89,7 +89,7 @@ def project(
     kept = weights > 0
     axes, y, weights = axes[kept], y[kept], weights[kept]
     # In the log-linear case the columns describe ln y itself; otherwise residuals are relative where y > 0.
-    target = np.log(y) if linear.of == "log" else y
+    target = np.log(y) if linear.of == "log" else y - linear.known
     divide = 1.0 / y if relative and linear.of == "target" else np.full(len(y), 1.0 / (np.std(target) or 1.0))
     block = max(1, _CHUNK_ELEMENTS // (len(y) * len(linear.coefficients)))
     solved, values = [], []

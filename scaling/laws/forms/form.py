@@ -101,6 +101,7 @@ class Linear:
     columns(exponents, axes): exponents maps a name to [g, 1]; returns k arrays that broadcast to [g, n].
     signed: which coefficients may be negative. of: "target" or "log" (the form is linear in ln y).
     grid: values of exponents that need their own; sampler(axes) -> {exponent: [g]} replaces the grid.
+    known: what a coefficient that was fixed contributes to y.
     """
 
     exponents: tuple[str, ...]
@@ -110,6 +111,7 @@ class Linear:
     of: str = "target"
     grid: Mapping[str, Sequence[float]] = field(default_factory=dict)
     sampler: Callable | None = None
+    known: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class Form:
     streams: rows carry a last axis that tells logloss (0) from t (1).
     signed: the same form for metrics that may be 0 or negative, where there is one.
     target: "positive" (log residuals), "any", "auc" (t = 2 Phi^-1(AUC)^2), "log_target" (linear in ln y).
+    depends: parameter -> those it means nothing without; where a form declares none, see `belongs_to`.
+    held: natural values of parameters that are fixed, see `holding`.
     raw(centred, log_centre) replaces the general rule of `uncentre`.
     """
 
@@ -150,6 +154,8 @@ class Form:
     streams: bool = False
     note: str = ""
     signed: Callable[[], Form] | None = None
+    depends: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    held: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -204,15 +210,16 @@ class Form:
 
     def uncentre(self, centred: Mapping[str, np.ndarray], log_centre: Mapping[str, float]) -> dict[str, np.ndarray]:
         """Raw parameters from centred ones: A = A' * prod x0^(sign * exponent); locations times x0."""
+        known = {**self.held, **centred}
         if self.raw is not None:
-            return self.raw(dict(centred), log_centre)
+            return self.raw(known, log_centre)
         raw = {}
         for parameter in self.parameters:
             value = np.asarray(centred[parameter.name], float)
             if parameter.role == "location":
                 value = value * np.exp(log_centre[parameter.slots[0]])
             for slot, exponent, sign in parameter.powers:
-                value = value * np.exp(sign * np.asarray(centred[exponent]) * log_centre[slot])
+                value = value * np.exp(sign * np.asarray(known[exponent]) * log_centre[slot])
             raw[parameter.name] = value
         return raw
 
@@ -249,13 +256,65 @@ class Form:
             raise ValueError(f"form {self.id} has no floor")
         return self.names.index(self.floor)
 
+    def belongs_to(self, name: str) -> tuple[str, ...]:
+        """Parameters without which this one cannot be read: what `depends` says, else the floor (and the ceiling) for
+        whatever describes the part above it, and its exponents for a coefficient.
+        """
+        if name in self.depends:
+            return self.depends[name]
+        parameter = self[name]
+        if parameter.role in ("floor", "ceiling", "level", "slope"):
+            return ()
+        edges = tuple(other.name for other in self.parameters if other.role in ("floor", "ceiling"))
+        return edges + tuple(power for _, power, _ in parameter.powers if power in self.names)
+
+    def touched_by(self, refused: set[str]) -> set[str]:
+        """The refused parameters and everything that, directly or not, belongs to one of them."""
+        found = set(refused)
+        while more := {name for name in self.names if name not in found and found & set(self.belongs_to(name))}:
+            found |= more
+        return found
+
     def without_floor(self) -> Form:
         """The same form with its floor fixed at 0: the rival of the `floor` gate."""
-        floor = self.parameters[self.floor_at]
-        kept = tuple(parameter for parameter in self.parameters if parameter is not floor)
-        embed = {**self.embed, floor.name: ({}, ABSENT if floor.searched == "log" else 0.0)}
-        linear = self.linear and _drop_column(self.linear, floor.name)
-        return replace(self, id=self.id + "_no_floor", parameters=kept, embed=embed, linear=linear, floor=None)
+        return replace(self.holding({self.names[self.floor_at]: 0.0}), id=self.id + "_no_floor")
+
+    def holding(self, values: Mapping[str, float]) -> Form:
+        """The same form with parameters fixed at natural values: floors, exponents and shapes at any, 0 included.
+
+        Coefficients are searched at the centre of the rows, which a caller's raw value is not. Raises ValueError for
+        one of those, for an unknown parameter and for a value that the parameter cannot take.
+        """
+        embed, linear = dict(self.embed), self.linear
+        for name, value in values.items():
+            constant = self._held(name, value)
+            for place in self.family.names:
+                weights, shift = embed.get(place, ({place: 1.0}, 0.0))
+                if name in weights:
+                    rest = {own: weight for own, weight in weights.items() if own != name}
+                    embed[place] = (rest, shift + weights[name] * constant)
+            linear = linear and _without(linear, name, value)
+        kept = tuple(parameter for parameter in self.parameters if parameter.name not in values)
+        split = None if self.split is None or set(self.split) & set(values) else self.split
+        floor = None if self.floor in values else self.floor
+        extra = {name: tried for name, tried in self.extra_starts.items() if name not in values}
+        return replace(
+            self, parameters=kept, embed=embed, linear=linear, floor=floor, split=split, extra_starts=extra,
+            starts=_starts_without(self.starts, tuple(values)), held={**self.held, **values},
+        )  # fmt: skip
+
+    def _held(self, name: str, value: float) -> float:
+        """A natural value in search space."""
+        if name not in self.names:
+            raise ValueError(f"form {self.id} has no parameter {name!r} to fix; it has {', '.join(self.names)}")
+        parameter = self[name]
+        if parameter.role in ("coefficient", "location", "level"):
+            raise ValueError(f"{name} of {self.id} is a {parameter.role}: fix floors, exponents and shapes instead")
+        if not np.isfinite(value) or (parameter.searched == "log" and value < 0):
+            raise ValueError(f"{name} of {self.id} cannot be fixed at {value:g}")
+        if parameter.searched != "log":
+            return float(value)
+        return float(np.log(value)) if value > 0 else ABSENT
 
     def for_any_metric(self) -> Form:
         """The form for metrics that may be 0 or negative: its floor is searched as a real number on plain residuals.
@@ -269,10 +328,18 @@ class Form:
         raise ValueError(f"form {self.id} needs a positive metric; power_offset and log_linear take any")
 
 
-def _drop_column(linear: Linear, name: str) -> Linear:
-    """The linear problem without the column of one coefficient."""
-    at = linear.coefficients.index(name)
+def _without(linear: Linear, name: str, value: float) -> Linear:
+    """The linear problem with one of its coefficients or exponents known."""
     full = linear.columns
+    if name in linear.exponents:
+
+        def known(exponents: dict, axes: np.ndarray) -> list[np.ndarray]:
+            return full({**exponents, name: np.array([[value]])}, axes)
+
+        return replace(linear, exponents=tuple(own for own in linear.exponents if own != name), columns=known)
+    if name not in linear.coefficients:
+        return linear
+    at = linear.coefficients.index(name)
 
     def columns(exponents: dict, axes: np.ndarray) -> list[np.ndarray]:
         kept = full(exponents, axes)
@@ -280,7 +347,14 @@ def _drop_column(linear: Linear, name: str) -> Linear:
 
     signed = linear.signed[:at] + linear.signed[at + 1 :]
     names = linear.coefficients[:at] + linear.coefficients[at + 1 :]
-    return replace(linear, coefficients=names, columns=columns, signed=signed)
+    return replace(linear, coefficients=names, columns=columns, signed=signed, known=value)
+
+
+def _starts_without(starts: Callable | None, names: tuple[str, ...]) -> Callable | None:
+    """The form's own starts without the parameters that are known."""
+    if starts is None:
+        return None
+    return lambda *table: {name: value for name, value in starts(*table).items() if name not in names}
 
 
 def floor_parameter(name: str = "E", searched: str = "log") -> Parameter:

@@ -7,7 +7,7 @@ neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from recscale.scaling.laws.forms.form import Form
+from recscale.scaling.laws.uncertainty.profile import Profile
 
 EVERYTHING = "*"
 INTERVALS, FORECAST, LAW, COMPARISON = "intervals", "forecast", "law", "comparison"
@@ -26,10 +27,13 @@ MIN_CLUSTERS = 6
 MAX_FORECAST_RATIO = 30.0
 BOUND_MARGIN = 0.01
 FLOOR_TINY = 1e-6
-FLOOR_MIN_RATIO = 2.0
+FLOOR_MIN_RATIO = 1.5
 FLOOR_WORSE = 1.2
-FLOOR_MIN_DOF = 5
+SPARE_CLUSTERS = 3
 SPARE_ROWS = 3
+ROUNDING_OF_ENDS = 1e-6
+NO_TREND, NO_FIT, MAX_MISFIT = 0.05, 0.01, 0.0025
+MAX_RELATIVE_WIDTH = 1.25
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def span(form: Form, slot: str, values: np.ndarray) -> Gate:
     """
     distinct, decades = len(np.unique(values)), _decades(values)
     needed = max(MIN_DISTINCT, form.min_distinct)
-    enough = distinct >= needed and decades >= MIN_DECADES
+    enough = distinct >= needed and decades >= MIN_DECADES - 1e-9
     touched = tuple(
         p.name for p in form.parameters if (slot in p.slots and p.role != "floor") or (p.role in ("floor", "ceiling"))
     )
@@ -160,36 +164,95 @@ def bounds(form: Form, phi: np.ndarray, low: np.ndarray, high: np.ndarray, small
     return gates or [Gate("bound", None, "1% inside every search interval", True)]
 
 
-def floor(name: str, evidence: Mapping[str, float]) -> Gate:
-    """Whether the asymptote is separable from 0; `evidence` is what `diagnostics.floor_evidence` measured."""
-    dof, p_value, ratio, held_out = (evidence[key] for key in ("dof", "p_value", "ratio", "held_out_ratio"))
+def trend(form: Form, p_values: Mapping[str, float]) -> list[Gate]:
+    """The metric must move along an axis by more than noise does; where it moves along none there is nothing to fit."""
+    found = []
+    still = [slot for slot, p in p_values.items() if not p < NO_TREND]
+    for slot, p in p_values.items():
+        reason = f"no trend: the metric does not change with {slot} by more than noise does (p = {p:.2g})"
+        touched = tuple(q.name for q in form.parameters if slot in q.slots or q.role in ("floor", "ceiling"))
+        effect = f"nothing is read from {slot}"
+        if len(still) == len(p_values):
+            effect, touched = "there is nothing to fit", (EVERYTHING,)
+        found.append(rule("trend", p, f"< {NO_TREND}", reason if slot in still else "", effect, touched))
+    return found
+
+
+def simpler(form: Form, scores: Mapping[str, float]) -> list[Gate]:
+    """A law must describe the rows better than what has no exponent; scores are F over its 95% quantile."""
+    found = []
+    for name, score in scores.items():
+        reason = "" if score >= 1 else f"{name} describes the rows no worse than {form.id} (F / F_95 = {score:.2g})"
+        effect = "no exponent, coefficient or floor is read; see the log-linear slope"
+        found.append(rule("form", score, "F / F_95 >= 1", reason, effect, form.names))
+    return found
+
+
+def misfit(form: Form, left: Mapping[str, tuple[float, float]]) -> list[Gate]:
+    """What the fit leaves along an axis must look like noise, or be a small share of what the metric does there."""
+    found = []
+    for slot, (p, share) in left.items():
+        wrong = p < NO_FIT and share > MAX_MISFIT
+        reason = f"residuals bend or step along {slot}: {share:.2%} of its variance (p = {p:.2g})" if wrong else ""
+        effect = f"{form.id} does not describe the rows: its parameters would mean nothing"
+        threshold = f"p >= {NO_FIT} or <= {MAX_MISFIT:.2%} of the variance"
+        found.append(rule("form", p, threshold, reason, effect, form.names))
+    return found
+
+
+def floor(name: str, spare: int, evidence: Mapping[str, float], profile: Profile | None) -> Gate:
+    """Whether the asymptote is separable from 0; `evidence` is what `diagnostics.floor_evidence` measured, spare the
+    clusters beyond those its own parameters use up.
+    """
+    ratio, held_out = evidence["ratio"], evidence["held_out_ratio"]
+    at_zero = profile is not None and profile.interval[0] <= 0.0 <= profile.interval[1]
     rules = [
-        (dof < FLOOR_MIN_DOF, f"{dof:.0f} residual degrees of freedom, fewer than {FLOOR_MIN_DOF}"),
-        (not p_value < 0.05, f"an F-test does not reject a zero floor (p = {p_value:.2g})"),
-        (ratio < FLOOR_MIN_RATIO, f"the part above the floor changes by only x{ratio:.2f} on every axis"),
+        (spare < SPARE_CLUSTERS, f"{spare} clusters to spare, fewer than {SPARE_CLUSTERS}"),
+        (at_zero, "its 95% interval reaches 0"),
+        (ratio < FLOOR_MIN_RATIO, f"the part above the floor changes by only x{ratio:.2f} over the table"),
         (held_out > FLOOR_WORSE, f"held-out error with a floor is {held_out:.2f} times that without"),
     ]
     reasons = [text for failed, text in rules if failed]
-    threshold = f"dof >= {FLOOR_MIN_DOF}, p < .05, ratio >= {FLOOR_MIN_RATIO:g}, held-out error <= {FLOOR_WORSE} x"
-    value = f"dof {dof:.0f}, p {p_value:.2g}, ratio {ratio:.2f}, held-out {held_out:.2f}"
+    threshold = (
+        f"clusters to spare >= {SPARE_CLUSTERS}, interval above 0, ratio >= {FLOOR_MIN_RATIO:g}, "
+        f"held-out error <= {FLOOR_WORSE} x"
+    )
+    value = f"spare {spare}, ratio {ratio:.2f}, held-out {held_out:.2f}"
     effect = f"{name} is not separated from 0: see the fit without a floor and the upper bound of {name}"
     return rule("floor", value, threshold, "; ".join(reasons), effect, (name,))
 
 
-def correlation(names: Sequence[str], draws: np.ndarray) -> list[Gate]:
-    """Pairs of centred parameters whose resampled values correlate above .995; draws[b, p] searched."""
-    spread = draws.std(axis=0)
-    gates = []
-    for i, j in combinations(range(len(names)), 2):
-        # Below this the draws differ by rounding only, which correlates for no reason.
-        if min(spread[i], spread[j]) < 1e-7:
-            continue
-        value = abs(float(np.corrcoef(draws[:, i], draws[:, j])[0, 1]))
-        if value > MAX_CORRELATION:
-            reason = f"{names[i]} and {names[j]} correlate at {value:.4f} over the resampled fits"
-            pair, effect = (names[i], names[j]), "only their combination is determined"
-            gates.append(rule("correlation", value, f"<= {MAX_CORRELATION}", reason, effect, pair))
-    return gates or [Gate("correlation", None, f"resampled pairs <= {MAX_CORRELATION}", True)]
+def width(name: str, profile: Profile, scale: float, what: str = "") -> Gate:
+    """The interval must be closed and its half at most `scale`: the value itself, or the excess that a floor implies."""
+    low, high = profile.interval
+    relative = (high - low) / 2 / scale if profile.closed else np.inf
+    text = f"[{low:.3g}, {high:.3g}]"
+    reason = f"the 95% interval {text} is open" if not profile.closed else ""
+    if profile.closed and relative > MAX_RELATIVE_WIDTH:
+        reason = f"half the 95% interval {text} is {relative:.2g} times {what or f'{name} itself'}"
+    effect = f"{name} is not determined by these rows"
+    return rule("width", relative, f"half-width <= {MAX_RELATIVE_WIDTH:g} x", reason, effect, (name,))
+
+
+def contained(profile: Profile, value: float) -> Gate:
+    """An interval that misses its own estimate is an error and is not shown, and neither is the estimate."""
+    low, high = profile.interval
+    slack = ROUNDING_OF_ENDS * max(abs(value), abs(low) if np.isfinite(low) else 0.0)
+    outside = not low - slack <= value <= high + slack
+    reason = f"the least-squares interval [{low:.4g}, {high:.4g}] misses the estimate {value:.4g}" if outside else ""
+    effect = f"a few rows pull {profile.name} to where the others are not: look for outliers"
+    return rule("interval", value, "inside its interval", reason, effect, (profile.name,))
+
+
+def belongs(form: Form, roots: set[str], refused: set[str]) -> list[Gate]:
+    """What belongs to one of the refused `roots` is refused with it, where it is not among the `refused` already."""
+    found, touched = [], form.touched_by(roots)
+    for name in form.names:
+        if name in touched - refused:
+            owners = ", ".join(owner for owner in form.belongs_to(name) if owner in touched)
+            effect = f"{name} is given only as a range over every admissible value of {owners}, if at all"
+            found.append(rule("belongs", owners, "", f"{name} belongs to {owners}, which is refused", effect, (name,)))
+    return found
 
 
 def clusters(count: int) -> Gate:
@@ -257,16 +320,3 @@ def effective_rows(residuals: np.ndarray, codes: np.ndarray) -> float:
     total = between + (typical - 1) * within
     rho = float(np.clip((between - within) / total, 0.0, 1.0)) if total > 0 else 0.0
     return n / (1.0 + (n / count - 1.0) * rho)
-
-
-def f_test(rss_without: float, rss_with: float, rows: int, parameters: int) -> float:
-    """p-value of one extra parameter from the residual sums of squares with and without it."""
-    free = rows - parameters
-    if free < 1 or not np.isfinite(rss_without):
-        return 1.0
-    # Below rounding both sums are noise of the arithmetic and prove nothing.
-    tiny = 1e-26 * rows
-    if rss_without <= tiny:
-        return 1.0
-    statistic = (rss_without - rss_with) / (max(rss_with, tiny) / free)
-    return float(stats.f.sf(max(statistic, 0.0), 1, free))

@@ -273,7 +273,8 @@ def _split(values: np.ndarray, cut: float) -> tuple[np.ndarray, np.ndarray]:
 def fit_part(law: LawFit, mask: np.ndarray) -> tuple[Problem, Solution, np.ndarray]:
     """The law's form fitted to some of its rows: (problem, solution, weights[n] with the others at 0)."""
     problem, _ = problem_of(law.form, law.rows, law.settings)
-    problem = replace(problem, unit=law.problem.unit) if law.problem is not None else problem
+    if law.problem is not None:
+        problem = replace(problem, unit=law.problem.unit, pull=law.problem.pull)
     weights = problem.weights * (np.tile(mask, 2) if law.form.streams else mask)
     return problem, solve(problem, weights, _REFIT), weights
 

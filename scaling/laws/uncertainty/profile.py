@@ -1,152 +1,160 @@
-"""Profile likelihood: how far one parameter can be held from its best value before the data speak against it.
+"""Profiles: how far one parameter can be held from its best value, all others refitted, before the rows object.
 
-All points of all profiles are one batch of refits, each with one parameter held.
+The objective is the sum of squares. An interval ends where it has risen by what clusters say is noise (`curvature`),
+so a skewed parameter gets a skewed interval while its width is that of whole clusters, not of rows. All points of all
+profiles are one batch of refits; each is then refitted from the ends of both its neighbours until none gains, so that
+no point is left in another basin.
 
-Legend: b points, n rows, p parameters.
+Legend: b points, n rows, p parameters, k profiles, m points of a profile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
+from jaxtyping import Float
 
-from recscale.scaling.laws.fitting.problem import Problem, residual_scale, residuals
+from recscale.scaling.laws.fitting.problem import Problem, residuals
 from recscale.scaling.laws.fitting.solver import Control, Solution, refine
 
-from .curvature import curvature_sd
-from .seed_noise import SeedNoise
+from .curvature import ROUNDING, Grouping, Spread, jacobian
 
-_MAX_CHI2 = 2.0
-_NU_GRID = np.geomspace(2.0, 30.0, 6)
-# Multiples of the curvature's standard deviation at which a profile is evaluated; wide, for skewed ones.
-_OFFSETS = np.array([0.3, 0.7, 1.1, 1.5, 1.9, 2.3, 2.8, 3.5, 5.0, 8.0, 14.0, 30.0])
-_DEVIANCE = Control(limit=80, tolerance=1e-9, calm=2, stuck=1e4, polish=False)
+# Where a profile is evaluated, in half-widths of the interval of a quadratic objective; wide, for skewed ones.
+_OFFSETS = np.array([0.4, 0.75, 0.95, 1.1, 1.3, 1.7, 2.5, 4.0, 8.0, 20.0])
+_REFIT = Control(limit=150, tolerance=1e-9, calm=2, stuck=1e4, polish=False)
+_SWEEPS, _MOVES = 8, 4
+# Two searches of one minimum agree to this share; a point this much lower is another, better minimum.
+_SAME = 1e-6
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Profile likelihood of one parameter: values tried (natural), twice the drop in log likelihood, and the
-    interval.
+    """Profile of one parameter: natural values, rise of the sum of squares above its minimum, and the 95% interval.
 
-    noise: "student" with nu, or "gaussian" with the sd of repeated seeds. Rows count as independent given the
-    law.
+    An end that is not reached inside the search interval is open: 0 or -inf below, inf above. best: natural value of
+    the least-squares optimum.
     """
 
     name: str
-    values: np.ndarray
-    deviance: np.ndarray
+    values: Float[np.ndarray, " m"]
+    rise: Float[np.ndarray, " m"]
+    cut: float
     interval: tuple[float, float]
-    noise: str
-    nu: float
-    scale: float
+    best: float
+
+    @property
+    def closed(self) -> bool:
+        """Whether the rows set both ends."""
+        return np.isfinite(self.interval[1]) and np.isfinite(self.interval[0]) and self.interval[0] != 0.0
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The least-squares fit behind the intervals: its problem, optimum, sum of squares, and variances."""
+
+    problem: Problem
+    phi: Float[np.ndarray, " p"]
+    rss: float
+    spread: Spread
+
+
+def least_squares(problem: Problem, starts: Float[np.ndarray, "s p"], groups: list[Grouping]) -> Squares:
+    """The best least-squares fit from these starts; the problem's own Huber width is set aside."""
+    squares = replace(problem, delta=np.full(len(problem.y), np.inf))
+    batch = refine(squares, starts)
+    at = int(np.nanargmin(np.where(np.isfinite(batch.objective), batch.objective, np.inf)))
+    return _squares(squares, batch.phi[at], 2 * float(batch.objective[at]), groups)
+
+
+def _squares(problem: Problem, phi: np.ndarray, rss: float, groups: list[Grouping]) -> Squares:
+    rate = np.where(problem.pull[2] > 0, np.exp(phi), 1.0)
+    r = residuals(problem, phi) * np.sqrt(problem.weights)
+    return Squares(problem, phi, rss, Spread(jacobian(problem, phi), r, groups, problem.pull[0] * rate**2))
 
 
 def profiles(
-    problem: Problem, solution: Solution, names: list[str], noise: SeedNoise | None = None
-) -> dict[str, Profile]:
-    """Profile-likelihood intervals (95%) of the named parameters under Student-t noise, nu in [2, 30] fitted.
+    problem: Problem, solution: Solution, names: Sequence[str], groups: list[Grouping]
+) -> tuple[dict[str, Profile], Squares]:
+    """95% profile intervals of the named parameters, and the least-squares fit they belong to.
 
-    With `noise` the residuals are Gaussian with the sd of repeated seeds instead, unless they are larger than
-    that (chi^2 per degree of freedom above 2): then the law misses by more than seeds do, and Student-t
-    stands. A profile is centred at its own likelihood's optimum, which need not be Huber's: Huber's objective
-    is not a likelihood and is never profiled. The cut is n ln(1 + F_95(1, n - p) / (n - p)), which tends to
-    3.84 for large n; an end that is not reached inside the search interval is infinite (or 0).
+    A profile point that lies below the optimum found is a better optimum: everything starts again from there.
     """
-    form, n, p = problem.form, len(problem.y), len(problem.form.names)
-    if n - p < 1 or not names:
-        return {}
-    nu, scale = np.inf, 1.0
-    best, least = solution.phi, 0.0
-    if noise is not None:
-        gaussian = _gaussian(problem, noise, solution.phi)
-        batch = refine(gaussian, solution.phi[None])
-        best, least = batch.phi[0], 2 * float(batch.objective[0])
-        noise = None if least / (n - p) > _MAX_CHI2 else noise
-    if noise is None:
-        cut = float(n * np.log1p(stats.f.ppf(0.95, 1, n - p) / (n - p)))
-        start = np.array([max(residual_scale(residuals(problem, solution.phi)), 1e-12)])
-        fits = [
-            (float(v), *_student(problem, solution.phi[None], np.ones((1, p)), float(v), start, 3)) for v in _NU_GRID
-        ]
-        nu, best, scale, least = min(fits, key=lambda fit: fit[3][0])
-        best, scale, least = best[0], float(scale[0]), float(least[0])
+    found = least_squares(problem, np.vstack([solution.phi[None], solution.starts.phi]), groups)
+    form = problem.form
+    index = np.array([form.names.index(name) for name in names], int)
+    for _ in range(_MOVES):
+        cuts = np.array([found.spread.cut(k) for k in index])
+        values, phi, rise = _evaluated(found, index, cuts)
+        least = np.unravel_index(np.argmin(rise), rise.shape) if rise.size else None
+        if least is None or rise[least] >= -(_SAME * found.rss + ROUNDING**2 * len(problem.y)):
+            break
+        found = least_squares(problem, np.vstack([phi[least][None], found.phi[None]]), groups)
     else:
-        cut = float(stats.chi2.ppf(0.95, 1))
-        problem = _gaussian(problem, noise, solution.phi)
-    index = np.array([form.names.index(name) for name in names])
-    values = _profile_values(problem, best, index)
-    phi = np.tile(best, (values.size, 1))
-    rows = np.repeat(index, values.shape[1])
-    phi[np.arange(values.size), rows] = values.ravel()
+        # The objective keeps falling along the profiles: no interval can be trusted to hold the optimum.
+        return {}, found
+    told = {}
+    for k, name in enumerate(names):
+        told[name] = _profile(found, int(index[k]), values[k], phi[k], np.maximum(rise[k], 0.0), float(cuts[k]))
+    return told, found
+
+
+def _held(found: Squares, phi: np.ndarray, at: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Refits phi[b, p] and their rise[b] with parameter at[b] held at values[b], from starts phi[b, p]."""
+    rows = np.arange(len(at))
+    phi = phi.copy()
+    phi[rows, at] = values
     free = np.ones_like(phi)
-    free[np.arange(values.size), rows] = 0.0
-    if noise is None:
-        _, _, deviance = _student(problem, phi, free, nu, np.full(len(phi), scale), 3)
-    else:
-        deviance = 2 * refine(problem, phi, free=free).objective
-    deviance = np.maximum(deviance.reshape(values.shape) - least, 0.0)
-    kind = "student" if noise is None else "gaussian"
-    return {
-        name: _one_profile(
-            form[name].searched == "log", name, values[k], deviance[k], best[index[k]], cut, kind, nu, scale
-        )
-        for k, name in enumerate(names)
-    }
+    free[rows, at] = 0.0
+    batch = refine(found.problem, phi, free=free, control=_REFIT)
+    return batch.phi, np.where(np.isfinite(batch.objective), 2 * batch.objective, np.inf) - found.rss
 
 
-def _student(problem: Problem, phi: np.ndarray, free: np.ndarray, nu: float, scale: np.ndarray, rounds: int):
-    """Location and scale of Student-t residuals at fixed nu, by turns: (phi[b, p], scale[b], -2 log
-    likelihood[b]).
-    """
-    weights, total = problem.weights, problem.weights.sum()
-    for _ in range(rounds):
-        phi = refine(problem, phi, free=free, nu=nu, scale=scale, control=_DEVIANCE).phi
-        r2 = np.stack([residuals(problem, point) for point in phi]) ** 2
-        for _ in range(30):
-            pull = (nu + 1) / (nu + r2 / scale[:, None] ** 2)
-            scale = np.sqrt(np.maximum(np.sum(weights * pull * r2, axis=1) / total, 1e-30))
-    constant = special.gammaln(nu / 2) - special.gammaln((nu + 1) / 2) + 0.5 * np.log(nu * np.pi)
-    per_row = np.log(scale)[:, None] + constant + 0.5 * (nu + 1) * np.log1p(r2 / (nu * scale[:, None] ** 2))
-    return phi, scale, 2 * np.sum(weights * per_row, axis=1)
-
-
-def _gaussian(problem: Problem, noise: SeedNoise, phi: np.ndarray) -> Problem:
-    """The problem with squared residuals weighted by the sd of repeated seeds: its objective is half the
-    deviance.
-    """
-    fitted = problem.form.value(phi, problem.axes)
-    sd = noise.sd(fitted) / (fitted if problem.kind == "log" else problem.unit)
-    return replace(problem, weights=1.0 / sd**2, delta=np.full(len(sd), np.inf))
-
-
-def _profile_values(problem: Problem, best: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Search-space values [names, 2 * offsets] to hold: multiples of the curvature's standard deviation, both
-    sides.
-    """
-    sd = curvature_sd(problem, best)[index]
+def _evaluated(found: Squares, index: np.ndarray, cuts: np.ndarray):
+    """Search-space values [k, m] in rising order, refits [k, m, p] and rises [k, m] of the profiles of `index`."""
+    problem, p = found.problem, len(found.phi)
+    reach = np.clip(np.sqrt(cuts * np.diag(found.spread.inverse)[index]), 1e-9, 1.0)
     offsets = np.concatenate([-_OFFSETS[::-1], _OFFSETS])
-    values = best[index][:, None] + np.clip(sd, 1e-6, 1.0)[:, None] * offsets
-    return np.clip(values, problem.low[index][:, None], problem.high[index][:, None])
+    values = found.phi[index][:, None] + reach[:, None] * offsets
+    values = np.clip(values, problem.low[index][:, None], problem.high[index][:, None])
+    k, m = values.shape
+    at = np.repeat(index, m)
+    phi, rise = _held(found, np.tile(found.phi, (k * m, 1)), at, values.ravel())
+    for _ in range(_SWEEPS):
+        gained = False
+        for step in (1, -1):
+            cube = phi.reshape(k, m, p)
+            neighbour = cube[:, np.clip(np.arange(m) - step, 0, m - 1)].reshape(-1, p)
+            other, level = _held(found, neighbour, at, values.ravel())
+            better = level < rise - _SAME * (found.rss + rise) - ROUNDING**2
+            phi = np.where(better[:, None], other, phi)
+            rise = np.where(better, level, rise)
+            gained = gained or bool(better.any())
+        if not gained:
+            break
+    return values, phi.reshape(k, m, p), rise.reshape(k, m)
 
 
-def _one_profile(log: bool, name, values, deviance, best, cut, noise, nu, scale) -> Profile:
-    """Interval by linear interpolation of the signed root of the deviance, which is straight where the
-    profile is quadratic.
+def _profile(found: Squares, at: int, values: np.ndarray, phi: np.ndarray, rise: np.ndarray, cut: float) -> Profile:
+    """The interval: the bracket of each end is split once more, then the root of the rise, which is straight where the
+    objective is quadratic, is interpolated.
     """
-    order = np.argsort(values)
-    values, deviance = values[order], deviance[order]
-    natural = np.exp if log else np.asarray
-    ends = []
+    parameter = found.problem.form.parameters[at]
+    natural = np.exp if parameter.searched == "log" else np.asarray
+    best, ends = found.phi[at], []
     for side in (-1, 1):
-        inside = values < best if side < 0 else values > best
-        v, d = values[inside][::side], np.sqrt(deviance[inside])[::side]
-        v, d = np.concatenate([[best], v]), np.concatenate([[0.0], d])
-        beyond = np.flatnonzero(d >= np.sqrt(cut))
+        inside = np.flatnonzero(values < best if side < 0 else values > best)[::side]
+        v, d = np.concatenate([[best], values[inside]]), np.concatenate([[0.0], rise[inside]])
+        beyond = np.flatnonzero(d >= cut)
         if not len(beyond):
-            ends.append((0.0 if log else -np.inf) if side < 0 else np.inf)
+            ends.append((0.0 if parameter.searched == "log" else -np.inf) if side < 0 else np.inf)
             continue
-        k = beyond[0]
-        ends.append(float(natural(np.interp(np.sqrt(cut), d[k - 1 : k + 1], v[k - 1 : k + 1]))))
-    return Profile(name, natural(values), deviance, (ends[0], ends[1]), noise, float(nu), float(scale))
+        j = beyond[0]
+        split = v[j - 1] + (v[j] - v[j - 1]) * np.array([0.25, 0.5, 0.75])
+        _, within = _held(found, np.tile(phi[inside[j - 1]], (3, 1)), np.full(3, at), split)
+        v, d = np.concatenate([[v[j - 1]], split, [v[j]]]), np.concatenate([[d[j - 1]], within, [d[j]]])
+        j = int(np.flatnonzero(d >= cut)[0])
+        roots = np.sqrt(np.maximum(d[[max(j - 1, 0), j]], 0.0))
+        ends.append(float(natural(np.interp(np.sqrt(cut), roots, v[[max(j - 1, 0), j]]))))
+    return Profile(parameter.name, natural(values), rise, cut, (ends[0], ends[1]), float(natural(best)))

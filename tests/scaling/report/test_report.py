@@ -22,7 +22,7 @@ from recscale.scaling.report.plot_command import plot
 from recscale.scaling.report.report import make_report, print_summary
 from recscale.scaling.report.wording import shortened
 
-FAST = dict(bootstrap=60, profile=False)
+FAST = dict(bootstrap=60)
 TRUE = {"dcnv2": (0.030, 0.55), "rankmixer": (0.024, 0.75)}
 
 
@@ -281,7 +281,7 @@ def test_the_page_names_every_run_refusal_and_truth(page, out, summary):
     assert all(run in page for run in table["run_id"])
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     for part in ("diverged", "loss was not finite at step 812", "quanta known", "0.4255 asymptote", "uncalibrated",
-                 "incomplete", "titles say trend, not law", "95 % cluster bootstrap", summary["provenance"]["date"],
+                 "incomplete", "titles say trend, not law", "95 % profile, noise of clusters", summary["provenance"]["date"],
                  summary["summary"][0]):  # fmt: skip
         assert part in text
 
@@ -307,13 +307,13 @@ def test_refusals_replace_numbers_everywhere(make_runs, tmp_path):
     assert "alpha refused (span)" in screen.getvalue() and "0.35 (per quantum known)" in screen.getvalue()
 
 
-def test_few_clusters_give_the_range_without_each_of_them(make_runs, tmp_path):
+def test_five_fitted_sizes_are_too_few_for_a_floor_and_its_exponent(make_runs, tmp_path):
     make_runs(TRUE, sizes=(1.7e3, 4.9e3, 1.4e4, 4e4, 1.2e5, 3e5), noise=3e-5, floor=0.434).to_parquet(
         tmp_path / "runs.parquet"
     )
     made = make_report(tmp_path, axes="dense_params", **FAST)
     exponent = made["architectures"]["dcnv2"]["exponent"]
-    assert exponent["method"] == "leave-one-cluster-out range" and exponent["interval"][0] < exponent["value"]
+    assert exponent["value"] is None and "clusters to spare" in made["architectures"]["dcnv2"]["E"]["refused"]
 
 
 def test_sizes_and_examples_give_a_joint_law_as_well(make_runs, tmp_path):

@@ -55,7 +55,7 @@ def residual_rms(law):
 
 def test_kappa_describes_the_surface_and_the_sum_does_not():
     frame = surface(0.35)
-    law = fit(frame, "kappa", bootstrap=0)
+    law = fit(frame, "kappa", bootstrap=0, profile=False)
     assert residual_rms(law) <= 2.5e-4
     assert law.params["E"] == pytest.approx(0.4197, abs=2e-4)
     assert law.params["alpha"] == pytest.approx(0.340, abs=0.003)
@@ -63,13 +63,13 @@ def test_kappa_describes_the_surface_and_the_sum_does_not():
     assert law.params["kappa"] == pytest.approx(4.3, abs=0.2)
     # What the sum is wrong by is the point: floor within 1e-3 and exponent within 5% for kappa only.
     assert law.params["E"] == pytest.approx(0.42, abs=1e-3) and law.params["alpha"] == pytest.approx(0.35, rel=0.05)
-    added = fit(frame, "chinchilla", bootstrap=0)
+    added = fit(frame, "chinchilla", bootstrap=0, profile=False)
     assert residual_rms(added) >= 20 * residual_rms(law)
     assert added.solution_params()["alpha"] > 0.48
 
 
 def test_a_steeper_surface():
-    law = fit(surface(0.7), "kappa", bootstrap=0)
+    law = fit(surface(0.7), "kappa", bootstrap=0, profile=False)
     assert law.params["alpha"] == pytest.approx(0.682, abs=0.004)
     assert law.params["beta"] == pytest.approx(0.390, abs=0.004)
     assert law.params["kappa"] == pytest.approx(2.85, abs=0.15)
@@ -111,7 +111,7 @@ def test_four_resources_need_a_bottleneck_and_a_sum():
 
 @pytest.mark.slow
 def test_four_resources_read_as_a_plain_sum_are_misread():
-    added = fit(four_resources(), "sum", bootstrap=0).solution_params()
+    added = fit(four_resources(), "sum", bootstrap=0, profile=False).solution_params()
     assert added["alpha_dense_params"] == pytest.approx(0.55, abs=0.01)
     assert added["alpha_examples"] == pytest.approx(0.39, abs=0.01)
 
@@ -183,11 +183,11 @@ def test_a_form_refused_on_the_whole_table_is_listed_and_not_ranked():
 
 def test_ladder_ends_tell_a_rung_that_does_not_belong():
     frame = generated(noise=1e-4)
-    clean = rolling.ladder_ends(fit(frame, "chinchilla", AXES, bootstrap=0))
+    clean = rolling.ladder_ends(fit(frame, "chinchilla", AXES, bootstrap=0, profile=False))
     frame.loc[frame["dense_params"] == frame["dense_params"].min(), "logloss"] *= 1.02
-    odd = rolling.ladder_ends(fit(frame, "chinchilla", AXES, bootstrap=0))
+    odd = rolling.ladder_ends(fit(frame, "chinchilla", AXES, bootstrap=0, profile=False))
     assert clean["largest"]["rms"] < 1e-3 and clean["smallest"]["rms"] < 1e-3
     assert odd["smallest"]["rms"] > 10 * clean["smallest"]["rms"] and odd["smallest"]["rows"] == 12
     assert odd["smallest"]["bias"] < 0
     with pytest.raises(ValueError, match="no axis 'Q'"):
-        rolling.ladder_ends(fit(frame, "chinchilla", AXES, bootstrap=0), slot="Q")
+        rolling.ladder_ends(fit(frame, "chinchilla", AXES, bootstrap=0, profile=False), slot="Q")

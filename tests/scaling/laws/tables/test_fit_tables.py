@@ -164,12 +164,15 @@ def test_wukong_points_by_least_squares():
     frame = pd.DataFrame({"gflop": gflop, "percent": percent, "ratio": 100 + percent})
     squares = {"bootstrap": 0, "huber_delta": np.inf, "residuals": "plain"}
     law = fit(frame, "power", {"x": "gflop"}, "ratio", **squares)
-    assert law.params["A"] == pytest.approx(99.5602, abs=5e-4) and round(law.params["A"], 2) == 99.56
-    assert law.params["alpha"] == pytest.approx(7.072e-4, abs=1e-6) and round(law.params["alpha"], 5) == 0.00071
+    found = law.solution_params()
+    assert found["A"] == pytest.approx(99.5602, abs=5e-4) and round(found["A"], 2) == 99.56
+    assert found["alpha"] == pytest.approx(7.072e-4, abs=1e-6) and round(found["alpha"], 5) == 0.00071
+    # Over a change of .4 % a power law and a straight line in ln x are one curve: the exponent is not quoted.
+    assert law.params["alpha"] is None and "a straight line in ln x describes the rows" in law.reason("alpha")
     line = fit(frame, "log_linear", {"x": "gflop"}, "percent", **squares)
     assert line.params["b"] == pytest.approx(0.07029, abs=5e-6)
     offset = fit(frame, "power_offset", {"x": "gflop"}, "percent", **squares)
-    refusal = next(gate for gate in offset.refusals if gate.id == "floor")
-    assert "4 residual degrees of freedom" in refusal.reason and offset.params["E"] is None
+    assert {"floor", "width"} & {gate.id for gate in offset.refusals}
+    assert offset.params["E"] is None and offset.params["alpha"] is None
     assert offset.solution_params()["E"] == pytest.approx(-0.8426, abs=5e-4)
     assert offset.solution_params()["alpha"] == pytest.approx(0.2937, abs=5e-4)

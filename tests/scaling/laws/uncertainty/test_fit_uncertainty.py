@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from recscale.scaling.laws import fit, forms
 from recscale.scaling.laws.fitting import solver
 from recscale.scaling.laws.fitting.problem import make_problem
 from recscale.scaling.laws.forms.metric_maps import t_to_auc
 from recscale.scaling.laws.uncertainty.bootstrap import bootstrap, cluster_counts
+from recscale.scaling.laws.uncertainty.curvature import groupings
 from recscale.scaling.laws.uncertainty.profile import profiles
-from recscale.scaling.laws.uncertainty.seed_noise import SeedNoise
 
 TRUE_ALPHA = 0.35
 
@@ -55,8 +58,8 @@ def test_resamples_are_integer_counts_and_repeat_with_the_seed():
     axes = {"N": "N", "D": "D"}
     first, again = (fit(frame, "chinchilla", axes, "loss", bootstrap=100, seed=4, profile=False) for _ in range(2))
     other = fit(frame, "chinchilla", axes, "loss", bootstrap=100, seed=5, profile=False)
-    assert first.intervals == again.intervals
-    assert first.intervals["alpha"] != other.intervals["alpha"]
+    assert first.bootstrap_intervals() == again.bootstrap_intervals()
+    assert first.bootstrap_intervals()["alpha"] != other.bootstrap_intervals()["alpha"]
 
 
 def test_warm_started_refits_agree_with_refits_to_the_last_digit():
@@ -95,37 +98,65 @@ def test_seed_noise_is_measured_and_redrawn():
     assert "seed noise unknown" in single.warnings
 
 
-def test_profile_under_gaussian_noise_equals_the_exact_likelihood_ratio():
+def one_axis_groups(form, u, codes):
+    return groupings(form.axes, [parameter.slots for parameter in form.parameters], u[:, None], codes)
+
+
+def test_a_profile_of_independent_rows_is_the_interval_of_linear_regression():
     generator = np.random.default_rng(1)
     x = np.geomspace(1e3, 1e7, 60)
     y = 3 * x**-0.2 * np.exp(1e-2 * generator.standard_normal(60))
-    form = forms.get("power")
-    u = np.log(x) - np.log(x).mean()
-    problem = make_problem(form, u[:, None], y, delta=np.inf)
-    noise = SeedNoise(np.log(1e-2), 1.0, 5, 10)  # sd proportional to y: 1e-2 in ln y
-    profile = profiles(problem, solver.solve(problem), ["alpha"], noise)["alpha"]
-    slope = -np.polyfit(u, np.log(y), 1)[0]
-    half = 1.959964 * 1e-2 / np.sqrt(np.sum(u**2))
-    assert profile.noise == "gaussian"
-    assert profile.interval == pytest.approx((slope - half, slope + half), rel=2e-3)
-    # A law that misses by ten times what seeds do is not judged by seeds.
-    quiet = SeedNoise(np.log(1e-3), 1.0, 5, 10)
-    student = profiles(problem, solver.solve(problem), ["alpha"], quiet)["alpha"]
-    assert student.noise == "student" and student.interval[1] - student.interval[0] > half
+    form, u = forms.get("power"), np.log(x) - np.log(x).mean()
+    problem = make_problem(form, u[:, None], y)
+    found, squares = profiles(problem, solver.solve(problem), ["alpha"], one_axis_groups(form, u, np.arange(60)))
+    line = stats.linregress(u, np.log(y))
+    half = stats.t.ppf(0.975, 58) * line.stderr
+    low, high = found["alpha"].interval
+    assert found["alpha"].best == pytest.approx(-line.slope, rel=1e-6)
+    # The widest of three variances: that of regression, and those that allow more.
+    assert half <= (high - low) / 2 * 1.001 and (high - low) / 2 < 1.4 * half
+    assert squares.spread.variance == pytest.approx(np.sum((np.log(y) - line.intercept - line.slope * u) ** 2) / 58)
 
 
-def test_student_profile_survives_outliers_and_covers():
-    form, inside, widths = forms.get("power_offset"), 0, []
-    u = np.linspace(-4.6, 4.6, 30)
-    for seed in range(24):
-        noise = 1e-3 * np.random.default_rng(seed).standard_t(4, size=30)
-        problem = make_problem(form, u[:, None], (0.4 + 0.1 * np.exp(-0.3 * u)) * np.exp(noise))
-        profile = profiles(problem, solver.solve(problem), ["alpha"])["alpha"]
-        low, high = profile.interval
-        inside += low <= 0.3 <= high
-        widths.append(high - low)
-        assert profile.noise == "student" and 2 <= profile.nu <= 30
-    assert inside >= 20 and max(widths) < 0.1
+def test_rows_of_one_cluster_are_not_counted_as_independent():
+    generator = np.random.default_rng(2)
+    u = np.repeat(np.linspace(-4.6, 4.6, 12), 5)
+    codes = np.repeat(np.arange(12), 5)
+    effect = 1e-3 * generator.standard_normal(12)[codes] + 1e-5 * generator.standard_normal(60)
+    form = forms.get("power_offset")
+    problem = make_problem(form, u[:, None], (0.4 + 0.1 * np.exp(-0.3 * u)) * np.exp(effect))
+    solution = solver.solve(problem)
+    apart, together = (
+        profiles(problem, solution, ["alpha"], one_axis_groups(form, u, own))[0]["alpha"].interval
+        for own in (np.arange(60), codes)
+    )
+    assert together[1] - together[0] > 1.8 * (apart[1] - apart[0])
+
+
+def test_a_grid_has_two_groupings_and_a_ladder_one():
+    form = forms.get("chinchilla")
+    owners = [parameter.slots for parameter in form.parameters]
+    n, d = (axis.ravel().astype(float) for axis in np.indices((7, 5)))
+    shapes, amounts = groupings(form.axes, owners, np.stack([n, d], axis=1), n.astype(int))
+    assert (shapes.count, amounts.count) == (7, 5) and shapes.clusters and not amounts.clusters
+    of = dict(zip(form.names, zip(shapes.between, amounts.between, strict=True), strict=True))
+    assert of == {"E": (True, True), "A": (True, False), "alpha": (True, False), "B": (False, True), "beta": (False, True)}
+    ladder = np.stack([n, n * 0.7 + 0.01 * d], axis=1)
+    assert len(groupings(form.axes, owners, ladder, n.astype(int))) == 1
+
+
+def test_a_profile_point_below_the_optimum_becomes_the_optimum():
+    u = np.linspace(-4.6, 4.6, 12)
+    y = (0.4 + 0.1 * np.exp(-0.3 * u)) * np.exp(1e-3 * np.random.default_rng(3).standard_normal(12))
+    form = forms.get("power_offset")
+    problem = make_problem(form, u[:, None], y)
+    right = solver.solve(problem)
+    stuck = np.array([np.log(0.1), np.log(0.4), np.log(0.02)])
+    lost = dataclasses.replace(right, phi=stuck, starts=solver.refine(problem, stuck[None], free=np.zeros(3)))
+    groups = one_axis_groups(form, u, np.arange(12))
+    (one, first), (other, second) = (profiles(problem, start, ["alpha", "E"], groups) for start in (right, lost))
+    assert second.rss == pytest.approx(first.rss, rel=1e-5)
+    assert other["alpha"].interval == pytest.approx(one["alpha"].interval, rel=1e-2)
 
 
 def test_kappa_is_refused_where_sum_and_bottleneck_are_not_distinguished():
@@ -211,5 +242,5 @@ def test_an_auc_law_lives_on_t_and_predicts_auc():
         "one_minus",
         bootstrap=0,
     )
-    assert wrong.params["alpha"] > 0.36
+    assert wrong.solution_params()["alpha"] > 0.36
     assert "values" in [g.id for g in fit(frame.assign(auc=0.45), "auc", bootstrap=0).refusals]

@@ -1,0 +1,206 @@
+"""How often the law fitter refuses what is right, prints what is noise, and states an interval that misses the truth.
+
+Every study of `law_studies` goes through `fit` itself. Per cell and parameter the table holds the shares of studies in
+which it was printed, in which it was refused although the estimate was within a tenth of the truth and its interval
+held it (a wrong refusal), and of printed intervals that held the truth, with their median half-width; per cell also the
+share of studies each gate refused something in. `compare` is put to pairs of one architecture under two names, and to
+pairs whose exponents differ by .1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recscale.scaling.laws import compare, fit
+from recscale.scaling.records.files import replacing
+from recscale.scaling.records.provenance import command, environment
+
+from .law_studies import Cell, design, study
+
+QUANTITIES = ("E", "alpha", "beta", "kappa")
+CLOSE = 0.1  # a refusal is wrong where the estimate was within this share of the truth
+COMPARED = {"identical": 0.0, "exponents differ by .1": 0.1}
+_PAIR = {"sizes": 8, "seeds": 3, "decades": 3.0, "noise": 2e-4, "alpha": 0.35, "at_centre": 0.01}
+
+
+def judged(cell: Cell, seed: int) -> dict[str, Any]:
+    """One study of a cell: what was printed of it, what it would have been, and which gates refused something."""
+    frame, truth = study(cell, seed)
+    law = fit(frame, cell.form, None if cell.amounts > 1 else {"x": "dense_params"}, "logloss", bootstrap=0)
+    told = {"gates": {gate.id for gate in law.refusals}, "printed": {}, "wrong": {}, "inside": {}, "width": {}}
+    told["number"] = any(value is not None for name, value in law.params.items() if name in QUANTITIES)
+    solved = law.solution_params() if law.solution is not None else {}
+    for name in set(truth) & set(law.form.names):
+        profile, interval, right = law.profiles.get(name), law.intervals[name], truth[name]
+        told["printed"][name] = law.params[name] is not None
+        if interval is not None:
+            # Noise-free tables have intervals of the width of rounding.
+            slack = 1e-6 * abs(right)
+            told["inside"][name] = interval[0] - slack <= right <= interval[1] + slack
+            told["width"][name] = (interval[1] - interval[0]) / 2
+        elif profile is not None:
+            near = abs(solved[name] - right) < CLOSE * abs(right)
+            told["wrong"][name] = near and profile.interval[0] <= right <= profile.interval[1]
+    return told
+
+
+def summarised(cell: Cell, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table of one cell: one per parameter, and one for the cell as a whole."""
+    about = {**dataclasses.asdict(cell), "cell": cell.name, "null": cell.null, "studies": len(told)}
+    gates = sorted(set().union(*(one["gates"] for one in told)))
+    share = {f"refused by {gate}": float(np.mean([gate in one["gates"] for one in told])) for gate in gates}
+    rows = [{**about, "quantity": "any", "printed": float(np.mean([one["number"] for one in told])), **share}]
+    for name in QUANTITIES:
+        if name in told[0]["printed"]:
+            inside, width = ([one[key][name] for one in told if name in one[key]] for key in ("inside", "width"))
+            rows.append(
+                about
+                | {
+                    "quantity": name,
+                    "printed": float(np.mean([one["printed"][name] for one in told])),
+                    "wrong_refusals": float(np.mean([one["wrong"].get(name, False) for one in told])),
+                    "intervals": len(inside),
+                    "coverage": float(np.mean(inside)) if inside else None,
+                    "half_width": float(np.median(width)) if width else None,
+                }
+            )
+    return rows
+
+
+def pair(difference: float, seed: int) -> pd.DataFrame:
+    """Runs of two architectures whose exponents differ by this much, matched in size, seeds and data."""
+    draw, p = np.random.default_rng([seed, round(1e6 * difference)]), _PAIR
+    x = np.geomspace(1e14, 1e14 * 10 ** p["decades"], p["sizes"])
+    u = np.log(x / np.sqrt(x[0] * x[-1]))
+    rows = []
+    for name, more in (("a", difference), ("b", 0.0)):
+        excess = p["at_centre"] * np.exp(-(p["alpha"] + more) * u)
+        for k, flops in enumerate(x):
+            for run in range(p["seeds"]):
+                loss = (0.42 + excess[k]) * np.exp(p["noise"] * draw.standard_normal())
+                rows.append((name, f"{name}{k}", flops, run, run, f"{name}{k}-{run}", loss))
+    columns = ["architecture", "shape_id", "train_flops", "seed", "data_seed", "run_id", "logloss"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def compared(difference: float, seed: int) -> str:
+    """What the exponents of one pair say, apart from the checklist of how the runs were made."""
+    return compare(pair(difference, seed), "a", "b", bootstrap=300, seed=seed).evidence
+
+
+def calibrate(
+    studies: int = 200, pairs: int = 40, small: bool = False, workers: int = 0, seed: int = 0
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table of all cells, and the conditions it must meet with what was measured."""
+    cells = design(reduced=not small)
+    seeds = range(seed * 1_000_000, seed * 1_000_000 + studies)
+    workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        told = pool.map(_cell, [(cell, seeds) for cell in cells])
+        rows = [row for part in told for row in part]
+        for name, difference in COMPARED.items():
+            answers = list(pool.map(partial(compared, difference), range(seed, seed + pairs), chunksize=4))
+            steeper = float(np.mean([answer == "a steeper" for answer in answers]))
+            either = float(np.mean([answer.endswith("steeper") for answer in answers]))
+            rows.append({"cell": f"compare, {name}", "studies": pairs, "quantity": "steeper", "printed": either})
+            rows[-1] |= {"correct": steeper if difference else 1 - either}
+    table = pd.DataFrame(rows)
+    return table, conditions(table)
+
+
+def _cell(job: tuple[Cell, Iterable[int]]) -> list[dict[str, Any]]:
+    cell, seeds = job
+    return summarised(cell, [judged(cell, seed) for seed in seeds])
+
+
+def conditions(table: pd.DataFrame) -> dict[str, Any]:
+    """What must hold before a change of the fitter is merged, each with the value measured and whether it holds."""
+    fits = table[~table["cell"].str.startswith("compare")]
+    null = fits[fits["null"].astype(bool) & (fits["quantity"] == "any")]
+    laws = fits[~fits["null"].astype(bool) & (fits["quantity"] != "any")]
+    told = laws[laws["intervals"] >= 20]
+    enough = told[(told["sizes"] >= 7)]
+    clear = laws[(laws["noise"] <= 0.004) & (laws["sizes"] >= 7) & (laws["decades"] >= 1.8) & (laws["defect"] == "")]
+    pooled = float(np.average(laws["coverage"].dropna(), weights=laws["intervals"][laws["coverage"].notna()]))
+    same = table[table["cell"] == "compare, identical"]["printed"]
+    apart = table[table["cell"] == "compare, exponents differ by .1"]["correct"]
+    measured = {
+        "numbers from noise, worst cell": (float(null["printed"].max()), "<=", 0.05),
+        "coverage, pooled": (pooled, ">=", 0.93),
+        "coverage, worst cell with 7 sizes or more": (float(enough["coverage"].min()), ">=", 0.90),
+        "wrong refusals at noise <= .4 %, worst cell": (float(clear["wrong_refusals"].max()), "<=", 0.05),
+        "compare says yes of one architecture": (float(same.iloc[0]), "<=", 0.05),
+        "compare finds a difference of .1": (float(apart.iloc[0]), ">=", 0.9),
+    }
+    return {
+        name: {"value": value, "limit": f"{sign} {limit:g}", "holds": value <= limit if sign == "<=" else value >= limit}
+        for name, (value, sign, limit) in measured.items()
+    }
+
+
+def figure(table: pd.DataFrame, path: Path) -> None:
+    """Coverage and share printed of every cell with a law, and numbers printed where there is none."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    laws = table[table["coverage"].notna()].assign(label=lambda t: t["cell"] + ": " + t["quantity"])
+    null = table[(table["null"] == True) & (table["quantity"] == "any")]  # noqa: E712  a column of True, False and None
+    height = 0.17 * (len(laws) + len(null)) + 1.5
+    shown, (left, right) = pyplot.subplots(
+        2, 1, figsize=(11, height), height_ratios=(len(laws) + 1, len(null) + 1), layout="constrained"
+    )
+    for axes, rows, limits in ((left, laws, (0.90, 0.93)), (right, null.assign(label=null["cell"]), (0.05,))):
+        places = np.arange(len(rows))[::-1]
+        axes.plot(rows["printed"], places, "o", color="0.7", label="printed")
+        if rows is laws:
+            axes.plot(rows["wrong_refusals"], places, "x", color="tab:red", label="wrongly refused")
+            axes.plot(rows["coverage"], places, "s", color="tab:blue", label="printed intervals that hold the truth")
+        axes.set_yticks(places, rows["label"], fontsize=6)
+        axes.set_ylim(-1, len(rows))
+        axes.set_xlim(-0.02, 1.02)
+        for limit in limits:
+            axes.axvline(limit, color="0.3", linewidth=0.6, linestyle=":")
+        axes.legend(fontsize=7, loc="center left")
+    left.set_title("Studies with a known law: share of studies", fontsize=9)
+    right.set_title("Studies without one: share in which a parameter is printed", fontsize=9)
+    with replacing(path) as target:
+        shown.savefig(target, dpi=110, format="png")
+    pyplot.close(shown)
+
+
+def measure(
+    calibration: bool = False,
+    studies: int = 200,
+    pairs: int = 40,
+    small: bool = False,
+    seed: int = 0,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """`recscale bench laws`: speed and recovered constants, or with `calibration` the simulation of this module.
+
+    out: folder for law_calibration.parquet and law_calibration.png; the table's metadata hold the command.
+    """
+    if not calibration:
+        from .laws import run
+
+        return run()
+    table, found = calibrate(studies, pairs, small, seed=seed)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        table.attrs = {"command": command(), "environment": str(environment()), "seed": seed}
+        with replacing(out / "law_calibration.parquet") as target:
+            table.to_parquet(target, index=False)
+        figure(table, out / "law_calibration.png")
+    return {"conditions": found, "passed": all(one["holds"] for one in found.values())}
