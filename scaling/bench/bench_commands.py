@@ -181,7 +181,23 @@ BENCHMARKS = {
         keep_memory="option",
     ),
     "laws": Benchmark(
-        "recscale.scaling.bench.laws:run", "Accuracy and speed of the law fitter on laws that are known."
+        "recscale.scaling.bench.law_calibration:measure",
+        "Accuracy and speed of the law fitter on laws that are known.\n\n"
+        "With --calibration: how often it refuses what is right, prints what is noise, and states an interval that "
+        "misses the truth, over simulated studies; ends with code 1 if a condition fails.",
+        (
+            click.Option(["--calibration"], is_flag=True, help="Simulate studies instead of timing."),
+            _number("studies", 200, "Studies of each kind."),
+            _number("pairs", 40, "Pairs of architectures to compare, of each kind."),
+            click.Option(["--small"], is_flag=True, help="A handful of kinds only."),
+            _number("seed", 0, "Another seed draws other studies."),
+            click.Option(
+                ["--out"],
+                type=click.Path(path_type=Path, file_okay=False),
+                help="Folder for the table and the figure.",
+            ),
+        ),
+        passed=lambda result: result.get("passed", True),
     ),
     "memory": Benchmark(
         "recscale.scaling.bench.memory:measure_memory",

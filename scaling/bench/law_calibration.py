@@ -143,7 +143,11 @@ def conditions(table: pd.DataFrame) -> dict[str, Any]:
         "compare finds a difference of .1": (float(apart.iloc[0]), ">=", 0.9),
     }
     return {
-        name: {"value": value, "limit": f"{sign} {limit:g}", "holds": value <= limit if sign == "<=" else value >= limit}
+        name: {
+            "value": value,
+            "limit": f"{sign} {limit:g}",
+            "holds": value <= limit if sign == "<=" else value >= limit,
+        }
         for name, (value, sign, limit) in measured.items()
     }
 

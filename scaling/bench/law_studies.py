@@ -90,14 +90,23 @@ NULLS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 # Name -> (cell, excess of every run, generator) -> excess with the defect.
 DEFECTS: dict[str, Callable[[Cell, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {
     # Noise of a run falls, or grows, ninefold along the sizes.
-    "noisy small sizes": lambda cell, clean, code, draw: clean
-    * (1 + cell.noise * np.geomspace(3, 1 / 3, cell.sizes)[code] * draw.standard_normal(len(clean))),
-    "noisy large sizes": lambda cell, clean, code, draw: clean
-    * (1 + cell.noise * np.geomspace(1 / 3, 3, cell.sizes)[code] * draw.standard_normal(len(clean))),
-    "an outlier": lambda cell, clean, code, draw: clean
-    * (1 + cell.noise * (draw.standard_normal(len(clean)) + 12 * (np.arange(len(clean)) == draw.integers(len(clean))))),
-    "an unconverged size": lambda cell, clean, code, draw: clean
-    * (1 + cell.noise * (draw.standard_normal(len(clean)) + 6 * (code == cell.sizes - 1))),
+    "noisy small sizes": lambda cell, clean, code, draw: (
+        clean * (1 + cell.noise * np.geomspace(3, 1 / 3, cell.sizes)[code] * draw.standard_normal(len(clean)))
+    ),
+    "noisy large sizes": lambda cell, clean, code, draw: (
+        clean * (1 + cell.noise * np.geomspace(1 / 3, 3, cell.sizes)[code] * draw.standard_normal(len(clean)))
+    ),
+    "an outlier": lambda cell, clean, code, draw: (
+        clean
+        * (
+            1
+            + cell.noise
+            * (draw.standard_normal(len(clean)) + 12 * (np.arange(len(clean)) == draw.integers(len(clean))))
+        )
+    ),
+    "an unconverged size": lambda cell, clean, code, draw: (
+        clean * (1 + cell.noise * (draw.standard_normal(len(clean)) + 6 * (code == cell.sizes - 1)))
+    ),
 }
 
 

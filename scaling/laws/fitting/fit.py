@@ -97,7 +97,9 @@ def _floor_of_rows(rows: Rows, value: str) -> np.ndarray:
     wrong = ~(np.isfinite(column) & (column < rows.y))
     if wrong.any():
         run = rows.run_ids[int(np.argmax(wrong))]
-        raise ValueError(f"fixed floor {value}: {int(wrong.sum())} rows have none below {rows.target}, the first is {run}")
+        raise ValueError(
+            f"fixed floor {value}: {int(wrong.sum())} rows have none below {rows.target}, the first is {run}"
+        )
     return column
 
 
@@ -243,9 +245,13 @@ def _assemble(
         no_floor = {**{name: float(value) for name, value in raw.items()}, "objective": rival.objective}
     if "kappa" in form.names:
         found.append(gates.shape("kappa", curves["kappa"].interval if "kappa" in curves else None))
-    # An axis that is too short or still names itself all that rests on it; other gates name what they judged.
-    roots = {name for gate in found if gate.passed is False and gate.id not in ("span", "trend") for name in gate.refuses}
-    found += gates.belongs(form, roots, {name for gate in found if gate.passed is False for name in gate.refuses})
+    # An axis that is too short or still names all that rests on it itself: exponents of the others stand without the
+    # floor that only this axis hides.
+    designed = {
+        name for gate in found if gate.passed is False and gate.id in ("span", "trend") for name in gate.refuses
+    }
+    refused = {name for gate in found if gate.passed is False for name in gate.refuses}
+    found += gates.belongs(form, refused - designed, refused)
     count, seed = settings.bootstrap, settings.seed
     enough = count > 0 and len(rows.cluster_labels) >= gates.MIN_CLUSTERS
     draws = resampling.bootstrap(problem, solution, codes, count, seed) if enough else None

@@ -18,7 +18,7 @@ from recscale.scaling.laws.forms.form import Form
 class Prior(NamedTuple):
     """What is believed of one parameter: normal, or normal in its logarithm ("lognormal", mean then the median)."""
 
-    kind: Literal["normal", "lognormal"]
+    kind: str
     mean: float
     sd: float
 
@@ -90,7 +90,7 @@ def bounded(problem: Problem, bounds: Mapping[str, tuple[float, float]]) -> Prob
 
 
 def with_priors(problem: Problem, priors: Mapping[str, Prior], variance: float) -> Problem:
-    """The problem with priors, weighed against residuals of this variance. Raises ValueError for a prior that is none."""
+    """The problem with priors, weighed against residuals of this variance. Raises ValueError for one that is none."""
     pull = problem.pull.copy()
     for name, prior in priors.items():
         at = _place(problem.form, name, "priors")

@@ -241,7 +241,9 @@ def refine(
         np.pad(problem.axes, ((0, rows - n), (0, 0))),
         *(np.pad(array, (0, rows - n), constant_values=1.0) for array in (problem.unit, problem.delta)),
     ]
-    low, high, pull = (np.pad(e, [(0, 0)] * (e.ndim - 1) + [(0, size - p)]) for e in (problem.low, problem.high, problem.pull))
+    low, high, pull = (
+        np.pad(e, [(0, 0)] * (e.ndim - 1) + [(0, size - p)]) for e in (problem.low, problem.high, problem.pull)
+    )
     start_inside = np.where(free > 0, np.clip(phi, low, high), phi)
 
     program = _program(problem.form.family, problem.kind)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
 
 from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.uncertainty.profile import Profile
@@ -223,7 +222,7 @@ def floor(name: str, spare: int, evidence: Mapping[str, float], profile: Profile
 
 
 def width(name: str, profile: Profile, scale: float, what: str = "") -> Gate:
-    """The interval must be closed and its half at most `scale`: the value itself, or the excess that a floor implies."""
+    """The interval must be closed and its half small beside `scale`: the value, or the excess that a floor implies."""
     low, high = profile.interval
     relative = (high - low) / 2 / scale if profile.closed else np.inf
     text = f"[{low:.3g}, {high:.3g}]"
@@ -239,9 +238,9 @@ def contained(profile: Profile, value: float) -> Gate:
     low, high = profile.interval
     slack = ROUNDING_OF_ENDS * max(abs(value), abs(low) if np.isfinite(low) else 0.0)
     outside = not low - slack <= value <= high + slack
-    reason = f"the least-squares interval [{low:.4g}, {high:.4g}] misses the estimate {value:.4g}" if outside else ""
+    reason = f"the least-squares interval [{low:.4g}, {high:.4g}] misses the estimate" if outside else ""
     effect = f"a few rows pull {profile.name} to where the others are not: look for outliers"
-    return rule("interval", value, "inside its interval", reason, effect, (profile.name,))
+    return rule("interval", "outside" if outside else "inside", "inside its interval", reason, effect, (profile.name,))
 
 
 def belongs(form: Form, roots: set[str], refused: set[str]) -> list[Gate]:

@@ -281,8 +281,8 @@ def test_the_page_names_every_run_refusal_and_truth(page, out, summary):
     assert all(run in page for run in table["run_id"])
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
     for part in ("diverged", "loss was not finite at step 812", "quanta known", "0.4255 asymptote", "uncalibrated",
-                 "incomplete", "titles say trend, not law", "95 % profile, noise of clusters", summary["provenance"]["date"],
-                 summary["summary"][0]):  # fmt: skip
+                 "incomplete", "titles say trend, not law", "95 % profile, noise of clusters",
+                 summary["provenance"]["date"], summary["summary"][0]):  # fmt: skip
         assert part in text
 
 

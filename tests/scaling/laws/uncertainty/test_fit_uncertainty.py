@@ -140,7 +140,13 @@ def test_a_grid_has_two_groupings_and_a_ladder_one():
     shapes, amounts = groupings(form.axes, owners, np.stack([n, d], axis=1), n.astype(int))
     assert (shapes.count, amounts.count) == (7, 5) and shapes.clusters and not amounts.clusters
     of = dict(zip(form.names, zip(shapes.between, amounts.between, strict=True), strict=True))
-    assert of == {"E": (True, True), "A": (True, False), "alpha": (True, False), "B": (False, True), "beta": (False, True)}
+    assert of == {
+        "E": (True, True),
+        "A": (True, False),
+        "alpha": (True, False),
+        "B": (False, True),
+        "beta": (False, True),
+    }
     ladder = np.stack([n, n * 0.7 + 0.01 * d], axis=1)
     assert len(groupings(form.axes, owners, ladder, n.astype(int))) == 1
 
