@@ -151,7 +151,8 @@ def test_no_refused_parameter_is_in_any_output(folder, tmp_path, refused):
     if refused == "beta":  # too little data varies
         frame = frame[frame["examples"] < 2e9]
     else:  # there is no floor
-        frame = frame.assign(logloss=frame["dense_params"] ** -0.3 + 2 * frame["examples"] ** -0.2)
+        noise = np.exp(3e-3 * np.random.default_rng(4).standard_normal(len(frame)))
+        frame["logloss"] = (1.7 * frame["dense_params"] ** -0.3 + 2.3 * frame["examples"] ** -0.2) * noise
     frame.to_parquet(tmp_path / "runs.parquet")
     law = fit(frame, "chinchilla", bootstrap=60)
     assert law.params[refused] is None and law.solution is not None
@@ -161,7 +162,10 @@ def test_no_refused_parameter_is_in_any_output(folder, tmp_path, refused):
             phi = float(law.solution.phi[place])
             hidden += [phi, float(np.exp(phi)), law.solution_params()[name]]
     told = run(tmp_path, "--bootstrap", "60", "--json").output.splitlines()[-1]
-    seen = np.array(list(numbers_in(json.loads(told))))
+    told = json.loads(told)
+    # The fit with E = 0 goes by that name: it is another fit, whose exponents come close to the refused ones.
+    told["record"]["result"].pop("no_floor_fit")
+    seen = np.array(list(numbers_in(told)))
     shown = run(tmp_path, "--bootstrap", "60").output
     for value in hidden:
         assert not np.isclose(seen, value, rtol=1e-4, atol=0).any() and f"{value:.4g}" not in shown
