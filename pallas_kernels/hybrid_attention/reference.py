@@ -26,7 +26,7 @@ def within(x: Any, lengths: Int[Array, " R"]) -> Any:
     """Keys or values [R, S, _, w] with zeros beyond the lengths: 0 times a NaN there would be one. None stays None."""
     if x is None:
         return None
-    j = jnp.arange(x.shape[1], dtype=jnp.int32)
+    j = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     return jnp.where((j < lengths[:, None])[..., None, None], x, jnp.zeros((), x.dtype))
 
 
