@@ -18,6 +18,8 @@ LAB = [
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11",
     "grain>=0.2.12",
+    "duckdb>=2.0",
+    "jsonschema>=4.20",
     "wandb>=0.19",
     "scipy>=1.14",
     "pandas>=2.2",
@@ -45,6 +47,8 @@ setup(
         "recscale.scaling": [
             "py.typed",
             "training/__init__.pyi",
+            "data/importing/*.json",
+            "data/importing/schemas/*.toml",
             "laws/published/*.json",
             "laws/published/*.md",
             "report/*.j2",

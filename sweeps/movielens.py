@@ -15,7 +15,7 @@ from recscale.sweeps.base import power_law
 
 
 def get_config(architecture: str = "rankmixer") -> ConfigDict:
-    config = base_config(architecture, "movielens-100k")
+    config = base_config(architecture, "stored")
     config.data.preset = ""  # of the known-truth log only
     config.training.requests = 256
     config.training.examples = 0  # every row of one pass

@@ -81,7 +81,7 @@ def measure_reader(
 
 
 def _made_up_log(rows: int, fields: int, history_length: int) -> LogArrays:
-    """Random ids, every row also an event of its user, all rows in the training split."""
+    """Random ids, every row also an event of its user, all rows but two in the training split."""
     generator = np.random.default_rng(0)
     users = generator.integers(0, _USERS, rows)
     times = np.sort(generator.integers(0, 10**7, rows))
@@ -107,7 +107,7 @@ def _made_up_log(rows: int, fields: int, history_length: int) -> LogArrays:
     return LogArrays(
         name="made-up",
         schema=schema,
-        splits={"train": (0, rows), "valid": (rows, rows), "test": (rows, rows)},
+        splits={"train": (0, rows - 2), "valid": (rows - 2, rows - 1), "test": (rows - 1, rows)},
         rows=columns,
         labels=generator.integers(0, 2, (rows, 1), dtype=np.uint8),
         label_mask=np.ones((rows, 1), np.uint8),

@@ -11,7 +11,7 @@ from recscale.scaling.records.number_text import byte_text
 
 _SCHEMA = click.option(
     "--schema", "schema_name", default="reference", show_default=True, metavar="NAME",
-    help="reference (32 fields of width 16), known_truth:PRESET, or a .json file.",
+    help="reference (32 fields of width 16), known_truth:PRESET, a .json file, or the folder of an imported log.",
 )  # fmt: skip
 _SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change the model's config.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")

@@ -1,4 +1,4 @@
-"""Schemas by name for the command line: the reference schema, a known-truth preset, or a JSON file."""
+"""Schemas by name for the command line: the reference one, a known-truth preset, a JSON file, an imported log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def load_schema(name: str = REFERENCE) -> Schema:
 
         reference            32 id fields of width 16, half of them user-side, one task
         known_truth:PRESET   fields of a known-truth preset (smoke, dense, base, ...)
-        FILE.json            what `Schema.to_dict()` wrote, or the meta.json of a converted data set
+        FILE.json            what `Schema.to_dict()` wrote
+        DIR                  the folder of an imported log
 
     Raises:
         ValueError: an unknown name, or a file that is not a schema. FileNotFoundError: no such file.
@@ -29,8 +30,11 @@ def load_schema(name: str = REFERENCE) -> Schema:
         return make_schema(preset(name.removeprefix(_KNOWN_TRUTH)))
     if name.endswith(".json"):
         return _read(Path(name))
+    if (Path(name) / "meta.json").is_file():
+        return _read(Path(name) / "meta.json")
     raise ValueError(
-        f"there is no schema {name!r}; expected {REFERENCE!r}, '{_KNOWN_TRUTH}PRESET' or the path of a .json file"
+        f"there is no schema {name!r}; expected {REFERENCE!r}, '{_KNOWN_TRUTH}PRESET', a .json file or the folder of "
+        "an imported log"
     )
 
 

@@ -41,12 +41,13 @@ class DataConfig:
         name: registered name of the set, or `package.module:attribute`.
         preset, overrides: known-truth preset and the fields laid over it; another set may read them as it likes.
         log_seed: which stream of the known-truth log; the key of `order="shuffle"` elsewhere.
-        root: folder (or file) of a downloaded set.
+        root: folder of a stored log, or of whatever another set reads.
         history_length: events per history; None keeps the schema's.
         holdout_rows: rows of the holdout; of a set with validation and test splits, the most of each.
         order, passes: reading order and number of passes over the training rows of a downloaded set.
-        max_dropped: largest share of rejected rows accepted.
-        allow_modified: read files that are not the published ones; recorded as a warning.
+        log: identity of the stored log the run was planned on; one with another is refused.
+        embedding_width: width of every embedding of a stored log; None keeps 16.
+        embedding_rows: most rows of a table of a stored log; ids of larger ones are hashed. None keeps all.
         metrics: names or addresses of further metrics of the holdout; see `recscale.scaling.data.metrics`.
         extra_tables: id fields that get a second table, for models that read it; see `Schema.with_extra_tables`.
 
@@ -63,8 +64,9 @@ class DataConfig:
     holdout_rows: int | None = None
     order: Order = "time"
     passes: int = 1
-    max_dropped: float = 0.01
-    allow_modified: bool = False
+    log: str | None = None
+    embedding_width: int | None = None
+    embedding_rows: int | None = None
     metrics: tuple[str, ...] = ()
     extra_tables: tuple[str, ...] = ()
 

@@ -21,9 +21,10 @@ from .metrics import find
 from .source import DataConfig, Source, SourceRequest
 
 GROUP = "recscale.datasets"
+STORED = "stored"  # a log that `recscale data import` made, in the folder data.root
 DATA_SETS = {
     "known_truth": "recscale.scaling.data.known_truth.source:known_truth",
-    "movielens-100k": "recscale.scaling.data.importing.movielens:movielens_100k",
+    STORED: "recscale.scaling.data.stored_log.source:stored",
 }
 _MEMBERS = ("schema", "requests", "candidates", "on_device", "total_rows", "batches",
             "batch", "iterate", "holdout", "evaluate", "facts")  # fmt: skip
@@ -74,6 +75,28 @@ def make_source(
     return source
 
 
+def use_log(config: ConfigDict, root: str) -> None:
+    """Points a configuration at the folder of an imported log, or at whatever folder its own data set reads."""
+    config.data.root = root
+    if config.data.name == "known_truth" and (Path(root) / "meta.json").is_file():
+        config.data.name, config.data.preset = STORED, ""
+
+
+def pin_log(config: ConfigDict) -> None:
+    """Notes in a run's configuration which stored log it reads, so that another log is another run.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no stored log in `data.root`.
+    """
+    if config.data.name != STORED or config.data.get("log"):
+        return
+    from .stored_log.packed import PackedLog
+    from .stored_log.source import stored_folder
+
+    with config.unlocked():
+        config.data.log = PackedLog(stored_folder(config.data.root)).identity
+
+
 def _parse(data_config: Mapping[str, Any] | ConfigDict) -> DataConfig:
     plain = dict(data_config.items())
     known = [field.name for field in dataclasses.fields(DataConfig)]
@@ -83,7 +106,7 @@ def _parse(data_config: Mapping[str, Any] | ConfigDict) -> DataConfig:
     if not plain.get("name"):
         raise KeyError(f"the data configuration names no data set; known: {', '.join(list_sources())}")
     given = {key: value for key, value in plain.items() if value is not None}
-    for key in ("history_length", "holdout_rows", "root"):
+    for key in ("history_length", "holdout_rows", "root", "embedding_width", "embedding_rows"):
         given[key] = given.get(key) or None
     given["overrides"] = dict(given.get("overrides", {}).items())
     given |= {key: tuple(given.get(key, ())) for key in ("metrics", "extra_tables")}

@@ -9,7 +9,6 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -22,6 +21,7 @@ from recscale.scaling.records.number_text import value_text
 
 from .captions import basis, refusal_text
 from .contents import Report
+from .page_environment import page_environment
 from .series import Quantity
 from .summary import true_text
 from .truth import EXPONENT_UNITS
@@ -81,13 +81,7 @@ def page(report: Report, summary: Mapping[str, Any], figures: Sequence[tuple[str
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment()
     environment.filters |= {
         "inline": inline_svg,
         "measured": lambda value: _number(value, "{:.4g}"),

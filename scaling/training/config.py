@@ -46,6 +46,8 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     config.data.log_seed = 0  # which stream of the same world; replicas always share it
     config.data.root = ""  # folder of a downloaded data set
     config.data.history_length = 0  # 0 keeps the schema's own length
+    config.data.embedding_width = 0  # of a stored log: 0 keeps 16
+    config.data.embedding_rows = 0  # of a stored log: most rows of a table, ids of larger ones are hashed; 0 keeps all
     config.data.holdout_rows = 65_536
     config.data.order = "time"
     config.data.passes = 1
@@ -96,8 +98,8 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     """Plain dictionary of everything that decides a run's numbers, in canonical form.
 
     Left out: `tracking`, `training.checkpoint_every_s` and `data.root`, which cannot change a result, and random
-    suffixes where they are off. A warm-up that was left open is the rows it comes to; it stays open where the data
-    decides how long the run is.
+    suffixes and sizes of tables where they are off. A warm-up that was left open is the rows it comes to; it stays open
+    where the data decides how long the run is.
     """
     plain = copy.deepcopy(config.to_dict())
     examples = plain["training"].get("examples")
@@ -106,6 +108,9 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     plain.pop("tracking", None)
     plain["training"].pop("checkpoint_every_s", None)
     plain["data"].pop("root", None)
+    for key in ("embedding_width", "embedding_rows"):
+        if not plain["data"].get(key):
+            plain["data"].pop(key, None)
     if not plain["training"].get("suffix_alpha"):
         # Off: the run is the same as one of a configuration that never had the setting.
         plain["training"].pop("suffix_alpha", None)
@@ -147,7 +152,8 @@ def shape_id(config: ConfigDict) -> str:
     """Hash of the architecture and its size settings, history length included, without seed, rate or amount of data."""
     plain = resolved(config)
     shape = {"architecture": plain["architecture"], "model": plain["model"]}
-    return config_hash(shape | {"history_length": plain["data"]["history_length"]})
+    sizes = ("history_length", "embedding_width", "embedding_rows")
+    return config_hash(shape | {key: plain["data"][key] for key in sizes if key in plain["data"]})
 
 
 def trunk_id(config: ConfigDict) -> str:

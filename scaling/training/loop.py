@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from recscale.models.inputs import Batch
 from recscale.scaling.data import Recordable, make_source
+from recscale.scaling.data.sources import pin_log
 from recscale.scaling.records.locks import hold
 
 from .checkpoints import Checkpoints
@@ -57,6 +58,7 @@ def train(
     assigned: settings somebody asked for by name; one that this run would ignore is refused.
     """
     workdir = Path(workdir)
+    pin_log(config)
     options = {"progress": progress, "cache_dir": workdir / "cache", "assigned": assigned}
     return train_group([RunSpec(config, workdir)], workdir, **options)[0]
 

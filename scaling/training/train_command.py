@@ -11,8 +11,13 @@ import click
 @click.command()
 @click.argument("architecture")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; a stopped run goes on.")
-@click.option("--data", "root", default="", help="Folder of a downloaded data set.")
-@click.option("--dataset", default="known_truth", show_default=True, help="Data set: name or package.module:attribute.")
+@click.option("--data", "root", default="", help="Folder of an imported log (sets data.root).")
+@click.option(
+    "--dataset",
+    default="known_truth",
+    show_default=True,
+    help="Data set: folder of an imported log, name, or package.module:attribute.",
+)
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override, e.g. training.lr=1e-3.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record's figures as one JSON object, last.")
 def train(architecture: str, out: Path, root: str, dataset: str, assignments: tuple[str, ...], as_json: bool) -> None:
@@ -21,14 +26,18 @@ def train(architecture: str, out: Path, root: str, dataset: str, assignments: tu
 
     restart_with_huge_pages()
     keep_freed_memory()  # before anything computes
+    from recscale.scaling.data.sources import STORED, use_log
     from recscale.scaling.records.overrides import apply, parse
 
     from . import get_config
     from . import train as run
     from .progress import bar
 
+    if Path(dataset).is_dir():
+        dataset, root = STORED, dataset
     config = get_config(architecture, dataset)
-    config.data.root = root
+    if root:
+        use_log(config, root)
     config = apply(config, parse(config, assignments))
     assigned = [text.partition("=")[0].strip() for text in assignments] + (["data.root"] if root else [])
     with bar(f"{architecture} on {dataset}") as progress:

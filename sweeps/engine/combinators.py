@@ -93,6 +93,16 @@ def by_history_length(lengths: Iterable[int], **fixed: Any) -> Sweep:
     return _ladder("data.history_length", lengths, fixed)
 
 
+def by_embedding_rows(rows: Iterable[int], **fixed: Any) -> Sweep:
+    """A ladder of table sizes on a stored log: ids of larger tables are hashed; `fixed` as in `by_dense_params`."""
+    return _ladder("data.embedding_rows", rows, fixed)
+
+
+def by_embedding_width(widths: Iterable[int], **fixed: Any) -> Sweep:
+    """A ladder of embedding widths on a stored log; `fixed` as in `by_dense_params`."""
+    return _ladder("data.embedding_width", widths, fixed)
+
+
 def by_memory_slots(slots: Iterable[int], key: str = "model.memory_slots", **fixed: Any) -> Sweep:
     """A ladder of memory slots, held in the architecture's setting `key`; `fixed` as in `by_dense_params`."""
     return _ladder(key, slots, fixed)

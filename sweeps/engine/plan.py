@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from recscale import models
 from recscale.scaling.counting.sizing import size
 from recscale.scaling.data import Recordable, make_source
+from recscale.scaling.data.sources import pin_log
 from recscale.scaling.records.locks import hold
 from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.records.overrides import OverrideError, apply, leaves, parse
@@ -175,6 +176,7 @@ class _Planner:
     def add(self, config: ConfigDict, pinned: Sequence[str], notes: Mapping[str, Any]) -> None:
         """Plans one run. `pinned` are the model settings the sweep itself sets: a target may not change them. `notes`
         go into its record."""
+        pin_log(config)
         source = self._source(config)
         targets = {name: value for name, value in config.size.items() if value is not None}
         if {"dense_params", "train_flops"} <= targets.keys():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _OUT = click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the sweep; default runs/<name of the file>."
 )
-_DATA = click.option("--data", "root", default=None, help="Folder of a downloaded data set (sets data.root).")
+_DATA = click.option("--data", "root", default=None, help="Folder of an imported log (sets data.root).")
 _SET = click.option(
     "--set",
     "assignments",
@@ -232,6 +232,8 @@ def sweep(file: str, planning: _Planning, running: _Running, no_report: bool, as
 
 def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]:
     """Loads, resolves and writes a plan; returns its folder, all its rows and how many are new."""
+    from recscale.scaling.data.sources import use_log
+
     from .loading import load
     from .plan import make_plan, write_plan, write_sweep
 
@@ -239,7 +241,7 @@ def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]
     out = asked.out or Path("runs") / loaded.name
     config = loaded.config()
     if asked.root is not None:
-        config.data.root = asked.root
+        use_log(config, asked.root)
     planned = make_plan(
         config,
         loaded.points(),

@@ -1,22 +1,41 @@
 """The explicit download of MovieLens-100K: a wheel that carries it, fetched through pip, verified by its sha256.
 
 Nothing else in the project ever downloads. pip asks whichever package index this machine is set up for; the
-wheel is kept as a file and never installed.
+wheel is kept as a file and never installed. Two formats hold the same data: the wheel's (`ml-100k.inter`, `.user`,
+`.item`) and GroupLens' (`u.data`, `u.user`, `u.item`); each has a shipped schema.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from recscale.scaling.records.files import replacing, write_atomically
+from recscale.scaling.records.files import write_atomically
 
-from .movielens_files import NAME, find_tables
+NAME = "movielens-100k"
+# Format -> (shipped schema, file -> (bytes, md5)). The md5 of the .inter file is the publisher's reference; the others
+# were computed from the wheel whose sha256 is checked, and from a GroupLens copy whose u.data equals the body of that
+# .inter file.
+FORMATS = {
+    "recbole": (NAME, {
+        "ml-100k.inter": (1_979_230, "a8a8c3f165aedc53f63b5dc0a0463b14"),
+        "ml-100k.user": (22_697, "ac50ecbab626dbefa83288a3593f92ab"),
+        "ml-100k.item": (66_632, "fb748e97e64d9a35421d06d7083d0959"),
+    }),
+    "grouplens": (f"{NAME}-grouplens", {
+        "u.data": (1_979_173, "6e47046882bad158b0efbb84cd5cb987"),
+        "u.user": (22_628, "1b53539edc13caad0282c8500608a319"),
+        "u.item": (236_344, "c9e7f390115d79079537301d5204f3f7"),
+    }),
+}  # fmt: skip
+_FOLDERS = ("", "ml-100k", "recbole/dataset_example/ml-100k")
+_ARCHIVES = ("recbole-1.2.1*.whl", "ml-100k.zip")
 
 REQUIREMENT = "recbole==1.2.1"
 WHEEL = "recbole-1.2.1-py3-none-any.whl"
@@ -56,24 +75,67 @@ def download_movielens_100k(out: str | os.PathLike[str], *, timeout_s: float = T
     return target
 
 
-def copy_source(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Copies a wheel, a zip or the set's files in a folder to `out`, unless they are there; returns their place.
+def get_movielens_100k(out: Path, source: Path | None, *, allow_modified: bool = False) -> tuple[str, list[str]]:
+    """Puts the set's three files into `out`, verified; returns the name of their schema and a warning per changed file.
 
-    A folder's files keep their names. Nothing is verified here: loading does that.
+    Args:
+        source: a wheel, a zip, or a folder that holds either or the files; None downloads the wheel.
+        allow_modified: accept files whose checksum is not the published one.
+
+    Raises:
+        DownloadError: see `download_movielens_100k`. FileNotFoundError, ValueError: a file is missing, an archive is
+            not whole, or a checksum differs.
     """
-    source, out = Path(source), Path(out)
-    tables = find_tables(source)
-    out.mkdir(parents=True, exist_ok=True)
-    if tables.origin.is_file():
-        target = out / tables.origin.name
-        if tables.origin.resolve() != target.resolve():
-            with replacing(target) as temporary:
-                shutil.copyfile(tables.origin, temporary)
-        return target
-    for file, content in tables.content():
-        if (tables.origin / file.name).resolve() != (out / file.name).resolve():
-            write_atomically(out / file.name, content)
-    return out
+    kind, files = _find(source if source is not None else download_movielens_100k(out))
+    schema, published = FORMATS[kind]
+    wrong = [
+        f"{name} is not the published file: {len(content)} bytes, md5 {_md5(content)}; expected {published[name][0]} "
+        f"bytes, md5 {published[name][1]}{' (truncated?)' if len(content) < published[name][0] else ''}"
+        for name, content in files.items()
+        if _md5(content) != published[name][1]
+    ]
+    if wrong and not allow_modified:
+        raise ValueError(f"{NAME}: " + "\n".join(wrong) + f"\nUse --allow-modified to read it all the same. {BY_HAND}")
+    for name, content in files.items():
+        write_atomically(out / name, content)
+    return schema, wrong
+
+
+def _find(source: Path) -> tuple[str, dict[str, bytes]]:
+    """Format and contents of the three files in an archive or a folder."""
+    if source.is_file():
+        try:
+            with zipfile.ZipFile(source) as archive:
+                names = {Path(name).name: name for name in archive.namelist()}
+                return _take(source, lambda name: archive.read(names[name]) if name in names else None)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(
+                f"{source} is not a whole zip or wheel ({error}); it may be truncated. {BY_HAND}"
+            ) from error
+    for folder in (source / name for name in _FOLDERS):
+        if any((folder / name).is_file() for _, files in FORMATS.values() for name in files):
+            return _take(folder, lambda name, at=folder: (at / name).read_bytes() if (at / name).is_file() else None)
+    for pattern in _ARCHIVES:
+        for archive in sorted(source.glob(pattern)):
+            return _find(archive)
+    raise FileNotFoundError(f"{NAME}: {source} holds neither the set's files nor {' or '.join(_ARCHIVES)}. {BY_HAND}")
+
+
+def _take(origin: Path, read: Callable[[str], bytes | None]) -> tuple[str, dict[str, bytes]]:
+    for kind, (_, published) in FORMATS.items():
+        found = {name: content for name in published if (content := read(name)) is not None}
+        lacking = ", ".join(name for name in published if name not in found)
+        if found and lacking:
+            raise FileNotFoundError(
+                f"{NAME}: {lacking} is missing from {origin}, which holds others of the set. {BY_HAND}"
+            )
+        if found:
+            return kind, found
+    raise FileNotFoundError(f"{NAME}: {origin} holds neither ml-100k.inter nor u.data. {BY_HAND}")
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _pip_download(folder: str, timeout_s: float) -> None:

@@ -23,6 +23,11 @@ class Reason(enum.StrEnum):
     UNEQUAL_HISTORY_LENGTHS = "unequal_history_lengths"
     FUTURE_EVENT_IN_HISTORY = "future_event_in_history"
     NO_PROFILE = "no_profile"
+    MISSING_KEY = "missing_key"
+    MISSING_VALUE = "missing_value"
+    NOT_FINITE = "not_finite"
+    WRONG_LENGTH = "wrong_length"
+    USER_SIDE_DIFFERS = "user_side_differs"
 
 
 class TooManyRowsDropped(ValueError):

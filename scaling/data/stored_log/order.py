@@ -26,7 +26,7 @@ def permute(positions: Int[np.ndarray, "*shape"], size: int, seed: int, epoch: i
         raise ValueError(f"positions must lie in 0 ... {size - 1}, found {positions.min()} ... {positions.max()}")
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
-    key = _mix(_mix(np.array([seed], np.int64).astype(np.uint64)) + np.uint64(epoch))
+    key = mix(mix(np.array([seed], np.int64).astype(np.uint64)) + np.uint64(epoch))
     image = _feistel(positions, rows, columns, key)
     while True:
         outside = image >= size
@@ -38,11 +38,11 @@ def permute(positions: Int[np.ndarray, "*shape"], size: int, seed: int, epoch: i
 class Requests:
     """Requests of one split, start ... end - 1: request q holds at most `candidates` neighbouring rows.
 
-    With one candidate every row is a request and nothing is stored. With more, neighbouring rows of one user and one
-    time form a request; longer runs are cut into several.
+    With one candidate every row is a request and nothing is stored. With more, rows of one stored request are one, or
+    where none is stored neighbouring rows of one user and one time; longer runs are cut into several.
 
     Raises:
-        ValueError: several candidates are asked of a set without times.
+        ValueError: several candidates are asked of a set without requests and times.
     """
 
     def __init__(
@@ -50,19 +50,24 @@ class Requests:
         start: int,
         end: int,
         candidates: int,
-        users: Int[np.ndarray, " rows"],
+        users: Int[np.ndarray, " rows"] | None,
         times: Int[np.ndarray, " rows"] | None,
+        requests: Int[np.ndarray, " rows"] | None = None,
     ):
         self.start, self.end = start, end
         self._first: np.ndarray | None = None
         if candidates == 1:
             return
-        if times is None:
+        if requests is not None:
+            parts = [requests[start:end]]
+        elif times is None or users is None:
             raise ValueError(
                 f"this log has no request times, so rows cannot form groups of {candidates} candidates; use 1"
             )
-        user, time = users[start:end], times[start:end]
-        run = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (time[1:] != time[:-1])][: end - start])
+        else:
+            parts = [users[start:end], times[start:end]]
+        differs = np.logical_or.reduce([part[1:] != part[:-1] for part in parts])
+        run = np.flatnonzero(np.r_[True, differs][: end - start])
         length = np.diff(np.r_[run, end - start])
         pieces = -(-length // candidates)
         piece = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
@@ -92,10 +97,10 @@ def _feistel(x: np.ndarray, rows: int, columns: int, key: np.ndarray) -> np.ndar
 
 
 def _hash(x: np.ndarray, key: np.ndarray, turn: int, size: int) -> np.ndarray:
-    return (_mix(_mix(x.astype(np.uint64) + key) + np.uint64(turn)) % np.uint64(size)).astype(np.int64)
+    return (mix(mix(x.astype(np.uint64) + key) + np.uint64(turn)) % np.uint64(size)).astype(np.int64)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's output function: every input bit reaches every output bit. Wraps modulo 2^64 by design."""
     x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

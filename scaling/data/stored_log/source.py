@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Float
 
-from recscale.models.inputs import Batch, Schema
+from recscale.models.inputs import Batch, Field, Schema
 from recscale.scaling.data.metrics import base_rate, constant_logloss, entropy, evaluate, evaluate_binary
 from recscale.scaling.data.source import Order, SourceRequest, check_order
 
+from .check import check_holdout
 from .gather import gather
-from .order import Requests, permute
+from .order import Requests, mix, permute
 from .packed import PackedLog
+from .vocabulary import FIRST_ID
 
 
 class GrainSource:
@@ -35,6 +38,8 @@ class GrainSource:
         requests, candidates: R of the global batch, and C.
         history_length: events per history; None keeps the schema's. Longer than any history is legal.
         holdout_rows: most rows per held-out split, taken evenly spaced; None or 0 keeps all.
+        embedding_width, embedding_rows: width of all tables, and most rows of one, padding and unknown included: ids of
+            a larger table are hashed. None keeps the log's.
         order, seed, passes: see above. passes above 1 repeats rows, which is flagged in `facts`.
         host, hosts: this process and their number; hosts must divide requests.
         threads, prefetch: Grain's read threads (0 reads in the caller) and batches read ahead.
@@ -54,6 +59,8 @@ class GrainSource:
         order: Order = "time",
         seed: int = 0,
         passes: int = 1,
+        embedding_width: int | None = None,
+        embedding_rows: int | None = None,
         host: int = 0,
         hosts: int = 1,
         threads: int = 2,
@@ -61,15 +68,24 @@ class GrainSource:
     ):
         _check(requests, candidates, history_length, order, passes, host, hosts)
         self.log = log
-        self.schema = _with_history_length(log.schema, history_length)
+        self.schema = _with_embeddings(
+            _with_history_length(log.schema, history_length), embedding_width, embedding_rows
+        )
+        # Of tables that are hashed: id -> row. One small array a table, in place of a hash of every id read.
+        self._rows_of = {
+            name: _hashed(rows, self.schema.tables()[name][0])
+            for name, (rows, _) in log.schema.tables().items()
+            if rows > self.schema.tables()[name][0]
+        }
         self.requests, self.candidates = requests, candidates
         self.order, self.seed, self.passes = order, seed, passes
         self._host, self._hosts = host, hosts
         self._read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
-        groups = functools.partial(Requests, candidates=candidates, users=log.users, times=log.times)
+        check_holdout(log.splits, f"log {log.name!r} at {log.folder}")
+        groups = functools.partial(
+            Requests, candidates=candidates, users=log.users, times=log.times, requests=log.requests
+        )
         self._train = groups(*log.splits["train"])
-        if not len(self._train):
-            raise ValueError(f"log {log.name!r} at {log.folder} has no training row")
         self._holdout = {name: groups(*log.splits[name]) for name in ("valid", "test")}
         self._held = {name: _evenly(part, holdout_rows, candidates) for name, part in self._holdout.items()}
         self.batches_per_pass = -(-len(self._train) // requests)
@@ -182,7 +198,7 @@ class GrainSource:
 
     def _gather(self, part: Requests, request: np.ndarray, real: np.ndarray) -> Batch:
         rows, exists = part.rows(request, self.candidates)
-        return gather(self.log, self.schema.sequences, rows, exists & real[:, None])
+        return gather(self.log, self.schema, rows, exists & real[:, None], self._rows_of)
 
     def _padded(self, request: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         missing = self.requests - request.size
@@ -197,7 +213,7 @@ class GrainSource:
         self, logits: np.ndarray, rows: np.ndarray, exists: np.ndarray, prefix: str, further: Sequence[str]
     ) -> dict[str, Any]:
         train = slice(*self.log.splits["train"])
-        users = self.log.users[rows]
+        users = None if self.log.users is None else self.log.users[rows]
         result: dict[str, Any] = {}
         for y, task in enumerate(self.schema.tasks):
             labels, mask = self.log.labels[rows, y], self.log.label_mask[rows, y] * exists
@@ -206,15 +222,30 @@ class GrainSource:
             metrics["constant_logloss"] = constant_logloss(rate, labels, mask)
             own = entropy(metrics["base_rate"])
             metrics["constant_ne"] = metrics["constant_logloss"] / own if own else float("nan")
-            metrics |= evaluate(further, logits[..., y], labels, mask=mask, groups=users)
+            own_group = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)
+            groups = own_group if users is None else users  # without users every request is a group
+            metrics |= evaluate(further, logits[..., y], labels, mask=mask, groups=groups)
             name = prefix if y == 0 else f"{prefix}{task.name}_"
             result |= {name + key: value for key, value in metrics.items()}
         return result
 
 
-def grain_source(log: PackedLog, asked: SourceRequest) -> GrainSource:
-    """The source of a packed log that a run asks for."""
+def stored(asked: SourceRequest) -> GrainSource:
+    """The data set `stored` of a run: the log that `recscale data import` put into the folder `data.root`.
+
+    Raises:
+        FileNotFoundError: no root is given, or there is no log.
+        ValueError: overrides are given, or the log is not the one the run was planned on.
+    """
     config = asked.config
+    if config.overrides:
+        raise ValueError(f"{config.name} takes no overrides, found {', '.join(config.overrides)}")
+    log = PackedLog(stored_folder(config.root))
+    if config.log is not None and log.identity != config.log:
+        raise ValueError(
+            f"{log.folder} holds the log {log.identity}, but this run was planned on {config.log}; "
+            "give --data the folder of that one"
+        )
     return GrainSource(
         log,
         requests=asked.requests,
@@ -224,9 +255,25 @@ def grain_source(log: PackedLog, asked: SourceRequest) -> GrainSource:
         order=config.order,
         seed=config.log_seed,
         passes=config.passes,
+        embedding_width=config.embedding_width,
+        embedding_rows=config.embedding_rows,
         host=asked.host,
         hosts=asked.hosts,
     )
+
+
+def stored_folder(root: str | None) -> Path:
+    """The folder of a stored log, checked to be given and to be there."""
+    if not root:
+        raise FileNotFoundError(
+            "data.root is empty; give the folder of an imported log (--data DIR). "
+            "`recscale data import SCHEMA --out DIR` makes one"
+        )
+    if not (Path(root) / "meta.json").is_file():
+        raise FileNotFoundError(
+            f"{root} holds no imported log (no meta.json); `recscale data import SCHEMA --out {root}` makes one"
+        )
+    return Path(root)
 
 
 def _check(
@@ -249,6 +296,30 @@ def _with_history_length(schema: Schema, length: int | None) -> Schema:
     if length is None:
         return schema
     return dataclasses.replace(schema, sequences=tuple(dataclasses.replace(s, length=length) for s in schema.sequences))
+
+
+def _with_embeddings(schema: Schema, width: int | None, most_rows: int | None) -> Schema:
+    """The schema with every table of that width, and of so many rows at most."""
+    if most_rows is not None and most_rows <= FIRST_ID:
+        raise ValueError(
+            f"data.embedding_rows is {most_rows}, expected more than {FIRST_ID}: padding and unknown take two"
+        )
+
+    def changed(field: Field) -> Field:
+        if field.vocabulary is None:
+            return field
+        rows = min(field.vocabulary, most_rows or field.vocabulary)
+        return dataclasses.replace(field, vocabulary=rows, width=width or field.width)
+
+    sequences = tuple(dataclasses.replace(s, fields=tuple(map(changed, s.fields))) for s in schema.sequences)
+    return dataclasses.replace(schema, fields=tuple(map(changed, schema.fields)), sequences=sequences)
+
+
+def _hashed(ids: int, rows: int) -> np.ndarray:
+    """Row of every id of a table of `ids` in one of `rows`: padding and unknown keep theirs."""
+    found = FIRST_ID + (mix(np.arange(ids, dtype=np.uint64)) % np.uint64(rows - FIRST_ID)).astype(np.int32)
+    found[:FIRST_ID] = np.arange(FIRST_ID)
+    return found.astype(np.int32)
 
 
 def _evenly(part: Requests, most_rows: int | None, candidates: int) -> np.ndarray:

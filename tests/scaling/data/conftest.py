@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from recscale.models.inputs import Field, Schema, Sequence, Task
-from recscale.scaling.data.importing import movielens
+from recscale.scaling.data.importing.importer import import_log
+from recscale.scaling.data.importing.shipped import schema_path
 from recscale.scaling.data.stored_log.card import ReadReport
 from recscale.scaling.data.stored_log.histories import history_ends
-from recscale.scaling.data.stored_log.packed import EventStore, LogArrays, write_packed
+from recscale.scaling.data.stored_log.packed import EventStore, LogArrays, PackedLog, write_packed
 
 # 50 lines of ratings: 43 good ones and one of each bad kind. Users 1, 2, 3, 4 have 20, 12, 10 and 1; several share a
 # second; the file is in no order.
@@ -140,6 +141,19 @@ def write_grouplens():
 
 
 @pytest.fixture(scope="session")
+def load_movielens():
+    """Imports a folder of the set's files, in whichever published format."""
+
+    def load(folder, max_dropped=0.2):
+        kind = "movielens-100k" if (folder / "ml-100k.inter").exists() else "movielens-100k-grouplens"
+        return import_log(
+            schema_path(kind), folder.with_name(f"{folder.name}-packed"), folder=folder, max_dropped=max_dropped
+        )
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def made_up_arrays():
     """A random log with everything the format can hold: bags, dense fields, two tasks with holes, two sequences, ms."""
     return make_arrays()
@@ -221,8 +235,8 @@ def made_up_log(made_up_arrays, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def ml100k_root():
-    """Place of the real set; skips with a reason where no copy is at hand. Nothing here downloads."""
+def ml100k():
+    """The real set, opened; skips with a reason where no copy is at hand. Nothing here downloads."""
     here = Path(__file__).parents[3] / "data" / "movielens-100k"
     root = Path(os.environ.get("RECSCALE_ML100K") or here)
     if not root.exists():
@@ -230,10 +244,4 @@ def ml100k_root():
             f"no MovieLens-100K at {here} and RECSCALE_ML100K is not set; "
             "`recscale data movielens-100k --out data/movielens-100k` gets it"
         )
-    return root
-
-
-@pytest.fixture(scope="session")
-def ml100k(ml100k_root, tmp_path_factory):
-    """The real set, opened."""
-    return movielens.load(ml100k_root, cache_dir=tmp_path_factory.mktemp("ml100k"))
+    return PackedLog(root)

@@ -11,22 +11,23 @@ from ml_collections import ConfigDict
 from recscale.scaling.data import list_sources, make_source
 from recscale.scaling.data.source import Source
 
-LOOSE = dict(name="movielens-100k", max_dropped=0.2, allow_modified=True)
+
+@pytest.fixture
+def root(write_recbole, load_movielens, tmp_path):
+    return str(load_movielens(write_recbole(tmp_path / "set")).folder)
 
 
-def test_movielens_by_name(write_recbole, tmp_path):
-    root = write_recbole(tmp_path / "set")
-    source = make_source(LOOSE | {"root": str(root)}, requests=8)
+def test_an_imported_log_by_its_folder(root):
+    source = make_source({"name": "stored", "root": root}, requests=8)
     assert isinstance(source, Source) and not source.on_device
     assert source.total_rows == 35 and source.requests == 8 and source.candidates == 1
     assert source.facts()["report"]["dropped"]["unparsable"] == 2
 
 
-def test_a_run_configuration_with_all_its_keys(write_recbole, tmp_path):
+def test_a_run_configuration_with_all_its_keys(root, tmp_path):
     """Keys of another set's vocabulary hold their defaults; 0 and "" stand for none."""
     config = ConfigDict(
-        LOOSE
-        | {"root": str(write_recbole(tmp_path / "set")), "preset": "dense", "overrides": {}, "log_seed": 3}
+        {"name": "stored", "root": root, "preset": "dense", "overrides": {}, "log_seed": 3}
         | {"history_length": 0, "holdout_rows": 2, "order": "shuffle", "passes": 2}
     )
     source = make_source(config, requests=4, candidates=2, cache_dir=tmp_path / "cache")
@@ -34,9 +35,10 @@ def test_a_run_configuration_with_all_its_keys(write_recbole, tmp_path):
     assert facts["history_length"] == {"history": 64} and facts["shuffle_seed"] == 3 and facts["passes"] == 2
     assert facts["holdout_requests"] == {"valid": 1, "test": 1}
     assert source.schema.sequences[0].length == 64
-    assert (tmp_path / "cache" / "movielens-100k").is_dir() and not (tmp_path / "set" / "packed").exists()
     config.history_length = 100
     assert make_source(config, requests=4).batch(0).user.histories["history"].ids["item"].shape == (4, 100)
+    with pytest.raises(ValueError, match="holds the log .* was planned on abc"):
+        make_source(dict(config.items()) | {"log": "abc"}, requests=4)
     half = make_source(config, requests=4, host=1, hosts=2).batch(0)
     np.testing.assert_array_equal(half.valid, make_source(config, requests=4).batch(0).valid[2:])
 
@@ -44,11 +46,12 @@ def test_a_run_configuration_with_all_its_keys(write_recbole, tmp_path):
 @pytest.mark.parametrize(
     ("config", "error", "text"),
     [
-        ({"name": "movielens100k"}, KeyError, "unknown data set 'movielens100k'; did you mean 'movielens-100k'"),
-        ({"name": "movielens-100k", "rooot": "x"}, KeyError, "unknown key 'rooot'.*did you mean 'root'"),
+        ({"name": "storred"}, KeyError, "unknown data set 'storred'; did you mean 'stored'"),
+        ({"name": "stored", "rooot": "x"}, KeyError, "unknown key 'rooot'.*did you mean 'root'"),
         ({"root": "x"}, KeyError, "names no data set"),
-        ({"name": "movielens-100k", "root": ""}, FileNotFoundError, "data.root is empty.*recscale data movielens-100k"),
-        ({"name": "movielens-100k", "root": "x", "overrides": {"b": 1}}, ValueError, "takes no overrides, found b"),
+        ({"name": "stored", "root": ""}, FileNotFoundError, "data.root is empty.*recscale data import"),
+        ({"name": "stored", "root": "x"}, FileNotFoundError, "x holds no imported log"),
+        ({"name": "stored", "root": "x", "overrides": {"b": 1}}, ValueError, "takes no overrides, found b"),
     ],
 )
 def test_errors_name_the_nearest(config, error, text):
@@ -57,7 +60,7 @@ def test_errors_name_the_nearest(config, error, text):
 
 
 def test_names():
-    assert list_sources() == ["known_truth", "movielens-100k"]
+    assert list_sources() == ["known_truth", "stored"]
 
 
 def test_known_truth_by_name(tmp_path):
@@ -81,9 +84,9 @@ def test_an_endless_stream_has_no_passes(change):
         make_source({"name": "known_truth", "preset": "smoke"}, requests=8, hosts=2)
 
 
-@pytest.mark.parametrize(("name", "other"), [("movielens-100k", "known_truth"), ("known_truth", "grain")])
-def test_one_set_does_not_import_another(write_recbole, tmp_path, name, other):
-    config = LOOSE | {"root": str(write_recbole(tmp_path / "set"))}
+@pytest.mark.parametrize(("name", "other"), [("stored", "known_truth"), ("known_truth", "stored_log")])
+def test_one_set_does_not_import_another(root, name, other):
+    config = {"name": name, "root": root}
     if name == "known_truth":
         config = {"name": name, "preset": "smoke"}
     script = f"""

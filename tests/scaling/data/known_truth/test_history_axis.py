@@ -14,12 +14,11 @@ CONFIG = dict(encoder=dict(event_width=4, merge=2, inner_heads=2, head_dim=4), b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["known_truth", "movielens-100k"])
-def test_by_history_length(name, write_recbole, tmp_path):
+@pytest.mark.parametrize("name", ["known_truth", "stored"])
+def test_by_history_length(name, write_recbole, load_movielens, tmp_path):
     data = {"name": name, "preset": "smoke", "holdout_rows": 8}
     if name != "known_truth":
-        root = str(write_recbole(tmp_path / "set"))
-        data = {"name": name, "root": root, "max_dropped": 0.2, "allow_modified": True}
+        data = {"name": name, "root": str(load_movielens(write_recbole(tmp_path / "set")).folder)}
     batches, costs = [], []
     for point in by_history_length([3, 8]):
         source = make_source(data | {"history_length": point["data.history_length"]}, requests=4)

@@ -111,7 +111,7 @@ def test_a_missing_or_short_column_is_named(made_up_log, tmp_path):
         with pytest.raises(IncompletePackedLog, match=f"expected {len(whole)} bytes, found {len(whole) - 3}"):
             PackedLog(copy)
         (copy / path).unlink()
-        with pytest.raises(IncompletePackedLog, match=r"\.npy: expected .* found no file"):
+        with pytest.raises(IncompletePackedLog, match=r"\.(npy|parquet): expected .* found no file"):
             PackedLog(copy)
 
 
@@ -119,7 +119,7 @@ def test_another_converter_version_is_refused_and_replaced(made_up_arrays, made_
     copy = tmp_path / "log"
     shutil.copytree(made_up_log.folder, copy)
     meta = copy / "meta.json"
-    meta.write_text(meta.read_text().replace('"converter_version": 1', '"converter_version": 0'))
+    meta.write_text(meta.read_text().replace('"converter_version": 2', '"converter_version": 0'))
     with pytest.raises(IncompletePackedLog, match="converter version 0"):
         PackedLog(copy)
     assert len(write_packed(made_up_arrays, copy)) == 300
