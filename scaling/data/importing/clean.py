@@ -398,7 +398,7 @@ class Cleaner:
                 )
         nothing = " AND ".join(f"{self.columns[f'l{place}'].raw} IS NULL" for place in range(len(self.schema.labels)))
         for name, column in self.columns.items():
-            label = text(f"{' '.join(column.keys[1:2]) or column.keys[0]} = ")
+            label = text(f"{column.keys[0] if column.keys[0] in ('time', 'user') else column.keys[1]} = ")
             shown = f"{label} || coalesce(left(CAST({column.raw} AS VARCHAR), 60), 'nothing')"
             cases += [(sql, reason, shown) for sql, reason in column.trouble]
             if name == f"l{len(self.schema.labels) - 1}":

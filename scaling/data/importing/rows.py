@@ -221,13 +221,13 @@ def _with_negatives(connection: duckdb.DuckDBPyConnection, schema: LogSchema) ->
     changed.append("p.rid + (p.draw << 55) AS rid")
     connection.execute(
         f"CREATE OR REPLACE TABLE drawn AS SELECT p.* REPLACE ({', '.join(changed)}) "
-        f"FROM (SELECT *, hash({spec.seed}, rid, draw) % {total} "
-        f"AS at FROM rows, (SELECT unnest(range(1, {spec.per_positive + 1})) AS draw) WHERE l0) p "
-        "ASOF JOIN items i ON p.at < i.upto"
+        f"FROM (SELECT *, hash({spec.seed}, rid, draw) % {total} AS place "
+        f"FROM rows, (SELECT unnest(range(1, {spec.per_positive + 1})) AS draw) WHERE l0) p "
+        "ASOF JOIN items i ON p.place < i.upto"
     )
     connection.execute("CREATE OR REPLACE TABLE observed AS FROM rows")
     connection.execute(
-        "CREATE OR REPLACE VIEW rows AS FROM observed UNION ALL BY NAME SELECT * EXCLUDE (draw, at) FROM drawn"
+        "CREATE OR REPLACE VIEW rows AS FROM observed UNION ALL BY NAME SELECT * EXCLUDE (draw, place) FROM drawn"
     )
 
 

@@ -91,10 +91,6 @@ CASES = {
         lambda log: events(log, columns={**log.events["clicks"].columns, "item": np.full(400, 40, np.int32)}),
         r"events/clicks/item\.npy: 400 values",
     ),
-    "an event short": (
-        lambda log: events(log, times=log.events["clicks"].times[:-1]),
-        "events/clicks: columns of unequal length",
-    ),
     "offsets": (
         lambda log: events(log, offsets=log.events["clicks"].offsets[::-1]),
         "offsets.npy does not ascend from 0 to 400",
