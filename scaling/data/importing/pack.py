@@ -286,8 +286,8 @@ class Packer:
         for field in self.fields:
             if field.side == "user" and field.kind == "id":
                 values = columns[self._column(field)].to_numpy(zero_copy_only=False)
-                before = previous.get(field.name, values[:1])
-                own = np.where(start >= 0, values[np.maximum(start, 0)], before[-1])
+                before = previous[field.name][-1] if field.name in previous else values[0]
+                own = np.where(start >= 0, values[np.maximum(start, 0)], before)
                 differs |= values != own
                 previous[field.name] = own[-1:]
         return int(differs.sum())
@@ -417,7 +417,7 @@ def _flags(values: pa.Array) -> np.ndarray:
 
 
 def _lengths(values: pa.Array) -> np.ndarray:
-    return pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return pc.call_function("list_value_length", [values]).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _padded(values: pa.Array, width: int, dtype: Any) -> np.ndarray:

@@ -172,7 +172,7 @@ def _scores(log: PackedLog, field: Field, train: np.ndarray, labels: np.ndarray,
     if field.bag > 1:
         return None
     shown = _values(log, field, train)
-    rows = np.bincount(shown, minlength=field.vocabulary)
+    rows = np.bincount(shown, minlength=field.vocabulary or 0)
     positives = np.bincount(shown, weights=labels, minlength=field.vocabulary or 0)
     rate = (positives + _PRIOR_ROWS * labels.mean()) / (rows + _PRIOR_ROWS)
     return rate[values]
