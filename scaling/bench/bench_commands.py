@@ -132,7 +132,7 @@ BENCHMARKS = {
         "Core-seconds of the quickstart's smallest and largest shape by part, and against another tree.",
         (
             _number("rounds", 3, "Turns of each tree, every one a process."),
-            _number("rows", 131_072, "Rows of every run."),
+            _number("rows", 262_144, "Rows of every run."),
             click.Option(
                 ["--against"],
                 type=click.Path(path_type=Path, exists=True, file_okay=False),

@@ -21,7 +21,7 @@ PARTS = ("generation", "compile", "step", "holdout", "bookkeeping")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def measure_sweep(*, rounds: int = 3, rows: int = 131_072, against: Path | None = None) -> dict[str, Any]:
+def measure_sweep(*, rounds: int = 3, rows: int = 262_144, against: Path | None = None) -> dict[str, Any]:
     """Core-seconds by part and rows per core-second of every shape, as medians over rounds.
 
     Args:

@@ -7,34 +7,114 @@ real log. A forecast is the largest size, predicted from the smaller ones.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float64
+from matplotlib.figure import Figure
 
+from recscale.scaling.data.known_truth.batches import make_schema
+from recscale.scaling.data.known_truth.config import PRESETS, preset
+from recscale.scaling.data.known_truth.laws import has_exact, predict
+from recscale.scaling.data.known_truth.world import build_world
 from recscale.scaling.laws.comparing.compare import compare
 from recscale.scaling.laws.comparing.equal_loss import EqualLossVerdict, equal_loss
 from recscale.scaling.records.number_text import amount, value_text
 
-from .series import Series
+from .frame import mark_of, style
+from .series import FITTED, HELD_OUT, Series
+from .series import predict as curve_of
 from .views import make_views
 from .wording import axis_words
 
 TARGET = "excess_logloss"
 
 
-def verdict_lines(table: pd.DataFrame, first: str, second: str, axis: str = "dense_params") -> list[str]:
-    """The last lines of a study: the law and the forecast of either architecture, then the share that `first` needs.
+@dataclass(frozen=True)
+class Verdict:
+    """known, free: laws of the two architectures, in the order asked for, of the excess and with the floor free.
+    share: what the first needs of the second's amount of the axis. preset: the log's, None where it is not recorded."""
 
-    table: runs on one known-truth log, with its `asymptote`.
-    """
+    axis: str
+    known: tuple[Series, ...]
+    free: tuple[Series, ...]
+    share: EqualLossVerdict
+    preset: str | None
+
+    @property
+    def lines(self) -> list[str]:
+        """The last lines of a study: the law and the forecast of either architecture, then the share."""
+        first, second = (series.architecture for series in self.known)
+        laws = [f"{_law(known)} {_free(free)}" for known, free in zip(self.known, self.free, strict=True)]
+        return [*laws, _share(first, second, self.axis, self.share)]
+
+
+def judge(table: pd.DataFrame, first: str, second: str, axis: str = "dense_params") -> Verdict:
+    """Fits and compares two architectures; table: runs on one known-truth log, with its `asymptote`."""
     over_asymptote = table.assign(**{TARGET: table["logloss"] - table["asymptote"]})
-    known, free = (
-        {series.architecture: series for series in make_views(rows, form=form, axes=[axis], target=target)[0].series}
-        for rows, form, target in ((over_asymptote, "power", TARGET), (table, "power_offset", "logloss"))
+
+    def laws(rows: pd.DataFrame, form: str, target: str) -> tuple[Series, ...]:
+        found = make_views(rows, form=form, axes=[axis], target=target)[0].series
+        by_name = {series.architecture: series for series in found}
+        return by_name[first], by_name[second]
+
+    names = table["preset"].dropna().unique() if "preset" in table.columns else []
+    return Verdict(
+        axis,
+        laws(over_asymptote, "power", TARGET),
+        laws(table, "power_offset", "logloss"),
+        equal_loss(compare(over_asymptote, first, second, axis=axis, target=TARGET)),
+        str(names[0]) if len(names) == 1 else None,
     )
-    lines = [_law(known[name]) + " " + _free(free[name]) for name in (first, second)]
-    found = equal_loss(compare(over_asymptote, first, second, axis=axis, target=TARGET))
-    return [*lines, _share(first, second, axis, found)]
+
+
+def verdict_figure(verdict: Verdict) -> Figure:
+    """Excess over the asymptote against the axis, on logarithmic axes, with the laws and the perfect learner's line."""
+    with style():
+        figure = Figure(figsize=(6.9, 4.4), layout="constrained")
+        ax = figure.subplots()
+        for number, series in enumerate(verdict.known):
+            _draw(ax, series, number)
+        sizes = np.concatenate([series.cells(FITTED, HELD_OUT)["x"] for series in verdict.known])
+        x = np.geomspace(sizes.min(), sizes.max(), 60)
+        best = None if verdict.axis != "dense_params" else perfect_learner(verdict.preset, x)
+        if best is not None:
+            ax.plot(x, best, color="black", lw=1.2, linestyle=(0, (9, 2, 1, 2)), label="perfect learner, a term a unit")
+        ax.set(xscale="log", yscale="log", xlabel=axis_words(verdict.axis), ylabel="excess logloss over the asymptote")
+        ax.grid(True, which="minor", axis="y", lw=0.3)
+        ax.legend()
+    return figure
+
+
+def perfect_learner(name: str | None, params: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"] | None:
+    """Excess over the asymptote of a learner that knows a term exactly for every hidden unit's parameters (its inputs,
+    a bias and an output weight); None for a log that has other resources to be short of."""
+    if name not in PRESETS:
+        return None
+    config = preset(name)
+    if config.has_l or config.has_m or config.has_b or not has_exact(config):
+        return None
+    terms = params / (make_schema(config).width + 2)
+    return predict(build_world(config), quanta=terms, exact=True, constants={"asymptote": 0.0, "v": 0.0})
+
+
+def _draw(ax: Any, series: Series, number: int) -> None:
+    colour, marker = mark_of(number)
+    for role, face in ((FITTED, colour), (HELD_OUT, "white")):
+        cells = series.cells(role)
+        low, high = cells["mean"] - cells["low"], cells["high"] - cells["mean"]
+        label = series.architecture if role == FITTED else None
+        ax.errorbar(cells["x"], cells["mean"], (low, high), fmt=marker, color=colour, mfc=face, capsize=2, label=label)
+    if not series.has_curve:
+        return
+    sizes = series.cells(FITTED, HELD_OUT)["x"].to_numpy(float)
+    x = np.geomspace(sizes.min(), sizes.max(), 60)
+    value, band, _ = curve_of(series.fit, series.axis, x)
+    ax.plot(x, value, color=colour)
+    if band is not None:
+        ax.fill_between(x, *band, color=colour, alpha=0.2, lw=0)
 
 
 def _law(series: Series) -> str:

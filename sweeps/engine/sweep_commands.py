@@ -285,8 +285,9 @@ def _handed_over(out: Path, outcome: Outcome, as_json: bool) -> bool:
 def _report(out: Path) -> dict[str, Any]:
     """Fits and draws with the options of the sweep file, prints the summary, and returns it."""
     from recscale.scaling.laws.tables.read import read
-    from recscale.scaling.report.report import make_report, print_summary
-    from recscale.scaling.report.verdict import as_options, verdict_lines
+    from recscale.scaling.report.frame import save
+    from recscale.scaling.report.report import FOLDER, make_report, print_summary
+    from recscale.scaling.report.verdict import as_options, judge, verdict_figure
 
     from .plan import read_sweep
 
@@ -294,8 +295,10 @@ def _report(out: Path) -> dict[str, Any]:
     summary = make_report(out, **options)
     print_summary(summary)
     if versus is not None:
-        summary["verdict"] = verdict_lines(read(out), *versus)
-        click.echo("\n".join(["", *summary["verdict"]]))
+        verdict = judge(read(out), *versus)
+        picture, _ = save(verdict_figure(verdict), out / FOLDER / "verdict")
+        summary["verdict"] = verdict.lines
+        click.echo("\n".join([f"picture  {picture}", "", *verdict.lines]))
     return summary
 
 
