@@ -116,6 +116,11 @@ def _device_is_right(result: dict[str, Any]) -> bool:
 
 
 BENCHMARKS = {
+    "budgets": Benchmark(
+        "recscale.scaling.acceptance.budgets:compare_budgets",
+        "Regret of budget policies trained in two stages and by their decisions, on a trial with every counterfactual.",
+        (_number("seeds", 5, "Paired seeds."),),
+    ),
     "train-step": Benchmark(
         "recscale.scaling.bench.train_step:measure_train_step",
         "One RankMixer training step (T16 D128 F512 L2, 1,024 rows, float32, Adam) against PyTorch.",

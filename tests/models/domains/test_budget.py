@@ -1,0 +1,167 @@
+"""Budgets: estimated gradients against what they estimate, the value of a policy, the knapsack, the cost curve."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from recscale.models.domains.budget import (
+    DecisionOptions,
+    Response,
+    Trial,
+    decision_loss,
+    margin_gradient,
+    nes_gradient,
+    policy_value,
+)
+from recscale.models.domains.knapsack import aucc, decide, solve_mckp, spend_up_to
+
+LAM = 0.5
+
+
+def random_trial(rows, arms, seed=0):
+    rng = np.random.default_rng(seed)
+    arm = jnp.asarray(rng.integers(0, arms, rows), jnp.int32)
+    reward, cost = (jnp.asarray(rng.uniform(size=rows), jnp.float32) for _ in range(2))
+    return Trial(arm, reward, cost * (arm > 0), jnp.full(arms, 1.0 / arms))
+
+
+def random_response(rows, arms, seed=1):
+    rng = np.random.default_rng(seed)
+    return Response(*(jnp.asarray(rng.uniform(size=(rows, arms)), jnp.float32) for _ in range(2)))
+
+
+def test_smoothed_gradient_has_its_closed_form():
+    """Two arms, noise on both predictions of both: v phi(z) / s with s = sigma sqrt(2 (1 + lam^2))."""
+    rows, sigma = 40_000, 0.3
+    response = Response(jnp.tile(jnp.asarray([[0.2, 0.5]]), (rows, 1)), jnp.tile(jnp.asarray([[0.0, 0.4]]), (rows, 1)))
+    trial = Trial(jnp.ones(rows, jnp.int32), jnp.ones(rows), jnp.full(rows, 0.4), jnp.full(2, 0.5))
+    found = np.asarray(nes_gradient(response, trial, LAM, jax.random.key(0), sigma, draws=4).reward)
+    s = sigma * np.sqrt(2 * (1 + LAM**2))
+    expected = float(trial.value(LAM)[0]) * norm.pdf((0.5 - LAM * 0.4 - 0.2) / s) / s
+    error = found.std(axis=0) / np.sqrt(rows)
+    assert abs(found[:, 1].mean() - expected) < 4 * error[1] and error[1] < 0.02 * expected
+    assert abs(found[:, 0].mean() + expected) < 4 * error[0]
+
+
+def test_softmax_gradient_equals_finite_differences():
+    trial, response = random_trial(5, 3), random_response(5, 3)
+    options = DecisionOptions(estimator="softmax", lams=(0.1, 1.0), tau=0.5, alpha=2.0)
+
+    def loss(response):
+        return decision_loss(response, trial, options)
+
+    loss = jax.jit(loss)
+    gradient, step = jax.grad(loss)(response), 1e-2
+    for which, (i, j) in itertools.product((0, 1), ((0, 0), (2, 1), (4, 2))):
+        moved = [response._replace(**{response._fields[which]: response[which].at[i, j].add(s)}) for s in (step, -step)]
+        numeric = float(loss(moved[0]) - loss(moved[1])) / (2 * step)
+        assert gradient[which][i, j] == pytest.approx(numeric, abs=2e-4)
+    through = jax.grad(lambda r: decision_loss(r, trial, DecisionOptions(estimator="softmax", through="reward")))
+    assert not jnp.abs(through(response).cost).max()
+
+
+def test_estimators_agree_in_sign_with_brute_force():
+    """Raising the drawn arm's score can only raise the chance of v_i, whatever the estimator."""
+    trial, response = random_trial(100, 3), random_response(100, 3)
+    rows = np.arange(100)
+    smooth = np.asarray(nes_gradient(response, trial, LAM, jax.random.key(1), 0.2, 1000).reward)[rows, trial.arm]
+    value = np.asarray(trial.value(LAM))
+    sure = np.abs(smooth) > 0.3 * np.abs(value)
+    assert sure.mean() > 0.5
+    np.testing.assert_array_equal(np.sign(smooth[sure]), np.sign(value[sure]))
+    margin = np.asarray(margin_gradient(response, trial, LAM, 0.3).reward)[rows, trial.arm]
+    scores = np.asarray(response.scores(LAM))
+    others = np.where(np.eye(3, dtype=bool)[trial.arm], -np.inf, scores).max(axis=1)
+    near = np.abs(scores[rows, trial.arm] - others) < 0.3
+    np.testing.assert_array_equal(np.sign(margin), np.sign(value) * near)
+    exact = jax.grad(lambda r: decision_loss(r, trial, DecisionOptions(estimator="softmax", lams=(LAM,))))(response)
+    np.testing.assert_array_equal(np.sign(-np.asarray(exact.reward)[rows, trial.arm]), np.sign(value))
+
+
+@pytest.mark.parametrize("estimator", ["nes", "margin"])
+def test_an_estimate_is_injected_as_the_gradient(estimator):
+    trial, response, key = random_trial(6, 3), random_response(6, 3), jax.random.key(2)
+    options = DecisionOptions(estimator=estimator, lams=(LAM,), alpha=3.0)
+    found = jax.grad(lambda r: decision_loss(r, trial, options, key))(response)
+    own = jax.random.fold_in(key, 0)
+    g = nes_gradient(response, trial, LAM, own) if estimator == "nes" else margin_gradient(response, trial, LAM)
+    for a, b in zip(found, g, strict=True):
+        np.testing.assert_allclose(a, -3.0 / 6 * b, rtol=1e-5, atol=1e-7)
+    if estimator == "nes":
+        with pytest.raises(ValueError, match="give a key"):
+            decision_loss(response, trial, options)
+
+
+def test_the_value_on_a_trial_is_that_of_the_policy():
+    rng, rows, arms = np.random.default_rng(0), 40_000, 3
+    reward, cost = rng.uniform(size=(rows, arms)), rng.uniform(size=(rows, arms)) * np.arange(arms)
+    propensity = np.asarray([0.5, 0.3, 0.2])
+    arm = rng.choice(arms, rows, p=propensity)
+    drawn = (rng.uniform(size=rows) < reward[np.arange(rows), arm]).astype(np.float32)
+    trial = Trial(*(jnp.asarray(x) for x in (arm.astype(np.int32), drawn, cost[np.arange(rows), arm], propensity)))
+    response = random_response(rows, arms)
+    chosen = np.asarray(response.scores(LAM)).argmax(axis=1)
+    true = (reward - LAM * cost)[np.arange(rows), chosen]
+    each = np.where(chosen == arm, trial.value(LAM), 0.0)
+    assert abs(float(policy_value(response, trial, LAM)) - true.mean()) < 3 * each.std() / np.sqrt(rows)
+
+
+def enumerated(reward, cost, budget):
+    rows, arms = reward.shape
+    choices = np.asarray(list(itertools.product(range(arms), repeat=rows)))
+    values = reward[np.arange(rows), choices].sum(axis=1)
+    return values[cost[np.arange(rows), choices].sum(axis=1) <= budget + 1e-12].max()
+
+
+def test_the_knapsack_against_enumeration():
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        rows, arms = rng.integers(1, 7), rng.integers(2, 5)
+        reward, cost = rng.uniform(size=(rows, arms)), rng.uniform(size=(rows, arms))
+        cost[:, 0] = 0
+        budget = rng.uniform() * cost.max(axis=1).sum()
+        found, best = solve_mckp(reward, cost, budget), enumerated(reward, cost, budget)
+        assert found.spent <= budget and best - reward.max() <= found.value <= best + 1e-9
+        assert best <= found.upper_bound + 1e-9
+        assert solve_mckp(reward, cost, budget, fill=False).value <= found.value
+        prices = [solve_mckp(reward, cost, b).lam for b in (0.3 * budget, budget, 2 * budget)]
+        assert prices == sorted(prices, reverse=True)
+        assert not solve_mckp(reward, cost, 0.0).arms.any()
+        np.testing.assert_array_equal(solve_mckp(reward, cost, np.inf).arms, reward.argmax(axis=1))
+    with pytest.raises(ValueError, match="an arm 0 that is free"):
+        solve_mckp(reward, cost + 1, 1.0)
+
+
+def test_policies_are_compared_at_one_true_spend():
+    rng = np.random.default_rng(4)
+    reward, cost = rng.uniform(size=(200, 3)), np.sort(rng.uniform(size=(200, 3)), axis=1)
+    cost[:, 0] = 0
+    for error in (0.5, 2.0):
+        arms = spend_up_to(reward, error * cost, cost, 20.0)
+        assert 15 < cost[np.arange(200), arms].sum() <= 20
+    np.testing.assert_array_equal(spend_up_to(reward, cost, cost, 1e9), decide(reward, cost, 0.0))
+
+
+def test_area_under_the_cost_curve():
+    rng, rows = np.random.default_rng(5), 60_000
+    lift, price = rng.uniform(0.0, 0.4, rows), rng.uniform(0.2, 0.4, rows)
+    treated = rng.uniform(size=rows) < 0.5
+    reward = (rng.uniform(size=rows) < 0.2 + lift * treated).astype(float)
+    cost = (rng.uniform(size=rows) < price * treated).astype(float)
+    oracle = aucc(lift / price, reward, cost, treated)
+    nothing = [aucc(rng.uniform(size=rows), reward, cost, treated) for _ in range(8)]
+    assert abs(np.mean(nothing) - 0.5) < 0.02
+    assert oracle > 0.6
+    assert aucc(-lift / price, reward, cost, treated) == pytest.approx(1 - oracle, abs=0.02)
+    assert aucc(np.exp(lift / price), reward, cost, treated) == oracle
+
+
+def test_options_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match="at least one price, none negative"):
+        DecisionOptions(lams=())
+    with pytest.raises(ValueError, match="estimator is 'finite'"):
+        DecisionOptions(estimator="finite")
