@@ -1,6 +1,6 @@
 """MDL beside shared-bottom, private heads and MMoE, by the share of the signal that three domains have in common.
 
-Preset `dense` of the known-truth log with three domains and two labels, 512 terms each; a share rho of its
+Preset `dense_nested` of the known-truth log with three domains and two labels, 512 terms each; a share rho of its
 cross-feature signal is the same in all domains, the rest is each domain's own, with the same variance. Expected: a
 shared bottom is best at rho = 1, private heads at rho = 0 with data enough, and MDL's excess loss stays below both in
 between. The run table's columns recovered_N_shared and recovered_N_domain0 ... say which part of either a model found,
@@ -25,7 +25,7 @@ RATES = (1.5e-3, 3e-3, 6e-3)
 
 def get_config() -> ConfigDict:
     world = dict(domains=3, tasks=2, domain_shared=0.5, quanta=512, code_bits=12)
-    return known_truth("mdl", "dense", world, examples=2_000_000)
+    return known_truth("mdl", "dense_nested", world, examples=2_000_000)
 
 
 def get_sweep() -> Sweep:

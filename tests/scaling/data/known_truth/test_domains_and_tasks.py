@@ -17,7 +17,7 @@ CLASSES = {"N_shared", "N_domain0", "N_domain1", "N_common", "N_own"}
 
 @pytest.fixture(scope="module")
 def log():
-    config = preset("dense", quanta=24, domains=2, tasks=2, blocks=2)
+    config = preset("dense_nested", quanta=24, domains=2, tasks=2, blocks=2)
     world = build_world(config)
     batch = jax.device_get(jax.jit(lambda k: make_batch(world, 0, k, 8192, evaluation=True))(np.uint32(0)))
     return world, batch, card(world, rows=2**13)
