@@ -27,6 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import tpu_sc as plsc
 
 from recscale.pallas_kernels.compat import lowering_for
+from recscale.pallas_kernels.dispatch import Refused
 from recscale.pallas_kernels.targets import SparseCores, Target
 
 from . import tpu
@@ -149,7 +150,7 @@ def read(
         NotImplementedError: interpretation was asked for; there is no interpreter for SparseCores.
     """
     if interpret:
-        raise NotImplementedError("SparseCore kernels cannot be interpreted; use 'pallas_tpu'")
+        raise Refused("SparseCore kernels cannot be interpreted; use 'pallas_tpu'")
     (reads, per_read), (rows, width) = ids.shape, values.shape
     cores, (tiles, parts) = _sparse_cores(target), tiling(width, values.dtype)
     shape = shape_of(target, reads, per_read, tiles)
