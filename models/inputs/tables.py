@@ -86,16 +86,18 @@ def touched_lookup(vectors: Mapping[str, Array], touched: Mapping[str, Touched])
 def embed(schema: Schema, batch: Batch, lookup: Lookup) -> Inputs:
     """Builds the dense inputs of an architecture from a batch and a way to look ids up.
 
-    A bag is the mean of the vectors of its non-zero ids (zero when empty). Events beyond a history's length are zero.
+    A bag is the mean of the vectors of its non-zero ids (zero when empty). Events beyond a history's length are zero; a
+    request that is padding has none.
     """
-    histories = {}
+    histories, request = {}, batch.valid.any(axis=1)
     for sequence in schema.sequences:
         history = batch.user.histories[sequence.name]
         columns = _vectors(sequence.fields, f"history.{sequence.name}", history, lookup)
         events = jnp.concatenate(list(columns.values()), axis=-1)
-        real = _real_events(history.length, events.shape[1])
+        length = jnp.where(request, history.length, 0)
+        real = _real_events(length, events.shape[1])
         events = jnp.where(real[..., None], events, jnp.zeros((), events.dtype))
-        histories[sequence.name] = Events(events=events, length=history.length, delta_s=history.delta_s)
+        histories[sequence.name] = Events(events=events, length=length, delta_s=history.delta_s)
     user = _vectors(schema.user_fields, "user", batch.user, lookup)
     candidates = _vectors(schema.candidate_fields, "candidate", batch.candidates, lookup)
     return Inputs(

@@ -160,10 +160,16 @@ class LMN(Ranker):
         h = self.first.score(state.first, jnp.concatenate([part.astype(self.dtype) for part in half], axis=-1))
         logits = self.towers(self.rest(activation(self.options.activation)(h)))
         losses, read = {}, state.read
+        if candidates.valid is not None:  # what padded requests remember counts nowhere
+            real = candidates.valid.any(axis=1)
+            state = state._replace(valid=state.valid & real[:, None])
+            read = None if read is None else _of_requests(read, real)
+        else:
+            real = jnp.ones(fields.shape[0], bool)
         if key is not None and self.options.memory_weight:
             if read is None:
                 read = self._read(state.items, state.user, state.valid)
-            raw, variance = self._memory_loss(state, read)
+            raw, variance = self._memory_loss(state, read, real)
             losses["memory"] = self.options.memory_weight * raw
             stats |= {"memory_loss": raw, "log_target_variance": jnp.log(jnp.maximum(variance, 1e-30))}
         if read is not None:
@@ -197,7 +203,7 @@ class LMN(Ranker):
         scores = contract("rcd,rsd->rcs", q, y, self.dtype).astype(jnp.float32) * y.shape[-1] ** -0.5
         return contract("rcs,rsd->rcd", masked_softmax(scores, visible), y, self.dtype)
 
-    def _memory_loss(self, state: LMNState, read: _Read) -> tuple[Array, Array]:
+    def _memory_loss(self, state: LMNState, read: _Read, real: Array) -> tuple[Array, Array]:
         """L_mem without its weight, and the variance of the target over valid events."""
         y = read.y.astype(jnp.float32)
         if self.options.memory_loss_to == "values":
@@ -207,7 +213,8 @@ class LMN(Ranker):
         each = jnp.abs(y - target)
         each = jnp.mean(jnp.where(each < 1.0, 0.5 * jnp.square(each), each - 0.5), axis=-1)
         valid = state.valid.astype(jnp.float32)
-        loss = jnp.mean(jnp.sum(valid * each, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1.0))
+        own = jnp.sum(valid * each, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1.0)
+        loss = jnp.sum(own) / jnp.maximum(jnp.sum(real), 1)
         variance = _variance(jax.lax.stop_gradient(target), valid)
         if self.reference is not None:
             judged = jnp.sum(valid) >= _JUDGED
@@ -233,6 +240,12 @@ class LMN(Ranker):
         J, (H, K) = read.slots.shape[-1], read.weights.shape[-2:]
         found = read_stats(read.slots.reshape(-1, J), read.weights.reshape(-1, H, K), self.memory.slots)
         return {f"{name}/{key}": value for key, value in found.items()}
+
+
+def _of_requests(read: _Read, real: Array) -> _Read:
+    """A read without those of requests that are padding; real: bool [R]."""
+    slots = jnp.where(real[:, None, None], read.slots, -1)
+    return _Read(read.y, slots, jnp.where(real[:, None, None, None], read.weights, 0.0))
 
 
 def _variance(target: Array, valid: Array) -> Array:

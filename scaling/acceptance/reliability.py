@@ -165,8 +165,8 @@ def figures(folder: Path) -> dict[str, Any]:
     return lines | {RECORD: json.loads((folder / RECORD).read_text())["metrics"]}
 
 
-def scenes(folder: Path) -> list[Scene]:
-    """A run that is finished, one that was stopped, and a sweep that is finished, below a folder."""
+def run_scenes(folder: Path) -> list[Scene]:
+    """A run that is finished and one that was stopped, below a folder."""
     settings = [part for text in _SETTINGS for part in ("--set", text)]
     made = []
     for name in ("finished", "stopped"):
@@ -179,12 +179,16 @@ def scenes(folder: Path) -> list[Scene]:
             _stop_in_the_middle(out)
             files += ("cache/*.json", "cache/*.npz", "checkpoints/*/manifest.json", "checkpoints/*/arrays/**/d/*")
         made.append(Scene(name, out, files, (command,), expected))
+    return made
+
+
+def sweep_scene(folder: Path) -> Scene:
+    """A sweep that is finished, below a folder."""
     file, out = write_sweep_file(folder, 1280), folder / "a sweep"
     commands = (("launch", str(out), "--workers", "1"), ("collect", str(out)))
     _must(run(("plan", str(file), "--out", str(out)), *commands))
     files = (PLAN, SWEEP, TABLE, f"runs/*/{RECORD}", f"runs/*/{METRICS}")
-    made.append(Scene("sweep", out, files, commands, figures(out)))
-    return made
+    return Scene("sweep", out, files, commands, figures(out))
 
 
 def write_sweep_file(folder: Path, examples: int) -> Path:
@@ -249,6 +253,13 @@ def kill(file: Path, out: Path, phase: str, victim: str, dice: random.Random) ->
     return alive
 
 
+def kill_and_finish(file: Path, out: Path, kills: int, dice: random.Random) -> tuple[dict[str, Any], int]:
+    """The figures of a sweep that was killed so many times, phase after phase, and how many kills hit."""
+    hit = sum(kill(file, out, PHASES[n % len(PHASES)], dice.choice(VICTIMS), dice) for n in range(kills))
+    finish(file, out)
+    return figures(out), hit
+
+
 def finish(file: Path, out: Path) -> None:
     """Runs a sweep to its end, whatever state its folder is in."""
     done = subprocess.run(
@@ -288,17 +299,12 @@ def measure_reliability(*, kills: int = 20, seed: int = 0) -> dict[str, Any]:
     """Runs the corruption matrix and so many kills, shows them, and returns them as JSON-able figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = matrix(scenes(folder))
+        rows = matrix([*run_scenes(folder), sweep_scene(folder)])
         show(rows)
-        dice = random.Random(seed)
-        file = write_sweep_file(folder, 6_400)
-        whole, killed = folder / "whole", folder / "killed"
+        file, whole = write_sweep_file(folder, 38_400), folder / "whole"
         finish(file, whole)
-        hit = 0
-        for number in range(kills):
-            hit += kill(file, killed, PHASES[number % len(PHASES)], dice.choice(VICTIMS), dice)
-        finish(file, killed)
-        same = figures(killed) == figures(whole)
+        found, hit = kill_and_finish(file, folder / "killed", kills, random.Random(seed))
+        same = found == figures(whole)
     click.echo(f"{hit} of {kills} kills hit a running command; results {'identical' if same else 'DIFFERENT'}")
     faults = sum(row["outcome"] not in PASSED for row in rows)
     return {"matrix": rows, "faults": faults, "kills": kills, "hit": hit, "identical": same}

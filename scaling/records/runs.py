@@ -210,6 +210,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
         "trunk_id": record.get("trunk_id"),
         "group_id": record.get("group_id"),
         "seed": config.get("seed"),
+        "replicas": None if record.get("replicas") is None else len(record["replicas"]),
         "data_seed": data.get("log_seed"),
         "status": record["status"],
         "reasons": "; ".join(record.get("reasons", [])),

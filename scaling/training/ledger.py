@@ -27,7 +27,7 @@ from recscale.scaling.records.runs import (
 
 from .config import group_id, resolved, run_id, shape_id, trunk_id
 from .group import RunSpec
-from .identity import differences, refuse_another_run
+from .identity import differences, refuse_another_run, replicas
 from .intervals import progressive_metrics
 from .schedule import GroupSchedule, Segment
 from .wandb_mirror import WandbMirror
@@ -48,7 +48,7 @@ class Ledger:
         for run in runs:
             record = read_record(run.run_dir)
             if record is not None:
-                refuse_another_run(run, record)
+                refuse_another_run(run, record, replicas(runs))
                 check_metrics(run.run_dir, record)
             self._records[run.run_dir] = record or {}
         self._open = [run for run in runs if self._records[run.run_dir].get("status") not in FINISHED]
@@ -81,7 +81,8 @@ class Ledger:
                     "begun with, or train in a folder of its own"
                 )
             kept = {key: old[key] for key in ("started", "restored_from", "discarded") if key in old}
-            self._write(run, _record(run, schedule, facts) | {"started": provenance.now()} | kept)
+            fresh = {"replicas": replicas(self._runs), "started": provenance.now()}
+            self._write(run, _record(run, schedule, facts) | fresh | kept)
             self._mirrors[run.run_dir] = WandbMirror(
                 tracking.wandb, tracking.project, run_id(run.config), run.run_dir, resolved(run.config)
             )

@@ -61,6 +61,9 @@ class WandbMirror:
         self._run: Any = None
         if mode == "off":
             return
+        if mode == "online" and not _has_login():
+            _log.warning("wandb mirror of run %s is off: there is no login; run `wandb login`", run_id)
+            return
         try:
             with _nobody_to_ask():
                 import wandb

@@ -16,7 +16,7 @@ R, C = 6, 3
 
 # Sparse experts, at sizes of their own: flags beyond the architecture's small configuration.
 _RANKMIXER = dict(tokens=4, width=8, hidden=32, layers=2, experts=4)
-_LARGE = dict(tokens=4, width=8, hidden=32, layers=2, experts=4, active=2)
+_LARGE = dict(tokens=5, width=10, hidden=32, layers=2, experts=4, active=3)
 _MSN = dict(tokens=4, width=8, layers=2)
 SPARSE = {
     "rankmixer relu": ("rankmixer", _RANKMIXER),

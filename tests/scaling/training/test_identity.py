@@ -38,6 +38,15 @@ def test_settings_that_change_no_result_may_differ(tmp_path):
     assert train(config, tmp_path)["metrics"] == {"logloss": 0.111}
 
 
+def test_the_same_run_in_another_group_is_another_result(tmp_path):
+    config = get_config("dlrm_mlp")
+    finished(tmp_path, config, replicas=[[0, 0.003], [1, 0.003]])
+    with pytest.raises(ValueError, match="as one of 2 seeds and rates trained together, not of 1"):
+        train(config, tmp_path)
+    finished(tmp_path, config, replicas=[[0, 0.003]])
+    assert train(config, tmp_path)["status"] == "done"
+
+
 def test_one_folder_of_a_group_that_holds_another_run_stops_all(tmp_path):
     first, second = get_config("dlrm_mlp"), get_config("dlrm_mlp")
     second.seed = 1

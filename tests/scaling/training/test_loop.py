@@ -122,7 +122,7 @@ def test_interrupted_run_ends_bit_identical(plain, tmp_path, events):
     with open(tmp_path / "metrics.jsonl", "a") as handle:  # the write a kill tore apart
         handle.write('{"step": 9')
     resumed = train(make_config(), tmp_path)
-    assert losses(resumed) == losses(record)
+    assert losses(resumed) == losses(record) and resumed["restored_from"] > 0 and resumed["discarded"] == []
     assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
 
@@ -168,6 +168,37 @@ def test_interruption_right_after_the_checkpoint_that_follows_a_branch(tmp_path,
         assert losses(records.read_record(one.run_dir)) == losses(records.read_record(other.run_dir))
 
 
+def test_a_checkpoint_inside_a_logging_interval_carries_its_metrics(tmp_path, monkeypatch):
+    config = make_config(training__log_every_examples=64 * 20, training__checkpoint_every_s=1e-9)
+    whole = train(config, tmp_path / "whole")
+    save = loop.Checkpoints.save
+
+    def save_and_die(self, tick, position, state, trunk):
+        save(self, tick, position, state, trunk)
+        if position["step"] == 47:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop.Checkpoints, "save", save_and_die)
+        train(config, tmp_path / "killed")
+    resumed = train(config, tmp_path / "killed")
+    assert resumed["restored_from"] == 47 and losses(resumed) == losses(whole)
+    lines = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed")]
+    assert lines[0] == lines[1] and len(lines[0].splitlines()) == 4
+
+
+def test_a_checkpoint_behind_a_run_without_a_result_is_passed_over(tmp_path):
+    """What a message about a damaged record advises: it is deleted, and the run trained again."""
+    specs = two_horizons(tmp_path)
+    short, long = train_group(specs, tmp_path / "group")
+    before = [(spec.run_dir / "metrics.jsonl").read_bytes() for spec in specs]
+    (specs[0].run_dir / "run.json").unlink()
+    again, same = train_group(specs, tmp_path / "group")
+    assert losses(again) == losses(short) and same == long and again["status"] == "done"
+    assert "behind the end of run" in again["discarded"][0]["reason"]
+    assert [(spec.run_dir / "metrics.jsonl").read_bytes() for spec in specs] == before
+
+
 def test_a_program_without_a_living_replica_stops(tmp_path, monkeypatch):
     """A rate that overflows the weights: the replica is lost within a few steps, and nothing trains on."""
     specs = two_horizons(tmp_path, training__lr=1e38)
@@ -195,6 +226,8 @@ def test_replicas_equal_single_runs_and_one_may_diverge(plain, tmp_path):
     assert first["metrics"]["logloss"] == pytest.approx(plain[1]["metrics"]["logloss"], abs=1e-5)
     assert second["status"] == "done" and second["metrics"]["logloss"] != first["metrics"]["logloss"]
     assert broken["status"] == "diverged" and "not finite at step" in broken["reasons"][0]
+    seen = int(broken["reasons"][0].split()[-1]) + 1
+    assert broken["work"]["examples_seen"] == 64 * seen < first["work"]["examples_seen"] == EXAMPLES
     assert broken["metrics"]["logloss"] is None
     table_row = records.run_row(broken)
     assert table_row["status"] == "diverged" and table_row["logloss"] is None
