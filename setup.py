@@ -96,6 +96,8 @@ setup(
             "size = recscale.scaling.counting.count_commands:size",
             "models = recscale.scaling.counting.count_commands:models",
             "train = recscale.scaling.training.train_command:train",
+            "evaluate = recscale.scaling.training.model_commands:evaluate",
+            "predict = recscale.scaling.training.model_commands:predict",
             "aot = recscale.scaling.aot.aot_command:aot",
             "bench = recscale.scaling.bench.bench_commands:bench",
             "plot = recscale.scaling.report.plot_command:plot",

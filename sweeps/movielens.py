@@ -16,9 +16,10 @@ from recscale.sweeps.base import power_law
 
 def get_config(architecture: str = "rankmixer") -> ConfigDict:
     config = base_config(architecture, "stored")
-    config.data.preset = ""  # of the known-truth log only
     config.training.requests = 256
-    config.training.examples = 0  # every row of one pass
+    config.training.passes = 0  # one pass in the log's order, every row of it
+    config.data.order = "time"
+    config.training.warmup_examples = None
     return config
 
 

@@ -7,5 +7,6 @@ from .config import run_id as run_id
 from .config import shape_id as shape_id
 from .config import trunk_id as trunk_id
 from .group import RunSpec as RunSpec
-from .loop import train as train
-from .loop import train_group as train_group
+from .model_files import load as load
+from .runner import train as train
+from .runner import train_group as train_group

@@ -7,13 +7,18 @@ A run id is the hash of the resolved configuration. Runs that differ only in `se
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from recscale import models
+from recscale.scaling.data.sources import STORED
 from recscale.scaling.records.plain import checksum
+
+# Most passes over a finite log, where a run does not say.
+MOST_PASSES = 30
 
 # Settings that become the replica axis (seed, rate) or a decay branch of one trunk (examples).
 REPLICA_KEYS = ("seed", "training.lr", "training.examples")
@@ -58,6 +63,10 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     t.requests = 512  # R per step
     t.candidates = 1  # C per request
     t.examples = 1_000_000  # rows (R * C * steps) of the whole run; rounded up to whole steps
+    # At most so many passes with validation after each, until `patience` of them do not improve it; then a decay from
+    # the best. 0 = the one-pass protocol, with `examples` as the horizon.
+    t.passes = 0
+    t.patience = 2
     t.lr = 3e-3  # peak rate of the dense parameters
     t.optimizer = "adamw"  # adamw | adam | rmsprop | adagrad
     t.b1 = 0.9
@@ -73,6 +82,7 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     t.embedding_lr = 0.05
     t.embedding_eps = 1e-8
     t.embedding_init_std = 0.01
+    t.embedding_l2 = 0.0  # adds this share of a touched row to its gradient
     t.value_update = "rows_adam"  # memory values: rows_adam | rows_adagrad | rows_sgd | dense_adam
     t.value_lr_rule = "multiple"  # of training.lr | linear (down to it) | absolute (scheduled) | constant
     t.value_lr = 1.0  # the multiple, or the rate itself
@@ -86,12 +96,27 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     t.decay_shape = "linear"  # linear | sqrt (1 - sqrt(t)), both to 0
     t.log_every_examples = 0  # 0 = a fortieth of the shortest horizon
     t.checkpoint_every_s = 30.0  # wall seconds between checkpoints, 0 = a logging interval; never changes a result
+    t.keep_model = True  # leave the trained model in the run's folder; never changes a result
     t.data_parallel = False  # shard requests over the local devices
+
+    if data == STORED:
+        # A finite log: shuffled passes as long as they improve.
+        config.data.preset = ""
+        config.data.order = "shuffle"
+        t.examples, t.passes, t.warmup_examples = 0, MOST_PASSES, 0
 
     config.tracking = ConfigDict()
     config.tracking.wandb = "off"  # off | offline | online; a mirror of metrics.jsonl, never the source
     config.tracking.project = "recscale"
     return config
+
+
+def data_section(config: ConfigDict) -> dict[str, Any]:
+    """The `data` section as a source is made of it: with as many passes as training may take."""
+    section, training = config.data.to_dict(), config.training
+    if training.passes:
+        section["passes"] = training.passes + max(math.ceil(training.decay_fraction * training.passes), 1)
+    return section
 
 
 def resolved(config: ConfigDict) -> dict[str, Any]:
@@ -107,6 +132,12 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
         plain["training"]["warmup_examples"] = default_warmup(examples)
     plain.pop("tracking", None)
     plain["training"].pop("checkpoint_every_s", None)
+    plain["training"].pop("keep_model", None)
+    if not plain["training"].get("passes"):
+        plain["training"].pop("passes", None)
+        plain["training"].pop("patience", None)
+    if not plain["training"].get("embedding_l2"):
+        plain["training"].pop("embedding_l2", None)
     plain["data"].pop("root", None)
     for key in ("embedding_width", "embedding_rows"):
         if not plain["data"].get(key):

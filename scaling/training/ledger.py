@@ -139,16 +139,19 @@ class Ledger:
         cost: dict[str, Any],
         kernels: dict[str, Any],
         failed_at: int,
+        work: dict[str, Any] | None = None,
     ) -> None:
         """Writes a run's final record, unless it has one: done with metrics, or diverged with the step that was not
         finite.
 
-        kernels: operation -> {implementation that served it: reason}.
+        kernels: operation -> {implementation that served it: reason}. work: what was done, where that was not
+        fixed before.
         """
         if run not in self._open:
             return
         progressive = progressive_metrics(self._lines[run.run_dir], self._schedule.steps[run.run_dir])
         record = self._records[run.run_dir] | {"finished": provenance.now(), "cost": cost, "kernels": kernels}
+        record["work"] = record["work"] | (work or {})
         seen, rows = record["work"]["examples"], self._schedule.batch_rows
         record["work"] |= {"examples_seen": min((failed_at + 1) * rows, seen) if failed_at >= 0 else seen}
         if failed_at >= 0:

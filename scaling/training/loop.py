@@ -6,7 +6,6 @@ at any moment and started again ends with the same bytes as one never killed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,22 +15,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from recscale.models.inputs import Batch
 from recscale.scaling.data import Recordable, make_source
-from recscale.scaling.data.sources import pin_log
-from recscale.scaling.records.locks import hold
 
 from .checkpoints import Checkpoints
 from .clock import Clock
-from .group import Group, RunSpec
+from .config import data_section
+from .group import Group
 from .intervals import Piece, fetch, stack, summarise, unstack
 from .ledger import Ledger
+from .model_files import save_model
 from .preflight import (
     check_holdout,
     check_room,
-    check_settings,
     check_shape,
     refuse_without_effect,
     state_bytes,
@@ -43,67 +40,13 @@ from .step import TrainState, make_trainer
 
 Progress = Callable[[dict[str, Any]], None]
 
-# A predecessor killed a moment ago may still be dying; after this long somebody else really trains the run.
-_LOCK_WAIT_S = 1.0
-
 # Steps between two looks at the clock before the time of a step is known.
 _UNTIMED_STEPS = 32
 
 
-def train(
-    config: ConfigDict, workdir: Path | str, *, progress: Progress | None = None, assigned: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Trains (or resumes) one run in `workdir`: run.json, metrics.jsonl, checkpoints/, cache/; returns its record.
+class Loop:
+    """The loop of a group with fixed horizons."""
 
-    assigned: settings somebody asked for by name; one that this run would ignore is refused.
-    """
-    workdir = Path(workdir)
-    pin_log(config)
-    options = {"progress": progress, "cache_dir": workdir / "cache", "assigned": assigned}
-    return train_group([RunSpec(config, workdir)], workdir, **options)[0]
-
-
-def train_group(
-    runs: Sequence[RunSpec],
-    group_dir: Path | str,
-    *,
-    progress: Progress | None = None,
-    cache_dir: Path | str | None = None,
-    assigned: Sequence[str] = (),
-) -> list[dict[str, Any]]:
-    """Trains runs that differ only in seed, rate and number of examples, as replicas and branches of one program.
-
-    Idempotent: finished runs are left alone, a stopped group goes on from its newest checkpoint. A replica whose
-    loss stops being finite is recorded as diverged while the others go on.
-
-    Args:
-        runs: configurations and folders. group_dir: holds the checkpoints.
-        progress: called between logging intervals with step, total_steps, rows_per_s, flops_per_s, eta_s.
-        cache_dir: where the data source may keep what depends on its configuration alone.
-        assigned: see `train`.
-
-    Returns:
-        The runs' records, in the order given.
-
-    Raises:
-        ValueError: a folder holds another run, or something there is damaged; the message says what to do.
-        Busy: another process trains one of the runs; the message names it.
-    """
-    group, ledger = Group(runs), Ledger(runs)
-    if ledger.finished:
-        return ledger.records
-    for run in runs:
-        check_settings(run.config)
-    with contextlib.ExitStack() as locks:
-        for folder in sorted({run.run_dir for run in runs}):
-            locks.enter_context(hold(folder / "lock", wait_s=_LOCK_WAIT_S))
-        ledger = Ledger(runs)  # as the last owner of the lock left it
-        if not ledger.finished:
-            _Loop(group, ledger, Path(group_dir), progress or (lambda event: None), cache_dir, assigned).run()
-    return ledger.records
-
-
-class _Loop:
     def __init__(
         self,
         group: Group,
@@ -115,7 +58,7 @@ class _Loop:
     ):
         self.config, t = group.config, group.config.training
         self.source = make_source(
-            self.config.data.to_dict(), requests=t.requests, candidates=t.candidates, cache_dir=cache_dir
+            data_section(self.config), requests=t.requests, candidates=t.candidates, cache_dir=cache_dir
         )
         self.group, self.ledger, self.progress = group, ledger, progress
         self.schedule = GroupSchedule(group, self.source)
@@ -258,18 +201,33 @@ class _Loop:
             "metrics": self.ledger.marks(),
             "wall_s": self.clock.wall_s,
             "interval": stack(interval),
+            **self._position(),
         }
         with self.clock.pause():
             self.checkpoints.save(self._done(index, step), position, state, trunk)
         self.saved = time.monotonic()
+
+    def _position(self) -> dict[str, Any]:
+        """What else a checkpoint has to hold, as plain JSON."""
+        return {}
 
     def _done(self, index: int, step: int) -> int:
         """Steps of the whole program through when segment `index` stands at `step`."""
         segments = self.schedule.segments
         return sum(segment.steps for segment in segments[:index]) + step - segments[index].start
 
-    def _finish(self, segment: Segment, state: TrainState) -> None:
-        """Evaluates every replica at the end of a branch and writes the records of its runs."""
+    def _finish(
+        self,
+        segment: Segment,
+        state: TrainState,
+        work: Sequence[dict[str, Any]] | None = None,
+        final: TrainState | None = None,
+    ) -> None:
+        """Evaluates every replica at the end of a branch and writes the models and records of its runs.
+
+        work: per replica what was really done, where that was not fixed before. final: the last state, where `state` is
+        the best one.
+        """
         with self.clock.pause(), jax.transfer_guard("allow"):
             logits = self.trainer.holdout_logits(state)
             usage = holdout_usage(
@@ -297,4 +255,11 @@ class _Loop:
             with jax.transfer_guard("allow"):  # metrics are computed on the host and compare with host arrays
                 metrics = self.source.evaluate(logits[replica], **further) | usage[replica] if at < 0 else None
             for run in runs:
-                self.ledger.finish(run, metrics, cost, self.trainer.kernels, at)
+                if at < 0 and self.config.training.keep_model:
+                    with jax.transfer_guard("allow"):
+                        save_model(run.run_dir, "final", final or state, replica)
+                        if final is not None:
+                            save_model(run.run_dir, "best", state, replica)
+                self.ledger.finish(
+                    run, metrics, cost, self.trainer.kernels, at, None if work is None else work[replica]
+                )

@@ -99,7 +99,7 @@ def run_steps(config: ConfigDict, source: Source) -> int:
 def run_examples(config: ConfigDict, source: Source, steps: int) -> int:
     """Rows that so many steps train: the last batch of a pass is padded, and rows that are not there do not count."""
     if steps == source.batches and source.total_rows is not None:
-        return source.total_rows * config.data.passes
+        return source.total_rows * max(config.data.passes, config.training.passes)
     return steps * source.requests * source.candidates
 
 
@@ -149,7 +149,10 @@ class GroupSchedule:
         self.steps = {run.run_dir: self._horizon(run) for run in group.runs}
         horizons = sorted(set(self.steps.values()))
         self.warmup = warmup_steps(group.config, self.batch_rows, horizons)
-        self.segments = program(horizons, training.schedule, training.decay_fraction, self.warmup)
+        if training.passes:
+            self.segments = [Segment(0, horizons[-1], horizons[-1])]
+        else:
+            self.segments = program(horizons, training.schedule, training.decay_fraction, self.warmup)
         self.total_steps = sum(segment.steps for segment in self.segments)
         self.members = {
             segment: [self._members(group, segment, r) for r in group.replicas] for segment in self.segments

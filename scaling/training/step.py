@@ -85,6 +85,7 @@ class StepOptions:
     embedding_rate: float
     embedding_eps: float
     embedding_init_std: float
+    embedding_l2: float
     warmup: int
     decay_shape: schedule.DecayShape
     suffix: tuple[float, float] | None = None
@@ -211,11 +212,15 @@ class Trainer:
 
     def holdout_logits(self, state: TrainState) -> Float[np.ndarray, "P batches R C Y"]:
         """Logits of the source's holdout: float32 on the host."""
-        parts = [
-            self._logits(state.params, state.values, state.other, state.tables, self.put(batch))
-            for batch in self.source.holdout()
-        ]
+        parts = [self._device_logits(state, batch) for batch in self.source.holdout()]
         return np.stack(jax.device_get(parts), axis=1)
+
+    def batch_logits(self, state: TrainState, batch: Batch) -> Float[np.ndarray, "P R C Y"]:
+        """Logits of one host batch: float32 on the host."""
+        return np.asarray(jax.device_get(self._device_logits(state, batch)))
+
+    def _device_logits(self, state: TrainState, batch: Batch) -> jax.Array:
+        return self._logits(state.params, state.values, state.other, state.tables, self.put(batch))
 
     def holdout_slot_counts(self, state: TrainState) -> Iterator[dict[str, Num[np.ndarray, "P M"]]]:
         """Hits and weights of every memory slot, batch by batch of the holdout; see `memory_usage`."""
@@ -228,6 +233,11 @@ class Trainer:
     def memory_sub_keys(self) -> int | None:
         """n of the model's memories, see `MemoryValues.sub_keys`."""
         return self._memory.sub_keys
+
+    def model_state(self, state: TrainState) -> tuple[Any, ...]:
+        """The first replica's model as `nnx.merge` takes it."""
+        params, values, other = jax.tree.map(lambda a: a[0], (state.params, state.values, state.other))
+        return self._graphdef, params, self._memory.state(values), other
 
     def _on_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, traced knowing over how many devices XLA will split it; notes what serves its operations."""
@@ -339,9 +349,10 @@ class Trainer:
     def _updated_tables(self, state: TrainState, touched, vectors, grads, factor, alive) -> tuple[Any, Any]:
         """Every embedding table and its optimiser state after one step on the rows that the batch touched."""
         kind, eps = self.options.embedding_optimizer, self.options.embedding_eps
-        rate = self.options.embedding_rate * factor
+        rate, decay = self.options.embedding_rate * factor, self.options.embedding_l2
 
         def update(table, slots, touched, rows, grad, active):
+            grad = grad + decay * rows if decay else grad
             return row_updates.update_rows(kind, table, slots, touched, rows, grad, rate, active=active, eps=eps)
 
         each = jax.vmap(update, in_axes=(0, 0, None, 0, 0, 0))
@@ -440,6 +451,7 @@ def step_options(t: ConfigDict, batch_rows: int, warmup: int) -> StepOptions:
         embedding_rate=t.embedding_lr,
         embedding_eps=t.embedding_eps,
         embedding_init_std=t.embedding_init_std,
+        embedding_l2=t.embedding_l2,
         warmup=warmup,
         decay_shape="cosine" if t.schedule == "cosine" else t.decay_shape,
         suffix=_suffix(t),

@@ -40,7 +40,7 @@ from recscale.scaling.records.planned import (
 )
 from recscale.scaling.records.runs import FINISHED, read_record
 from recscale.scaling.training import group_id, resolved, run_id, shape_id, trunk_id
-from recscale.scaling.training.config import config_hash, default_warmup
+from recscale.scaling.training.config import config_hash, data_section, default_warmup
 from recscale.scaling.training.preflight import (
     check_holdout,
     check_settings,
@@ -58,7 +58,13 @@ from .combinators import split_notes
 __all__ = ["append_stage", "make_plan", "read_plan", "read_sweep", "run_config", "write_plan", "write_sweep"]
 
 # Settings that cannot change a result: not part of a run's identity, free to differ between two launches of one plan.
-FREE_KEYS = ("data.root", "tracking.wandb", "tracking.project", "training.checkpoint_every_s")
+FREE_KEYS = (
+    "data.root",
+    "tracking.wandb",
+    "tracking.project",
+    "training.checkpoint_every_s",
+    "training.keep_model",
+)
 
 
 def is_free(assignment: str) -> bool:
@@ -221,11 +227,11 @@ class _Planner:
 
     def _source(self, config: ConfigDict) -> Any:
         training = config.training
-        key = config_hash({"data": config.data.to_dict(), "rows": [training.requests, training.candidates]})
+        key = config_hash({"data": data_section(config), "rows": [training.requests, training.candidates]})
         if key not in self.sources:
             sizes = {"requests": training.requests, "candidates": training.candidates}
             try:
-                self.sources[key] = make_source(config.data.to_dict(), cache_dir=self.cache_dir, **sizes)
+                self.sources[key] = make_source(data_section(config), cache_dir=self.cache_dir, **sizes)
             except KeyError as error:
                 raise OverrideError(f"data: {error.args[0]}") from error
         return self.sources[key]

@@ -43,12 +43,16 @@ class Cleaner:
 
     Args:
         schema: the schema file. connection: DuckDB. folder: what file patterns are relative to.
+        labelled: whether the rows have labels; those of rows to be scored have none.
 
     Raises:
         LogSchemaError: a column there is not (the nearest is named), or one that its kind cannot hold.
     """
 
-    def __init__(self, schema: LogSchema, connection: duckdb.DuckDBPyConnection, folder: Path):
+    def __init__(
+        self, schema: LogSchema, connection: duckdb.DuckDBPyConnection, folder: Path, *, labelled: bool = True
+    ):
+        self.labelled = labelled
         self.schema, self.connection, self.folder = schema, connection, folder
         self.files = reading.find(schema.log, folder, f"{schema.path}: files of [log]")
         self.found = reading.columns(connection, reading.scan(schema.log, self.files[0]))
@@ -245,6 +249,8 @@ class Cleaner:
 
     def _label(self, place: int) -> Column:
         label = self.schema.labels[place]
+        if not self.labelled:
+            return Column("false", "NULL", ("labels", label.name), ())
         here = ("labels", label.name)
         given = self._given(label.column, (*here, "column"))
         rule = label.positive or "== 1"
@@ -338,10 +344,11 @@ class Cleaner:
         origin = f"CAST({index * reading.ROWS_PER_FILE} + _row AS BIGINT)"
         chosen = [f"{origin} AS rid", *(f"{column.sql} AS {name}" for name, column in self.columns.items())]
         for place, label in enumerate(schema.labels):
-            mask = self.condition(label.mask, ("labels", label.name, "mask")) if label.mask else "true"
+            observed = label.mask if self.labelled else None
+            mask = self.condition(observed, ("labels", label.name, "mask")) if observed else "true"
             chosen.append(f"coalesce({mask}, false) AND {self.columns[f'l{place}'].raw} IS NOT NULL AS m{place}")
         for place, history in enumerate(schema.histories):
-            if history.source == "log":
+            if history.source == "log" and self.labelled:
                 where = self.condition(history.where, ("histories", history.name, "where")) if history.where else "true"
                 chosen.append(f"coalesce({where}, false) AS e{place}")
         if schema.request:
@@ -401,7 +408,7 @@ class Cleaner:
             label = text(f"{column.keys[0] if column.keys[0] in ('time', 'user') else column.keys[1]} = ")
             shown = f"{label} || coalesce(left(CAST({column.raw} AS VARCHAR), 60), 'nothing')"
             cases += [(sql, reason, shown) for sql, reason in column.trouble]
-            if name == f"l{len(self.schema.labels) - 1}":
+            if self.labelled and name == f"l{len(self.schema.labels) - 1}":
                 cases.append((f"({nothing})", Reason.MISSING_LABEL, "'no label'"))
         # A row without a label is that, whatever else it lacks.
         cases.sort(key=lambda case: case[1] != Reason.MISSING_LABEL)

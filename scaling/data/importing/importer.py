@@ -239,7 +239,7 @@ def second_pass(
             _read_events(connection, schema, stages, report)
             make_rows(connection, schema, facts["files"], work / "columns", facts["ticks"])
             tables = make_tables(connection, schema, building, stages[0])
-            bags = bag_tables(connection, _list_columns(schema, tables), work / "columns")
+            bags = bag_tables(connection, list_columns(schema, tables), work / "columns")
         packer = Packer(connection, schema, tables, bags, building, work / "columns")
         with _watching(connection, "sorting", progress):
             packed = packer.write(lambda done, total: progress("packing", done / max(total, 1), done))
@@ -333,7 +333,7 @@ def _read_events(
         )
 
 
-def _list_columns(schema: LogSchema, tables: dict[str, Any]) -> list[tuple[str, Any]]:
+def list_columns(schema: LogSchema, tables: dict[str, Any]) -> list[tuple[str, Any]]:
     """(column, table) of every column that holds lists of ids."""
     stored = stored_fields(schema)
     found = [
@@ -362,6 +362,7 @@ def _facts(
         "requests": packed.requests,
         "tables": rows,
         "missing": packed.missing,
+        "domains": packed.domains,
         "dense": {name: vars(rule) | {"quantiles": packed.quantiles[name]} for name, rule in packed.rules.items()},
         "out_of_vocabulary": _unknown_shares(packed, columns),
         "events_before_request": {

@@ -6,6 +6,7 @@ Everything large is sorted, joined and counted by DuckDB, which spills; Python s
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from recscale.models.inputs import Field, Schema, Task
 from recscale.models.inputs import Sequence as History
 from recscale.scaling.data.stored_log.card import ReadReport, Reason
 from recscale.scaling.data.stored_log.histories import history_ends
+from recscale.scaling.data.stored_log.packed import PackedLog
 from recscale.scaling.data.stored_log.vocabulary import UNKNOWN
 
 from .clean import key_columns, stored_fields
@@ -48,6 +50,7 @@ class Packed:
     differing: int
     missing: dict[str, int]
     quantiles: dict[str, list[float]]
+    domains: list[str]
 
 
 class Packer:
@@ -57,7 +60,7 @@ class Packer:
         connection: a database with the relations `rows` and, for events of their own tables, `events_<k>`.
         schema: the schema file. tables: by name. bags: columns of lists -> relation (rid, ids).
         building: the folder to fill. work: a folder for what is needed on the way.
-        rules: of dense fields, where they are known already.
+        rules: of dense fields, where they are known already. known: a log whose keys, domains and events are taken.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Packer:
         building: Path,
         work: Path,
         rules: dict[str, DenseRule] | None = None,
+        known: PackedLog | None = None,
     ):
         self.connection, self.schema, self.tables, self.bags = connection, schema, tables, bags
         self.building, self.work = building, work
@@ -79,6 +83,7 @@ class Packer:
         self.keys = key_columns(schema)
         self.lists = [history for history in schema.histories if history.columns]
         self.rules = dict(rules or {})
+        self.known = known
         self.quantiles: dict[str, list[float]] = {}
         self._learnt = bool(rules)
 
@@ -91,7 +96,7 @@ class Packer:
         rows, ends, request, differing = 0, [0, 0, 0], -1, 0
         last: tuple[Any, ...] | None = None
         previous: dict[str, np.ndarray] = {}
-        for batch in self._stream(domains):
+        for batch in self._stream(domains, keys):
             columns = {name: batch.column(name) for name in batch.schema.names}
             part = columns["s"].to_numpy(zero_copy_only=False)
             for s in range(3):
@@ -116,8 +121,12 @@ class Packer:
         splits = {name: (int(bounds[k]), int(bounds[k + 1])) for k, name in enumerate(SPLIT_PARTS)}
         self._transform(splits)
         for place, history in enumerate(self.schema.histories):
-            if not history.columns:
+            if history.columns:
+                continue
+            if self.known is None:
                 self._events(place, history, keys)
+            else:
+                self._known_events(history, self.known)
         return Packed(
             splits=splits,
             schema=self._schema(len(domains)),
@@ -127,10 +136,18 @@ class Packer:
             differing=differing,
             missing={name: table.missing for name, table in self.tables.items() if table.missing > UNKNOWN},
             quantiles=self.quantiles,
+            domains=domains,
         )
 
     def _key_table(self, place: int) -> int:
         """Makes the relation key_<place> (value, idx), numbers by value; returns how many keys there are."""
+        if self.known is not None:
+            stored = text(self.known.folder / "keys" / f"{place}.parquet")
+            self.connection.execute(
+                f"CREATE OR REPLACE TABLE key_{place} AS SELECT value, file_row_number AS idx "
+                f"FROM read_parquet({stored}, file_row_number=true)"
+            )
+            return self.connection.execute(f"SELECT count(*) FROM key_{place}").fetchall()[0][0]
         self.connection.execute(
             f"CREATE OR REPLACE TABLE key_{place} AS SELECT k AS value, row_number() OVER (ORDER BY k) - 1 AS idx "
             f"FROM (SELECT DISTINCT k{place} AS k FROM rows)"
@@ -144,6 +161,8 @@ class Packer:
         """Values with a domain of their own; the others share the last one."""
         if self.schema.domain is None:
             return []
+        if self.known is not None:
+            return self.known.meta["facts"]["domains"]
         found = self.connection.execute(
             "SELECT dom, count(*) AS n FROM rows WHERE s = 0 AND dom IS NOT NULL GROUP BY dom ORDER BY n DESC, dom"
         ).fetchall()
@@ -155,7 +174,7 @@ class Packer:
         joins.append(table.join(value, alias))
         return table.sql(value, alias)
 
-    def _stream(self, domains: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def _stream(self, domains: Sequence[str], keys: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Rows in the order of the log, encoded."""
         chosen, joins = ["s", "r.rid AS rid"], []
         order = ["s"]
@@ -164,9 +183,10 @@ class Packer:
             order.append("rt")
         for place in range(len(self.keys)):
             joins.append(f" LEFT JOIN key_{place} AS key{place} ON key{place}.value = r.k{place}")
-            chosen.append(f"key{place}.idx AS k{place}")
+            # A key the known log has not seen comes after all others, and has no events.
+            chosen.append(f"coalesce(key{place}.idx, {keys[place]}) AS k{place}")
             if not place and self.schema.user:
-                order.append("key0.idx")
+                order.append("k0")
         if self.has_requests:
             chosen += ["q0", "q1"]
             order.append("r0")
@@ -343,6 +363,17 @@ class Packer:
         offsets = np.r_[0, np.cumsum(counts)]
         np.save(folder / "offsets.npy", offsets)
         self._ends(history, key, offsets)
+
+    def _known_events(self, history: HistorySpec, known: PackedLog) -> None:
+        """The known log's store, with one more key that has no events."""
+        source, folder = known.folder / "events" / history.name, self.building / "events" / history.name
+        folder.mkdir(parents=True)
+        for file in source.iterdir():
+            shutil.copyfile(file, folder / file.name)
+        offsets = np.load(source / "offsets.npy")
+        offsets = np.r_[offsets, offsets[-1]]
+        np.save(folder / "offsets.npy", offsets)
+        self._ends(history, self.keys.index(history.key or self.schema.user or ""), offsets)
 
     def _event_rule(self, field: FieldSpec) -> DenseRule:
         """Numbers of events know no training part: they are taken as they are, or as logarithms."""

@@ -138,6 +138,15 @@ class GrainSource:
                 request, real = self._padded(held[start : start + self.requests])
                 yield self._gather(self._holdout[name], request, real)
 
+    def batches_of(self, log: PackedLog) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batches of every row of another log of the same schema, and the numbers of their valid rows, in order."""
+        everything = Requests(0, len(log), self.candidates, log.users, log.times, log.requests)
+        for start in range(0, len(everything), self.requests):
+            request, real = self._padded(np.arange(start, min(start + self.requests, len(everything))))
+            rows, exists = everything.rows(request, self.candidates)
+            valid = exists & real[:, None]
+            yield gather(log, self.schema, rows, valid, self._rows_of), rows[valid]
+
     @property
     def holdout_batches(self) -> int:
         return sum(-(-held.size // self.requests) for held in self._held.values())
@@ -173,6 +182,7 @@ class GrainSource:
         return {
             "name": self.log.name,
             "packed": self.log.folder.name,
+            "folder": str(self.log.folder.absolute()),
             "protocol": self.protocol,
             "selected_on": "valid",
             "reported_on": "test",

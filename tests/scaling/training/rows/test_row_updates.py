@@ -88,4 +88,4 @@ def test_update_aliases_the_table_and_needs_no_table_sized_temporary():
 
 def test_unknown_optimizer_is_named():
     with pytest.raises(ValueError, match="embedding_optimizer is 'adagrad', .* rowwise_adagrad, rowwise_adam"):
-        StepOptions(optax.identity(), "adagrad", 0.05, 1e-8, 0.01, 10, "linear")
+        StepOptions(optax.identity(), "adagrad", 0.05, 1e-8, 0.01, 0.0, 10, "linear")

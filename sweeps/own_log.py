@@ -1,0 +1,27 @@
+"""RankMixer against DCNv2 at five sizes on an imported log: passes until validation stops improving, three seeds.
+
+    recscale data import shop.toml --out shop
+    recscale sweep own_log --data shop --out runs/shop
+
+Not run yet at this size: no figure of it has been committed.
+"""
+
+from ml_collections import ConfigDict
+
+from recscale.scaling.training import get_config as base_config
+from recscale.sweeps import Sweep, architectures, by_dense_params, product, seeds
+from recscale.sweeps.base import power_law
+
+SIZES = [3e3, 1e4, 3e4, 1e5, 3e5]
+
+
+def get_config() -> ConfigDict:
+    return base_config("rankmixer", "stored")
+
+
+def get_sweep() -> Sweep:
+    return product(architectures(["rankmixer", "dcnv2"]), by_dense_params(SIZES), seeds(3))
+
+
+def get_report() -> dict:
+    return power_law("dense_params", hold_out=False)
