@@ -10,7 +10,7 @@ import pytest
 
 from recscale.scaling.records import runs as records
 from recscale.scaling.records.locks import Busy, hold
-from recscale.scaling.training import RunSpec, get_config, loop, resolved, run_id, train, train_group
+from recscale.scaling.training import RunSpec, get_config, resolved, run_id, runner, train, train_group
 
 
 def finished(folder, config, **more):
@@ -100,7 +100,7 @@ def test_a_run_that_another_process_trains_is_refused_with_its_host_and_process(
     other = context.Process(target=_hold, args=(tmp_path / "lock", ready, done))
     other.start()
     assert ready.wait(30)
-    monkeypatch.setattr(loop, "_LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(runner, "_LOCK_WAIT_S", 0.0)
     try:
         with pytest.raises(Busy, match=rf"process {other.pid} on {re.escape(socket.gethostname())}"):
             train(get_config("dlrm_mlp"), tmp_path)
