@@ -47,7 +47,7 @@ def save_model(run_dir: Path, name: str, state: TrainState, replica: int) -> Non
     arrays = {part: jax.tree.map(lambda a: a[replica : replica + 1], getattr(state, part)) for part in _PARTS}
     step = int(state.step)
     checkpoints = Checkpoints(folder)
-    checkpoints.save(step, {"step": step}, arrays, None)
+    checkpoints.save(step, {"segment": 0, "step": step}, arrays, None)
     checkpoints.close()
 
 
