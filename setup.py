@@ -90,6 +90,8 @@ setup(
             "optimum = recscale.scaling.laws.isoflop.optimum_command:optimum",
             "specification = recscale.scaling.laws.judgement.specification_command:specification",
             "published = recscale.scaling.laws.published.published_command:published",
+            "forecast = recscale.scaling.laws.forecasting.forecast_command:forecast",
+            "pool = recscale.scaling.laws.forecasting.pool_command:pool",
             "design = recscale.sweeps.engine.design_command:design",
             "data = recscale.scaling.data.data_command:data",
             "count = recscale.scaling.counting.count_commands:count",

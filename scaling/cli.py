@@ -31,6 +31,8 @@ HELP = {
     "fit": "Fit a scaling law to a run table.",
     "compare": "Does one architecture scale better than another?",
     "design": "Which runs to train next, for intervals that are narrow enough.",
+    "forecast": "Predict larger runs from smaller ones, and say how often such intervals hold.",
+    "pool": "Exponents of several architectures from one hierarchical fit.",
     "optimum": "Split a budget of compute between size and data.",
     "isoflop": "The compute-optimal size by three approaches side by side.",
     "specification": "How much a fitted number depends on defensible choices.",

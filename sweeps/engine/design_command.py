@@ -26,7 +26,7 @@ from recscale.scaling.laws.tables.axes import parse_axes
 from recscale.scaling.laws.tables.conditions import rows_where
 from recscale.scaling.records.number_text import amount
 
-_SHOWN = 8
+_SHOWN, _LONGEST_LIST = 8, 40
 
 
 @click.command(epilog=EXIT_CODES)
@@ -34,11 +34,14 @@ _SHOWN = 8
 @click.option("--budget", type=float, default=np.inf, help="Core-hours for all next runs together [default: no end].")
 @click.option("--goal", metavar="NAME=WIDTH", help="Half-width to reach for every architecture, as in alpha=.02.")
 @click.option("--like", type=click.Path(path_type=Path), help="For a planned SWEEP: the table whose law it may obey.")
+@click.option("--data", default="examples", show_default=True, help="Column of the rows a run was trained on.")
+@click.option("--speed", type=float, help="Price runs at 6 FLOPs per parameter and row at this many FLOP/s instead.")
 @click.option("--by", default="architecture", show_default=True, help="Column that tells the laws apart.")
 @fit_options("power_offset")
 @JSON
 def design(
-    place: Path, budget: float, goal: str | None, like: Path | None, by: str, form: str, axes: str | None,
+    place: Path, budget: float, goal: str | None, like: Path | None, data: str,
+    speed: float | None, by: str, form: str, axes: str | None,
     where: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Expected widths of the constants of the law of TABLE, and of every candidate next run, best first.
@@ -50,7 +53,8 @@ def design(
     table = read_and_tell(like if like is not None else place)
     table = table if where is None else table[rows_where(table, where)]
     options |= {"bootstrap": 0, "profile": False}
-    designs, refused = _designs(table, by, form, axes, budget, options)
+    prices = {"data": data, "speed": speed}
+    designs, refused = _designs(table, by, form, axes, budget, prices, options)
     if like is not None:
         designs = _planned(place, designs, by)
     if wanted is not None:
@@ -81,7 +85,13 @@ def _check_goal(name: str, designs: list[Design]) -> None:
 
 
 def _designs(
-    table: pd.DataFrame, by: str, form: str, axes: str | None, budget: float, options: dict[str, Any]
+    table: pd.DataFrame,
+    by: str,
+    form: str,
+    axes: str | None,
+    budget: float,
+    prices: dict[str, Any],
+    options: dict[str, Any],
 ) -> tuple[list[Design], dict[str, str]]:
     """One design a law, and why there is none for others."""
     found, refused = [], {}
@@ -90,7 +100,7 @@ def _designs(
         law = fit(group, form, parse_axes(axes), **options)
         try:
             law.solved()
-            cost = measured_cost(law.rows.frame, list(law.rows.columns.values()))
+            cost = measured_cost(law.rows.frame, list(law.rows.columns.values()), **prices)
             found.append(designed(str(name), law, cost, budget))
         except Refused as refusal:
             refused[str(name)] = str(refusal)
@@ -189,6 +199,8 @@ def _show_plan(found: Plan, designs: list[Design], budget: float, goal: tuple[st
         for i in np.flatnonzero(added):
             run = _words(_point(after, after.points[i]))
             rows.append((after.name, run, f"{added[i]}", f"{added[i] * after.hours[i]:.2g}"))
+    if len(rows) > _LONGEST_LIST:
+        rows = [*rows[:_LONGEST_LIST], ("", f"and {len(rows) - _LONGEST_LIST} more (all are in the JSON)", "", "")]
     of = "" if not np.isfinite(budget) else f" of {budget:g}"
     show(f"Plan: {len(found.runs)} runs, {found.hours:.3g}{of} core-hours", ("law", "run", "seeds", "core-hours"), rows)
     for after in found.designs:
@@ -199,9 +211,8 @@ def _show_plan(found: Plan, designs: list[Design], budget: float, goal: tuple[st
             line += f"; {verdict} {goal[0]} ± {goal[1]:g}"
         say(line)
     if found.reached is False and not np.isfinite(budget):
-        say("No runs of this form reach it within 1000 times the largest size and 4 seeds a size: the scatter of sizes")
         say(
-            "around the law decides. A floor that is known narrows the exponent most: --fix E=VALUE or --fix E=@COLUMN."
+            "No runs reach it within 1000 times the largest value and 4 seeds a cell: the scatter around the law decides"
         )
 
 

@@ -28,6 +28,7 @@ _FORMS = {
         "kappa": "power:kappa",
         "kappa_tied": "power:kappa_tied",
         "gamma": "power:gamma",
+        "trunk": "trunk:trunk",
         "farseer": "size_dependent:farseer",
         "sum": "power:sum_form",
         "kappa_sum": "power:kappa_sum",

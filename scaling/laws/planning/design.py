@@ -30,6 +30,8 @@ from recscale.scaling.laws.tables.validate import require
 _STEP = 1e-5
 _BEYOND = 1000.0  # how far above the largest value of an axis a candidate may lie
 _LONGEST_PLAN = 1000  # runs
+_LEAST_WORTH = 1e-3  # below this a run says nothing that is not known
+_RATIO_BEYOND = 4.0  # how far the ratio of two axes may lie beyond those that were run
 _WIDE = ("floor", "exponent", "shape")  # roles whose widths are reported
 MAX_SEEDS = 4
 
@@ -50,26 +52,34 @@ class Cost:
         return rows * each / 3600.0
 
 
-def measured_cost(table: pd.DataFrame, columns: Sequence[str], data: str = "examples") -> Cost:
-    """The cost of a run along these axes from `rows_per_s`, or `wall_s` and `examples`, of the runs of a table.
+def measured_cost(
+    table: pd.DataFrame, columns: Sequence[str], data: str = "examples", speed: float | None = None
+) -> Cost:
+    """The cost of a run along these axes from `rows_per_s`, or `wall_s` and `data`, of the runs of a table.
 
-    Raises ValueError where the table does not say how long its runs took.
+    speed: FLOP/s of a core (or of whatever the hours are of); then a run costs 6 FLOPs per parameter and row, and
+    nothing is read from the table. Raises ValueError where the table does not say how long its runs took.
     """
     require(table, data, "the rows a run was trained on")
-    rows = table[data].to_numpy(float)
+    rows, axis = table[data].to_numpy(float), data if data in columns else None
+    if speed is not None:
+        sizes = [column for column in columns if column != data]
+        if len(sizes) != 1:
+            raise ValueError(f"a speed prices one size and the data, found {', '.join(columns)}")
+        return Cost(float(np.median(rows)), 0.0, {sizes[0]: 6.0 / speed}, axis)
     if "rows_per_s" in table and table["rows_per_s"].notna().any():
         per_row = 1.0 / table["rows_per_s"].to_numpy(float)
     elif "wall_s" in table and table["wall_s"].notna().any():
         per_row = table["wall_s"].to_numpy(float) / rows
     else:
-        raise ValueError("the table has neither rows_per_s nor wall_s, so the next runs have no price")
+        raise ValueError("the table has neither rows_per_s nor wall_s, so the next runs have no price; give a speed")
     sizes = [column for column in columns if column != data]
     known = np.isfinite(per_row) & np.isfinite(rows)
     design = np.column_stack([np.ones(len(table)), *(table[column].to_numpy(float) for column in sizes)])[known]
     scale = design.max(axis=0)
     rates, _ = optimize.nnls(design / scale / per_row[known, None], np.ones(int(known.sum())))
     fixed, *each = (float(rate) for rate in rates / scale)
-    return Cost(float(np.median(rows)), fixed, dict(zip(sizes, each, strict=True)), data if data in columns else None)
+    return Cost(float(np.median(rows)), fixed, dict(zip(sizes, each, strict=True)), axis)
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ class Design:
             spare = self._spare + (self.counts == 0)
             before = self._width(goal, covariance[i, i], self._spare)
             worth = 2 * np.log(before / self._width(goal, np.maximum(after, 1e-300), spare))
-        return np.where(self.counts < MAX_SEEDS, worth, 0.0)
+        return np.where((self.counts < MAX_SEEDS) & (worth > _LEAST_WORTH), worth, 0.0)
 
     @property
     def _spare(self) -> int:
@@ -215,7 +225,12 @@ def _candidates(run: np.ndarray) -> np.ndarray:
         inside = np.sqrt(distinct[:-1] * distinct[1:]) if run.shape[1] == 1 else []
         beyond = distinct[-1] * step ** np.arange(1, 1 + int(np.log(_BEYOND) / np.log(max(step, 1.2))))
         grids.append([*distinct, *(float(f"{value:.3g}") for value in (*inside, *beyond))])
-    return np.array(list(product(*grids)))
+    offered = np.array(list(product(*grids)))
+    for i, j in combinations(range(run.shape[1]), 2):
+        known, wanted = run[:, i] / run[:, j], offered[:, i] / offered[:, j]
+        near = (wanted > known.min() / _RATIO_BEYOND) & (wanted < known.max() * _RATIO_BEYOND)
+        offered = offered[near]
+    return offered
 
 
 @dataclass(frozen=True)

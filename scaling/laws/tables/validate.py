@@ -101,6 +101,8 @@ def prepare(
         raise TypeError(
             f"table must be a pandas DataFrame, found {type(table).__name__}; a file is read by laws.tables.read"
         )
+    if "stage" in columns.values() and "stage" not in table and "decayed" in table:
+        table = table.assign(stage=np.where(table["decayed"].eq(True), 1.0, 2.0))  # see forms.trunk
     for slot, column in columns.items():
         require(table, column, f"axis {slot} of form {form.id}")
     named = ((target, "the target"), (auc, "the AUC stream"), (cluster, "cluster"), (weights, "weights"))

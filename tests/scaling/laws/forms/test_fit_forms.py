@@ -42,6 +42,11 @@ CASES = {
     "kaplan_offset": (TWO, CHINCHILLA, {}),
     "kappa": (TWO, KAPPA, {}),
     "kappa_tied": (TWO, {"E": 0.42, "A": 3.0, "alpha": 0.35, "B": 20.0, "kappa": 2.0}, {}),
+    "trunk": (
+        grid(np.geomspace(1e4, 1e7, 8), np.geomspace(1e5, 1e9, 8), np.array([1.0, 2.0])),
+        CHINCHILLA | {"C": 0.01},
+        {},
+    ),
     "gamma": (TWO, {"E": 0.42, "A": 27.0, "alpha": 1.05, "B": 512.0, "beta": 0.84, "gamma": 1 / 3}, {}),
     "farseer": (
         TWO,

@@ -1,0 +1,1 @@
+"""Forecasts beyond the runs there are, and what several architectures say together."""

@@ -1,0 +1,159 @@
+"""Forecasts that carry the doubt about the form: bands of every form that rolling origin does not reject, stacked.
+
+Everything above a cut is held out. The forms are ranked on the rows below it by rolling origin; those whose held-out
+error is at most twice the best one's, and no larger than that of repeating the last value, are admitted. The forecast
+is their mean, weighted by the inverse of their mean-square error; its interval reaches from the lowest to the highest
+of their 95 % bands for new runs: it holds the resampled runs, their scatter and the disagreement of the forms.
+
+How often such intervals hold is counted by how far beyond the fitted rows they reach: on the rolling cuts below the
+cut, and on the rows above it, which nothing has seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recscale.scaling.laws.fitting.fit import fit
+from recscale.scaling.laws.fitting.law_fit import LawFit, Refused
+from recscale.scaling.laws.judgement.rolling import BASELINES, Rolling, rolling_origin
+from recscale.scaling.laws.tables.conditions import rows_where
+from recscale.scaling.laws.tables.validate import require
+
+REJECTED = 2.0  # times the best form's held-out error
+RATIOS = (1.0, 2.0, 10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predictions of a table's rows above a cut, and of points nobody has run.
+
+    weights: admitted form -> weight; rejected: form -> why not. held_out, points: axis columns, ratio beyond the cut,
+    predicted, low, high (missing where refused), and for held-out rows the metric and whether it lies inside.
+    calibration: per ratio, rows and share inside on the rolling cuts and above the cut.
+    """
+
+    axis: str
+    cut: float
+    target: str
+    weights: dict[str, float]
+    rejected: dict[str, str]
+    held_out: pd.DataFrame
+    points: pd.DataFrame
+    calibration: pd.DataFrame
+    laws: dict[str, LawFit] = field(repr=False)
+
+    @property
+    def granted(self) -> bool:
+        """Whether any prediction may be read."""
+        return bool(self.held_out["predicted"].notna().any() or self.points["predicted"].notna().any())
+
+
+def forecast(
+    table: pd.DataFrame,
+    forms: Sequence[str],
+    axes: Mapping[str, str],
+    target: str = "logloss",
+    *,
+    axis: str | None = None,
+    cut: float | None = None,
+    at: Sequence[Mapping[str, float]] = (),
+    cluster: str | None = None,
+    where: str | None = None,
+    draws: int = 200,
+    seed: int = 0,
+) -> Forecast:
+    """Hold out the rows whose `axis` (the first of `axes`) lies above `cut` (by default the largest third of its
+    logarithm), and predict them and the points `at` (slot -> value).
+
+    Raises Refused where no form can be ranked below the cut, ValueError for an unknown column or a cut without rows on
+    either side.
+    """
+    axis = axis or next(iter(axes.values()))
+    require(table, axis, "the axis of the cut")
+    table = table if where is None else table[rows_where(table, where)]
+    values = pd.to_numeric(table[axis], errors="coerce")
+    if cut is None:
+        cut = float(np.exp(np.log(values.min()) + 2 / 3 * np.log(values.max() / values.min())))
+    below, above = table[values <= cut], table[values > cut]
+    if below.empty or (above.empty and not at):
+        raise ValueError(f"the cut {cut:g} leaves {len(below)} rows of {axis} below it and {len(above)} above")
+    options: dict[str, Any] = {"cluster": cluster, "seed": seed}
+    rolling = rolling_origin(below, forms, axes, target, axis=axis, draws=draws, **options)
+    weights, rejected = _admitted(rolling)
+    laws = {
+        name: fit(below, name, rolling.fits[name].rows.columns, target, draws, profile=False, **options)
+        for name in weights
+    }
+    seen = above[above["status"] == "done"] if "status" in above else above
+    columns = list(dict.fromkeys([*axes.values(), axis]))
+    held_out = _predicted(laws, weights, seen[columns].reset_index(drop=True), axis, cut)
+    held_out = held_out.assign(actual=seen[target].to_numpy(float))
+    inside = (held_out["actual"] >= held_out["low"]) & (held_out["actual"] <= held_out["high"])
+    held_out = held_out.assign(inside=inside.where(held_out["low"].notna()))
+    asked = pd.DataFrame([{axes[slot] if slot in axes else slot: x for slot, x in point.items()} for point in at])
+    points = _predicted(laws, weights, asked, axis, cut)
+    calibration = _calibration(rolling, list(weights), held_out)
+    return Forecast(axis, cut, target, weights, rejected, held_out, points, calibration, laws)
+
+
+def _admitted(rolling: Rolling) -> tuple[dict[str, float], dict[str, str]]:
+    """(form -> weight, form -> why it is rejected) by held-out error."""
+    ranking = rolling.ranking
+    errors = {str(name): float(error) for name, error in ranking["mean_rms"].to_dict().items()}
+    own = {name: error for name, error in errors.items() if name not in BASELINES}
+    if not own:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in rolling.refused.items())
+        raise Refused(f"no form can be ranked on the rows below the cut ({reasons or 'too few rows'})")
+    best = min(own.values())
+    limit = min(REJECTED * best, errors.get(BASELINES[0], np.inf))
+    rejected = dict(rolling.refused)
+    for name, error in own.items():
+        if error > limit:
+            rejected[name] = f"held-out error {error:.2g}, the best form has {best:.2g}, limit {limit:.2g}"
+    kept = {name: float(ranking["weight"].to_dict()[name]) for name, error in own.items() if error <= limit}
+    if not kept:
+        raise Refused(
+            f"no form predicts larger runs better than repeating the last value: {best:.2g} against {limit:.2g}"
+        )
+    return {name: weight / sum(kept.values()) for name, weight in kept.items()}, rejected
+
+
+def _predicted(
+    laws: Mapping[str, LawFit], weights: Mapping[str, float], points: pd.DataFrame, axis: str, cut: float
+) -> pd.DataFrame:
+    """The points with ratio beyond the cut, weighted mean and stacked interval; missing where a form refuses."""
+    if points.empty:
+        return points.assign(ratio=[], predicted=[], low=[], high=[])
+    means, lows, highs = [], [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # points too far out come back as NaN
+        for name, law in laws.items():
+            mean, low, high = law.predict(points, interval=True, noise=True)
+            means.append(weights[name] * np.asarray(mean, float))
+            lows.append(np.asarray(low, float))
+            highs.append(np.asarray(high, float))
+    ratio = points[axis].to_numpy(float) / cut if axis in points else np.full(len(points), np.nan)
+    return points.assign(
+        ratio=ratio, predicted=np.sum(means, axis=0), low=np.min(lows, axis=0), high=np.max(highs, axis=0)
+    )
+
+
+def _calibration(rolling: Rolling, admitted: list[str], held_out: pd.DataFrame) -> pd.DataFrame:
+    """Rows and share inside the stacked intervals per ratio beyond the fitted rows."""
+    own = rolling.points[rolling.points["form"].isin(admitted)].dropna(subset=["low_95"])
+    same_point = own.groupby(["cut", "run_id", "ratio", "actual"], as_index=False)
+    stacked = same_point.agg(low=("low_95", "min"), high=("high_95", "max"))
+    inside = (stacked["actual"] >= stacked["low"]) & (stacked["actual"] <= stacked["high"])
+    rows = []
+    for low, high in zip(RATIOS, RATIOS[1:], strict=False):
+        past = inside[(stacked["ratio"] > low) & (stacked["ratio"] <= high)]
+        new = held_out[(held_out["ratio"] > low) & (held_out["ratio"] <= high)]["inside"].dropna().astype(bool)
+        shares = [float(part.mean()) if len(part) else None for part in (past, new)]
+        rows.append((f"up to x{high:g}", len(past), shares[0], len(new), shares[1]))
+    return pd.DataFrame(rows, columns=["ratio", "rolling_rows", "rolling_inside", "held_out_rows", "held_out_inside"])
