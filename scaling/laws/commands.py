@@ -38,10 +38,47 @@ WHERE = click.option(
 )
 
 
+def _given(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE texts of an option as the mapping `fit` takes. Raises UsageError naming what is wrong."""
+    option, found = parameter.opts[0], {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        parts = value.split(",")
+        kind = parts.pop(0) if option == "--prior" else ""
+        try:
+            numbers = [] if value.startswith("@") and option == "--fix" else [float(part) for part in parts]
+        except ValueError:
+            numbers = [float("nan")]
+        wanted = 1 if option == "--fix" else 2
+        if not name or any(n != n for n in numbers) or (numbers and len(numbers) != wanted):
+            shapes = {"--fix": "E=.42 or E=@asymptote", "--bound": "alpha=0,2", "--prior": "alpha=normal,.3,.1"}
+            raise click.UsageError(f"{option} {text!r} cannot be read; write it as {shapes[option]}")
+        found[name] = value if not numbers else numbers[0] if wanted == 1 else (*([kind] if kind else []), *numbers)
+    return found
+
+
+KNOWN = (
+    click.option(
+        "--fix", "fixed", multiple=True, callback=_given, metavar="NAME=VALUE",
+        help="A known parameter: E=.42, or E=@COLUMN row by row.",
+    ),
+    click.option(
+        "--bound", "bounds", multiple=True, callback=_given, metavar="NAME=LOW,HIGH",
+        help="Where a parameter may lie, as in alpha=0,2.",
+    ),
+    click.option(
+        "--prior", "priors", multiple=True, callback=_given, metavar="NAME=normal,MEAN,SD",
+        help="What is believed of a parameter; lognormal,MEDIAN,SD of the logarithm.",
+    ),
+)  # fmt: skip
+
+
 def fit_options(form: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Options of a command that fits a law: form (this one by default), axes, metric, rows, clusters, resampling."""
+    """Options of a command that fits a law: form (this one by default), axes, metric, rows, clusters, resampling, and
+    what is known of parameters.
+    """
     own = click.option("--form", default=form, show_default=True, help="Form id or alias; see recscale fit --forms.")
-    options = (own, AXES, TARGET, CLUSTER, WHERE, BOOTSTRAP, SEED)
+    options = (own, AXES, TARGET, CLUSTER, WHERE, BOOTSTRAP, SEED, *KNOWN)
     return lambda command: functools.reduce(lambda function, option: option(function), reversed(options), command)
 
 

@@ -58,14 +58,6 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
     show_default=True,
     help="What to do with a table that has broken rows.",
 )
-@click.option("--fix", multiple=True, metavar="NAME=VALUE", help="A known parameter: E=.42, or E=@COLUMN row by row.")
-@click.option("--bound", multiple=True, metavar="NAME=LOW,HIGH", help="Where a parameter may lie, as in alpha=0,2.")
-@click.option(
-    "--prior",
-    multiple=True,
-    metavar="NAME=normal,MEAN,SD",
-    help="What is believed of a parameter; lognormal,MEDIAN,SD of the logarithm.",
-)
 @click.option("--rolling", "score", is_flag=True, help="Also score extrapolation of this form and its rivals.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the full record to this JSON file.")
 @JSON
@@ -87,16 +79,12 @@ def fit(
     score: bool,
     out: Path | None,
     as_json: bool,
-    fix: tuple[str, ...],
-    bound: tuple[str, ...],
-    prior: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Fit a scaling law to TABLE: a file (csv, tsv, json, jsonl, parquet, feather), a sweep's or a tracker's folder.
 
     Refused quantities are printed with the reason and never as a number.
     """
-    options |= {"fixed": _given("--fix", fix), "bounds": _given("--bound", bound), "priors": _given("--prior", prior)}
     frame = read(table)
     law = fit_table(frame, form, parse_axes(axes), target, bootstrap, cluster, **options)
     rolling = _score(frame, law, cluster, options) if score and not law.refused else None
@@ -108,25 +96,6 @@ def fit(
         _print(law, rolling)
     told = {**summary(law), "validation": validation, "record": record} if as_json else None
     leave(granted=law.granted, told=told)
-
-
-def _given(option: str, texts: tuple[str, ...]) -> dict[str, Any]:
-    """NAME=VALUE texts of an option as the mapping `fit` takes. Raises UsageError naming what is wrong."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        parts = value.split(",")
-        kind = parts.pop(0) if option == "--prior" else ""
-        try:
-            numbers = [] if value.startswith("@") and option == "--fix" else [float(part) for part in parts]
-        except ValueError:
-            numbers = [float("nan")]
-        wanted = 1 if option == "--fix" else 2
-        if not name or any(n != n for n in numbers) or (numbers and len(numbers) != wanted):
-            shapes = {"--fix": "E=.42 or E=@asymptote", "--bound": "alpha=0,2", "--prior": "alpha=normal,.3,.1"}
-            raise click.UsageError(f"{option} {text!r} cannot be read; write it as {shapes[option]}")
-        found[name] = value if not numbers else numbers[0] if wanted == 1 else (*([kind] if kind else []), *numbers)
-    return found
 
 
 def _score(frame, law: LawFit, cluster: str | None, options: dict) -> Rolling:

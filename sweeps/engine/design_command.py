@@ -211,9 +211,7 @@ def _show_plan(found: Plan, designs: list[Design], budget: float, goal: tuple[st
             line += f"; {verdict} {goal[0]} ± {goal[1]:g}"
         say(line)
     if found.reached is False and not np.isfinite(budget):
-        say(
-            "No runs reach it within 1000 times the largest value and 4 seeds a cell: the scatter around the law decides"
-        )
+        say("not within 1000 times the largest value and 4 seeds a cell; a floor that is known helps: --fix E=@COLUMN")
 
 
 def _point(one: Design, values: np.ndarray) -> dict[str, float]:
