@@ -1,6 +1,6 @@
 """Executes the notebooks in place; with a sweep's folder, first takes over its run table.
 
-    python notebooks/execute.py                          executes both on the committed run table
+    python notebooks/execute.py                          executes all of them on committed tables
     python notebooks/execute.py --sweep runs/quickstart  takes that sweep's table over first
 
 Outputs are written without timestamps or machine names, so a diff shows what changed in the results.
@@ -18,7 +18,7 @@ import pandas as pd
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
-NOTEBOOKS = ("quickstart", "reuse_a_module")
+NOTEBOOKS = ("quickstart", "any_table", "reuse_a_module")
 TABLE, TRUTH = HERE / "runs" / "quickstart.parquet", HERE / "runs" / "quickstart_truth.json"
 TIMEOUT_S = 600
 

@@ -37,8 +37,8 @@ def shape(output):
     return output.output_type, output.get("name"), sorted(output.get("data", {}))
 
 
-def test_both_notebooks_are_here():
-    assert NAMES == ["quickstart", "reuse_a_module"]
+def test_all_notebooks_are_here():
+    assert NAMES == ["any_table", "quickstart", "reuse_a_module"] == sorted(load_execute().NOTEBOOKS)
 
 
 def test_the_committed_table_is_that_of_the_quickstart_sweep():
