@@ -35,7 +35,7 @@ import pandas as pd
 
 from recscale.scaling import cli
 from recscale.scaling.records.planned import PLAN, SWEEP
-from recscale.scaling.records.runs import METRICS, RECORD, TABLE
+from recscale.scaling.records.runs import METRICS, RECORD, TABLE, read_record, write_record
 
 PASSED = ("same", "mended")
 
@@ -200,9 +200,9 @@ def write_sweep_file(folder: Path, examples: int) -> Path:
 
 def _stop_in_the_middle(out: Path) -> None:
     """A finished run as if it had been killed a while after its newest checkpoint but one."""
-    record = json.loads((out / RECORD).read_text())
+    record = read_record(out) or {}
     newest = max(out.glob("checkpoints/*/"), key=lambda path: int(path.name))
-    (out / RECORD).unlink()
+    write_record(out, record | {"status": "running"})
     lines = (out / METRICS).read_bytes().splitlines(keepends=True)
     marks = json.loads((newest / "manifest.json").read_text())["position"]["metrics"]
     kept = marks[record["run_id"]]["lines"]
