@@ -25,6 +25,7 @@ NUMBERS = (
     "lr_dense", "lr_embedding", "lr_trials", "batch_rows", "warmup_examples", "logloss", "ne", "auc", "gauc",
     "calibration", "metric_window_rows", "metric_se", "excess_logloss", "entropy_floor", "asymptote", "wall_s",
     "step_ms", "rows_per_s", "mfu",
+    "examples_seen", "replicas",
 )  # fmt: skip
 
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
