@@ -15,7 +15,7 @@ from recscale.scaling.records.number_text import amount, decimals, value_text
 from .series import FITTED, HELD_OUT, Prediction, Quantity, Series, View
 from .wording import axis_words, shortened, target_words
 
-CHARACTERS = 158  # of a line across a figure
+CHARACTERS = 148  # of a line across a figure, also when many are digits, which are wide
 
 
 def series_text(series: Series) -> str:
