@@ -51,7 +51,7 @@ _RANGES: dict[str, Test] = {
     "training.clip_norm": _NOT_NEGATIVE,
     "training.suffix_alpha": _NOT_NEGATIVE,
     "training.suffix_beta": _NOT_NEGATIVE,
-    "training.embedding_lr": _POSITIVE,
+    "training.embedding_lr": _NOT_NEGATIVE,  # 0 freezes the tables
     "training.embedding_eps": _POSITIVE,
     "training.embedding_init_std": _POSITIVE,
     "training.value_lr": _POSITIVE,

@@ -1,0 +1,19 @@
+"""Every sweep of the package: no run of it has a setting that planning would refuse."""
+
+import pytest
+
+from recscale.scaling.training.preflight import check_settings
+from recscale.sweeps.engine.combinators import split_notes
+from recscale.sweeps.engine.loading import installed, load
+from recscale.sweeps.engine.plan import lay
+
+
+@pytest.mark.parametrize("name", sorted(installed()))
+def test_no_setting_is_out_of_its_range(name):
+    loaded = load(name)
+    base = loaded.config()
+    for point in loaded.points()[::7]:
+        settings, _ = split_notes(point)
+        config = lay(base, settings)
+        config.size.update({target: None for target in config.size})  # what the planner turns into a shape
+        check_settings(config)
