@@ -12,10 +12,11 @@ from .batch import (
     UserSide,
     join_fields,
 )
-from .schema import Field, Schema, Sequence, Task, reference_schema
+from .schema import Content, Field, Schema, Sequence, Task, reference_schema
 
 __all__ = [
     "Batch",
+    "Content",
     "CandidateInputs",
     "CandidateSide",
     "Events",

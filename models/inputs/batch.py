@@ -90,23 +90,45 @@ class Events:
 
 
 @flax.struct.dataclass
+class QueryContent:
+    """What a request asks for. tokens int32 [R, n]; query int32 [R], equal where two ask the same; history: sequence
+    name -> int32 [R, S], the items of its events, -1 on padding."""
+
+    tokens: Array
+    query: Array
+    history: dict[str, Array]
+
+
+@flax.struct.dataclass
+class ItemContent:
+    """What candidates are made of. ids int32 [R, C], -1 on padding; tokens int32 [R, C, n]."""
+
+    ids: Array
+    tokens: Array
+
+
+@flax.struct.dataclass
 class UserInputs:
-    """fields: name -> float [R, width]; histories: sequence name -> Events; domain int32 [R] or None."""
+    """fields: name -> float [R, width]; histories: sequence name -> Events; domain int32 [R] or None; content: only of
+    a schema that has it."""
 
     fields: dict[str, Array]
     histories: dict[str, Events]
     domain: Array | None = None
+    content: QueryContent | None = None
 
 
 @flax.struct.dataclass
 class CandidateInputs:
-    """fields: name -> float [R, C, width]; valid: bool [R, C], False on padded candidates, None if there are none.
+    """fields: name -> float [R, C, width]; valid: bool [R, C], False on padded candidates, None if there are none;
+    content: only of a schema that has it.
 
     Only what accumulates over candidates (running statistics, usage) needs `valid`; losses are masked by the batch's.
     """
 
     fields: dict[str, Array]
     valid: Array | None = None
+    content: ItemContent | None = None
 
     @property
     def valid_rows(self) -> Array | None:
@@ -116,10 +138,26 @@ class CandidateInputs:
 
 @flax.struct.dataclass
 class Inputs:
-    """Everything an architecture sees: dense arrays only."""
+    """Everything an architecture sees: dense arrays, and ids of items and tokens where a schema has content."""
 
     user: UserInputs
     candidates: CandidateInputs
+
+
+@flax.struct.dataclass
+class Contrast:
+    """A loss that picks each clicked candidate out of the others: see `losses.contrastive_loss`.
+
+    scores: [R, R, C], of every request with every candidate; negative: bool [R, R, C], what a request's own are held
+    against; weight: of the loss; clicked_only: whether only clicked candidates are held against; mean: over the
+    clicked, else their sum.
+    """
+
+    scores: Array
+    negative: Array
+    weight: float = flax.struct.field(pytree_node=False)
+    clicked_only: bool = flax.struct.field(pytree_node=False, default=False)
+    mean: bool = flax.struct.field(pytree_node=False, default=True)
 
 
 @flax.struct.dataclass
@@ -130,12 +168,16 @@ class Output:
     stats: named diagnostics (arrays of any shape); scalars are logged;
     loss_logits: what the task loss is made of where that is not the logits alone: name -> (weight, logits like
     `logits`), the task loss is the weighted sum of theirs. Only training fills it (auxiliary heads, a second path).
+    contrast: a loss that needs the labels beside other scores; pending: what `Ranker.settle` is to be given once the
+    gradient is taken. Both only in training.
     """
 
     logits: Array
     losses: dict[str, Array] = flax.struct.field(default_factory=dict)
     stats: dict[str, Array] = flax.struct.field(default_factory=dict)
     loss_logits: dict[str, tuple[Any, Array]] = flax.struct.field(default_factory=dict)
+    contrast: Contrast | None = None
+    pending: Any = None
 
 
 def join_fields(fields: Mapping[str, Array], names: Sequence[str]) -> Float[jax.Array, "*rows d"]:

@@ -105,6 +105,34 @@ class Sequence:
 
 
 @dataclasses.dataclass(frozen=True)
+class Content:
+    """What items are made of and what requests ask for, as tokens; 0 is padding.
+
+    Batches carry candidates' `ids["content_item"]` [R, C] and `ids["content"]` [R, C, sum(segments)], users'
+    `ids["query"]` [R], equal for requests that ask the same, and `ids["query_content"]` [R, query_length], and the
+    histories' `ids["content_item"]` [R, S].
+
+    Attributes:
+        items: number of items. vocabulary: token ids, padding included.
+        segments: most tokens of each part of an item (title, text in its pictures, ...). query_length: of a query.
+        histories: sequences whose events are such items.
+    """
+
+    items: int
+    vocabulary: int
+    segments: tuple[int, ...]
+    query_length: int
+    histories: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.items < 1 or self.vocabulary < 2 or not self.segments or min(*self.segments, self.query_length) < 1:
+            raise ValueError(
+                f"content has {self.items} items, {self.vocabulary} token ids, segments {self.segments} and queries of "
+                f"{self.query_length} tokens; expected an item, two ids, and a token in each"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """One binary label; the loss is the weighted sum over tasks."""
 
@@ -120,6 +148,7 @@ class Schema:
     sequences: tuple[Sequence, ...] = ()
     tasks: tuple[Task, ...] = (Task("click"),)
     domains: int = 1
+    content: Content | None = None
 
     def __post_init__(self):
         _check_unique("field", [field.name for field in self.fields])
@@ -127,6 +156,9 @@ class Schema:
         _check_unique("task", [task.name for task in self.tasks])
         if not self.tasks:
             raise ValueError("a schema needs at least one task")
+        for name in self.content.histories if self.content is not None else ():
+            if name not in [sequence.name for sequence in self.sequences]:
+                raise ValueError(f"content names history {name!r}, and the schema has none of that name")
         shapes: dict[str, tuple[int, int]] = {}
         for field in self.table_fields():
             shape = (field.vocabulary or 0, field.width)
@@ -189,8 +221,10 @@ class Schema:
 
     def to_dict(self) -> dict:
         plain = dataclasses.asdict(self)
+        if plain["content"] is None:  # so that a schema without such things keeps its hash
+            del plain["content"]
         for field in (*plain["fields"], *(field for sequence in plain["sequences"] for field in sequence["fields"])):
-            if field["ids"] is None:  # so that a schema without such fields keeps its hash
+            if field["ids"] is None:
                 del field["ids"]
         return plain
 

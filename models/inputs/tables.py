@@ -23,7 +23,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .batch import Array, Batch, CandidateInputs, CandidateSide, Events, History, Inputs, UserInputs, UserSide
+from .batch import (
+    Array,
+    Batch,
+    CandidateInputs,
+    CandidateSide,
+    Events,
+    History,
+    Inputs,
+    ItemContent,
+    QueryContent,
+    UserInputs,
+    UserSide,
+)
 from .schema import Field, Schema
 
 # (table name, place of the field, ids) -> vectors [..., width]
@@ -100,9 +112,10 @@ def embed(schema: Schema, batch: Batch, lookup: Lookup) -> Inputs:
         histories[sequence.name] = Events(events=events, length=length, delta_s=history.delta_s)
     user = _vectors(schema.user_fields, "user", batch.user, lookup)
     candidates = _vectors(schema.candidate_fields, "candidate", batch.candidates, lookup)
+    query, items = _content(schema, batch)
     return Inputs(
-        user=UserInputs(fields=user, histories=histories, domain=batch.user.domain),
-        candidates=CandidateInputs(fields=candidates, valid=batch.valid),
+        user=UserInputs(fields=user, histories=histories, domain=batch.user.domain, content=query),
+        candidates=CandidateInputs(fields=candidates, valid=batch.valid, content=items),
     )
 
 
@@ -122,6 +135,20 @@ def find_touched(schema: Schema, batch: Batch) -> dict[str, Touched]:
 def gather_touched(tables: Mapping[str, Array], touched: Mapping[str, Touched]) -> dict[str, Array]:
     """Rows of each table named by a batch: [N, width]; unused slots repeat the last row and are never read."""
     return {name: jnp.take(tables[name], t.rows, axis=0, mode="clip") for name, t in touched.items()}
+
+
+def _content(schema: Schema, batch: Batch) -> tuple[QueryContent | None, ItemContent | None]:
+    """Ids and tokens that architectures see as they are."""
+    if schema.content is None:
+        return None, None
+    history = {}
+    for name in schema.content.histories:
+        events = batch.user.histories[name]
+        ids = events.ids["content_item"]
+        history[name] = jnp.where(_real_events(events.length, ids.shape[1]), ids, -1)
+    users, items = batch.user.ids, batch.candidates.ids
+    query = QueryContent(users["query_content"], users["query"], history)
+    return query, ItemContent(jnp.where(batch.valid, items["content_item"], -1), items["content"])
 
 
 def _vectors(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
-from recscale.models.inputs.batch import Output
+from recscale.models.inputs.batch import Contrast, Output
+
+# A score that leaves nothing of what it stands for, without an infinity on the way.
+_NOTHING = -1e30
 
 
 def binary_cross_entropy(logits: Float[Array, "*any"], labels: Shaped[Array, "*any"]) -> Float[Array, "*any"]:
@@ -49,10 +52,31 @@ def training_loss(
     """What a training step minimises, and the logloss per task [Y] of the logits themselves.
 
     The weighted sum of `masked_bce` over `output.loss_logits` (the logits alone if there are none), plus
-    `output.losses`. Arguments as for `masked_bce`.
+    `output.losses` and the contrast of the first label. Arguments as for `masked_bce`.
     """
     loss, per_task = masked_bce(output.logits, labels, mask, task_weights)
     if output.loss_logits:
         parts = output.loss_logits.values()
         loss = sum(weight * masked_bce(logits, labels, mask, task_weights)[0] for weight, logits in parts)
+    if output.contrast is not None:
+        clicked = (labels[..., 0] > 0.5) & (mask[..., 0] > 0)
+        loss = loss + output.contrast.weight * contrastive_loss(output.contrast, clicked)
     return loss + sum(output.losses.values(), jnp.zeros((), jnp.float32)), per_task
+
+
+def contrastive_loss(contrast: Contrast, clicked: Bool[Array, "R C"]) -> Float[Array, ""]:
+    """How well each request's query picks its clicked candidates out of those of other queries (SQDC of LEMUR).
+
+        -l[r,(r,c)] + log( exp l[r,(r,c)] + sum over negatives (r',c') of exp l[r,(r',c')] )      over clicked (r,c)
+
+    One logsumexp per request serves all its positives, which are no negatives of each other. 0 without a positive, and
+    exactly 0 for a request without negatives.
+    """
+    scores, negative = contrast.scores.astype(jnp.float32), contrast.negative
+    if contrast.clicked_only:
+        negative = negative & clicked[None]
+    others = jax.nn.logsumexp(jnp.where(negative, scores, _NOTHING), axis=(1, 2))
+    rows = jnp.arange(scores.shape[0])
+    own = scores[rows, rows]
+    each = jnp.where(clicked, jnp.logaddexp(own, others[:, None]) - own, 0.0)
+    return each.sum() / (jnp.maximum(clicked.sum(), 1) if contrast.mean else 1)

@@ -45,9 +45,19 @@ def abstract_batch(schema: Schema, requests: int, candidates: int) -> Batch:
         ids, dense = side(sequence.fields, requests, sequence.length)
         histories[sequence.name] = History(ids, dense, _ints(requests), delta_s)
     labels = _floats(requests, candidates, len(schema.tasks))
+    (user_ids, user_dense), own = (
+        side(schema.user_fields, requests),
+        side(schema.candidate_fields, requests, candidates),
+    )
+    if schema.content is not None:
+        user_ids |= {"query": _ints(requests), "query_content": _ints(requests, schema.content.query_length)}
+        own[0]["content"] = _ints(requests, candidates, sum(schema.content.segments))
+        own[0]["content_item"] = _ints(requests, candidates)
+        for name in schema.content.histories:
+            histories[name].ids["content_item"] = _ints(*histories[name].length.shape, _columns(schema, name))
     return Batch(
-        user=UserSide(*side(schema.user_fields, requests), histories, _ints(requests) if schema.domains > 1 else None),
-        candidates=CandidateSide(*side(schema.candidate_fields, requests, candidates)),
+        user=UserSide(user_ids, user_dense, histories, _ints(requests) if schema.domains > 1 else None),
+        candidates=CandidateSide(*own),
         labels=labels,
         label_mask=labels,
         valid=jax.ShapeDtypeStruct((requests, candidates), jnp.bool_),
@@ -89,13 +99,18 @@ def train_program(name: str, schema: Schema, config: Any, requests: int, candida
         model = nnx.merge(graph, params, rest, copy=True)
         output = model(_inputs(schema, batch, vectors), key=jax.random.key(0))
         logits = [logits for _, logits in output.loss_logits.values()] or [output.logits]
-        return sum(map(jnp.sum, logits)) + sum(output.losses.values(), jnp.zeros(()))
+        contrast = jnp.zeros(()) if output.contrast is None else output.contrast.scores.sum()
+        return sum(map(jnp.sum, logits)) + sum(output.losses.values(), contrast)
 
     return jax.value_and_grad(loss, argnums=(0, 1)), (params, vectors, rest, batch)
 
 
 def _inputs(schema: Schema, batch: Batch, vectors: dict[str, Any]) -> Inputs:
     return embed(schema, batch, lambda table, place, ids: vectors[place])
+
+
+def _columns(schema: Schema, name: str) -> int:
+    return next(sequence.length for sequence in schema.sequences if sequence.name == name)
 
 
 def _ids(field: Field, *lead: int) -> jax.ShapeDtypeStruct:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from recscale.models.inputs import Batch, CandidateSide, Field, History, Schema, Sequence, Task, UserSide
+from recscale.models.inputs import Batch, CandidateSide, Content, Field, History, Schema, Sequence, Task, UserSide
 from recscale.scaling.data.source import ENDLESS_REQUESTS
 
+from . import content
 from .config import CANDIDATE_FIELDS, CROSS_FIELDS, REQUEST_FIELDS, TASK_NAMES, KnownTruthConfig
 from .draw import Drawn, draw
 from .logit_parts import DRIFT_FIELD, HISTORY_CODE, ITEM, SEQUENCE, Rows, pair_column, pair_id, permute
@@ -54,6 +55,7 @@ def make_schema(config: KnownTruthConfig) -> Schema:
         sequences=_sequences(config, width),
         tasks=tuple(Task(name) for name in TASK_NAMES[: config.tasks]),
         domains=config.domains,
+        content=_content(config),
     )
 
 
@@ -117,6 +119,13 @@ def _sequences(config: KnownTruthConfig, width: int) -> tuple[Sequence, ...]:
     return (Sequence(SEQUENCE, config.history_max, tuple(events), timestamps=config.timestamps),)
 
 
+def _content(config: KnownTruthConfig) -> Content | None:
+    if not config.content_tokens:
+        return None
+    sizes = config.vocabulary, content.vocabulary(config), (config.content_tokens,), config.query_tokens
+    return Content(*sizes, histories=(SEQUENCE,))
+
+
 def _user_side(world: World, drawn: Drawn) -> UserSide:
     config, rows = world.config, drawn.rows
     ids, dense = _cross_fields(world, 0, REQUEST_FIELDS, rows.request_words, drawn.request_ids, config.has_b)
@@ -124,6 +133,9 @@ def _user_side(world: World, drawn: Drawn) -> UserSide:
         ids["mem_u"] = 2 * rows.cluster + rows.request_bit
     if config.domains > 1:
         ids["domain"] = rows.domain
+    if drawn.query is not None:
+        ids["query"] = drawn.query.astype(jnp.int32)
+        ids["query_content"] = content.query_tokens(config, drawn.query)
     histories = {SEQUENCE: _history(world, rows, drawn.observed)} if config.has_history else {}
     return UserSide(ids=ids, dense=dense, histories=histories, domain=rows.domain)
 
@@ -133,6 +145,9 @@ def _candidate_side(world: World, drawn: Drawn) -> CandidateSide:
     ids, dense = _cross_fields(
         world, ITEM, CANDIDATE_FIELDS, rows.candidate_words, drawn.candidate_ids, config.shows_item
     )
+    if config.content_tokens:
+        ids["content_item"] = permute(world, ITEM, rows.item[None])[0]
+        ids["content"] = content.item_tokens(world, rows.item)
     if config.shows_history_codes:
         dense[HISTORY_CODE] = signs(history_word(world, rows.item), config.code_width, 0).astype(jnp.float32)
     if config.has_l and config.match_groups > 1:
@@ -177,6 +192,8 @@ def _history(world: World, rows: Rows, observed: Any) -> History:
             ids["item"] = kept(permute(world, ITEM, rows.event_item[None])[0])
         if config.match_groups > 1:
             ids["cat"] = kept(rows.event_category)
+    if config.content_tokens:
+        ids["content_item"] = kept(permute(world, ITEM, rows.event_item[None])[0])
     if observed is not None:
         dense[DRIFT_FIELD] = kept(observed)
     if config.timestamps:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32, UInt32
 
 from .config import REQUEST_FIELDS, KnownTruthConfig
+from .content import query_word
 from .expectations import hermite
 from .history import draw_history
 from .logit_parts import Rows, parts, total
@@ -39,7 +40,7 @@ class Drawn:
     rows: decoded rows; request_ids: int32 [5, R] and candidate_ids: int32 [3, R, C], ids of the cross fields in
     popularity order; fresh: bool [R, C], the sign of the pair is a coin; parts: integer logit parts, one dictionary
     per task; observed: float32 [R, S, r], noisy signs of the hidden states, None without drift; labels, label_mask:
-    float32 [R, C, Y].
+    float32 [R, C, Y]; query: uint32 [R], the signs that a request asks for, None without content.
     """
 
     rows: Rows
@@ -50,6 +51,7 @@ class Drawn:
     observed: Any
     labels: Any
     label_mask: Any
+    query: Any = None
 
 
 def draw(world: World, log_seed: Any, request: UInt32[Array, " R"], candidates: int, shown: int | None = None) -> Drawn:
@@ -97,7 +99,10 @@ def draw(world: World, log_seed: Any, request: UInt32[Array, " R"], candidates: 
     observed = None if observed is None else observed[:, :shown]
     values = tuple(parts(world, rows, task) for task in range(config.tasks))
     labels, mask = _labels(world, rows, values, key, coin, fresh, hidden)
-    return Drawn(rows, request_ids, candidate_ids, fresh, values, observed, labels, mask)
+    query = None
+    if config.content_tokens:
+        query = query_word(world, log_seed, request, key, request_ids[0], fields["length"])
+    return Drawn(rows, request_ids, candidate_ids, fresh, values, observed, labels, mask, query)
 
 
 def _lengths(config: KnownTruthConfig, word: UInt32[Array, " R"]) -> Int32[Array, " R"]:

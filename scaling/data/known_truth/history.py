@@ -51,7 +51,7 @@ def draw_history(
         halves = []
         sums = [jnp.zeros(category.shape, jnp.int32)] * config.tasks
         first = 0
-        for event_item, event_category in _events(world, log_seed, request, key, user):
+        for event_item, event_category in draw_events(world, log_seed, request, key, user):
             # Barriers: XLA would unroll the draw into each of its readers, and take minutes over it.
             event_item, event_category = jax.lax.optimization_barrier((event_item, event_category))
             word = jax.lax.optimization_barrier(history_word(world, event_item))
@@ -101,7 +101,9 @@ def event_sum(
     return jnp.sum(jnp.where(match, weight[:, None, :] * dot, 0), axis=-1, dtype=jnp.int32)
 
 
-def _events(world: World, log_seed: Any, request: Array, key: Key, user: Array) -> list[tuple[Array, Array]]:
+def draw_events(
+    world: World, log_seed: Any, request: UInt32[Array, " R"], key: Key, user: Int32[Array, " R"]
+) -> list[tuple[Array, Array]]:
     """(items, categories) of all events, newest first, in one or two stretches: int32 [R, events] each."""
     config, size = world.config, world.config.history_max
     if _two_events_a_hash(config):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, Int64, UInt32
 
-REQUEST, CANDIDATE, HISTORY, NOISE, DRIFT, USER_EVENTS = range(6)
+REQUEST, CANDIDATE, HISTORY, NOISE, DRIFT, USER_EVENTS, QUERY, ITEM_CONTENT = range(8)
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA

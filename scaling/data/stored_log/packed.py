@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int, Int32, Int64, Shaped, UInt8
 
-from recscale.models.inputs import Field, Schema, Sequence, Task
+from recscale.models.inputs import Content, Field, Schema, Sequence, Task
 
 from .card import ReadReport
 from .check import CHECK_VERSION, check_log
@@ -327,11 +327,13 @@ def schema_from_dict(plain: dict[str, Any]) -> Schema:
     sequences = tuple(
         Sequence(**(s | {"fields": tuple(Field(**field) for field in s["fields"])})) for s in plain["sequences"]
     )
+    content = plain.get("content")
     return Schema(
         fields=tuple(Field(**field) for field in plain["fields"]),
         sequences=sequences,
         tasks=tuple(Task(**task) for task in plain["tasks"]),
         domains=plain["domains"],
+        content=content and Content(**content | {k: tuple(content[k]) for k in ("segments", "histories")}),
     )
 
 
