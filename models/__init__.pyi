@@ -23,6 +23,10 @@ from .baselines.wukong import WukongLayer as WukongLayer
 from .counts import Count as Count
 from .counts import Flops as Flops
 from .counts import Params as Params
+from .domains.budget import ResponseHeads as ResponseHeads
+from .domains.content_encoder import ContentEncoder as ContentEncoder
+from .domains.knapsack import solve_mckp as solve_mckp
+from .domains.lemur import Lemur as Lemur
 from .domains.mdl import MDL as MDL
 from .domains.mdl import MDLBlock as MDLBlock
 from .domains.stale_bank import StaleBank as StaleBank

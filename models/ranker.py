@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .inputs.batch import CandidateInputs, Inputs, Output, UserInputs
 from .inputs.history import NO_TOKENS, SequenceTokens, TokenShape
@@ -51,6 +51,14 @@ class Ranker(nnx.Module):
     def score(self, state: Any, candidates: CandidateInputs, *, key: Array | None = None) -> Output:
         """Logits of every candidate. `key` is given in training only: randomness, and leave to change state."""
         raise NotImplementedError
+
+    def settle(self, pending: Any, ok: Bool[Array, ""]) -> None:
+        """Ends a training step that gave `Output.pending`: changes state that was read in it, for a trainer to call
+        after the gradient. Where `ok` is False, a step that failed, nothing may change.
+
+        Apart from the step itself so that a table that is read and then written need not be copied.
+        """
+        raise NotImplementedError(f"{type(self).__name__} leaves nothing pending")
 
     def __call__(self, inputs: Inputs, *, key: Array | None = None) -> Output:
         return self.score(self.encode_user(inputs.user), inputs.candidates, key=key)

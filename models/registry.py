@@ -51,6 +51,7 @@ MODELS = {
     "mmoe": "recscale.models.baselines.mmoe:MMOE",
     "mdl": "recscale.models.domains.mdl:MDL_SPEC",
     "domain_heads": "recscale.models.domains.domain_heads:DOMAIN_HEADS",
+    "lemur": "recscale.models.domains.lemur:LEMUR",
     "hyformer": "recscale.models.sequences.hyformer:HYFORMER",
     "mixformer": "recscale.models.sequences.mixformer:MIXFORMER",
     "ui_mixformer": "recscale.models.sequences.mixformer:UI_MIXFORMER",

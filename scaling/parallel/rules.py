@@ -38,6 +38,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "key": (),
     "axes": (),
     "buckets": (),
+    "snapshots": (),
     "events": (),
     "tasks": (),
     "domains": (),

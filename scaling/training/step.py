@@ -293,8 +293,11 @@ class Trainer:
         (loss, aux), (grads, row_grads, value_grads) = graded(
             state.params, vectors, varied, constant, state.other, state.seed, state.step, batch, touched
         )
-        other, metrics, reads = aux
+        other, metrics, reads, pending = aux
         alive = state.alive & jnp.isfinite(loss)
+        if pending is not None:
+            settle = map_replicas(self._settled, (0, 0, 0, 0, 0), state.rate.shape[0], self._one_by_one)
+            other = settle(state.params, state.values, other, pending, alive & finite(grads))
         factor = schedule.rate_factor(
             state.step, state.decay_from, state.decay_steps, options.warmup, options.decay_shape
         )
@@ -379,7 +382,7 @@ class Trainer:
         return self._memory.probes(state.values, reads_of_one_replica), state.values
 
     def _loss(self, params, vectors, varied, constant, other, seed, step, batch: Batch, touched):
-        """Training loss of one replica, and (new other variables, metrics, reads of memory values).
+        """Training loss of one replica, and (new other variables, metrics, reads of memory values, what is pending).
 
         varied, constant: see `_memory_arguments`.
         """
@@ -405,7 +408,13 @@ class Trainer:
             "rows": jnp.sum(mask, axis=(0, 1)),
             "stats": {name: value for name, value in output.stats.items() if name not in slot_counts(output.stats)},
         }
-        return loss, (self._memory.split(model)[3], metrics, reads)
+        return loss, (self._memory.split(model)[3], metrics, reads, output.pending)
+
+    def _settled(self, params, values, other, pending, ok) -> Any:
+        """The other variables of one replica after its model was told that the step is over."""
+        model = nnx.merge(self._graphdef, params, self._memory.state(values), other, copy=True)
+        model.settle(pending, ok)
+        return self._memory.split(model)[3]
 
     def _evaluate(self, of: Callable[..., Any], params, values, other, tables, batch: Batch) -> Any:
         """`of` the output of every replica."""

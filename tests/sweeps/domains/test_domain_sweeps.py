@@ -30,3 +30,13 @@ def test_every_head_stands_at_every_shared_fraction():
 def test_ablations_have_one_size():
     rows = planned("mdl_ablations")
     assert len(rows) == 11 and all(row["config"]["data"]["overrides"]["domains"] == 3 for row in rows)
+
+
+@pytest.mark.slow
+def test_content_is_compared_at_one_size_with_and_without():
+    rows = planned("lemur_ablations")
+    names = [row["config"]["architecture"] for row in rows]
+    assert names.count("lemur") == 14 and names.count("sum_pooling+rankmixer") == 1
+    assert (
+        len({row["config"]["model"]["content_width"] for row in rows if "content_width" in row["config"]["model"]}) == 1
+    )
