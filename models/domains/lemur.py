@@ -48,7 +48,7 @@ from recscale.models.inputs.flat import FlatPlan, plan_flat
 from recscale.models.inputs.history import EventPlan, EventReader, HistoryOptions, TokenShape, plan_events
 from recscale.models.inputs.schema import Schema
 from recscale.models.layers import param
-from recscale.models.layers.dense import FFN, Dense, SplitDense
+from recscale.models.layers.dense import Dense
 from recscale.models.layers.matmul import contract
 from recscale.models.mixers import rankmixer
 from recscale.models.mixers.rankmixer import HIDDEN_RATIO, RankMixerConfig, StackOptions
@@ -57,6 +57,7 @@ from recscale.models.ranker import Ranker
 from recscale.models.sizing import affine_widths, shapes_by_width, tokenizer_choices
 
 from .content_encoder import ContentEncoder, ContentEncoderOptions, encoder_flops, encoder_params
+from .history_reader import Reader
 from .stale_bank import (
     NO_ID,
     BankState,
@@ -74,7 +75,6 @@ from .stale_bank import (
 
 # Ages of bank vectors are reported as 0, 1-2, 3-6, 7-14, ... steps, and all from 2^5 - 1 on together.
 _AGES = 6
-_INVISIBLE = -1e30
 # Behind every cosine.
 _PADDING = 2.0
 
@@ -172,36 +172,6 @@ class LemurState(NamedTuple):
     history: Array
     known: Array
     reader: Array | None
-
-
-class Reader(nnx.Module):
-    """What a candidate finds in a history: fields and h [R, S, W] -> [R, C, W].
-
-    d*W + W + L*(2*W*F + F + W) parameters, d the width of all fields; 2*d*W + L*(4*S*W + 4*W*F) FLOPs per candidate,
-    those of the user's fields per request.
-    """
-
-    def __init__(
-        self, plan: FlatPlan, width: int, hidden: int, layers: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ):
-        self.plan, self.dtype, axes = plan, dtype, ("features", "embed")
-        self.first = SplitDense(plan.user_width, plan.candidate_width, width, axes=axes, dtype=dtype, rngs=rngs)
-        self.networks = nnx.List(FFN(width, hidden, dtype=dtype, rngs=rngs) for _ in range(layers))
-
-    def encode_user(self, user: UserInputs) -> Float[Array, "R W"] | None:
-        return self.first.encode_user(self.plan.join_user(user))
-
-    def score(
-        self, state: Array | None, candidates: CandidateInputs, h: Float[Array, "R S W"], valid: Bool[Array, "R S"]
-    ) -> Float[Array, "R C W"]:
-        x = self.plan.join_candidates(candidates)
-        q = self.first.score(state, x).reshape(*x.shape[:2], -1)
-        for network in self.networks:
-            scores = contract("rcw,rsw->rcs", q, h, self.dtype).astype(jnp.float32)
-            weights = jax.nn.softmax(jnp.where(valid[:, None], scores, _INVISIBLE), axis=-1)
-            weights = jnp.where(valid[:, None], weights, 0.0)
-            q = network(contract("rcs,rsw->rcw", weights, h, self.dtype))
-        return q
 
 
 class Lemur(Ranker):
