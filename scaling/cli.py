@@ -40,10 +40,12 @@ HELP = {
     "published": "Laws that papers print, and whether a fitted exponent lies inside theirs.",
     "plot": "Draw a fitted law and its runs.",
     "train": "Train one run.",
+    "evaluate": "Measure a trained model on a part of a log.",
+    "predict": "Score the rows of a file with a trained model.",
     "models": "List the architectures.",
     "count": "Count parameters and FLOPs of an architecture.",
     "size": "Find the shape of an architecture for a target size or cost.",
-    "data": "Download and convert a public data set.",
+    "data": "Import a log of your own, or get a public one.",
     "bench": "Measure speed on this machine.",
     "aot": "Compile kernels and training steps for chips that are not here.",
 }
