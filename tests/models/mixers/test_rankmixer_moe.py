@@ -18,7 +18,7 @@ from recscale.scaling.counting.abstract import abstract_model, forward_program, 
 from recscale.scaling.counting.jaxpr_flops import count_flops
 from recscale.scaling.training import get_config
 from recscale.scaling.training.checkpoints import Checkpoints
-from recscale.scaling.training.intervals import summarise
+from recscale.scaling.training.intervals import Piece, fetch, summarise
 from recscale.scaling.training.step import make_trainer
 
 T, D, F, E, B = 4, 8, 16, 4, 24
@@ -290,7 +290,7 @@ def test_lam_is_training_state_of_every_replica(trainer, tmp_path):
     assert lam.shape == (2,) and lam == pytest.approx(1e-6 * 1.2**3)
     before = flat(state)
     trainer.holdout_logits(state)
-    logged = summarise(metrics)
+    logged = summarise(fetch([Piece(metrics, len(metrics))]))
     assert logged["model_lam"].shape == (2,) and logged["model_lam"][0] == pytest.approx(1e-6 * np.mean([1, 1.2, 1.44]))
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(3, {"has_trunk": False}, state, None)

@@ -195,7 +195,7 @@ def test_a_row_does_not_depend_on_its_own_time_or_later(load_movielens, write_re
 
 def test_every_registered_architecture_takes_the_schema(load_movielens, write_recbole, tmp_path):
     schema = load_movielens(write_recbole(tmp_path / "set")).schema
-    names = models.list_models()
+    names = [name for name in models.list_models() if name != "lemur"]  # it encodes content, and these items have none
     assert names
     for name in names:
         model = nnx.eval_shape(lambda name=name: models.build(name, schema, rngs=nnx.Rngs(0)))

@@ -135,5 +135,5 @@ def test_the_first_of_two_writers_wins(made_up_arrays, tmp_path):
 
 def test_an_unwritable_place_is_named(made_up_arrays, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="give another cache_dir"):
+    with pytest.raises(OSError, match="cannot write the packed log next to"):
         write_packed(made_up_arrays, tmp_path / "file" / "log")
