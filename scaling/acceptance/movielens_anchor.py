@@ -66,4 +66,5 @@ def _fit(log: PackedLog, strength: float) -> np.ndarray:
 
 def _evaluate(log: PackedLog, logits: np.ndarray, split: str) -> dict[str, Any]:
     rows = slice(*log.splits[split])
-    return evaluate_binary(logits[rows], log.labels[rows, 0], groups=log.users[rows])
+    users = None if log.users is None else log.users[rows]
+    return evaluate_binary(logits[rows], log.labels[rows, 0], groups=users)

@@ -25,7 +25,7 @@ def named_shapes():
                     yield pytest.param(case, name, id=f"{operation}-{case.name}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize("case, name", named_shapes())
+@pytest.mark.parametrize("case, name", list(named_shapes()))
 def test_a_kernel_equals_the_reference(case, name):
     arrays = case.inputs(jax.random.key(0))
     found = jax.jit(lambda *a: case.call(*a, implementation=name, interpret=True))(*arrays)
