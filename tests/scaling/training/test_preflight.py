@@ -21,7 +21,7 @@ def config(*assignments, architecture="dlrm_mlp"):
 
 IMPOSSIBLE = {
     "training.lr": ["0", "-1e-3", "1e999"],
-    "training.embedding_lr": ["0", "-0.05", "1e999"],
+    "training.embedding_lr": ["-0.05", "1e999"],
     "training.value_lr": ["0", "-1.0"],
     "training.eps": ["0", "-1e-8"],
     "training.embedding_eps": ["0"],
