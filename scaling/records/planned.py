@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +28,29 @@ def read_plan(out: Path | str) -> list[dict[str, Any]]:
     path = Path(out) / PLAN
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; plan a sweep first: `{replan_command(out)}`")
-    rows = []
+    mend, rows = f"mend it with `{replan_command(out)}`", {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         row = unsealed(line)
         if row is None:
-            mend = f"mend it with `{replan_command(out)}`"
             raise ValueError(f"{path}, line {number} is not JSON as it was written; {mend}")
-        rows.append(row)
-    lost = lost_rows(rows)
+        if row["run_id"] in rows:
+            raise ValueError(f"{path}, line {number} has run {row['run_id']} again; {mend}")
+        rows[row["run_id"]] = row
+    lost = lost_rows(list(rows.values()))
     if lost or not rows:
         what = f"{lost} of its lines are missing" if rows else "it is empty"
-        raise ValueError(f"{path} is damaged, {what}; mend it with `{replan_command(out)}`")
-    return rows
+        raise ValueError(f"{path} is damaged, {what}; {mend}")
+    return list(rows.values())
 
 
 def intact_rows(out: Path | str) -> list[dict[str, Any]]:
-    """The rows of a plan whose lines are as they were written, whatever has become of the others; none without a
-    plan."""
-    path = Path(out) / PLAN
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [row for line in lines if (row := unsealed(line)) is not None]
+    """The rows of a plan whose lines are as they were written, every run once, whatever has become of the others; none
+    without a plan."""
+    path, rows = Path(out) / PLAN, {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        if (row := unsealed(line)) is not None:
+            rows.setdefault(row["run_id"], row)
+    return list(rows.values())
 
 
 def lost_rows(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -65,8 +68,10 @@ def write_rows(out: Path | str, rows: Sequence[Mapping[str, Any]]) -> list[dict[
     return rows
 
 
-def write_sweep(out: Path | str, facts: Mapping[str, Any]) -> None:
-    """Replaces `out/sweep.json`: the sweep's name, its file, and the options of its report."""
+def write_sweep(out: Path | str, name: str, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replaces `out/sweep.json`: the sweep's name, the options of its report, and the arguments its rows were planned
+    with."""
+    facts = {"name": name, "report": report, "arguments": _arguments(rows)}
     write_atomically(Path(out) / SWEEP, sealed(facts, indent=1, sort_keys=True))
 
 
@@ -86,14 +91,34 @@ def read_sweep(out: Path | str) -> dict[str, Any]:
 
 
 def replan_command(out: Path | str) -> str:
-    """The command that plans the sweep of a folder again, as far as the folder knows it."""
+    """The command that plans the sweep of a folder again; where it was extended, several, joined by &&. With FILE for
+    the sweep file where nothing intact of the folder knows it."""
     path = Path(out) / SWEEP
     known = (unsealed(path.read_bytes()) if path.exists() else None) or {}
-    roots = {row["config"]["data"].get("root") for row in intact_rows(out) if "config" in row} - {"", None}
-    options = [part for root in sorted(roots)[:1] for part in ("--data", root)]
-    options += [part for text in known.get("set", ()) for part in ("--set", text)]
-    file = shlex.quote(known["file"]) if "file" in known else "FILE"
-    return f"recscale plan {file} {shlex.join(['--out', str(out), *options])}"
+    asked = _arguments([*({"arguments": own} for own in known.get("arguments", ())), *intact_rows(out)])
+    commands = [
+        shlex.join(["recscale", "plan", *arguments, "--out", str(out), *(["--extend"] if number else [])])
+        for number, arguments in enumerate(asked or [["FILE"]])
+    ]
+    return " && ".join(commands)
+
+
+def _arguments(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """What `recscale plan` was given for these rows, each once, in their order."""
+    return list(map(list, dict.fromkeys(tuple(row["arguments"]) for row in rows if row.get("arguments"))))
+
+
+def grouped(configs: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Seeds and rates, and numbers of examples, of runs that are trained together, for their records.
+
+    A program of several replicas rounds otherwise than one of a single run, in the ninth digit, and the shortest
+    horizon decides how often metrics are logged.
+    """
+    trainings = [(config["seed"], config["training"]) for config in configs]
+    return {
+        "replicas": [list(own) for own in sorted({(int(seed), float(own["lr"])) for seed, own in trainings})],
+        "horizons": sorted({own["examples"] for _, own in trainings}),
+    }
 
 
 def labels(row: dict[str, Any]) -> dict[str, Any]:

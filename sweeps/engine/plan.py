@@ -10,6 +10,7 @@ appends runs derived from finished ones. Lines are data, complete in themselves:
     trunk_id    one trajectory: runs that differ only in the number of examples
     notes       what the sweep says of a run besides (see `combinators.noted`); absent where it says nothing
     brought     models, data sets and metrics of other distributions, with their versions; absent where there are none
+    arguments   what `recscale plan` was given, so that a damaged plan can be made again
 """
 
 from __future__ import annotations
@@ -328,10 +329,13 @@ class _Planner:
         return row | ({"brought": foreign} if foreign else {}) | ({"notes": run.notes} if run.notes else {})
 
 
-def write_plan(out: Path | str, plan: Plan, *, extend: bool = False) -> tuple[list[dict[str, Any]], int]:
+def write_plan(
+    out: Path | str, plan: Plan, *, extend: bool = False, arguments: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], int]:
     """Appends a plan's new runs to `out/plan.jsonl`; returns all planned rows and how many are new.
 
-    Planning the same sweep again changes nothing. A different sweep over an existing plan needs `extend`.
+    Planning the same sweep again changes nothing. A different sweep over an existing plan needs `extend`. `arguments`:
+    of the command line, noted with the new rows.
 
     Raises:
         PlanError: the folder holds the plan of a different sweep; the message says what differs.
@@ -351,7 +355,7 @@ def write_plan(out: Path | str, plan: Plan, *, extend: bool = False) -> tuple[li
         taken = {row["job"] for row in old}
         jobs = {group: _job_name(group, taken) for group in dict.fromkeys(row["group_id"] for row in new)}
         jobs |= {row["group_id"]: row["job"] for row in old if row["part"] == part}
-        new = [row | {"job": jobs[row["group_id"]], "part": part} for row in new]
+        new = [row | {"job": jobs[row["group_id"]], "part": part, "arguments": list(arguments)} for row in new]
         damaged = path.exists() and len(path.read_bytes().splitlines()) != len(old)
         rows = write_rows(out, [*old, *new]) if new or damaged else old
     return rows, len(new)

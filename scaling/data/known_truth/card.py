@@ -27,6 +27,11 @@ def card_rows(config: KnownTruthConfig) -> int:
     return 2**20 // max(1, config.history_max // 256 if config.has_history else 1)
 
 
+def forget() -> None:
+    """Drops the cards kept in memory: files are read again."""
+    _CARDS.clear()
+
+
 def card(world: World, *, rows: int | None = None, cache_dir: str | Path | None = None) -> dict[str, Any]:
     """Known constants of a world, JSON-able; cached in memory and, with `cache_dir`, in a file.
 
@@ -43,10 +48,11 @@ def card(world: World, *, rows: int | None = None, cache_dir: str | Path | None 
     key = (world.config.truth_hash, rows)
     if key not in _CARDS:
         path = Path(cache_dir) / f"known_truth_card_{key[0]}_{rows}.json" if cache_dir is not None else None
-        stored = unsealed(path.read_bytes()) if path is not None and path.is_file() else None
-        _CARDS[key] = _compute(world, rows) if stored is None else stored
-        if path is not None and stored is None:
-            write_atomically(path, sealed(_CARDS[key], indent=1))
+        stored = (unsealed(path.read_bytes()) if path is not None and path.is_file() else None) or {}
+        whole = path is not None and stored.get("name") == path.name  # and no copy of another's
+        _CARDS[key] = stored["card"] if whole else _compute(world, rows)
+        if path is not None and not whole:
+            write_atomically(path, sealed({"name": path.name, "card": _CARDS[key]}, indent=1))
     return json.loads(json.dumps(_CARDS[key]))
 
 

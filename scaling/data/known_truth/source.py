@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,13 +178,16 @@ class KnownTruthSource:
         )
         path = Path(self.cache_dir) / name if self.cache_dir is not None else None
         if path is not None and path.is_file():
-            # Reading compares every array with its checksum; what does not pass is computed anew.
-            with contextlib.suppress(zipfile.BadZipFile, ValueError, KeyError, EOFError), np.load(path) as file:
-                return _unpack(dict(file))
+            # Reading compares every array with its checksum. What does not pass, for whatever reason, or has another's
+            # name, is computed anew.
+            with contextlib.suppress(Exception), np.load(path) as file:
+                arrays = dict(file)
+                if str(arrays.pop("name")) == name:
+                    return _unpack(arrays)
         found = self._compute_holdout()
         if path is not None:
             buffer = io.BytesIO()
-            np.savez(buffer, **_pack(found))  # pyright: ignore[reportArgumentType]  # no array is called allow_pickle
+            np.savez(buffer, name=np.asarray(name), **_pack(found))  # pyright: ignore[reportArgumentType]  # no array is called allow_pickle
             write_atomically(path, buffer.getvalue())
         return found
 

@@ -1,7 +1,5 @@
 """What a sweep varied can be told from its run table."""
 
-import json
-
 from recscale.scaling.records import runs
 
 
@@ -13,9 +11,7 @@ def _record(run_id, architecture="msn", **settings):
 
 def _collected(tmp_path, *records):
     for record in records:
-        folder = tmp_path / "runs" / record["run_id"]
-        folder.mkdir(parents=True)
-        (folder / runs.RECORD).write_text(json.dumps(record))
+        runs.write_record(tmp_path / "runs" / record["run_id"], record)
     return runs.collect(tmp_path)
 
 

@@ -63,8 +63,7 @@ def test_plan_prints_every_run_and_launches_nothing(call, sweep_file, tmp_path):
     assert not (out / "runs").exists()
     assert read_sweep(out) == {
         "name": "tiny",
-        "file": sweep_file,
-        "set": ["training.lr=0.01"],
+        "arguments": [[sweep_file, "--set", "training.lr=0.01"]],
         "report": {"form": "power_offset"},
     }
     assert "(0 new)" in call("plan", sweep_file, "--out", out, "--set", "training.lr=0.01").out

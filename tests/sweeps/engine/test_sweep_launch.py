@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from recscale.scaling.records.planned import write_rows
 from recscale.scaling.records.runs import read_metrics, read_record, write_record
 from recscale.scaling.training import get_config, group_id, run_id, shape_id
 from recscale.sweeps.engine import machine, worker
@@ -61,7 +62,7 @@ def planned(tmp_path):
                         },
                     }
                 )
-        (tmp_path / "plan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(tmp_path, rows)
         return list(dict.fromkeys(row["job"] for row in rows)), rows
 
     return write

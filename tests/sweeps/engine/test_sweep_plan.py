@@ -11,6 +11,7 @@ from recscale import models
 from recscale.scaling.records.overrides import OverrideError
 from recscale.scaling.records.planned import labels
 from recscale.scaling.records.runs import write_record
+from recscale.scaling.records.sealed import sealed
 from recscale.scaling.training import get_config, group_id, run_id
 from recscale.sweeps import axis, by_dense_params, by_flop_budget, by_train_flops, chain, noted, product, seeds
 from recscale.sweeps.engine.plan import PlanError, append_stage, make_plan, read_plan, run_config, write_plan
@@ -187,7 +188,7 @@ def test_a_planned_run_cannot_be_changed_behind_its_id():
 def test_a_broken_or_missing_plan_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="plan a sweep first"):
         read_plan(tmp_path)
-    (tmp_path / "plan.jsonl").write_text('{"run_id": 1}\n{"run_')
+    (tmp_path / "plan.jsonl").write_text(sealed({"run_id": "1"}) + '{"run_')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         read_plan(tmp_path)
 

@@ -11,6 +11,7 @@ import pytest
 
 from recscale.scaling.cli import main
 from recscale.scaling.records.runs import TABLE, collect, read_record, write_record
+from recscale.scaling.records.sealed import sealed
 from recscale.scaling.training import resolved
 from recscale.sweeps.engine.locks import only_launcher
 from recscale.sweeps.engine.plan import read_plan, read_sweep, run_config
@@ -38,11 +39,12 @@ def call(capsys, *arguments, code=0):
 
 def follow(advice, capsys):
     """Does what a message says, in its own words."""
-    [command] = re.findall("`(.+?)`", advice)
-    if command.startswith("recscale "):
-        call(capsys, *shlex.split(command)[1:])
-    else:
-        assert os.system(command) == 0
+    [commands] = re.findall("`(.+?)`", advice)
+    for command in commands.split(" && "):
+        if command.startswith("recscale "):
+            call(capsys, *shlex.split(command)[1:])
+        else:
+            assert os.system(command) == 0
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,9 @@ DAMAGES = {
     "emptied": lambda text: b"",
     "cut": lambda text: text[: len(text) // 2],
     "garbage": lambda text: text + b'{"run_id": \xff',
+    "line twice": lambda text: text + text.splitlines(keepends=True)[1],
+    "line twice, another lost": lambda text: b"".join(text.splitlines(keepends=True)[i] for i in (0, 1, 1, 3)),
+    "no hash": lambda text: text + b"{}\n",
 }
 
 
@@ -136,14 +141,36 @@ def test_a_run_whose_line_is_gone_is_named(out, capsys):
     lines = (out / "plan.jsonl").read_text().splitlines()
     row = json.loads(lines[0]) | {"part": "other", "part_rows": 1}
     row.pop("check")
-    (out / "plan.jsonl").write_text(json.dumps(row) + "\n")
+    (out / "plan.jsonl").write_text(sealed(row))
     assert re.search("has no line of run [0-9a-f]{12}", call(capsys, "collect", out, code=1))
 
 
-def test_a_changed_sweep_json_is_not_believed_and_planning_writes_it_anew(out, planned, capsys):
+def test_a_changed_sweep_json_is_not_believed_and_planning_writes_it_anew(out, capsys):
     path, whole = out / "sweep.json", read_sweep(out)
     path.write_text(path.read_text().replace("my sweep", "my swoop", 1))
-    with pytest.raises(ValueError, match="sweep.json is damaged; planning the sweep writes it anew"):
+    with pytest.raises(ValueError, match="sweep.json is damaged; planning the sweep writes it anew") as told:
         read_sweep(out)
-    call(capsys, "plan", planned / "my sweep.py", "--out", out)
+    follow(str(told.value), capsys)
     assert read_sweep(out) == whole
+
+
+@pytest.mark.parametrize(
+    "read, name, damage",
+    [
+        (read_plan, "plan.jsonl", lambda text: b""),
+        pytest.param(read_plan, "plan.jsonl", lambda text: text[:-100], marks=pytest.mark.slow),
+        pytest.param(read_sweep, "sweep.json", lambda text: b"", marks=pytest.mark.slow),
+    ],
+)
+def test_a_plan_that_grew_comes_back_whole(planned, tmp_path, capsys, read, name, damage):
+    """Its parts were planned with different settings; either file knows those of both."""
+    out, file = tmp_path / "out", planned / "my sweep.py"
+    call(capsys, "plan", file, "--out", out)
+    call(capsys, "plan", file, "--out", out, "--set", "training.examples=1280", "--extend")
+    whole, path = sorted(row["run_id"] for row in read_plan(out)), out / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError) as told:
+        read(out)
+    follow(str(told.value), capsys)
+    assert sorted(row["run_id"] for row in read_plan(out)) == whole and len(whole) == 8
+    assert len(read_sweep(out)["arguments"]) == 2
