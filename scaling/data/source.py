@@ -163,6 +163,15 @@ class Recordable(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class Verifiable(Source, Protocol):
+    """A source whose rows lie in files that may have been damaged."""
+
+    def verify(self) -> None:
+        """Reads them all; raises ValueError, naming the file, if one is not as it was written."""
+        ...
+
+
 def check_order(order: str) -> None:
     """Raises ValueError if rows cannot be read in that order."""
     if order not in ORDERS:

@@ -1,6 +1,6 @@
 """A click log converted once into a folder of memory-mapped columns; training never parses text.
 
-    <folder>/meta.json               schema, sources, report, splits, file sizes; written last
+    <folder>/meta.json               schema, sources, report, splits, files with sizes and checksums; written last
     <folder>/rows/<field>.npy        [rows] or [rows, bag] int32 ids, [rows, width] float32 dense
     <folder>/rows/labels.npy         [rows, Y] uint8, rows/label_mask.npy the same
     <folder>/rows/time.npy           [rows] int64 request times, absent for sets without times
@@ -30,6 +30,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,16 @@ import pyarrow.parquet as pq
 from jaxtyping import Int, Int32, Int64, Shaped, UInt8
 
 from recscale.models.inputs import Content, Field, Schema, Sequence, Task
+from recscale.scaling.records.sealed import sealed, unsealed
 
 from .card import ReadReport
 from .check import CHECK_VERSION, check_log
 
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 _META = "meta.json"
+
+# Bytes of a file read at a time for its checksum.
+_READ = 1 << 24
 
 
 class IncompletePackedLog(ValueError):
@@ -157,9 +162,18 @@ def write_meta(
         "report": report.to_dict(),
         "facts": facts,
         "files": {path.relative_to(building).as_posix(): path.stat().st_size for path in files},
+        "crc32": {path.relative_to(building).as_posix(): _crc32(path) for path in files},
         "complete": True,
     }
-    (building / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    (building / _META).write_text(sealed(meta, indent=1), encoding="utf-8")
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
 def write_vocabulary(building: Path, table: str, values: Shaped[np.ndarray, " values"]) -> None:
@@ -196,7 +210,9 @@ class PackedLog:
         path = self.folder / _META
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing, so {self.folder} is not a complete packed log; convert again")
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = unsealed(path.read_bytes())
+        if meta is None:
+            raise IncompletePackedLog(f"{path} is not as it was written; delete {self.folder} and convert again")
         if meta.get("converter_version") != CONVERTER_VERSION or not meta.get("complete"):
             raise IncompletePackedLog(
                 f"{path}: converter version {meta.get('converter_version')}, complete "
@@ -225,6 +241,18 @@ class PackedLog:
         self._columns = {path: np.asarray(array) for path, array in mapped.items()}
         if meta.get("checked", 0) < CHECK_VERSION:
             check_log(self.schema, self.splits, self._columns, name=str(self.folder))
+
+    def verify(self) -> None:
+        """Reads every file and compares it with its checksum.
+
+        Raises:
+            IncompletePackedLog: one is not as it was written; names it.
+        """
+        for name, written in self.meta["crc32"].items():
+            if _crc32(self.folder / name) != written:
+                raise IncompletePackedLog(
+                    f"{self.folder / name} is not as it was written; delete {self.folder} and convert again"
+                )
 
     @property
     def identity(self) -> str:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import shutil
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from recscale.scaling.data.stored_log.check import ImpossibleLog
 from recscale.scaling.data.stored_log.packed import EventStore, PackedLog, write_packed
 from recscale.scaling.data.stored_log.source import GrainSource
+from recscale.scaling.records.sealed import sealed, unsealed
 
 
 def rows(log, name, change):
@@ -140,7 +140,7 @@ def test_a_folder_that_nobody_checked_is_checked_when_it_is_opened(made_up_log, 
     column = np.load(path)
     column[11] = 77
     np.save(path, column)
-    meta = json.loads((copied / "meta.json").read_text())
-    (copied / "meta.json").write_text(json.dumps(meta | {"checked": 0}))
+    meta = unsealed((copied / "meta.json").read_bytes())
+    (copied / "meta.json").write_text(sealed(meta | {"checked": 0}))
     with pytest.raises(ImpossibleLog, match=r"rows/item\.npy: 1 values .* row 11: 77"):
         PackedLog(copied)

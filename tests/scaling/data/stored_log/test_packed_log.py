@@ -1,6 +1,7 @@
 """The packed folder: round trip, torn and truncated copies, pickling."""
 
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from recscale.scaling.data.stored_log.packed import (
     schema_from_dict,
     write_packed,
 )
+from recscale.scaling.records.sealed import sealed, unsealed
 
 
 def test_round_trip(made_up_arrays, made_up_log):
@@ -115,11 +117,24 @@ def test_a_missing_or_short_column_is_named(made_up_log, tmp_path):
             PackedLog(copy)
 
 
+def test_a_changed_bit_is_named(made_up_log, tmp_path):
+    made_up_log.verify()
+    for path in ["meta.json", *made_up_log.meta["files"]]:
+        copy = tmp_path / path.replace("/", "_")
+        shutil.copytree(made_up_log.folder, copy)
+        whole = (copy / path).read_bytes()
+        # Of the record a digit: it is JSON all the same, of other rows.
+        at = whole.rindex(b"300") if path == "meta.json" else len(whole) - 1
+        (copy / path).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(IncompletePackedLog, match=f"{re.escape(path)} is not as it was written; delete"):
+            PackedLog(copy).verify()
+
+
 def test_another_converter_version_is_refused_and_replaced(made_up_arrays, made_up_log, tmp_path):
     copy = tmp_path / "log"
     shutil.copytree(made_up_log.folder, copy)
     meta = copy / "meta.json"
-    meta.write_text(meta.read_text().replace('"converter_version": 2', '"converter_version": 0'))
+    meta.write_text(sealed(unsealed(meta.read_bytes()) | {"converter_version": 0}))
     with pytest.raises(IncompletePackedLog, match="converter version 0"):
         PackedLog(copy)
     assert len(write_packed(made_up_arrays, copy)) == 300
