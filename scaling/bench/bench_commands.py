@@ -164,6 +164,13 @@ BENCHMARKS = {
         shows_itself=True,
         passed=lambda result: not result["faults"] and result["identical"],
     ),
+    "checkpoints": Benchmark(
+        "recscale.scaling.bench.checkpoint_cost:measure_checkpoint_cost",
+        "Share of a training run's wall time that hashes and manifests of its checkpoints take.\n\n"
+        "Ends with code 1 if it is above 3 %, with a checkpoint after each of 24 logging intervals.",
+        (_number("rows", 1_000_000, "Rows of the run."),),
+        passed=lambda result: result["share"] <= 0.03,
+    ),
     "experts": Benchmark(
         "recscale.scaling.bench.experts:measure_experts",
         "Training TokenMixer-Large and serving RankMixer with all, half and a quarter of the experts active.",

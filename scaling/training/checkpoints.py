@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from recscale.scaling.records.advice import advised
 from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.sealed import sealed, unsealed
 
@@ -29,7 +29,7 @@ from .config import KEPT_CHECKPOINTS
 
 logging.getLogger("absl").setLevel(logging.WARNING)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 _ARRAYS, _INTERVAL = "arrays", "interval.npz"
 
@@ -62,11 +62,7 @@ class Checkpoints:
         """Stores a state; `tick` grows along the program, `position` is plain JSON but for its `interval`, the metrics
         of an unfinished logging interval: name -> array [steps, ...]."""
         interval, position = position.get("interval", {}), {k: v for k, v in position.items() if k != "interval"}
-        folder = self.folder / str(tick)
-        _remove(folder)
-        folder.mkdir()
-        trees = {name: _flat(tree) for name, tree in (("state", state), ("trunk", trunk)) if tree is not None}
-        self._arrays.save(folder / _ARRAYS, args=ocp.args.StandardSave(trees))
+        folder, trees = self.save_arrays(tick, state, trunk)
         np.savez(folder / _INTERVAL, **interval)  # pyright: ignore[reportArgumentType]  # none is allow_pickle
         manifest = {
             "format": FORMAT,
@@ -75,7 +71,20 @@ class Checkpoints:
             "files": {str(path.relative_to(folder)): _hash(path) for path in _files(folder)},
         }
         write_atomically(folder / MANIFEST, sealed(manifest, indent=1))
-        for old in self._ticks()[KEPT_CHECKPOINTS:]:
+        self.drop_old()
+
+    def save_arrays(self, tick: int, state: Any, trunk: Any | None) -> tuple[Path, dict[str, Any]]:
+        """Stores the arrays alone, which is no checkpoint yet; returns its folder, and them by tree and path."""
+        folder = self.folder / str(tick)
+        _remove(folder)
+        folder.mkdir()
+        trees = {name: _flat(tree) for name, tree in (("state", state), ("trunk", trunk)) if tree is not None}
+        self._arrays.save(folder / _ARRAYS, args=ocp.args.StandardSave(trees))
+        return folder, trees
+
+    def drop_old(self) -> None:
+        """Deletes all but the newest checkpoints."""
+        for old in self.ticks()[KEPT_CHECKPOINTS:]:
             _remove(self.folder / str(old))
 
     def restore(
@@ -83,7 +92,7 @@ class Checkpoints:
     ) -> Restored | None:
         """The newest checkpoint that is whole and fits, as `Restored`; None if there is none to go on from.
 
-        Those that do not are deleted and listed in `discarded`.
+        Newer ones are listed in `discarded`; they are in the way until `drop_discarded`.
 
         Args:
             like: a state whose shapes, dtypes and shardings the stored one must have.
@@ -94,18 +103,20 @@ class Checkpoints:
                 raises it.
         """
         found = None
-        for tick in self._ticks():
-            manifest, reason = self._verified(tick)
+        for tick in self.ticks():
+            manifest, reason = self.verified(tick)
             if manifest is not None:
                 reason = unfit(manifest["position"])
             if manifest is not None and reason is None:
                 found = tick, manifest
                 break
             self.discarded.append({"checkpoint": tick, "reason": reason})
-        restored = None if found is None else self._read(*found, like)
+        return None if found is None else self._read(*found, like)
+
+    def drop_discarded(self) -> None:
+        """Deletes what `restore` could not use."""
         for each in self.discarded:
             _remove(self.folder / str(each["checkpoint"]))
-        return restored
 
     def close(self) -> None:
         self._arrays.close()
@@ -122,7 +133,7 @@ class Checkpoints:
                 raise ValueError(
                     f"checkpoint {folder} does not fit this program: array {name!r} is {stored.get(name, 'absent')} "
                     f"there, {here.get(name, 'absent')} here; another version wrote it. To train from the beginning, "
-                    f"delete them: `rm -r {shlex.quote(str(self.folder))}`"
+                    f"delete them: {advised('rm', '-r', self.folder)}"
                 )
         wanted = {name: flat for name in manifest["arrays"]}
         trees = self._arrays.restore(folder / _ARRAYS, args=ocp.args.StandardRestore(wanted))
@@ -131,7 +142,7 @@ class Checkpoints:
         trunk = _unflat(trees["trunk"], like) if "trunk" in trees else None
         return Restored(position, _unflat(trees["state"], like), trunk)
 
-    def _verified(self, tick: int) -> tuple[dict[str, Any] | None, str | None]:
+    def verified(self, tick: int) -> tuple[dict[str, Any] | None, str | None]:
         """The manifest of a checkpoint whose files are all as they were written, or why there is none."""
         folder = self.folder / str(tick)
         path = folder / MANIFEST
@@ -149,7 +160,7 @@ class Checkpoints:
                 return None, f"{name} is not as it was written"
         return manifest, None
 
-    def _ticks(self) -> list[int]:
+    def ticks(self) -> list[int]:
         """Newest first."""
         return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True)
 

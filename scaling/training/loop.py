@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recscale.models.inputs import Batch
-from recscale.scaling.data import Recordable, make_source
+from recscale.scaling.data import Recordable, Verifiable, make_source
 
 from .checkpoints import Checkpoints
 from .clock import Clock
@@ -64,6 +64,8 @@ class Loop:
         self.schedule = GroupSchedule(group, self.source)
         refuse_without_effect(without_effect(self.config, self.source, self.schedule.counts, assigned))
         check_holdout(self.config, self.source)
+        if isinstance(self.source, Verifiable):
+            self.source.verify()
         check_shape(self.config, self.source)
         self.trainer = make_trainer(self.config, self.source, group.replicas, self.schedule.warmup)
         # While a branch decays, the trunk waits in memory and in the checkpoint.
@@ -109,6 +111,7 @@ class Loop:
         restored = self.checkpoints.restore(fresh, self._unfit)
         position = None if restored is None else restored.position
         self.ledger.rewind(position, self.checkpoints.discarded)
+        self.checkpoints.drop_discarded()
         if restored is None:
             return {"segment": 0, "step": 0}, fresh, None, []
         self.clock.resume_from(restored.position["wall_s"])
@@ -119,6 +122,11 @@ class Loop:
             raise ValueError(
                 f"the checkpoints below {self.checkpoints.folder} belong to another set of runs (replicas or horizons "
                 "changed); give the new runs a folder of their own"
+            )
+        if position["data"] != self.ledger.data:
+            raise ValueError(
+                f"the checkpoints below {self.checkpoints.folder} were made on other data. Give the data the runs were "
+                "begun with, or train in a folder of its own"
             )
         return self.ledger.unfit(position)
 
@@ -198,6 +206,7 @@ class Loop:
             "segment": index,
             "step": step,
             "signature": self.group.signature,
+            "data": self.ledger.data,
             "metrics": self.ledger.marks(),
             "wall_s": self.clock.wall_s,
             "interval": stack(interval),
@@ -257,9 +266,9 @@ class Loop:
             for run in runs:
                 if at < 0 and self.config.training.keep_model:
                     with jax.transfer_guard("allow"):
-                        save_model(run.run_dir, "final", final or state, replica)
+                        save_model(run, "final", final or state, replica)
                         if final is not None:
-                            save_model(run.run_dir, "best", state, replica)
+                            save_model(run, "best", state, replica)
                 self.ledger.finish(
                     run, metrics, cost, self.trainer.kernels, at, None if work is None else work[replica]
                 )

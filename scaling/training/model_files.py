@@ -22,10 +22,12 @@ from recscale.models.inputs import Schema
 from recscale.models.inputs.tables import EmbeddingTables
 from recscale.scaling.data import make_source
 from recscale.scaling.data.source import Source
-from recscale.scaling.records.runs import read_record
+from recscale.scaling.records.advice import advised
+from recscale.scaling.records.runs import RECORD, read_record
 
 from .checkpoints import Checkpoints
-from .config import get_config
+from .config import get_config, run_id
+from .group import RunSpec
 from .step import Trainer, TrainState, make_trainer
 
 FOLDER = "model"
@@ -40,14 +42,14 @@ class Loaded(NamedTuple):
     schema: Schema
 
 
-def save_model(run_dir: Path, name: str, state: TrainState, replica: int) -> None:
-    """Writes the arrays of one replica to `run_dir/model/<name>`, in place of what is there."""
-    folder = run_dir / FOLDER / name
+def save_model(run: RunSpec, name: str, state: TrainState, replica: int) -> None:
+    """Writes the arrays of one replica to `model/<name>` in its run's folder, in place of what is there."""
+    folder = run.run_dir / FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     arrays = {part: jax.tree.map(lambda a: a[replica : replica + 1], getattr(state, part)) for part in _PARTS}
     step = int(state.step)
     checkpoints = Checkpoints(folder)
-    checkpoints.save(step, {"segment": 0, "step": step}, arrays, None)
+    checkpoints.save(step, {"segment": 0, "step": step, "run_id": run_id(run.config)}, arrays, None)
     checkpoints.close()
 
 
@@ -58,27 +60,41 @@ def restore_model(run_dir: Path | str, root: str | None = None) -> tuple[Trainer
         run_dir: folder of a run. root: folder of its data set; None = the one it was trained from.
 
     Raises:
-        FileNotFoundError: no record, or no model (the run is not done).
+        FileNotFoundError: no record, or no model (the run is not done, or kept none).
+        ValueError: the model is damaged, or another run's.
     """
     run_dir = Path(run_dir)
     record = read_record(run_dir)
     if record is None:
         raise FileNotFoundError(f"{run_dir} holds no run (no run.json)")
-    folder = next((run_dir / FOLDER / name for name in ("best", "final") if (run_dir / FOLDER / name).is_dir()), None)
-    if folder is None:
-        raise FileNotFoundError(f"{run_dir} holds no model: the run is {record['status']}; train it to its end")
     config = run_config(record)
+    folder = run_dir / FOLDER / ("best" if config.training.passes else "final")
+    if not folder.is_dir():
+        hints = {"done": _mend(run_dir), "diverged": "it leaves no model"}
+        hint = hints.get(record["status"], "train it to its end")
+        raise FileNotFoundError(f"{folder} is not there, and the run is {record['status']}: {hint}")
     config.data.root = root or record.get("data", {}).get("folder") or ""
     training = config.training
     source = make_source(config.data.to_dict(), requests=training.requests, candidates=training.candidates)
     trainer = make_trainer(config, source, [(int(config.seed), float(training.lr))], warmup=0)
     shapes = trainer.state_shapes()
     checkpoints = Checkpoints(folder)
-    restored = checkpoints.restore({part: getattr(shapes, part) for part in _PARTS})
+    restored = checkpoints.restore(
+        {part: getattr(shapes, part) for part in _PARTS},
+        lambda position: None if position.get("run_id") == record["run_id"] else "it is another run's",
+    )
     checkpoints.close()
     if restored is None:
-        raise FileNotFoundError(f"{folder} holds no whole checkpoint")
+        reasons = "; ".join(each["reason"] for each in checkpoints.discarded) or "it is empty"
+        raise ValueError(f"{folder} is not the model of run {record['run_id']}: {reasons}; {_mend(run_dir)}")
     return trainer, dataclasses.replace(shapes, **restored.state), source
+
+
+def _mend(run_dir: Path) -> str:
+    return (
+        "to have it made anew, delete the run's record and train it again, from its newest checkpoint on: "
+        f"{advised('rm', run_dir / RECORD)}"
+    )
 
 
 def load(run_dir: Path | str, root: str | None = None) -> Loaded:

@@ -76,6 +76,7 @@ def test_any_damage_to_any_file_of_the_newest_gives_the_older(folder, damage):
         np.testing.assert_array_equal(found.state["w"], STATE["w"] + 2)
         [discarded] = checkpoints.discarded
         assert discarded["checkpoint"] == 3 and (target.name in discarded["reason"])
+        checkpoints.drop_discarded()
         assert sorted(each.name for each in copy.iterdir()) == ["2"]
         shutil.rmtree(copy)
 
@@ -85,7 +86,9 @@ def test_nothing_whole_means_the_beginning(folder):
         path.write_text("{}")
     checkpoints = Checkpoints(folder)
     assert checkpoints.restore(STATE) is None
-    assert [each["checkpoint"] for each in checkpoints.discarded] == [3, 2] and not list(folder.iterdir())
+    assert [each["checkpoint"] for each in checkpoints.discarded] == [3, 2] and len(list(folder.iterdir())) == 2
+    checkpoints.drop_discarded()
+    assert not list(folder.iterdir())
     checkpoints.save(3, position(3), STATE, None)
     assert checkpoints.restore(STATE).position["step"] == 3
 

@@ -1,6 +1,7 @@
 """A finite log with nothing set: training stops by itself and leaves a model that evaluates and scores."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 
 from recscale.scaling.bench.made_up_shop import write_shop
 from recscale.scaling.data.importing.importer import import_log
-from recscale.scaling.records.runs import read_record
+from recscale.scaling.records.runs import read_record, write_record
 from recscale.scaling.training import get_config, load, train
 from recscale.scaling.training.model_commands import evaluate, predict
 from recscale.scaling.training.passes import Tracker
@@ -62,6 +63,31 @@ def test_it_stops_by_itself_and_says_what_it_did(finished):
     best = min(work["valid_losses"])
     assert record["metrics"]["valid_logloss"] == pytest.approx(best, rel=1e-6)
     assert (folder / "run" / "model" / "best").is_dir() and (folder / "run" / "model" / "final").is_dir()
+
+
+def test_nothing_is_written_beside_the_data(finished):
+    """Which may lie where nobody but its owner can write."""
+    _, log, _ = finished
+    files = {path.relative_to(log.folder).as_posix() for path in log.folder.rglob("*") if path.is_file()}
+    assert files == {"meta.json", *log.meta["files"]}
+
+
+@pytest.mark.parametrize("what", ["deleted", "another run's", "damaged"])
+def test_a_model_that_is_not_the_runs_is_not_evaluated(finished, tmp_path, what):
+    """Not even the last state in the place of the best."""
+    run, log = tmp_path / "run", finished[1]
+    shutil.copytree(finished[0] / "run", run)
+    best = run / "model" / "best"
+    if what == "deleted":
+        shutil.rmtree(best)
+    elif what == "damaged":
+        file = max(best.rglob("*/d/*"), key=lambda path: path.stat().st_size)
+        file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    else:
+        record = read_record(run)
+        write_record(run, record | {"run_id": "0" * 12})
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{best} is not .*`rm {run}/run.json`"):
+        load(run, str(log.folder))
 
 
 def test_evaluate_reads_the_model_to_the_same_metrics(finished):
