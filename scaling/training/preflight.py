@@ -4,6 +4,7 @@ built. The planner asks for every run it plans, training before its first step."
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from recscale.models.counts import Count
 from recscale.scaling import host_memory
 from recscale.scaling.counting.abstract import forward_program
 from recscale.scaling.data.source import Source
+from recscale.scaling.records.advice import advised
 from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.records.overrides import leaves
 
@@ -24,6 +26,7 @@ from .wandb_mirror import require_login
 
 Test = tuple[Callable[[Any], bool], str]
 
+_FINITE: Test = (math.isfinite, "a finite number")
 _POSITIVE: Test = (lambda x: 0 < x < math.inf, "a finite number above 0")
 _NOT_NEGATIVE: Test = (lambda x: 0 <= x < math.inf, "a finite number, 0 or above")
 _BELOW_ONE: Test = (lambda x: 0 <= x < 1, "a share in [0, 1)")
@@ -64,6 +67,27 @@ _RANGES: dict[str, Test] = {
     "training.checkpoint_every_s": _NOT_NEGATIVE,
 }
 
+# Of any model that has them, by the last part of the key; what depends on the architecture is its own to check.
+_MODEL_RANGES: dict[str, Test] = {
+    "dropout": _BELOW_ONE,
+    "norm_eps": _POSITIVE,
+    "temperature": _POSITIVE,
+    "theta_noise": _NOT_NEGATIVE,
+    "value_init_std": _POSITIVE,
+    "capacity_factor": _POSITIVE,
+    "balance_weight": _NOT_NEGATIVE,
+    "aux_weight": _NOT_NEGATIVE,
+    "z_weight": _NOT_NEGATIVE,
+    "memory_weight": _NOT_NEGATIVE,
+    "sqdc_weight": _NOT_NEGATIVE,
+    "sqdc_scale": _POSITIVE,
+    "lam0": _POSITIVE,
+    "ema_decay": _BELOW_ONE,
+    "encode_fraction": _SHARE,
+    "backward_fraction": _SHARE,
+    "query_share": _SHARE,
+}
+
 
 def check_settings(config: ConfigDict) -> None:
     """Checks every number that has a range, and what no run can use.
@@ -73,9 +97,10 @@ def check_settings(config: ConfigDict) -> None:
     """
     values = leaves(config)
     wrong = [
-        f"{key} is {values[key]!r}, expected {words}"
-        for key, (fits, words) in _RANGES.items()
-        if values.get(key) is not None and not fits(values[key])
+        f"{key} is {value!r}, expected {words}"
+        for key, value in values.items()
+        for fits, words in (_range(key),)
+        if isinstance(value, int | float) and not fits(value)
     ]
     batch = config.training.requests * config.training.candidates
     if 0 < config.training.examples < batch:
@@ -83,14 +108,22 @@ def check_settings(config: ConfigDict) -> None:
     targets = {name: value for name, value in config.size.items() if value is not None}
     if targets:
         name, value = next(iter(targets.items()))
+        asked = ["--dense-params" if name == "dense_params" else "--train-flops", f"{value:g}"]
+        asked += ["--examples", config.training.examples] if name == "budget_flops" else []
+        asked += ["--schema", f"known_truth:{config.data.preset}"] if config.data.name == "known_truth" else []
         wrong.append(
-            f"size.{name} is {value:g}, a target that only the planner of a sweep turns into a shape; find one with: "
-            f"recscale size {config.architecture} --dense-params 1e5"
+            f"size.{name} is {value:g}, a target that only the planner of a sweep turns into a shape; find one with "
+            f"{advised('recscale', 'size', config.architecture, *asked)}"
         )
     if wrong:
         raise ValueError("; ".join(wrong))
     if config.tracking.wandb == "online":
         require_login()
+
+
+def _range(key: str) -> Test:
+    own = _MODEL_RANGES.get(key.rpartition(".")[2]) if key.startswith("model.") else _RANGES.get(key)
+    return own or _FINITE
 
 
 def check_shape(config: ConfigDict, source: Source) -> None:
@@ -121,6 +154,16 @@ def check_holdout(config: ConfigDict, source: Source) -> None:
             f"data set {config.data.name!r} has no held-out row to evaluate a run on (requests held out: {held}): its "
             "users have too few rows for the split; give it more rows"
         )
+
+
+def check_places(*folders: Path) -> None:
+    """Raises ValueError if one of these folders is not there and cannot be made, or cannot be written to."""
+    for folder in folders:
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(
+                f"{folder} must be a folder that can be written to, and {place} is none: choose another with --out"
+            )
 
 
 def state_bytes(shapes: Any) -> int:
@@ -160,18 +203,27 @@ def without_effect(config: ConfigDict, source: Source, counts: Count, keys: Iter
         "data.history_length": (not histories, "the data has no history"),
         "training.b1": (t.optimizer not in ("adam", "adamw"), f"training.optimizer is {t.optimizer!r}"),
         "training.b2": (t.optimizer == "adagrad", "training.optimizer is 'adagrad'"),
-        "training.decay_fraction": (t.schedule != "wsd", f"training.schedule is {t.schedule!r}"),
-        "training.decay_shape": (t.schedule != "wsd", f"training.schedule is {t.schedule!r}"),
+        "training.decay_fraction": (t.schedule != "wsd" and not t.passes, f"training.schedule is {t.schedule!r}"),
+        "training.decay_shape": (
+            t.schedule == "cosine" or t.schedule == "constant" and not t.passes,
+            f"training.schedule is {t.schedule!r}",
+        ),
+        "training.examples": (bool(t.passes), f"training.passes is {t.passes}, and validation ends the run"),
+        "training.patience": (not t.passes, "training.passes is 0"),
+        "training.suffix_alpha": (not histories, "the data has no history"),
+        "training.suffix_beta": (not histories or not t.suffix_alpha, "training.suffix_alpha is 0"),
         "training.value_lr_decay_examples": (
             t.value_lr_rule != "linear",
             f"training.value_lr_rule is {t.value_lr_rule!r}",
         ),
+        "data.embedding_width": (known_truth, "the known-truth log has tables of its own"),
+        "data.embedding_rows": (known_truth, "the known-truth log has tables of its own"),
     }
-    if not source.schema.tables():
-        reasons |= {key: (True, "the data has no ids") for key in _RANGES if key.startswith("training.embedding_")}
-    if not counts.memory_params:
-        names = [key for key in leaves(config) if key.startswith("training.value_")]
-        reasons |= {key: (True, f"{config.architecture} has no memory") for key in names}
+    own = {"training.embedding_": (not source.schema.tables(), "the data has no ids")}
+    own["training.value_"] = (not counts.memory_params, f"{config.architecture} has no memory")
+    for prefix, reason in own.items():
+        if reason[0]:
+            reasons |= {key: reason for key in leaves(config) if key.startswith(prefix)}
     return {key: reasons[key][1] for key in keys if key in reasons and reasons[key][0]}
 
 

@@ -19,7 +19,7 @@ from .group import Group, RunSpec
 from .ledger import Ledger
 from .loop import Loop, Progress
 from .passes import PassesLoop
-from .preflight import check_settings
+from .preflight import check_places, check_settings
 
 # A predecessor killed a moment ago may still be dying; after this long somebody else really trains the run.
 _LOCK_WAIT_S = 1.0
@@ -69,6 +69,8 @@ def train_group(
         return ledger.records
     for run in runs:
         check_settings(run.config)
+    caches = () if cache_dir is None else (Path(cache_dir),)
+    check_places(*(run.run_dir for run in runs), Path(group_dir) / "checkpoints", *caches)
     with contextlib.ExitStack() as locks:
         for folder in sorted({run.run_dir for run in runs}):
             locks.enter_context(hold(folder / "lock", wait_s=_LOCK_WAIT_S))

@@ -1,5 +1,6 @@
 """What cannot work is refused before any work is done, with the setting, its value and what it may be."""
 
+import math
 import re
 import types
 
@@ -52,6 +53,22 @@ def test_a_number_outside_its_range_is_refused(key, value):
         preflight.check_settings(config(f"{key}={value}"))
 
 
+@pytest.mark.parametrize("setting", ["balance_weight=-0.1", "norm_eps=0.0", "dropout=1.0", "dropout=-0.5"])
+def test_a_number_of_the_model_outside_its_range_is_refused(setting):
+    with pytest.raises(ValueError, match=rf"model.{setting.partition('=')[0]} is .*, expected "):
+        preflight.check_settings(config(f"model.{setting}", architecture="rankmixer"))
+
+
+def test_no_number_of_a_sweep_file_is_none():
+    """On the command line `nan` is no value of a float."""
+    asked = config(architecture="rankmixer")
+    asked.training.lr = asked.model.dropout = math.nan
+    with pytest.raises(
+        ValueError, match="model.dropout is nan, .*training.lr is nan, expected a finite number above 0"
+    ):
+        preflight.check_settings(asked)
+
+
 def test_all_that_is_wrong_is_told_at_once_and_what_is_right_passes():
     with pytest.raises(ValueError, match="seed is -1.*; training.lr is 0.0"):
         preflight.check_settings(config("seed=-1", "training.lr=0"))
@@ -60,8 +77,22 @@ def test_all_that_is_wrong_is_told_at_once_and_what_is_right_passes():
 
 
 def test_a_target_of_the_planner_is_refused_with_the_command_that_takes_it():
-    with pytest.raises(ValueError, match="recscale size dlrm_mlp --dense-params 1e5"):
+    with pytest.raises(ValueError, match="`recscale size dlrm_mlp --dense-params 100000 --schema known_truth:dense`"):
         preflight.check_settings(config("size.dense_params=1e5"))
+
+
+@pytest.mark.parametrize("what", ["", "checkpoints", "cache", "nowhere"])
+def test_a_place_that_cannot_be_written_to_is_named_with_the_option_that_moves_it(tmp_path, what):
+    """Where a file is, or a link to nothing, no folder can be; permissions do not hold back every user."""
+    place = tmp_path / "run" / what
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if what == "nowhere":
+        place.symlink_to("/gone")
+    else:
+        place.touch()
+    out = place if what == "nowhere" else tmp_path / "run"
+    with pytest.raises(ValueError, match=f"{place} is none: choose another with --out"):
+        train(config("data.preset=smoke"), out)
 
 
 def test_nothing_is_written_for_a_run_that_is_refused(tmp_path):
@@ -137,10 +168,15 @@ def test_an_endless_log_is_never_trained_on_where_it_is_evaluated():
         ("training.value_lr=2.0", "dlrm_mlp has no memory"),
         ("data.history_length=4", "the data has no history"),
         ("data.root=/somewhere", "the known-truth log has no files"),
+        ("data.embedding_rows=100", "the known-truth log has tables of its own"),
+        ("training.patience=5", "training.passes is 0"),
+        ("training.decay_shape=sqrt training.schedule=cosine", "training.schedule is 'cosine'"),
+        ("training.suffix_alpha=0.5", "the data has no history"),
+        ("training.value_update=rows_sgd", "dlrm_mlp has no memory"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(source, setting, why):
-    asked = config(setting)
+    asked = config(*setting.split())
     counts = models.count("dlrm_mlp", source.schema, asked.model)
     found = preflight.without_effect(asked, source, counts, [setting.partition("=")[0], "training.lr"])
     with pytest.raises(ValueError, match=f"would be ignored: {why}"):
