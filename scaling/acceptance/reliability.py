@@ -34,6 +34,7 @@ import click
 import pandas as pd
 
 from recscale.scaling import cli
+from recscale.scaling.data.known_truth import card
 from recscale.scaling.records.planned import PLAN, SWEEP
 from recscale.scaling.records.runs import METRICS, RECORD, TABLE, read_record, write_record
 
@@ -46,6 +47,15 @@ _SETTINGS = (
     "data.preset=smoke", "data.holdout_rows=256", "training.requests=64", "training.examples=1920",
     "training.warmup_examples=128", "training.log_every_examples=320", "training.checkpoint_every_s=0",
 )  # fmt: skip
+
+# What of a run is damaged; patterns, see `Scene`.
+_RUN_FILES = {
+    "finished": (RECORD, METRICS, "model/*/*/manifest.json", "model/*/*/arrays/**/d/*"),
+    "stopped": (
+        RECORD, METRICS, "cache/*card*.json", "cache/*.npz", "checkpoints/*/manifest.json",
+        "checkpoints/*/arrays/**/d/*",
+    ),
+}  # fmt: skip
 
 # Two branches of one trunk and two seeds: a checkpoint holds replicas and a waiting trunk, beside finished runs.
 _SWEEP = """
@@ -128,11 +138,11 @@ class Scene:
             except Exception as error:
                 return f"TRACEBACK {type(error).__name__}: {error}"
             if code == 0:
-                return outcome if figures(self.folder) == self.figures else "ANOTHER FIGURE"
+                return outcome if figures(self.folder, text) == self.figures else "ANOTHER FIGURE"
             advice = re.findall("`(.+?)`", text)
             if file.name not in text or not advice:
                 return f"NOT NAMED, OR NO COMMAND: {text.strip()[-300:]}"
-            for command in advice:
+            for command in " && ".join(advice).split(" && "):
                 name, *arguments = shlex.split(command)
                 if name == "recscale":
                     run(tuple(arguments))
@@ -144,6 +154,7 @@ class Scene:
 
 def run(*commands: Sequence[str]) -> tuple[int, str]:
     """Runs commands of `recscale` in this process until one fails: (exit code, all that was printed)."""
+    card.forget()
     printed, code = io.StringIO(), 0
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         for command in commands:
@@ -156,9 +167,11 @@ def run(*commands: Sequence[str]) -> tuple[int, str]:
     return code, printed.getvalue()
 
 
-def figures(folder: Path) -> dict[str, Any]:
-    """Everything a folder shows that must not change: the run table without its times, every run's metrics."""
-    lines = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(METRICS))}
+def figures(folder: Path, printed: str = "") -> dict[str, Any]:
+    """Everything a folder shows that must not change: the run table without its times, every run's metrics; and the
+    figures among what was printed, a line each."""
+    lines: dict[str, Any] = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(METRICS))}
+    lines["printed"] = re.findall(r"^\w+ +[-+.\de]+$", printed, re.MULTILINE)
     if (folder / TABLE).exists():
         table = pd.read_parquet(folder / TABLE).drop(columns=list(TIMES))
         return lines | {TABLE: table.to_json(double_precision=15)}
@@ -169,16 +182,13 @@ def run_scenes(folder: Path) -> list[Scene]:
     """A run that is finished and one that was stopped, below a folder."""
     settings = [part for text in _SETTINGS for part in ("--set", text)]
     made = []
-    for name in ("finished", "stopped"):
+    for name, files in _RUN_FILES.items():
         out = folder / f"run {name}"
-        command = ("train", "dlrm_mlp", "--out", str(out), *settings)
-        _must(run(command))
-        expected = figures(out)
-        files = (RECORD, METRICS)
+        commands = (("train", "dlrm_mlp", "--out", str(out), *settings), ("evaluate", str(out)))
+        expected = figures(out, _must(run(*commands)))
         if name == "stopped":
             _stop_in_the_middle(out)
-            files += ("cache/*.npz", "checkpoints/*/manifest.json", "checkpoints/*/arrays/**/d/*")
-        made.append(Scene(name, out, files, (command,), expected))
+        made.append(Scene(name, out, files, commands, expected))
     return made
 
 
@@ -209,9 +219,11 @@ def _stop_in_the_middle(out: Path) -> None:
     (out / METRICS).write_bytes(b"".join(lines[:kept]) + lines[kept][:9])  # the last line is torn
 
 
-def _must(done: tuple[int, str]) -> None:
+def _must(done: tuple[int, str]) -> str:
+    """What was printed, by commands that must not fail."""
     if done[0]:
         raise RuntimeError(f"a scene could not be made: {done[1][-2000:]}")
+    return done[1]
 
 
 def matrix(made: Sequence[Scene]) -> list[dict[str, str]]:

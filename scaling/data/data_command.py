@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from recscale.scaling.records.advice import advised
+
 from .stored_log.card import DEFAULT_MAX_DROPPED
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -67,7 +69,7 @@ def import_(
         if part is not None:
             with _shown() as progress:
                 import_part(path, out, _part(part), folder=folder, memory_bytes=_bytes(memory), progress=progress)
-            click.echo(f"part {part} is in {out}; when all are there: recscale data merge PART... --out DIR")
+            click.echo(f"part {part} is in {out}; when all are there: `recscale data merge PART... --out DIR`")
             return
         with _shown() as progress:
             log = import_log(
@@ -147,8 +149,9 @@ def _say(log: Any, as_json: bool) -> None:
     splits = {split: end - start for split, (start, end) in log.splits.items()}
     click.echo("rows      " + ", ".join(f"{split} {rows:,}" for split, rows in splits.items()))
     click.echo(log.report.summary())
-    click.echo(f"packed    {log.folder}\ncard      recscale data card {log.folder}")
-    click.echo(f"use       recscale train rankmixer --dataset {log.folder} --out RUN")
+    click.echo(f"packed    {log.folder}")
+    click.echo(f"card      {advised('recscale', 'data', 'card', log.folder)}")
+    click.echo(f"use       {advised('recscale', 'train', 'rankmixer', '--dataset', log.folder, '--out', 'RUN')}")
     if as_json:
         rates = {split: float(log.labels[slice(*bounds)].mean()) for split, bounds in log.splits.items()}
         result = {"name": log.name, "packed": str(log.folder), "splits": splits, "base_rates": rates}

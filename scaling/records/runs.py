@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .advice import advised
 from .files import replacing, write_atomically
 from .locks import is_held, launch_lock
 from .overrides import leaves
 from .plain import plain
-from .planned import PLAN, SWEEP, planned_record, read_plan, replan_command
+from .planned import PLAN, SWEEP, grouped, planned_record, read_plan, replan_command
 from .sealed import sealed, unsealed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def read_record(folder: Path | str) -> dict[str, Any] | None:
     path = Path(folder) / RECORD
     if not path.exists():
         return None
-    mend = f"delete it and run again, the run goes on from its newest checkpoint: `rm {shlex.quote(str(path))}`"
+    mend = f"delete it and run again, the run goes on from its newest checkpoint: {advised('rm', path)}"
     record = unsealed(path.read_bytes())
     if record is None:
         raise ValueError(f"{path} is not valid JSON as it was written: it was damaged or edited; {mend}")
@@ -82,7 +82,10 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
             rows.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); the file was damaged") from error
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({error}): it was damaged. The run goes on from a checkpoint "
+                    "before that line"
+                ) from error
     return rows
 
 
@@ -100,7 +103,7 @@ def check_metrics(folder: Path | str, record: dict[str, Any]) -> None:
         folder = Path(folder)
         raise ValueError(
             f"{folder / METRICS} is not as the run left it: it was damaged or edited. Delete its record and run again, "
-            f"both are made anew from the newest checkpoint: `rm {shlex.quote(str(folder / RECORD))}`"
+            f"both are made anew from the newest checkpoint: {advised('rm', folder / RECORD)}"
         )
 
 
@@ -113,8 +116,20 @@ def truncate_metrics(folder: Path | str, lines: int) -> None:
 
 
 def collect(out: Path | str) -> pd.DataFrame:
-    """One row per run, written to `out/runs.parquet` and returned: of every line of `out/plan.jsonl`, or where there is
-    no plan of every folder below `out/runs`.
+    """`run_table`, written to `out/runs.parquet` and returned."""
+    table = run_table(out)
+    with replacing(Path(out) / TABLE) as temporary:
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
+    return table
+
+
+def has_records(out: Path | str) -> bool:
+    """Whether a folder holds runs that `run_table` reads."""
+    return any((Path(out) / "runs").glob(f"*/{RECORD}"))
+
+
+def run_table(out: Path | str) -> pd.DataFrame:
+    """One row per run: of every line of `out/plan.jsonl`, or where there is no plan of every folder below `out/runs`.
 
     A planned run without a record has the status "lost", "planned" while a launcher is at work. A setting in which
     runs of one architecture differ gets a column of its own, named like the setting ("model.combine"), so that the
@@ -135,7 +150,7 @@ def collect(out: Path | str) -> pd.DataFrame:
         if record.get("run_id") not in (None, folder.name):
             raise ValueError(
                 f"{folder} holds the record of run {record['run_id']}: it was copied or renamed; take it out with "
-                f"`mv {shlex.quote(str(folder))} {shlex.quote(str(out))}`"
+                f"{advised('mv', folder, out)}"
             )
         if (folder / METRICS).exists():  # the table needs none; launching says what is missing
             check_metrics(folder, record)
@@ -144,35 +159,44 @@ def collect(out: Path | str) -> pd.DataFrame:
         records = _joined(out, {folder.name: record for folder, record in found.items()})
     varied = _varied_settings([record.get("config", {}) for record in records])
     rows = [run_row(record) | settings for record, settings in zip(records, varied, strict=True)]
-    table = pd.DataFrame(rows).sort_values("run_id", ignore_index=True)
-    table = with_tuning(table)
-    with replacing(out / TABLE) as temporary:
-        table.to_parquet(temporary, index=False)
-    return table
+    return with_tuning(pd.DataFrame(rows).sort_values("run_id", ignore_index=True))
 
 
 def _joined(out: Path, records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The record of every planned run; of one that has none what the plan says."""
     plan = {row["run_id"]: row for row in read_plan(out)}
+    jobs: dict[str, list[dict[str, Any]]] = {}
+    for row in plan.values():
+        jobs.setdefault(row["job"], []).append(row["config"])
     for name, record in records.items():
         folder = out / "runs" / name
         if name not in plan:
             raise ValueError(
-                f"{out / PLAN} has no line of run {name}. If it was lost, `{replan_command(out)}` brings it back; if "
-                f"the run does not belong here, move {folder} away"
+                f"{out / PLAN} has no line of run {name}. If it was lost, `{replan_command(out)}` brings it back; a "
+                f"run that does not belong here is taken out with {advised('mv', folder, out)}"
             )
         known, own = leaves(plan[name]["config"]), leaves(record.get("config", {}))
-        differing = [key for key, value in own.items() if key in known and known[key] != value]
+        differing = [
+            f"{key} is {value!r} there, {known[key]!r} in the plan"
+            for key, value in own.items()
+            if key in known and known[key] != value
+        ]
+        together = grouped(jobs[plan[name]["job"]])
+        differing += [
+            f"{key} of the runs it was trained with are {record[key]}, {value} in the plan"
+            for key, value in together.items()
+            if record.get(key, value) != value
+        ]
         if differing:
             raise ValueError(
-                f"{folder} holds another run than the plan's {name}: {differing[0]} is {own[differing[0]]!r} there, "
-                f"{known[differing[0]]!r} in the plan; take it out with "
-                f"`mv {shlex.quote(str(folder))} {shlex.quote(str(out))}`"
+                f"{folder} holds another run than the plan's {name}: {differing[0]}; take it out with "
+                f"{advised('mv', folder, out)}"
             )
     if is_held(launch_lock(out)):
         missing = {"status": "planned"}
     else:
-        missing = {"status": "lost", "reasons": [f"there is no record of it; train it with: recscale launch {out}"]}
+        reason = f"there is no record of it; train it with {advised('recscale', 'launch', out)}"
+        missing = {"status": "lost", "reasons": [reason]}
     return [records.get(name) or planned_record(row) | missing for name, row in plan.items()]
 
 

@@ -60,7 +60,7 @@ def make_report(
     """Fits every architecture of a run table, draws it and writes `OUT/report/`; returns the summary as plain data.
 
     Args:
-        out_dir: sweep folder with `runs.parquet`, or with run folders from which it is collected.
+        out_dir: folder of a sweep's runs, or of a `runs.parquet`.
         form: a law of one axis, drawn on every axis; or of several axes (chinchilla, kappa, ...): fitted jointly, while
             the axes are drawn with `power_offset`. Where sizes and examples vary freely, chinchilla is always added.
         axes: columns to draw, or slot -> column; None takes every axis that varies.
@@ -102,12 +102,10 @@ def _fitted(
 
 
 def _table(out: Path) -> pd.DataFrame:
-    """The run table of a folder, collected if it has not been."""
+    """The run table of a folder."""
     if not out.is_dir():
         raise FileNotFoundError(f"there is no folder {out}; name the --out folder of a sweep")
-    if (out / runs.TABLE).exists():
-        return read_table(out)
-    return runs.collect(out)
+    return read_table(out)
 
 
 def _truth(given: Truth | Mapping[str, Any] | None, table: pd.DataFrame, out: Path) -> Truth:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from recscale.scaling.records.overrides import leaves
@@ -16,22 +16,16 @@ from .group import RunSpec
 _NAMED = 3
 
 
-def replicas(runs: Sequence[RunSpec]) -> list[list[float]]:
-    """Seeds and rates of runs that are trained together, for their records. A program of several replicas rounds
-    otherwise than one of a single run, in the ninth digit."""
-    return [list(replica) for replica in sorted({run.replica for run in runs})]
-
-
-def refuse_another_run(run: RunSpec, record: Mapping[str, Any], group: list[list[float]]) -> None:
+def refuse_another_run(run: RunSpec, record: Mapping[str, Any], group: Mapping[str, Any]) -> None:
     """Raises ValueError, naming the first settings that differ, if a folder's record is that of another run, or of the
-    same run trained with others than `group`, the replicas it is asked for with."""
+    same run trained together with others than `group`, see `grouped`."""
     asked = run_id(run.config)
     if record.get("run_id") in (None, asked):
-        if record.get("replicas", group) != group:
-            there = record["replicas"]
+        differing = differences({**group, **record}, {**record, **group})
+        if differing:
             raise ValueError(
-                f"{run.run_dir} holds run {asked} as one of {len(there)} seeds and rates trained together, not of "
-                f"{len(group)}: {there} there, {group} here. Give this run a folder of its own"
+                f"{run.run_dir} holds run {asked} as it is when trained together with other runs: {differing}. "
+                "Give this run a folder of its own"
             )
         return
     differing = differences(record.get("config", {}), plain(resolved(run.config)))

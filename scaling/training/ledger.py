@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from recscale.scaling.records import provenance
-from recscale.scaling.records.plain import plain
+from recscale.scaling.records.plain import checksum, plain
+from recscale.scaling.records.planned import grouped
 from recscale.scaling.records.runs import (
     FINISHED,
     METRICS,
@@ -27,7 +28,7 @@ from recscale.scaling.records.runs import (
 
 from .config import group_id, resolved, run_id, shape_id, trunk_id
 from .group import RunSpec
-from .identity import differences, refuse_another_run, replicas
+from .identity import differences, refuse_another_run
 from .intervals import progressive_metrics
 from .schedule import GroupSchedule, Segment
 from .wandb_mirror import WandbMirror
@@ -38,17 +39,20 @@ class Ledger:
 
     A run that is finished stays as it is, also where its group is trained again on the way to another run.
 
+    Attributes:
+        data: hash of what the source says of its data, from `begin` on.
+
     Raises:
         ValueError: a folder holds another run, or a record or the metrics of a finished run are damaged.
     """
 
     def __init__(self, runs: Sequence[RunSpec]):
-        self._runs = tuple(runs)
+        self._runs, self._group = tuple(runs), grouped(run.config for run in runs)
         self._records: dict[Any, dict[str, Any]] = {}
         for run in runs:
             record = read_record(run.run_dir)
             if record is not None:
-                refuse_another_run(run, record, replicas(runs))
+                refuse_another_run(run, record, self._group)
                 check_metrics(run.run_dir, record)
             self._records[run.run_dir] = record or {}
         self._open = [run for run in runs if self._records[run.run_dir].get("status") not in FINISHED]
@@ -73,6 +77,7 @@ class Ledger:
         """
         self._schedule = schedule
         facts = plain(schedule.source.facts())
+        self.data = checksum(facts)
         for run in self._open:
             old, tracking = self._records[run.run_dir], run.config.tracking
             if "data" in old and old["data"] != facts:
@@ -81,7 +86,7 @@ class Ledger:
                     "begun with, or train in a folder of its own"
                 )
             kept = {key: old[key] for key in ("started", "restored_from", "discarded") if key in old}
-            fresh = {"replicas": replicas(self._runs), "started": provenance.now()}
+            fresh = {**self._group, "started": provenance.now()}
             self._write(run, _record(run, schedule, facts) | fresh | kept)
             self._mirrors[run.run_dir] = WandbMirror(
                 tracking.wandb, tracking.project, run_id(run.config), run.run_dir, resolved(run.config)

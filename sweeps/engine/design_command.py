@@ -24,6 +24,7 @@ from recscale.scaling.laws.planning.design import Design, Plan, designed, differ
 from recscale.scaling.laws.planning.design import plan as plan_runs
 from recscale.scaling.laws.tables.axes import parse_axes
 from recscale.scaling.laws.tables.conditions import rows_where
+from recscale.scaling.records.advice import advised
 from recscale.scaling.records.number_text import amount
 
 _SHOWN, _LONGEST_LIST = 8, 40
@@ -113,7 +114,9 @@ def _planned(folder: Path, designs: list[Design], by: str) -> list[Design]:
     from .tables import planned_table
 
     if not (folder / "plan.jsonl").exists():
-        raise ValueError(f"{folder} holds no plan; make one with: recscale plan FILE --out {folder}")
+        raise ValueError(
+            f"{folder} holds no plan; make one with {advised('recscale', 'plan', 'FILE', '--out', folder)}"
+        )
     runs, laws = planned_table(read_plan(folder)), {one.name: one for one in designs}
     found = []
     for name, group in runs.groupby(by, sort=True):

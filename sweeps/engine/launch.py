@@ -85,7 +85,6 @@ def launch(
         run_config(rows[0], overrides)  # what does not fit is told here, once, and not by every worker
     with only_launcher(out):
         began = time.monotonic()
-        check_disk(out, pending_jobs(out, rows))
         pool = _Pool(out, rows, workers, memory_gb, trainer, overrides, display or for_terminal())
         with _signals(pool):
             pool.run()
@@ -118,6 +117,7 @@ class _Pool:
     def run(self) -> None:
         try:
             self._refuse_too_large()
+            check_disk(self.out, self.waiting)
             while (self.waiting or any(w.job for w in self.workers)) and not self.stopping:
                 self._assign()
                 for key, _ in self.selector.select(timeout=0.2):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from recscale.scaling.records.advice import advised
+
 if TYPE_CHECKING:
     from .executors import Executor, Outcome
 
@@ -122,7 +124,9 @@ def plan(file: str, planning: _Planning, as_json: bool) -> None:
     warned = foreseen(planned_table(rows), AXES)
     for line in warned:
         click.echo(f"foreseen: {line}")
-    click.echo(f"{len(rows)} runs in {out / 'plan.jsonl'} ({new} new); launch them with: recscale launch {out}")
+    click.echo(
+        f"{len(rows)} runs in {out / 'plan.jsonl'} ({new} new); launch them with {advised('recscale', 'launch', out)}"
+    )
     if as_json:
         told = {"out": str(out), "runs": len(rows), "new": new, "job_seconds": _job_seconds(rows)}
         _json(told | {"foreseen": warned})
@@ -194,7 +198,9 @@ def collect(out: Path, as_json: bool) -> None:
     lost = list(table.loc[table["status"] == "lost", "run_id"])
     if lost:
         shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
-        message = f"{len(lost)} planned runs have no record: {shown}; train them with: recscale launch {out}"
+        message = (
+            f"{len(lost)} planned runs have no record: {shown}; train them with {advised('recscale', 'launch', out)}"
+        )
         raise click.ClickException(message)
 
 
@@ -233,12 +239,14 @@ def sweep(file: str, planning: _Planning, running: _Running, no_report: bool, as
 def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]:
     """Loads, resolves and writes a plan; returns its folder, all its rows and how many are new."""
     from recscale.scaling.data.sources import use_log
+    from recscale.scaling.training.preflight import check_places
 
     from .loading import load
     from .plan import make_plan, write_plan, write_sweep
 
     loaded = load(file)
     out = asked.out or Path("runs") / loaded.name
+    check_places(out, out / "cache")
     config = loaded.config()
     if asked.root is not None:
         use_log(config, asked.root)
@@ -252,9 +260,10 @@ def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]
     )
     for note in planned.notes:
         click.echo(f"note: {note}", err=True)
-    rows, new = write_plan(out, planned, extend=asked.extend)
-    facts = {"name": loaded.name, "file": str(loaded.path), "set": list(asked.assignments), "report": loaded.report()}
-    write_sweep(out, facts)
+    arguments = [str(loaded.path), *(() if asked.root is None else ("--data", str(Path(asked.root).absolute())))]
+    arguments += [part for text in asked.assignments for part in ("--set", text)]
+    rows, new = write_plan(out, planned, extend=asked.extend, arguments=arguments)
+    write_sweep(out, loaded.name, loaded.report(), rows)
     return out, rows, new
 
 
@@ -276,7 +285,7 @@ def _handed_over(out: Path, outcome: Outcome, as_json: bool) -> bool:
     """Whether the jobs were given to a scheduler that goes on by itself; says so."""
     if outcome.submitted is None:
         return False
-    click.echo(f"{len(outcome.submitted)} jobs submitted; follow them with: recscale status {out}")
+    click.echo(f"{len(outcome.submitted)} jobs submitted; follow them with {advised('recscale', 'status', out)}")
     if as_json:
         _json({"out": str(out), "submitted": outcome.submitted})
     return True
@@ -306,9 +315,9 @@ def _outcome_line(out: Path, outcome: Outcome) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in outcome.statuses.items())
     line = f"{counts} in {outcome.wall_s:.0f} s"
     if outcome.interrupted:
-        return f"stopped: {line}; go on with: recscale launch {out}"
+        return f"stopped: {line}; go on with {advised('recscale', 'launch', out)}"
     if outcome.failed:
-        return f"{line}; the reasons of the failed runs: recscale status {out}"
+        return f"{line}; the reasons of the failed runs: {advised('recscale', 'status', out)}"
     return line
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from recscale.scaling.records.runs import read_metrics, read_record, run_row
+from recscale.scaling.records.runs import check_metrics, read_metrics, read_record, run_row
 
 from .locks import has_launcher
 from .plan import read_plan
@@ -62,6 +62,7 @@ def run_states(out: Path | str) -> list[dict[str, Any]]:
     for row in read_plan(out):
         folder = out / "runs" / row["run_id"]
         record = read_record(folder) or {"status": "planned"}
+        check_metrics(folder, record)
         metrics = read_metrics(folder)
         final = record.get("metrics") or {}
         state = "stopped" if record["status"] == "running" and not busy else record["status"]

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -192,7 +193,8 @@ def read_log_schema(path: Path | str) -> LogSchema:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no schema file {path}; `recscale data schema LOG > {path}` proposes one")
+        place = shlex.quote(str(path))
+        raise FileNotFoundError(f"there is no schema file {path}; `recscale data schema LOG > {place}` proposes one")
     text = path.read_text(encoding="utf-8")
     try:
         plain = tomllib.loads(text)

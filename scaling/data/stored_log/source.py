@@ -15,6 +15,7 @@ from jaxtyping import Float
 from recscale.models.inputs import Batch, Field, Schema
 from recscale.scaling.data.metrics import base_rate, constant_logloss, entropy, evaluate, evaluate_binary
 from recscale.scaling.data.source import Order, SourceRequest, check_order
+from recscale.scaling.records.advice import advised
 
 from .check import check_holdout
 from .gather import gather
@@ -176,6 +177,10 @@ class GrainSource:
                 result |= self._metrics(part, rows, exists, "" if name == "test" else f"{name}_", metrics)
         return result
 
+    def verify(self) -> None:
+        """See `PackedLog.verify`."""
+        self.log.verify()
+
     def facts(self) -> dict[str, Any]:
         """Provenance of everything a number depends on: log, protocol, order, passes, splits, rejects."""
         padded = (self.batches_per_pass * self.requests * self.candidates - self.total_rows) * self.passes
@@ -277,11 +282,12 @@ def stored_folder(root: str | None) -> Path:
     if not root:
         raise FileNotFoundError(
             "data.root is empty; give the folder of an imported log (--data DIR). "
-            "`recscale data import SCHEMA --out DIR` makes one"
+            f"{advised('recscale', 'data', 'import', 'SCHEMA', '--out', 'DIR')} makes one"
         )
     if not (Path(root) / "meta.json").is_file():
         raise FileNotFoundError(
-            f"{root} holds no imported log (no meta.json); `recscale data import SCHEMA --out {root}` makes one"
+            f"{root} holds no imported log (no meta.json); "
+            f"{advised('recscale', 'data', 'import', 'SCHEMA', '--out', root)} makes one"
         )
     return Path(root)
 

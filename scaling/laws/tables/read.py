@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pyarrow
 
-from recscale.scaling.records.runs import TABLE
+from recscale.scaling.records.runs import TABLE, has_records, run_table
 
 from . import adapters
 from .columns import typed
@@ -27,7 +27,10 @@ _NOTES = "recscale_notes"
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """A run table from a file, a sweep folder that holds `runs.parquet`, or a folder of W&B or TensorBoard runs.
+    """A run table from a file, a sweep's folder, or a folder of W&B or TensorBoard runs.
+
+    Of a sweep's folder the records of its runs are read, which are checked and never out of date; `runs.parquet` where
+    there are none.
 
     Files: .csv, .tsv, .json, .jsonl, .ndjson, .parquet, .feather, the text ones also as .gz, .zst, .bz2 or .lz4.
     Columns get their types as `tables.columns` describes. What was decided on the way is in `notes(table)`.
@@ -36,6 +39,8 @@ def read(path: str | Path) -> pd.DataFrame:
     or with two columns of one name, or with numbers that cannot be read as such.
     """
     path = Path(path)
+    if has_records(path):
+        return _with_notes(run_table(path), [])
     if path.is_dir() and not (path / TABLE).exists():
         table, told = adapters.from_folder(path)
         return _with_notes(table, told)
@@ -61,7 +66,7 @@ def read(path: str | Path) -> pd.DataFrame:
             raise ValueError(f"two columns are called {twice[0]!r}; rename one")
         table = _without_index(table, told)
         table = table if ending[0] in _TYPED else typed(table)
-    except (ValueError, OSError, KeyError) as error:  # of pandas and pyarrow, which do not name the file
+    except (ValueError, TypeError, OSError, KeyError, pyarrow.ArrowException) as error:  # which do not name the file
         raise ValueError(f"{path} cannot be read as {ending[0].removeprefix('.')}: {error}") from error
     table, mapped = adapters.from_export(table)
     return _with_notes(table, [*told, *mapped])
@@ -125,7 +130,8 @@ READERS: dict[str, Callable[[bytes, list[str]], pd.DataFrame]] = {
     ".json": _json,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".parquet": lambda content, _: pd.read_parquet(io.BytesIO(content)),
+    # Compares the pages with their checksums, where the writer left any.
+    ".parquet": lambda content, _: pd.read_parquet(io.BytesIO(content), page_checksum_verification=True),
     ".feather": lambda content, _: pd.read_feather(io.BytesIO(content)),
 }
 

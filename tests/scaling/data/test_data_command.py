@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from click.testing import CliRunner
 
+from recscale.scaling.cli import cli
 from recscale.scaling.data.data_command import data
 from recscale.scaling.data.importing import download
 
@@ -96,6 +97,10 @@ def test_a_copy_at_hand_is_converted(request, tmp_path, kind):
         assert (tmp_path / "out.files" / file.name).read_bytes() == file.read_bytes()
     again = CliRunner().invoke(data, arguments)
     assert again.exit_code == 0 and json.loads(again.output.splitlines()[-1]) == result
+    if kind == "write_recbole":  # a modified set is swept like the published one
+        point = ["--set", "training.requests=8", "--set", "size.dense_params=2e4"]
+        words = ["plan", "movielens", "--data", str(tmp_path / "out"), "--out", str(tmp_path / "sweep"), *point]
+        assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
 
 
 def test_errors_end_without_a_traceback(write_recbole, tmp_path):

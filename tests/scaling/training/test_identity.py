@@ -10,6 +10,7 @@ import pytest
 
 from recscale.scaling.records import runs as records
 from recscale.scaling.records.locks import Busy, hold
+from recscale.scaling.records.sealed import sealed
 from recscale.scaling.training import RunSpec, get_config, resolved, run_id, runner, train, train_group
 
 
@@ -40,10 +41,12 @@ def test_settings_that_change_no_result_may_differ(tmp_path):
 
 def test_the_same_run_in_another_group_is_another_result(tmp_path):
     config = get_config("dlrm_mlp")
-    finished(tmp_path, config, replicas=[[0, 0.003], [1, 0.003]])
-    with pytest.raises(ValueError, match="as one of 2 seeds and rates trained together, not of 1"):
-        train(config, tmp_path)
-    finished(tmp_path, config, replicas=[[0, 0.003]])
+    alone = {"replicas": [[0, 0.003]], "horizons": [config.training.examples]}
+    for other in ({"replicas": [[0, 0.003], [1, 0.003]]}, {"horizons": [1_000, config.training.examples]}):
+        finished(tmp_path, config, **alone | other)
+        with pytest.raises(ValueError, match=f"trained together with other runs: {next(iter(other))} is .* there"):
+            train(config, tmp_path)
+    finished(tmp_path, config, **alone)
     assert train(config, tmp_path)["status"] == "done"
 
 
@@ -63,7 +66,8 @@ def test_one_folder_of_a_group_that_holds_another_run_stops_all(tmp_path):
         (lambda text: b"", "is not valid JSON"),
         (lambda text: text + b"\xff\x00garbage", "is not valid JSON"),
         (lambda text: text.replace(b"0.111", b"0.011"), "is not valid JSON as it was written"),
-        (lambda text: b'{"status": "doze"}', "is not a run record"),
+        (lambda text: b'{"status": "done"}', "is not valid JSON as it was written"),
+        (lambda text: sealed({"status": "doze"}).encode(), "is not a run record"),
     ],
 )
 def test_a_damaged_record_is_named_with_a_mend_that_works(tmp_path, damage, told):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import pytest
 from recscale.scaling.laws import fit
 from recscale.scaling.laws.tables import columns
 from recscale.scaling.laws.tables.read import notes, read
-from recscale.scaling.records.runs import run_row
+from recscale.scaling.records.runs import TABLE, collect, run_row, write_record
 
 
 def write(folder, name, text):
@@ -215,3 +216,21 @@ def test_notes_are_no_obstacle_to_writing(tmp_path):
     table = read(write(tmp_path, "r.csv", "run_id;logloss\na;.5\n"))
     table.to_parquet(tmp_path / "r.parquet")
     assert json.loads(json.dumps(notes(table))) and len(read(tmp_path / "r.parquet")) == 1
+
+
+def test_of_a_sweeps_folder_the_records_are_read_and_a_damaged_table_alone_is_refused(tmp_path):
+    """What `collect` wrote before more runs were trained, or what became of it since, is no source of numbers."""
+    for name, loss in [("aaa", 0.5), ("bbb", 0.25)]:
+        record = {"run_id": name, "status": "done", "config": {}, "metrics": {"logloss": loss}}
+        write_record(tmp_path / "runs" / name, record)
+        if name == "aaa":
+            collect(tmp_path)
+    assert list(read(tmp_path).logloss) == [0.5, 0.25] and len(read(tmp_path / TABLE)) == 1
+    whole = collect(tmp_path)
+    content = (tmp_path / TABLE).read_bytes()
+    at = content.index(np.float64(0.25).tobytes())
+    (tmp_path / TABLE).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert list(read(tmp_path).logloss) == list(whole.logloss)
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(ValueError, match="runs.parquet cannot be read as parquet: .*CRC"):
+        read(tmp_path)
