@@ -4,14 +4,16 @@ import random
 
 import pytest
 
+from recscale.scaling import host_memory
 from recscale.scaling.acceptance import reliability
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _same_process():
-    """`recscale train` would start Python anew for huge pages, and with it the tests."""
+    """`recscale train` would start Python anew for huge pages, and with it the tests; nor is memory kept in theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+        patch.setattr(host_memory, "keep_freed_memory", lambda: False)
         yield
 
 
