@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from .files import write_atomically
 from .sealed import sealed, unsealed
 
@@ -108,7 +110,7 @@ def _arguments(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     return list(map(list, dict.fromkeys(tuple(row["arguments"]) for row in rows if row.get("arguments"))))
 
 
-def grouped(configs: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def grouped(configs: Iterable[ConfigDict | Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Seeds and rates, and numbers of examples, of runs that are trained together, for their records.
 
     A program of several replicas rounds otherwise than one of a single run, in the ninth digit, and the shortest
