@@ -79,14 +79,9 @@ def run_steps(config: ConfigDict, source: Source) -> int:
     """Steps of a run: enough for its examples, or every batch there is.
 
     Raises:
-        ValueError: an endless log and no number of examples, or so many that the run would reach its evaluation rows;
-            or a log with fewer rows than a batch has requests.
+        ValueError: an endless log and no number of examples, or so many that the run would reach its evaluation rows.
     """
     examples = config.training.examples
-    if source.total_rows is not None and source.total_rows < source.requests:
-        raise ValueError(
-            f"training.requests is {source.requests:,}, but there are {source.total_rows:,} rows to train on; lower it"
-        )
     if source.batches is not None and examples <= 0:
         return source.batches
     if examples <= 0:
