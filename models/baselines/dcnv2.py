@@ -38,9 +38,10 @@ from recscale.models.inputs.flat import FlatPlan, plan_flat
 from recscale.models.inputs.history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
 from recscale.models.layers import param
 from recscale.models.layers.dense import MLP, SplitDense, mlp_flops, mlp_params, repeat_user
+from recscale.models.layers.hidden import Hidden, HiddenOptions, hidden_params
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import Activation, activation
-from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
+from recscale.models.layers.towers import tower_flops, tower_params
 from recscale.models.options import Options, require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import dense_params, mlp_widths
@@ -67,7 +68,7 @@ class CrossOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class DCNv2Config(CrossOptions, TowerOptions):
+class DCNv2Config(CrossOptions, HiddenOptions):
     """cross_layers L; widths of the MLP, () for none; the flags of the cross layers as in `CrossOptions`."""
 
     cross_layers: int = 3
@@ -158,18 +159,21 @@ class DCNv2(Backbone):
         self, plan: FlatPlan, tasks: int, options: DCNv2Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         widths, init, act = options.widths, options.init, options.activation
-        self.plan, self.parallel, self.act, self.dtype = plan, options.structure == "parallel", act, dtype
+        self.plan, self.parallel, self.dtype = plan, options.structure == "parallel", dtype
         user, candidate = plan.user_width, plan.candidate_width
         self.cross = nnx.List(
             CrossLayer(user, candidate, options, dtype=dtype, rngs=rngs) for _ in range(options.cross_layers)
         )
-        first = rest = None
+        first = hidden = rest = None
         if widths:
             first = SplitDense(user, candidate, widths[0], init=init, dtype=dtype, rngs=rngs)
-            rest = MLP(widths[0], widths[1:], activation=act, init=init, dtype=dtype, rngs=rngs)
-        self.first, self.rest = first, rest
+            hidden = Hidden(widths[0], 0, act, options)
+            rest = MLP(
+                widths[0], widths[1:], activation=act, options=options, first=1, init=init, dtype=dtype, rngs=rngs
+            )
+        self.first, self.hidden, self.rest = first, hidden, rest
         width = _head_width(plan.width, widths, options.structure)
-        self.towers = Towers(width, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
+        self.towers = options.towers(width, tasks, init=init, dtype=dtype, rngs=rngs)
 
     def encode_user(self, user: UserInputs, tokens: RequestTokens | None = None) -> _State:
         x = self.plan.join_user(user, tokens)
@@ -188,18 +192,20 @@ class DCNv2(Backbone):
         x = self.cross[0](x0, x0, self.cross[0].inward.score(state.cross, own))
         for layer in list(self.cross)[1:]:
             x = layer(x0, x)
-        if self.first is not None and self.rest is not None:
+        if self.first is not None and self.hidden is not None and self.rest is not None:
             h = self.first.score(state.deep, own) if self.parallel else self.first(x)
-            h = self.rest(activation(self.act)(h))
+            valid = candidates.valid_rows
+            h = self.rest(self.hidden(h, key, valid), key, valid)
             x = jnp.concatenate([x, h], axis=-1) if self.parallel else h
-        return Output(logits=self.towers(x).reshape(requests, count, -1))
+        return Output(logits=self.towers(x, key).reshape(requests, count, -1))
 
 
 def count_params(config: DCNv2Config, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:
     """Closed form of the parameter tree."""
     d = plan_flat(schema, tokens).width
     head = tower_params(_head_width(d, config.widths, config.structure), len(schema.tasks), config.tower)
-    return Params(dense=_cross_params(d, config) + mlp_params(d, config.widths) + head, head=head)
+    deep = mlp_params(d, config.widths) + hidden_params(config.widths, config)
+    return Params(dense=_cross_params(d, config) + deep + head, head=head)
 
 
 def count_flops(config: DCNv2Config, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Flops:

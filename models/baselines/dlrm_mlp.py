@@ -35,17 +35,18 @@ from recscale.models.inputs import CandidateInputs, Field, Output, Schema, UserI
 from recscale.models.inputs.flat import FlatPlan, plan_flat
 from recscale.models.inputs.history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
 from recscale.models.layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_params, repeat_user
+from recscale.models.layers.hidden import Hidden, HiddenOptions, hidden_params
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.param import Init
-from recscale.models.layers.per_token import Activation, activation
-from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
+from recscale.models.layers.per_token import Activation
+from recscale.models.layers.towers import tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import dense_params, mlp_widths
 
 
 @dataclasses.dataclass(frozen=True)
-class DLRMMLPConfig(TowerOptions):
+class DLRMMLPConfig(HiddenOptions):
     """widths F_1..F_L; bottom: hidden widths of the bottom MLPs; interaction_width: D, None = that of all id fields."""
 
     widths: tuple[int, ...] = (512, 256, 128)
@@ -136,12 +137,15 @@ class DLRMMLP(Backbone):
         rngs: nnx.Rngs,
     ):
         (plan, dots), widths, act, init = plans, options.widths, options.activation, options.init
-        self.plan, self.dots, self.act, self.dtype = plan, dots, act, dtype
+        self.plan, self.dots, self.dtype = plan, dots, dtype
         self.sides = nnx.List(DotSide(dots, side, options, dtype=dtype, rngs=rngs) for side in (0, 1) if dots)
         user, candidate = _first_widths(plan, dots)
         self.first = SplitDense(user, candidate, widths[0], init=init, dtype=dtype, rngs=rngs)
-        self.rest = MLP(widths[0], widths[1:], activation=act, init=init, dtype=dtype, rngs=rngs)
-        self.towers = Towers(widths[-1], tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
+        self.hidden = Hidden(widths[0], 0, act, options)
+        self.rest = MLP(
+            widths[0], widths[1:], activation=act, options=options, first=1, init=init, dtype=dtype, rngs=rngs
+        )
+        self.towers = options.towers(widths[-1], tasks, init=init, dtype=dtype, rngs=rngs)
 
     def encode_user(self, user: UserInputs, tokens: RequestTokens | None = None) -> _State:
         x, made = self.plan.join_user(user, tokens), None
@@ -159,8 +163,9 @@ class DLRMMLP(Backbone):
             numeric, made = self.sides[1](candidates.fields)
             parts = (x, numeric, self._pairwise(state.tokens, cast(Array, made)))
             x = jnp.concatenate([part for part in parts if part is not None], axis=-1)
-        h = self.rest(activation(self.act)(self.first.score(state.first, x)))
-        return Output(logits=self.towers(h).reshape(*x.shape[:2], -1))
+        h = self.hidden(self.first.score(state.first, x), key, candidates.valid_rows)
+        h = self.rest(h, key, candidates.valid_rows)
+        return Output(logits=self.towers(h, key).reshape(*x.shape[:2], -1))
 
     def _pairwise(self, user: Array | None, own: Array) -> Array:
         """Dots of all token pairs i < j: [R, T_u, D] and [R, C, T_c, D] -> [R, C, T*(T-1)/2]."""
@@ -184,7 +189,8 @@ def count_params(config: DLRMMLPConfig, schema: Schema, tokens: TokenShape = NO_
             tokenizer += sum(field.width * dots.width + dots.width for field in dots.projected(side))
         if dots is not None and dots.numeric[side]:
             tokenizer += mlp_params(_width(dots.numeric[side]), (*config.bottom, dots.width))
-    dense = tokenizer + mlp_params(sum(_first_widths(plan, dots)), config.widths) + head
+    layers = mlp_params(sum(_first_widths(plan, dots)), config.widths) + hidden_params(config.widths, config)
+    dense = tokenizer + layers + head
     return Params(dense=dense, tokenizer=tokenizer, head=head)
 
 

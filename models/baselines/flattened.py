@@ -23,15 +23,17 @@ from recscale.models.inputs import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import RequestTokens, RowTokens
 from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, TokenPlan, UserTokens
 from recscale.models.layers.dense import MLP, mlp_flops, mlp_params
+from recscale.models.layers.dropout import dropout
+from recscale.models.layers.hidden import DropoutOptions
 from recscale.models.layers.mixing import flatten_token_major
 from recscale.models.layers.param import Init
-from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
+from recscale.models.layers.towers import tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 
 
 @dataclasses.dataclass(frozen=True)
-class FieldTokenOptions(TokenizerOptions, TowerOptions):
+class FieldTokenOptions(TokenizerOptions, DropoutOptions):
     """width D, layers L; one token per field unless told otherwise, projected to D where it is not an embedding of that
     width."""
 
@@ -76,10 +78,11 @@ class FieldTokens(Backbone):
         key: Array | None = None,
     ) -> Output:
         own = self.tokenizer.candidate_tokens(state, candidates, tokens)
-        logits = self.logits(self.tokenizer.join(state, own))
+        logits = self.logits(self.tokenizer.join(state, own), key)
         return Output(logits=logits.reshape(*own.shape[1:3], -1))
 
-    def logits(self, x: Float[Array, "T B D"]) -> Float[Array, "B Y"]:
+    def logits(self, x: Float[Array, "T B D"], key: Array | None = None) -> Float[Array, "B Y"]:
+        """key: given in training only."""
         raise NotImplementedError
 
 
@@ -105,13 +108,15 @@ class Flattened(FieldTokens):
         super().__init__(plan, options, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(layer(size, options, dtype=dtype, rngs=rngs) for size in options.sizes(plan.tokens))
         flat, head, init = options.flat(plan.tokens), options.head_widths, options.init
-        self.mlp = MLP(flat, head, init=init, dtype=dtype, rngs=rngs)
-        self.towers = Towers((flat, *head)[-1], tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(flat, head, options=options, init=init, dtype=dtype, rngs=rngs)
+        self.dropout = 0.0 if head else options.hidden_dropout
+        self.towers = options.towers((flat, *head)[-1], tasks, init=init, dtype=dtype, rngs=rngs)
 
-    def logits(self, x: Float[Array, "T B D"]) -> Float[Array, "B Y"]:
+    def logits(self, x: Float[Array, "T B D"], key: Array | None = None) -> Float[Array, "B Y"]:
         for block in self.blocks:
             x = block(x)
-        return self.towers(self.mlp(flatten_token_major(x)))
+        h = self.mlp(flatten_token_major(x), key)
+        return self.towers(dropout(h, self.dropout, key), key)
 
 
 def frame_params(plan: TokenPlan, options: FieldTokenOptions, tasks: int) -> Params:

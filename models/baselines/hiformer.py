@@ -42,10 +42,11 @@ from recscale.models.inputs.tokenizers import TokenPlan, plan_tokens
 from recscale.models.layers import param
 from recscale.models.layers.attention import attend_tokens
 from recscale.models.layers.dense import Dense
+from recscale.models.layers.dropout import dropout
 from recscale.models.layers.mixing import flatten_token_major
 from recscale.models.layers.norms import Norm, normalise
 from recscale.models.layers.per_token import Activation, PerTokenDense, PerTokenFFN
-from recscale.models.layers.towers import Towers, tower_flops, tower_params
+from recscale.models.layers.towers import tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.sizing import dense_params, interpolate, solve_widths, widths_around
 
@@ -155,15 +156,16 @@ class HiFormer(FieldTokens):
             for queries in options.queries(tokens, tasks)
         )
         self.final_norm = Norm(D, eps=options.norm_eps, dtype=dtype) if pre else None
-        self.towers = Towers(D, tasks, tower=options.tower, init=options.init, dtype=dtype, rngs=rngs)
+        self.dropout = options.hidden_dropout
+        self.towers = options.towers(D, tasks, init=options.init, dtype=dtype, rngs=rngs)
 
-    def logits(self, x: Float[Array, "T B D"]) -> Float[Array, "B Y"]:
+    def logits(self, x: Float[Array, "T B D"], key: Array | None = None) -> Float[Array, "B Y"]:
         tasks, width = self.task_tokens.shape
         asked = jnp.broadcast_to(self.task_tokens[...][:, None].astype(x.dtype), (tasks, x.shape[1], width))
         x = jnp.concatenate([x, asked], axis=0)
         for block in self.blocks:
             x = block(x)
-        return self.towers(normalise(self.final_norm, x))
+        return self.towers(dropout(normalise(self.final_norm, x), self.dropout, key), key)
 
 
 def count_params(config: HiFormerConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:

@@ -35,9 +35,11 @@ from recscale.models.inputs.flat import FlatPlan, plan_flat
 from recscale.models.inputs.history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
 from recscale.models.layers import param
 from recscale.models.layers.dense import SplitDense
+from recscale.models.layers.dropout import dropout
+from recscale.models.layers.hidden import DropoutOptions
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import Activation, activation
-from recscale.models.layers.towers import TowerOptions, Towers, tower_flops, tower_params
+from recscale.models.layers.towers import tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Backbone
 from recscale.models.sizing import grains, solve_increasing, solve_widths
@@ -50,7 +52,7 @@ _LEAST_HIDDEN = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class MMoEConfig(TowerOptions):
+class MMoEConfig(DropoutOptions):
     """experts E, hidden F1, expert_width F2, tower (F3,)."""
 
     experts: int = 8
@@ -83,13 +85,14 @@ class MMoE(Backbone):
     ):
         (E, F1, F2), init = (options.experts, options.hidden, options.expert_width), options.init
         self.plan, self.experts, self.tasks, self.act, self.dtype = plan, E, tasks, options.activation, dtype
+        self.dropout = options.hidden_dropout
         split = functools.partial(SplitDense, plan.user_width, plan.candidate_width, init=init, dtype=dtype, rngs=rngs)
         # x A_1 .. x A_E are one product, x G_1 .. x G_Y another.
         self.first = split(E * F1)
         self.gate = split(tasks * E, use_bias=False, axes=("embed", "experts"))
         self.second = param.kernel(rngs, (E, F1, F2), ("experts", "hidden", "embed"), init)
         self.bias = param.constant((E, F2), ("experts", "embed"))
-        self.towers = Towers(F2, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
+        self.towers = options.towers(F2, tasks, init=init, dtype=dtype, rngs=rngs)
 
     def encode_user(self, user: UserInputs, tokens: RequestTokens | None = None) -> _State:
         x = self.plan.join_user(user, tokens)
@@ -105,7 +108,8 @@ class MMoE(Backbone):
         h = act(h + self.bias[...].astype(self.dtype)[:, None])
         gate = self.gate.score(state.gate, x).astype(jnp.float32).reshape(rows, self.tasks, self.experts)
         mixed = contract("bye,beg->byg", jax.nn.softmax(gate, axis=-1), h.swapaxes(0, 1), self.dtype)
-        return Output(logits=self.towers(mixed.swapaxes(0, 1)).reshape(*x.shape[:2], -1))
+        mixed = dropout(mixed, self.dropout, key)
+        return Output(logits=self.towers(mixed.swapaxes(0, 1), key).reshape(*x.shape[:2], -1))
 
 
 def count_params(config: MMoEConfig, schema: Schema, tokens: TokenShape = NO_TOKENS) -> Params:

@@ -48,6 +48,8 @@ from recscale.models.inputs.tokenizers import (
     plan_tokens,
 )
 from recscale.models.layers.dense import Dense
+from recscale.models.layers.dropout import dropout
+from recscale.models.layers.hidden import DropoutOptions
 from recscale.models.layers.history_attention import (
     HistoryBlock,
     KeyValues,
@@ -60,7 +62,7 @@ from recscale.models.layers.history_attention import (
 from recscale.models.layers.norms import Norm
 from recscale.models.layers.param import Init
 from recscale.models.layers.per_token import Activation, PerTokenDense, activation
-from recscale.models.layers.towers import TowerOptions, Towers, mean_tokens, tower_flops, tower_params
+from recscale.models.layers.towers import mean_tokens, tower_flops, tower_params
 from recscale.models.options import require_sizes
 from recscale.models.ranker import Ranker
 from recscale.models.sizing import counted_choices, dense_params, token_shapes
@@ -70,7 +72,7 @@ _ROWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class OneTransLiteConfig(HistoryOptions, TokenizerOptions, TowerOptions):
+class OneTransLiteConfig(HistoryOptions, TokenizerOptions, DropoutOptions):
     """width D, heads H, layers L, hidden F (None: 4*D); pyramid=False keeps every event row in every layer."""
 
     width: int = 32
@@ -179,7 +181,8 @@ class OneTransLite(Ranker):
 
         self.user, self.candidate = blocks(plan.user_tokens), blocks(plan.candidate_tokens)
         self.final_norm = Norm(D, kind="rms", dtype=dtype)
-        self.towers = Towers(D, tasks, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
+        self.dropout = options.hidden_dropout
+        self.towers = options.towers(D, tasks, init=init, dtype=dtype, rngs=rngs)
 
     def encode_user(self, user: UserInputs) -> _State:
         view = self.reader(user)
@@ -207,7 +210,7 @@ class OneTransLite(Ranker):
             seen = [Visible(block.keys(x, lead), mode="causal"), Visible(events, length)]
             x = block(x, lead, *seen, *([] if user is None else [Visible(user)]))
         x = self.tokenizer.join(state.tokens, x.reshape(tokens.shape))
-        logits = self.towers(mean_tokens(self.final_norm(x)))
+        logits = self.towers(dropout(mean_tokens(self.final_norm(x)), self.dropout, key), key)
         return Output(logits=logits.reshape(*lead, -1))
 
     def _event_keys(self, layer: int, x: Array) -> KeyValues:

@@ -133,7 +133,7 @@ class CandidateInputs:
     @property
     def valid_rows(self) -> Array | None:
         """`valid` of the rows in order: bool [B]."""
-        return None if self.valid is None else self.valid.reshape(-1)
+        return None if self.valid is None else jnp.asarray(self.valid).reshape(-1)
 
 
 @flax.struct.dataclass

@@ -10,9 +10,10 @@ from itertools import pairwise
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from . import param
+from .hidden import DropoutOptions, Hidden
 from .matmul import product
 from .per_token import activation
 
@@ -91,7 +92,10 @@ class SwiGLU(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """act(... act(x W_1 + b_1) ...): x [..., width] -> [..., widths[-1]], the activation after every layer."""
+    """act(... act(x W_1 + b_1) ...): x [..., width] -> [..., widths[-1]], the activation after every layer.
+
+    options: dropout and batch norm of every layer, for x [B, width]. first: number of the first layer in its model.
+    """
 
     def __init__(
         self,
@@ -99,17 +103,22 @@ class MLP(nnx.Module):
         widths: tuple[int, ...],
         *,
         activation: str = "relu",
+        options: DropoutOptions = DropoutOptions(),  # noqa: B008
+        first: int = 0,
         init: str = "lecun_normal",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.act = activation
         pairs = pairwise((width, *widths))
         self.layers = nnx.List(Dense(a, b, init=init, dtype=dtype, rngs=rngs) for a, b in pairs)
+        self.hidden = nnx.List(Hidden(out, first + i, activation, options) for i, out in enumerate(widths))
 
-    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows out"]:
-        for layer in self.layers:
-            x = activation(self.act)(layer(x))
+    def __call__(
+        self, x: Float[Array, "*rows width"], key: Array | None = None, valid: Bool[Array, " B"] | None = None
+    ) -> Float[Array, "*rows out"]:
+        """key: given in training only. valid: rows that are no padding."""
+        for layer, hidden in zip(self.layers, self.hidden, strict=True):
+            x = hidden(layer(x), key, valid)
         return x
 
 

@@ -20,10 +20,13 @@ from jaxtyping import Array, Float
 from recscale.models.options import Options
 
 from . import param
+from .dropout import dropout
 from .matmul import contract
 
 # Above this many tokens one reduction is better than a program with an addition per token.
 _MOST_ADDITIONS = 64
+# Keys of the towers' dropout lie apart from those of the layers before.
+_STREAM = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,8 @@ class TowerOptions(Options):
 class Towers(nnx.Module):
     """h [B, D], or [Y, B, D] with one vector per task, -> float32 logits [B, Y].
 
-    The last product is float32 whatever the compute dtype.
+    The last product is float32 whatever the compute dtype. dropout: share of hidden outputs that
+    training drops.
     """
 
     def __init__(
@@ -45,23 +49,26 @@ class Towers(nnx.Module):
         tasks: int,
         *,
         tower: tuple[int, ...] = (),
+        dropout: float = 0.0,
         init: str = "lecun_normal",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.dtype = dtype
+        self.dtype, self.dropout = dtype, dropout
         shapes = [(tasks, a, b) for a, b in _pairs(width, tower)]
         self.kernels = nnx.List(param.kernel(rngs, shape, ("tasks", "embed", "hidden"), init) for shape in shapes)
         self.biases = nnx.List(param.constant((tasks, shape[-1]), ("tasks", "hidden")) for shape in shapes)
 
-    def __call__(self, h: Float[Array, "*Y B D"]) -> Float[Array, "B tasks"]:
+    def __call__(self, h: Float[Array, "*Y B D"], key: Array | None = None) -> Float[Array, "B tasks"]:
+        """key: given in training only, for the dropout."""
         layers = list(zip(self.kernels, self.biases, strict=True))
         for i, (kernel, bias) in enumerate(layers):
             last = i == len(layers) - 1
             dtype = jnp.float32 if last else self.dtype
             h = contract("bd,ydf->ybf" if h.ndim == 2 else "ybd,ydf->ybf", h, kernel[...], dtype)
             h = h + bias[...].astype(dtype)[:, None]
-            h = h if last else jax.nn.relu(h)
+            if not last:
+                h = dropout(jax.nn.relu(h), self.dropout, None if key is None else jax.random.fold_in(key, _STREAM + i))
         return h[..., 0].T
 
 

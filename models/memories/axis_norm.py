@@ -16,12 +16,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from recscale.models.layers import param
+from recscale.models.layers.hidden import RunningStatistic
 
 KINDS = ("layer", "rms", "batch")
-
-
-class RunningStatistic(nnx.Variable):
-    """State of a batch norm: changed by training steps only, part of the checkpoint, not a parameter."""
 
 
 class AxisNorm(nnx.Module):

@@ -123,8 +123,8 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     """Plain dictionary of everything that decides a run's numbers, in canonical form.
 
     Left out: `tracking`, `training.checkpoint_every_s` and `data.root`, which cannot change a result, and random
-    suffixes and sizes of tables where they are off. A warm-up that was left open is the rows it comes to; it stays open
-    where the data decides how long the run is.
+    suffixes, sizes of tables and what regularises hidden layers where they are off. A warm-up that was left open is the
+    rows it comes to; it stays open where the data decides how long the run is.
     """
     plain = copy.deepcopy(config.to_dict())
     examples = plain["training"].get("examples")
@@ -139,6 +139,7 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     if not plain["training"].get("embedding_l2"):
         plain["training"].pop("embedding_l2", None)
     plain["data"].pop("root", None)
+    _drop_unset(plain["model"])
     for key in ("embedding_width", "embedding_rows"):
         if not plain["data"].get(key):
             plain["data"].pop(key, None)
@@ -147,6 +148,16 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
         plain["training"].pop("suffix_alpha", None)
         plain["training"].pop("suffix_beta", None)
     return plain
+
+
+def _drop_unset(model: dict[str, Any]) -> None:
+    """Takes out of a model's settings, and those of its parts, what regularises hidden layers and is off."""
+    for key in ("hidden_dropout", "batch_norm"):
+        if not model.get(key, True):
+            del model[key]
+    for part in model.values():
+        if isinstance(part, dict):
+            _drop_unset(part)
 
 
 def default_warmup(examples: int) -> int:

@@ -10,7 +10,7 @@ from flax import nnx
 from recscale.models import count
 from recscale.models.inputs import reference_schema
 from recscale.models.inputs.examples import random_inputs
-from recscale.models.memories.axis_norm import RunningStatistic
+from recscale.models.layers.hidden import RunningStatistic
 from recscale.models.memories.memory_mixer import MemoryMixerConfig, MemoryPlusConfig, PKMConfig
 from recscale.models.memories.options import MemoryOptions
 from recscale.models.memories.product_key_memory import ProductKeyMemory
