@@ -41,7 +41,7 @@ from recscale.scaling.records.runs import METRICS, RECORD, TABLE, read_record, w
 PASSED = ("same", "mended")
 
 # Columns a kill may change: times and the speeds derived from them.
-TIMES = ("wall_s", "step_ms", "rows_per_s", "mfu")
+TIMES = ("wall_s", "step_ms", "rows_per_s", "mfu", "input_wait_share")
 
 _SETTINGS = (
     "data.preset=smoke", "data.holdout_rows=256", "training.requests=64", "training.examples=1920",

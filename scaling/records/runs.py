@@ -251,6 +251,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
         "examples_seen": work.get("examples_seen"),
         "unique_examples": work.get("unique_examples"),
         "epochs": work.get("epochs"),
+        "protocol": ("passes" if training.get("passes") else "one pass") if training else None,
         "lr_dense": training.get("lr"),
         "lr_embedding": training.get("embedding_lr"),
         "lr_rule": record.get("lr_rule", "fixed"),
@@ -267,7 +268,8 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
     recovery = metrics.get("recovery")
     if isinstance(recovery, dict):
         row |= {f"recovered_{part}": value for part, value in recovery.items() if not isinstance(value, dict | list)}
-    row |= {name: record.get("cost", {}).get(name) for name in ("wall_s", "step_ms", "rows_per_s", "mfu")}
+    costs = ("wall_s", "step_ms", "rows_per_s", "mfu", "input_wait_share")
+    row |= {name: record.get("cost", {}).get(name) for name in costs}
     device = record.get("device") or {}
     return row | {"device": device.get("kind") if isinstance(device, dict) else device}
 

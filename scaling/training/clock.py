@@ -20,8 +20,10 @@ class Clock:
         self._began = time.monotonic()
         self._earlier_s = 0.0
         self._paused_s = 0.0
-        self._first: tuple[int, float] | None = None
-        self._last: tuple[int, float] | None = None
+        self._waited_s = 0.0
+        # Steps done, seconds of the clock, and those waited for batches.
+        self._first: tuple[int, float, float] | None = None
+        self._last: tuple[int, float, float] | None = None
 
     def resume_from(self, wall_s: float) -> None:
         """Counts the seconds of earlier processes in."""
@@ -38,6 +40,17 @@ class Clock:
             return None
         return max(self._last[1] - self._first[1], 0.0) / (self._last[0] - self._first[0])
 
+    @property
+    def input_wait_share(self) -> float | None:
+        """Share of the time of steps in which the device had nothing to do until a batch came; None before `step_s`."""
+        if self._first is None or self._last is None or not self.step_s:
+            return None
+        return (self._last[2] - self._first[2]) / (self._last[1] - self._first[1])
+
+    def waited(self, seconds: float) -> None:
+        """Notes a wait for a batch."""
+        self._waited_s += seconds
+
     @contextlib.contextmanager
     def pause(self):
         """Leaves a stretch (evaluation, a checkpoint) out of the step time."""
@@ -49,7 +62,7 @@ class Clock:
 
     def tick(self, done: int) -> dict[str, Any] | None:
         """Notes that `done` steps of the program are through; returns a progress event once a speed is known."""
-        self._last = (done, time.monotonic() - self._paused_s)
+        self._last = (done, time.monotonic() - self._paused_s, self._waited_s)
         self._first = self._first or self._last
         if not self.step_s:
             return None

@@ -189,7 +189,11 @@ class Loop:
             return state, Piece(metrics, count)
         found = []
         for _ in range(count):
-            state, metrics = self.trainer.step(state, self.trainer.put(next(batches)))
+            start = time.monotonic()
+            batch = next(batches)
+            if state.step.is_ready():  # otherwise the device was busy all the while
+                self.clock.waited(time.monotonic() - start)
+            state, metrics = self.trainer.step(state, self.trainer.put(batch))
             found.append(metrics)
         return state, Piece(found, count)
 
@@ -254,6 +258,7 @@ class Loop:
             "rows_per_s": None if step_s is None else self.schedule.batch_rows / step_s,
             "replicas": len(self.group.replicas),
             "mfu": None,  # needs a device whose peak is known
+            "input_wait_share": self.clock.input_wait_share if not self.source.on_device else None,
         }
         asked = tuple(self.config.data.get("metrics", ()))
         further = {"metrics": asked} if asked else {}

@@ -15,6 +15,7 @@ import pandas as pd
 TEXT = (
     "run_id", "sweep", "architecture", "shape_id", "trunk_id", "group_id", "match_id", "status", "reasons", "dataset",
     "preset", "table_start", "gauc_weighting", "lr_rule", "optimizer", "schedule", "negative_sampling", "device",
+    "protocol",
 )  # fmt: skip
 FLAGS = ("decayed", "lr_bracketed")
 NUMBERS = (
@@ -24,8 +25,7 @@ NUMBERS = (
     "flops_target", "params_target", "examples", "unique_examples", "epochs", "base_rate", "hash_collision_share",
     "lr_dense", "lr_embedding", "lr_trials", "batch_rows", "warmup_examples", "logloss", "ne", "auc", "gauc",
     "calibration", "metric_window_rows", "metric_se", "excess_logloss", "entropy_floor", "asymptote", "wall_s",
-    "step_ms", "rows_per_s", "mfu",
-    "examples_seen", "replicas",
+    "step_ms", "rows_per_s", "mfu", "input_wait_share", "examples_seen", "replicas",
 )  # fmt: skip
 
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
