@@ -51,6 +51,10 @@ def card_tables(card: dict[str, Any]) -> list[Table]:
         [row["task"], row["input"], f"{row['auc']:.4f}", "LEAK?" if row["auc"] > LEAK_AUC else ""]
         for row in card["leaks"][:_MOST_LEAKS]
     ]
+    references = [
+        [name, *(_number(found[metric]) for metric in ("logloss", "auc", "gauc"))]
+        for name, found in card["references"].items()
+    ]
     report = card["report"]
     reasons = [
         [table or "log", word, reason, f"{count:,}", "; ".join(found["examples"].get(reason, []))]
@@ -70,6 +74,7 @@ def card_tables(card: dict[str, Any]) -> list[Table]:
                        "future events"], histories),
         (f"What single inputs say (AUC above {LEAK_AUC:g} is a leak until explained)",
          ["label", "input", "AUC, held out", ""], leaks),
+        ("What a model has to beat (test, first label)", ["", "logloss", "AUC", "GAUC"], references),
         ("Rows that were not used as they stood", ["table", "", "reason", "rows", "examples"], reasons),
     ]  # fmt: skip
     return [table for table in tables if table[2]]

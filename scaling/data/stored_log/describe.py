@@ -14,6 +14,7 @@ from recscale.scaling.data.metrics import auc, base_rate, entropy
 
 from .gather import gather
 from .packed import PackedLog
+from .references import fit_references
 from .vocabulary import UNKNOWN
 
 SAMPLE = 200_000
@@ -26,7 +27,7 @@ _PRIOR_ROWS = 20.0  # strength with which a value's rate is drawn to the mean
 
 
 def describe_log(log: PackedLog) -> dict[str, Any]:
-    """The card as plain data: sizes, splits, labels, fields, histories, leaks and limits."""
+    """The card as plain data: sizes, splits, labels, fields, histories, leaks, references and limits."""
     items = next((f for f in log.schema.candidate_fields if not f.is_dense), None)
     labels = {task.name: _label(log, y) for y, task in enumerate(log.schema.tasks)}
     histories = {sequence.name: _history(log, sequence) for sequence in log.schema.sequences}
@@ -46,6 +47,7 @@ def describe_log(log: PackedLog) -> dict[str, Any]:
         "facts": {key: log.meta["facts"].get(key) for key in ("sources", "split", "negatives", "time_unit", "licence")},
     }
     card["leaks"] = _leaks(log)
+    card["references"] = fit_references(log)
     card["limits"] = _limits(log, card)
     return card
 

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from recscale import models
-from recscale.scaling.acceptance import movielens_anchor
 from recscale.scaling.data.metrics import constant_logloss, entropy
+from recscale.scaling.data.stored_log.references import IDS, TWO_FEATURES, fit_references
 from recscale.scaling.data.stored_log.source import GrainSource
 from recscale.scaling.training import get_config, train
 
@@ -240,13 +240,15 @@ def test_the_constant_prediction_through_the_source(ml100k):
 
 
 @pytest.mark.slow
-def test_the_anchor_reaches_its_figures(ml100k):
+def test_the_logistic_regression_reaches_its_figures(ml100k):
     """Ridge logistic regression on user and item bias; strength .7 wins on validation."""
-    found = movielens_anchor.fit_anchor(ml100k, strengths=(0.35, 0.5, 0.7, 1.0))
+    references = fit_references(ml100k, strengths=(0.35, 0.5, 0.7, 1.0))
+    found = references[IDS]
     assert found["strength"] == 0.7
     assert found["logloss"] == pytest.approx(0.5584, abs=5e-5)
     assert found["auc"] == pytest.approx(0.7871, abs=5e-5)
     assert found["gauc"] == pytest.approx(0.711, abs=5e-4)
+    assert references[TWO_FEATURES]["logloss"] < found["logloss"] + 0.02
 
 
 @pytest.mark.slow
