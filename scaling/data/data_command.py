@@ -38,7 +38,8 @@ def data() -> None:
 @data.command("schema")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 def schema(files: tuple[Path, ...]) -> None:
-    """Propose a schema file for a log of these FILES (CSV, TSV, JSON lines, Parquet; .gz, .zst)."""
+    """Propose a schema file for a log of these FILES: CSV, TSV, JSON lines, Parquet (.gz, .zst), a .inter of RecBole's
+    atomic files, or a dataset_config.yaml of FuxiCTR."""
     from .importing.propose import propose_schema
 
     with _errors():
@@ -113,6 +114,20 @@ def card(folder: Path, page: Path | None, as_json: bool) -> None:
     click.echo(f"page      {page}")
     if as_json:
         click.echo(json.dumps(found))
+
+
+@data.command("shop")
+@_OUT
+@click.option("--rows", default=200_000, show_default=True, help="Rows of the log.")
+@click.option("--form", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True, help="Of the log.")
+def shop(out: Path, rows: int, form: str) -> None:
+    """Write a made-up shop log into OUT, to try the way from files to a law: a log, a table of carts, a schema file."""
+    from .made_up_shop import write_shop
+
+    with _errors():
+        schema_file = write_shop(out, rows, form=form)
+    click.echo(f"log       {out / f'log.{form}'} and carts.parquet, {rows:,} rows; nothing in it was measured")
+    click.echo(f"schema    {schema_file}; then: recscale data import {schema_file} --out DIR")
 
 
 @data.command("movielens-100k")

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from recscale.scaling.bench.made_up_shop import write_shop
 from recscale.scaling.data.importing.importer import import_log
+from recscale.scaling.data.made_up_shop import write_shop
 from recscale.scaling.records.runs import read_record, write_record
 from recscale.scaling.training import get_config, load, train
 from recscale.scaling.training.model_commands import evaluate, predict

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 _START_MS = 1_700_000_000_000
 _DAYS = 30
 _TASTES = 4
+_SEPARATORS = {"tags": "|", "viewed": ","}
 
 SCHEMA = """\
 user = "user_id"
@@ -62,8 +63,7 @@ transform = "log1p"
 [fields.tags]
 side = "candidate"
 kind = "ids"
-separator = "|"
-max_length = 4
+{tags}max_length = 4
 
 [fields.position]
 side = "cross"
@@ -83,8 +83,7 @@ length = 16
 
 [histories.viewed]
 column = "viewed"
-separator = ","
-fields = ["item_id"]
+{viewed}fields = ["item_id"]
 length = 8
 
 [split]
@@ -98,7 +97,9 @@ test = 0.1
 def write_shop(folder: Path, rows: int = 200_000, *, form: str = "parquet", seed: int = 0, users: int = 0) -> Path:
     """Writes `log.parquet` (or .csv), `carts.parquet` and `shop.toml` into `folder`; returns the schema file.
 
-    Twelve columns: user_id, age, city, item_id, category, price, tags, position, viewed, ts, is_click, is_buy.
+    Twelve columns: user_id, age, city, item_id, category, price, tags, position, viewed, ts, is_click, is_buy. Tags and
+    viewed are lists in Parquet and texts in CSV, with | and commas between. users: how many; 0 for a sixtieth of the
+    rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -109,7 +110,7 @@ def write_shop(folder: Path, rows: int = 200_000, *, form: str = "parquet", seed
     category = rng.integers(0, 20, items)
     price = np.round(np.exp(rng.normal(3, 1, items)), 2)
     labels = np.array([f"tag{k}" for k in range(30)])
-    tags = np.array(["|".join(labels[rng.choice(30, rng.integers(1, 5), replace=False)]) for _ in range(items)])
+    tags = [labels[rng.choice(30, rng.integers(1, 5), replace=False)].tolist() for _ in range(items)]
 
     user = rng.integers(0, users, rows)
     item = np.minimum(rng.zipf(1.3, rows) - 1, items - 1)
@@ -122,7 +123,12 @@ def write_shop(folder: Path, rows: int = 200_000, *, form: str = "parquet", seed
     ages = rng.integers(18, 80, users).astype(float)
     ages[rng.random(users) < 0.1] = np.nan
     seen = rng.integers(0, items, (rows, 3))
-    viewed = [",".join(f"i{k}" for k in row[: n % 4]) for row, n in zip(seen.tolist(), user.tolist(), strict=True)]
+    lists = {
+        "tags": [tags[k] for k in item.tolist()],
+        "viewed": [[f"i{k}" for k in row[: n % 4]] for row, n in zip(seen.tolist(), user.tolist(), strict=True)],
+    }
+    if form == "csv":
+        lists = {name: [_SEPARATORS[name].join(value) for value in values] for name, values in lists.items()}
     table = pa.table(
         {
             "user_id": pa.array(user),
@@ -131,9 +137,9 @@ def write_shop(folder: Path, rows: int = 200_000, *, form: str = "parquet", seed
             "item_id": pa.array([f"i{k}" for k in item.tolist()]),
             "category": pa.array(category[item]),
             "price": pa.array(price[item]),
-            "tags": pa.array(tags[item]),
+            "tags": pa.array(lists["tags"]),
             "position": pa.array(position),
-            "viewed": pa.array(viewed),
+            "viewed": pa.array(lists["viewed"]),
             "ts": pa.array(time),
             "is_click": pa.array(click.astype(np.int8)),
             "is_buy": pa.array(buy.astype(np.int8)),
@@ -147,5 +153,6 @@ def write_shop(folder: Path, rows: int = 200_000, *, form: str = "parquet", seed
     carts = {"user_id": user[put], "item_id": [f"i{k}" for k in item[put].tolist()], "ts": time[put] + 60_000}
     pq.write_table(pa.table(carts), folder / "carts.parquet")
     schema = folder / "shop.toml"
-    schema.write_text(SCHEMA.format(files=f"log.{form}"), encoding="utf-8")
+    separators = {name: f'separator = "{mark}"\n' if form == "csv" else "" for name, mark in _SEPARATORS.items()}
+    schema.write_text(SCHEMA.format(files=f"log.{form}", **separators), encoding="utf-8")
     return schema
