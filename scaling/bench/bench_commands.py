@@ -217,10 +217,22 @@ BENCHMARKS = {
         (_number("rounds", 8, "Turns each size gets, of 8 timed steps."),),
         keep_memory="yes",
     ),
+    "import": Benchmark(
+        "recscale.scaling.bench.importing:measure_import",
+        "Rows per second and peak memory of an import of 30 columns; ends with code 1 if it misses its goals.",
+        (
+            _number("rows", 10_000_000, "Rows of the made-up log."),
+            _number("memory-mb", 2_000, "Memory the import may use, in MB."),
+        ),
+        passed=lambda result: result["passed"],
+    ),
     "reader": Benchmark(
         "recscale.scaling.bench.reader:measure_reader",
-        "Rows per second of the reader alone, without a model.",
-        (_number("rows", 400_000, "Rows of the made-up log."),),
+        "Rows per second of the reader, and the share of its time a small model waits for it.",
+        (
+            _number("rows", 400_000, "Rows of the made-up log."),
+            _number("history-length", 64, "Events of a history, 0 for none."),
+        ),
     ),
     "kernels": Benchmark(
         "recscale.scaling.bench.kernels:measure_kernels",

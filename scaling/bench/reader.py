@@ -1,10 +1,10 @@
-"""Rows per second of the reader alone: a packed log of 20 id fields and histories of 64 events, batches of
-4,096 rows.
+"""Rows per second of the reader, alone and beside the training of a small model: batches of 4,096 rows of 20 id fields,
+without a history and with one of 64 events.
 
-One process, no model and no device: `GrainSource.iterate` from start to end of a pass, with the page cache
+Alone: one process, no model and no device, `GrainSource.iterate` from start to end of a pass, with the page cache
 cold (pages dropped first) and warm, read in the caller and by two threads, in time order and shuffled.
-Training consumes 6 dense_params FLOP per row, so a reader is fast enough if it delivers several times what
-the device can train on.
+
+Beside training: one shuffled pass of a model of few parameters, and the share of its time that it waited for batches.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from recscale.scaling.data.stored_log.card import ReadReport
 from recscale.scaling.data.stored_log.histories import history_ends
 from recscale.scaling.data.stored_log.packed import EventStore, LogArrays, PackedLog, write_packed
 from recscale.scaling.data.stored_log.source import GrainSource
+from recscale.scaling.training import get_config, train
 
 FIELDS = 20
 HISTORY_LENGTH = 64
@@ -39,22 +40,20 @@ def measure_reader(
     history_length: int = HISTORY_LENGTH,
     batch: int = BATCH,
     threads: tuple[int, ...] = (0, 2),
-    train_rows_per_s: float | None = None,
 ) -> dict[str, Any]:
-    """Measures the reader on a made-up log of `rows` rows and returns rows per second by condition.
+    """Measures the reader on a made-up log of `rows` rows.
 
     Args:
-        train_rows_per_s: rows per second of the training step on this machine; gives `ratio`, the slowest
-            condition over it (5 or more is the goal).
+        history_length: events of a history; 0 for a log without one.
 
     Returns:
-        rows_per_s: {"time|shuffle, cold|warm, <n> threads": rows/s}; slowest_rows_per_s; ratio, None without a
-        training rate; and the sizes and the machine it was measured on.
+        reading: {"time|shuffle, cold|warm, <n> threads": {rows_per_s, rows_per_cpu_s}}; slowest of each; training:
+        rows_per_s and input_wait_share of a small model; and the sizes and the machine it was measured on.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = write_packed(_made_up_log(rows, fields, history_length), Path(folder) / "log")
         files = [log.folder / name for name in log.meta["files"]]
-        speeds: dict[str, float] = {}
+        speeds: dict[str, dict[str, float]] = {}
         # Not every system lets a process drop pages; without that there is no cold measurement to report.
         caches = ("cold", "warm") if hasattr(os, "posix_fadvise") else ("warm",)
         for order in ORDERS:
@@ -64,12 +63,12 @@ def measure_reader(
                         _drop_pages(files)
                     speeds[f"{order}, {cache}, {count} threads"] = _speed(log, batch, order, count)
         stored = sum(path.stat().st_size for path in files)
-    slowest = min(speeds.values())
+        training = _train(log, batch, Path(folder) / "run")
     return {
-        "rows_per_s": speeds,
-        "slowest_rows_per_s": slowest,
-        "train_rows_per_s": train_rows_per_s,
-        "ratio": None if train_rows_per_s is None else slowest / train_rows_per_s,
+        "reading": speeds,
+        "slowest_rows_per_s": min(found["rows_per_s"] for found in speeds.values()),
+        "slowest_rows_per_cpu_s": min(found["rows_per_cpu_s"] for found in speeds.values()),
+        "training": training,
         "rows": rows,
         "fields": fields,
         "history_length": history_length,
@@ -101,9 +100,12 @@ def _made_up_log(rows: int, fields: int, history_length: int) -> LogArrays:
                 (Field(item, "user", 16, _VOCABULARY), Field("rating", "user", 16, 7)),
                 timestamps=True,
             ),
-        ),
+        )
+        if history_length
+        else (),
         tasks=(Task("click"),),
     )
+    store = EventStore(offsets, times[order], {item: columns[item][order], "rating": rating[order]})
     return LogArrays(
         name="made-up",
         schema=schema,
@@ -113,8 +115,8 @@ def _made_up_log(rows: int, fields: int, history_length: int) -> LogArrays:
         label_mask=np.ones((rows, 1), np.uint8),
         users=users,
         times=times,
-        events={"history": EventStore(offsets, times[order], {item: columns[item][order], "rating": rating[order]})},
-        ends={"history": history_ends(offsets, times[order], users, times)},
+        events={sequence.name: store for sequence in schema.sequences},
+        ends={sequence.name: history_ends(offsets, times[order], users, times) for sequence in schema.sequences},
         vocabularies={},
         report=ReadReport(rows_read=rows),
         facts={},
@@ -132,11 +134,24 @@ def _drop_pages(files: list[Path]) -> None:
             os.close(handle)
 
 
-def _speed(log: PackedLog, batch: int, order: Order, threads: int) -> float:
+def _speed(log: PackedLog, batch: int, order: Order, threads: int) -> dict[str, float]:
     # A fresh log per measurement: pages that a live memory map holds cannot be dropped.
     fresh = PackedLog(log.folder)
     source = GrainSource(fresh, requests=batch, order=order, threads=threads)
-    start, rows = time.perf_counter(), 0
+    start, start_cpu, rows = time.perf_counter(), time.process_time(), 0
     for piece in source.iterate(0):
         rows += int(piece.valid.sum())
-    return rows / (time.perf_counter() - start)
+    taken, taken_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    return {"rows_per_s": rows / taken, "rows_per_cpu_s": rows / taken_cpu}
+
+
+def _train(log: PackedLog, batch: int, folder: Path) -> dict[str, Any]:
+    """One shuffled pass of a small MLP over the log."""
+    config = get_config("dlrm_mlp", "stored")
+    config.model.widths, config.data.root = (64, 32), str(log.folder)
+    config.training.requests, config.training.passes, config.training.keep_model = batch, 0, False
+    record = train(config, folder)
+    return {name: record["cost"][name] for name in ("rows_per_s", "input_wait_share")} | {
+        "architecture": "dlrm_mlp",
+        "dense_params": record["counts"]["dense_params"],
+    }
