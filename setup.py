@@ -26,6 +26,7 @@ LAB = [
     "pyarrow>=17",
     "matplotlib>=3.9",
     "jinja2>=3.1",
+    "pyyaml>=6",
     "rich>=13",
 ]
 TENSORBOARD = ["tensorboard>=2.16"]

@@ -55,7 +55,7 @@ class Cleaner:
         self.labelled = labelled
         self.schema, self.connection, self.folder = schema, connection, folder
         self.files = reading.find(schema.log, folder, f"{schema.path}: files of [log]")
-        self.found = reading.columns(connection, reading.scan(schema.log, self.files[0]))
+        self.found = reading.columns(connection, self._rows(self.files[0]))
         # Rows of side tables, and the lines of them that could not be read.
         self.joined: dict[str, tuple[int, list[tuple[int, str]]]] = {}
         for name, join in schema.joins.items():
@@ -64,15 +64,32 @@ class Cleaner:
         self.ticks = self._ticks()
         self.columns = self._columns()
 
+    @property
+    def file_names(self) -> list[str]:
+        """Of the log's files: their places below the folder."""
+        folder = self.folder
+        return [p.relative_to(folder).as_posix() if p.is_relative_to(folder) else p.name for p in self.files]
+
     def source(self, index: int) -> str:
         """SQL of the rows of file `index` with joined and further columns."""
-        path, joins = self.files[index], self.schema.joins
-        sql = f"SELECT * FROM ({reading.scan(self.schema.log, path)}) AS log"
+        sql, joins = f"SELECT * FROM ({self._rows(self.files[index])}) AS log", self.schema.joins
         for name, join in joins.items():
             sql += f" LEFT JOIN {quoted('join_' + name)} USING ({quoted(join.on)})"
         for name, expression in self.schema.columns.items():
             sql = f"SELECT *, {expression} AS {quoted(name)} FROM ({sql})"
         return sql
+
+    def _rows(self, path: Path) -> str:
+        """SQL of a file's rows, lists of candidates opened."""
+        scan, spec, here = reading.scan(self.schema.log, path), self.schema.explode, ("log", "explode")
+        if spec is None:
+            return scan
+        known = reading.columns(self.connection, scan)
+        self._need(spec.column, here, known)
+        try:
+            return reading.explode(scan, spec, known[spec.column])
+        except ValueError as error:
+            raise self.schema.error(here, str(error)) from error
 
     def write(self, index: int, path: Path, part: tuple[int, int] | None) -> None:
         """Writes the cleaned rows of file `index`, those of one part of the log if one is named."""
@@ -133,8 +150,11 @@ class Cleaner:
 
     def _materialise(self, name: str, table: TableFiles, key: str) -> None:
         here = ("joins", name)
-        path = reading.find(table, self.folder, f"{self.schema.path}: files of [joins.{name}]")[0]
-        sql = reading.scan(table, path)
+        paths = reading.find(table, self.folder, f"{self.schema.path}: files of [joins.{name}]")
+        sql = " UNION ALL BY NAME ".join(
+            f"SELECT * REPLACE (_row + {place * reading.ROWS_PER_FILE} AS _row) FROM ({reading.scan(table, path)})"
+            for place, path in enumerate(paths)
+        )
         found = reading.columns(self.connection, sql)
         for side, known in (("table", found), ("log", self.found)):
             if key not in known:
@@ -282,20 +302,15 @@ class Cleaner:
         if field.kind == "id":
             wants_int = (field.type or ("int" if kind in _INTEGERS else "text")) == "int"
             value = _whole(given, kind) if wants_int else f"CAST({given} AS VARCHAR)"
-            return Column(
-                value, given, (*keys, "type"), ((f"({given} IS NOT NULL AND {value} IS NULL)", Reason.UNPARSABLE),)
-            )
+            sure = kind in _INTEGERS or not wants_int  # there every value can be read
+            trouble = () if sure else ((f"({given} IS NOT NULL AND {value} IS NULL)", Reason.UNPARSABLE),)
+            return Column(value, given, (*keys, "type"), trouble)
         if field.kind == "dense":
             return self._dense(field, given, kind, keys)
         if field.kind == "ids":
             values = self.list_sql(given, kind, field, field.separator)
             short = f"list_slice({values}, 1, {field.max_length})"
-            return Column(
-                short,
-                given,
-                (*keys, "type"),
-                ((f"list_contains(list_transform({values}, lambda x: x IS NULL), true)", Reason.UNPARSABLE),),
-            )
+            return Column(short, given, (*keys, "type"), self._list_trouble(values, kind, field))
         items = f"string_split({given}, {text(field.separator)})" if not listed else given
         value = f"list_transform({items}, lambda x: TRY_CAST(x AS FLOAT))"
         odd = f"({given} IS NOT NULL AND len({items}) <> {field.size})"
@@ -324,10 +339,16 @@ class Cleaner:
             )
         given = f"NULLIF({raw}, '')" if kind == "VARCHAR" else raw
         values = self.list_sql(given, kind, field, history.separator)
-        bad = f"list_contains(list_transform({values}, lambda x: x IS NULL), true)"
+        trouble = self._list_trouble(values, kind, field)
         if history.order == "newest first":
             values = f"list_reverse({values})"
-        return Column(values, given, keys, ((bad, Reason.UNPARSABLE),))
+        return Column(values, given, keys, trouble)
+
+    def _list_trouble(self, values: str, kind: str, field: FieldSpec) -> tuple[tuple[str, Reason], ...]:
+        """A value that cannot be read; every piece of a text is one."""
+        if kind == "VARCHAR" and field.type != "int":
+            return ()
+        return ((f"list_contains(list_transform({values}, lambda x: x IS NULL), true)", Reason.UNPARSABLE),)
 
     def list_sql(self, given: str, kind: str, field: FieldSpec, separator: str | None) -> str:
         """SQL of a list of typed ids, empty texts left out."""
@@ -336,6 +357,8 @@ class Cleaner:
             kind = "VARCHAR[]"
         inner = kind.removesuffix("[]")
         wants_int = (field.type or ("int" if inner in _INTEGERS else "text")) == "int"
+        if inner == "VARCHAR" and not wants_int:
+            return given
         item = _whole("x", inner) if wants_int else "CAST(x AS VARCHAR)"
         return f"list_transform({given}, lambda x: {item})"
 
@@ -362,9 +385,9 @@ class Cleaner:
         chosen += [f"{self._tie(column)} AS x{place}" for place, column in enumerate(schema.ties)]
         unique = self._unique()
         chosen += [f"hash({unique}) AS d0", f"hash(1, {unique}) AS d1"] if unique else []
-        reason, detail = self._reason()
+        bad, reason, detail = self._reason()
         chosen += [f"{reason} AS reason", f"{detail} AS detail"]
-        sql = f"SELECT {', '.join(chosen)} FROM ({self.source(index)})"
+        sql = f"SELECT {', '.join(chosen)} FROM (SELECT *, {bad} AS _bad FROM ({self.source(index)}))"
         limits = [self.condition(schema.where, ("log", "where"))] if schema.where else []
         if part is not None:
             limits.append(f"hash(2, {self._slice_key()}) % {part[1]} = {part[0] - 1}")
@@ -391,8 +414,9 @@ class Cleaner:
             return self._need(self.schema.user, ("user",))
         return reading.select(list(self.found))
 
-    def _reason(self) -> tuple[str, str]:
-        """SQL of the first reason why a row is unusable, and of the value that is; NULL for a good row."""
+    def _reason(self) -> tuple[str, str, str]:
+        """SQL of the number of the first case that makes a row unusable, and of the reason and value of that number
+        `_bad`; NULL for a good row."""
         cases = []
         for name, join in self.schema.joins.items():
             if join.required:
@@ -412,9 +436,10 @@ class Cleaner:
                 cases.append((f"({nothing})", Reason.MISSING_LABEL, "'no label'"))
         # A row without a label is that, whatever else it lacks.
         cases.sort(key=lambda case: case[1] != Reason.MISSING_LABEL)
-        when = " ".join(f"WHEN {sql} THEN {text(str(reason))}" for sql, reason, _ in cases)
-        said = " ".join(f"WHEN {sql} THEN {shown}" for sql, _, shown in cases)
-        return f"CASE {when} END", f"CASE {said} END"
+        bad = " ".join(f"WHEN {sql} THEN {number}" for number, (sql, _, _) in enumerate(cases))
+        reason = " ".join(f"WHEN {number} THEN {text(str(reason))}" for number, (_, reason, _) in enumerate(cases))
+        said = " ".join(f"WHEN {number} THEN {shown}" for number, (_, _, shown) in enumerate(cases))
+        return f"CASE {bad} END", f"CASE _bad {reason} END", f"CASE _bad {said} END"
 
 
 def key_columns(schema: LogSchema) -> list[str]:

@@ -200,7 +200,7 @@ def first_pass(
             ):
                 with _watching(connection, f"reading {history.source}", progress), replacing(target) as temporary:
                     clean_events(cleaner, history, temporary)
-        files, ticks, joined = [path.name for path in cleaner.files], cleaner.ticks, cleaner.joined
+        files, ticks, joined = cleaner.file_names, cleaner.ticks, cleaner.joined
     finally:
         connection.close()
     shutil.rmtree(stage / "spill", ignore_errors=True)

@@ -53,6 +53,14 @@ class TimeSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExplodeSpec:
+    column: str
+    names: tuple[str, ...]
+    separator: str | None = None
+    inner: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class JoinSpec:
     table: TableFiles
     on: str
@@ -148,6 +156,7 @@ class LogSchema:
     lines: Mapping[tuple[str, ...], int]
     name: str
     log: TableFiles
+    explode: ExplodeSpec | None
     where: str | None
     unique: tuple[str, ...]
     ties: tuple[str, ...]
@@ -264,6 +273,7 @@ def _build(path: Path, plain: dict[str, Any], lines: dict[tuple[str, ...], int])
         lines=lines,
         name=log.get("name", path.stem),
         log=_table(log),
+        explode=ExplodeSpec(**_frozen(log["explode"])) if "explode" in log else None,
         where=log.get("where"),
         unique=tuple(log.get("unique", ())),
         ties=tuple(log.get("ties", ())),
@@ -342,6 +352,10 @@ def _check(schema: LogSchema) -> None:
         raise schema.error(here, "a split by user needs a user and `time`")
     if split.by in ("column", "files") and not split.parts:
         raise schema.error(here, f"by = {split.by!r} needs parts = {{train = [...], valid = [...], test = [...]}}")
+    named = [value for part in split.parts.values() for value in part]
+    for value in named:
+        if named.count(value) > 1:
+            raise schema.error((*here, "parts"), f"{value!r} stands in two parts; a row belongs to one")
     if split.by == "column" and split.column is None:
         raise schema.error(here, 'by = "column" needs column')
     if (split.valid_from is None) != (split.test_from is None):

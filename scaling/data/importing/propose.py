@@ -15,6 +15,7 @@ from . import reading
 from .clean import TICKS
 from .conditions import quoted, text
 from .log_schema import TableFiles
+from .propose_peers import propose_fuxictr, propose_recbole
 
 _SAMPLE_ROWS = 200_000
 _LABEL = re.compile(
@@ -57,6 +58,10 @@ def propose_schema(paths: Sequence[Path], table: TableFiles | None = None) -> st
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
+    if paths[0].suffix == ".inter":
+        return propose_recbole(paths[0])
+    if paths[0].suffix in (".yaml", ".yml"):
+        return propose_fuxictr(paths[0])
     connection = duckdb.connect()
     kind = reading.file_format(table or TableFiles(()), paths[0])
     if kind == "parquet":
@@ -163,7 +168,7 @@ def _field(c: _Seen, user: _Seen | None, item: _Seen | None, rows: int) -> list[
         return [*lines, 'kind = "ids"', f"separator = {json.dumps(separator)}"]
     dense = c.kind in ("FLOAT", "DOUBLE") or c.kind.startswith("DECIMAL")
     counts = c.kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT") and re.search(
-        r"num|count|price|duration|_days|amount", c.name, re.I
+        r"num|count|price|duration|_days|amount|(^|_)age$", c.name, re.I
     )
     if dense or counts:
         positive = isinstance(c.least, int | float) and c.least >= 0 and c.most > 100

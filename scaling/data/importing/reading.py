@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from .conditions import quoted, text
-from .log_schema import TableFiles
+from .log_schema import ExplodeSpec, TableFiles
 
 # Rows of one file: an origin is file * 2^40 + row.
 ROWS_PER_FILE = 1 << 40
@@ -94,6 +94,31 @@ def scan(table: TableFiles, path: Path) -> str:
         options["names"] = "[" + ", ".join(map(text, table.names)) + "]"
     given = ", ".join(f"{key}={value}" for key, value in options.items())
     return f"SELECT row_number() OVER () - 1 AS _row, * FROM read_csv({name}, {given})"
+
+
+def explode(scan: str, spec: ExplodeSpec, kind: str) -> str:
+    """SQL of a relation with a row for every entry of a list, numbered anew; entries' values are columns of their own.
+
+    Args:
+        scan: SQL with the list's column, of DuckDB's type `kind`.
+
+    Raises:
+        ValueError: a text without a separator, or several names of single values.
+    """
+    column, structs = quoted(spec.column), kind.startswith("STRUCT")
+    if not kind.endswith("]") and spec.separator is None:
+        raise ValueError(f'{spec.column!r} is {kind}, no list: say what separates two candidates, separator = " "')
+    if not structs and spec.inner is None and len(spec.names) > 1:
+        raise ValueError(f'{spec.column!r} holds single values; give one name, or what separates theirs, inner = "-"')
+    entries = column if kind.endswith("]") else f"string_split({column}, {text(spec.separator)})"
+    values = []
+    for place, name in enumerate(spec.names, 1):
+        part = "_entry" if spec.inner is None else f"string_split(_entry, {text(spec.inner)})[{place}]"
+        values.append(f"{f'_entry.{quoted(name)}' if structs else part} AS {quoted(name)}")
+    return (
+        f"SELECT row_number() OVER () - 1 AS _row, * EXCLUDE (_row, _entry, {column}), {', '.join(values)} "
+        f"FROM (SELECT *, unnest({entries}) AS _entry FROM ({scan}))"
+    )
 
 
 def columns(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:

@@ -175,7 +175,7 @@ def _part_of_user(schema: LogSchema) -> str:
 
 def _named_part(connection: duckdb.DuckDBPyConnection, schema: LogSchema, files: Sequence[str]) -> str:
     """Parts by the value of a column or by file; without validation the last tenth of training, in order."""
-    split, cases = schema.split, []
+    split, cases, taken = schema.split, [], dict[int, str]()
     for place, name in enumerate(SPLIT_PARTS):
         wanted = split.parts.get(name, ())
         if split.by == "column":
@@ -185,6 +185,9 @@ def _named_part(connection: duckdb.DuckDBPyConnection, schema: LogSchema, files:
             chosen = [k for k, file in enumerate(files) if any(fnmatch.fnmatch(file, pattern) for pattern in wanted)]
             if wanted and not chosen:
                 raise schema.error(("split", "parts"), f"no file of the log is called {', '.join(wanted)}")
+            for k in chosen:
+                if taken.setdefault(k, name) != name:
+                    raise schema.error(("split", "parts"), f"{files[k]} is named by the parts {taken[k]} and {name}")
             members = ", ".join(map(str, chosen))
             condition = f"rid // {reading.ROWS_PER_FILE} IN ({members})" if chosen else None
         if condition is not None:

@@ -1,7 +1,6 @@
 """From files to a packed log: equal to a slow reader, whatever the format, the parts and the kills."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,9 +11,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from recscale.scaling.bench.made_up_shop import write_shop
 from recscale.scaling.data.importing.importer import OtherImport, import_log, import_part, merge_parts
 from recscale.scaling.data.importing.log_schema import LogSchemaError
+from recscale.scaling.data.made_up_shop import write_shop
 from recscale.scaling.data.stored_log.card import TooManyRowsDropped
 from recscale.scaling.data.stored_log.source import GrainSource
 
@@ -67,8 +66,8 @@ def test_rows_equal_a_slow_reader(shop, log):
     expected = ((rows["age"] - ages.mean()) / ages.std(ddof=0)).fillna(0)
     np.testing.assert_allclose(log.column("age")[:, 0], expected, rtol=1e-4, atol=1e-5)
     assert log.column("age")[:, 1].tolist() == rows["age"].isna().astype(float).tolist()
-    tags = slow_ids(tag for value in train["tags"] for tag in value.split("|"))
-    expected = [([tags.get(tag, 1) for tag in value.split("|")] + [0] * 4)[:4] for value in rows["tags"]]
+    tags = slow_ids(tag for value in train["tags"] for tag in value)
+    expected = [([tags.get(tag, 1) for tag in value] + [0] * 4)[:4] for value in rows["tags"]]
     assert log.column("tags").tolist() == expected
     position = log.column("position")
     assert position.min() >= 2 and (np.diff(pd.Series(position).groupby(rows["position"]).first()) >= 0).all()
@@ -95,7 +94,7 @@ def test_histories_equal_a_slow_reader(shop, log):
         put = (
             carts[(carts.user_id == row.user_id) & (carts.ts < row.ts)].sort_values("ts", kind="stable").iloc[::-1][:16]
         )
-        viewed = [item for item in row.viewed.split(",") if item][::-1][:8]
+        viewed = row.viewed[::-1][:8].tolist()
         for name, items in (("clicks", clicks.item_id), ("carts", put.item_id), ("viewed", viewed)):
             n = len(items)
             assert histories[name].length[r] == n
@@ -135,23 +134,27 @@ def test_again_nothing_is_done_and_another_log_is_refused(shop, log, tmp_path):
         import_log(write_shop(tmp_path, 50, users=5), log.folder)
 
 
+# What an import has written when it is killed: moments from its first file to the last ones before the folder's name.
+MOMENTS = (
+    "part.json",
+    "stage/clean/00000.parquet",
+    "stage/part.json",
+    "packed/keys/0.parquet",
+    "packed/rows/price.npy",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("after_s", [0.8, 1.2, 1.6, 2.0, 2.4])
-def test_a_killed_import_ends_with_the_same_bytes(shop, log, tmp_path, after_s):
-    arguments = [
-        sys.executable,
-        "-m",
-        "recscale.scaling.cli",
-        "data",
-        "import",
-        str(shop),
-        "--out",
-        str(tmp_path / "packed"),
-    ]
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    time.sleep(after_s)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+@pytest.mark.parametrize("written", MOMENTS)
+def test_a_killed_import_ends_with_the_same_bytes(shop, log, tmp_path, written):
+    words = ["data", "import", str(shop), "--out", str(tmp_path / "packed")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recscale.scaling.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    while not (tmp_path / "packed.importing" / written).exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "killed before it was through"
     again = import_log(shop, tmp_path / "packed")
     assert contents(again.folder) == contents(log.folder)
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
@@ -243,6 +246,10 @@ def test_bad_rows_are_counted_by_reason_and_named(tmp_path):
         ({'column = "click"': 'column = "item"'}, r"line 6: 200 of .* say when the label is positive"),
         ({'fields = ["item"]': 'fields = ["itm"]'}, r"line 18: 'itm' is no declared field; did you mean 'item'"),
         ({'by = "time"': 'by = "time"\ntrain = 0.5'}, r"shares add up to 0.7"),
+        (
+            {'by = "time"': 'by = "column"\ncolumn = "item"\nparts = {train = ["i0"], test = ["i0"]}'},
+            "'i0' stands in two",
+        ),
         ({'by = "time"': 'by = "time"\ntest_from = "2020-01-01"'}, r"valid_from and test_from go together"),
         ({'kind = "dense"': 'kind = "ids"'}, r"line 15: 'price' is VARCHAR, no list: say what separates"),
         ({'files = ["log.csv"]': 'files = ["log.csv"]\nwhere = "price >> 3"'}, "cannot read 'price >> 3'|no number"),
@@ -253,6 +260,12 @@ def test_mistakes_in_a_schema_are_refused_with_their_line(tmp_path, changes, tex
     with pytest.raises(LogSchemaError, match=text):
         import_log(schema, tmp_path / "packed")
     assert not list(tmp_path.rglob("*.parquet")), "refused before the first pass wrote anything"
+
+
+def test_a_file_in_two_parts_is_refused(tmp_path):
+    changes = {'by = "time"': 'by = "files"\nparts = {train = ["log*"], test = ["*.csv"]}'}
+    with pytest.raises(LogSchemaError, match=r"line 21: log.csv is named by the parts train and test"):
+        import_log(csv_log(tmp_path, GOOD, changes=changes), tmp_path / "packed")
 
 
 def test_a_split_without_test_rows_is_refused(tmp_path):

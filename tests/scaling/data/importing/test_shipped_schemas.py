@@ -1,5 +1,7 @@
 """Every shipped schema file on 50 made-up rows with the published header."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,31 @@ def write(name, folder):
     elif name == "criteo-x1":
         for file in ("train.csv", "valid.csv", "test.csv"):
             table(folder, file, ["label", *CRITEO])
+    elif name == "mind":
+        for part in ("train", "dev"):
+            (folder / part).mkdir()
+            shown = [" ".join(f"N{(k + j) % 9}-{(k + j) // 2 % 2}" for j in range(3)) for k in range(ROWS)]
+            seen = [" ".join(f"N{j}" for j in range(k % 4)) for k in range(ROWS)]
+            at = [f"11/{11 + (part == 'dev')}/2019 {1 + k % 12}:05:{k:02d} {'AP'[k % 2]}M" for k in range(ROWS)]
+            lines = [f"{k}\tU{k % 7}\t{at[k]}\t{seen[k]}\t{shown[k]}" for k in range(ROWS)]
+            (folder / part / "behaviors.tsv").write_text("\n".join(lines) + "\n")
+            news = range(6) if part == "train" else range(3, 9)
+            lines = [f'N{k}\tsports\tgolf{k % 2}\tA "title"\ttext\thttp://example.org\t[]\t[]' for k in news]
+            (folder / part / "news.tsv").write_text("\n".join(lines) + "\n")
+    elif name == "aliccp":
+        for part in ("train", "test"):
+            features = [f"205\x02{k % 9}\x031.0\x01206\x02{k % 3}\x031.0\x01301\x021\x031.0" for k in range(ROWS)]
+            lines = [f"{k},{k // 2 % 2},{k // 4 % 2},c{k % 5},3,{features[k]}" for k in range(ROWS)]
+            (folder / f"sample_skeleton_{part}.csv").write_text("\n".join(lines) + "\n")
+            lines = [f"c{k},3,101\x02{k}\x031.0\x01109_14\x027\x031.5\x01109_14\x028\x030.5" for k in range(5)]
+            (folder / f"common_features_{part}.csv").write_text("\n".join(lines) + "\n")
+    elif name == "amazon-reviews":
+        lines = [
+            json.dumps({"reviewerID": f"A{k % 4}", "asin": f"B{k // 4}", "overall": 1.0 + k % 5, "reviewText": "x",
+                        "unixReviewTime": 1_300_000_000 + k})
+            for k in range(ROWS)
+        ]  # fmt: skip
+        (folder / "reviews_Electronics_5.json").write_text("\n".join(lines) + "\n")
     elif name.startswith("kuairand"):
         version = name.partition("-")[2]
         table(folder, f"log_standard_4_08_to_4_21_{version}.csv", KUAIRAND, rows=range(25))
@@ -115,6 +142,16 @@ def test_a_shipped_schema_reads_the_published_header(name, tmp_path):
     assert batch.valid.any() and np.isfinite(batch.labels).all()
     for sequence in log.schema.sequences:
         assert log.ends(sequence.name).max() > 0, "somebody has a history"
+
+
+def test_impressions_become_candidates_of_one_request(tmp_path):
+    write("mind", tmp_path)
+    log = import_log(schema_path("mind"), tmp_path / "packed", folder=tmp_path)
+    assert len(log) == 2 * ROWS * 3 and log.requests is not None and int(log.requests[-1]) + 1 == 2 * ROWS
+    assert sorted(log.vocabulary("news").tolist()) == [f"N{k}" for k in range(9)]
+    assert log.splits["test"] == (3 * ROWS, 6 * ROWS) and log.labels.mean() == pytest.approx(0.5, abs=0.1)
+    known = log.column("category") > 1  # news of both files are joined
+    assert known.all()
 
 
 def test_names_are_found_and_the_nearest_is_named():
