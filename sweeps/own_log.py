@@ -12,7 +12,7 @@ from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, by_dense_params, product, seeds
 from recscale.sweeps.base import power_law
 
-SIZES = [3e3, 1e4, 3e4, 1e5, 3e5]
+SIZES = [2e3, 5e3, 1.2e4, 3e4, 8e4]
 
 
 def get_config() -> ConfigDict:
