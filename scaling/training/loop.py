@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -191,7 +191,7 @@ class Loop:
         for _ in range(count):
             start = time.monotonic()
             batch = next(batches)
-            if state.step.is_ready():  # otherwise the device was busy all the while
+            if cast(Any, state.step).is_ready():  # otherwise the device was busy all the while
                 self.clock.waited(time.monotonic() - start)
             state, metrics = self.trainer.step(state, self.trainer.put(batch))
             found.append(metrics)
