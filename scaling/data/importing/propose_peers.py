@@ -71,7 +71,8 @@ def _recbole_label(inter: Path, label: str | None, item: str) -> list[str]:
         return ["", "[labels.seen]  # every row is positive", f"column = {json.dumps(item)}", "positive = \"!= ''\""]
     scan = f"read_csv({text(inter)}, delim='\t', quote='', header=true, all_varchar=true, ignore_errors=true)"
     number = f"TRY_CAST({quoted(label)} AS DOUBLE)"
-    least, most, middle = duckdb.execute(f"SELECT min({number}), max({number}), median({number}) FROM {scan}").fetchall()[0]
+    figures = duckdb.execute(f"SELECT min({number}), max({number}), median({number}) FROM {scan}")
+    least, most, middle = figures.fetchall()[0]
     lines = ["", f"[labels.{'label' if (least, most) == (0, 1) else 'like'}]", f"column = {json.dumps(label)}"]
     return lines if (least, most) == (0, 1) else [*lines, f'positive = ">= {middle:g}"  # values {least:g} to {most:g}']
 
