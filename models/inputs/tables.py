@@ -81,8 +81,12 @@ class EmbeddingTables(nnx.Module):
 
     def lookup(self, batch: Batch) -> Inputs:
         """Turns ids into vectors: user fields [R, width], candidate fields [R, C, width], events [R, S, A]."""
-        arrays = {name: table[...] for name, table in self.tables.items()}
-        return embed(self.schema, batch, table_lookup(arrays))
+        return embed(self.schema, batch, table_lookup(self.arrays()))
+
+    def arrays(self) -> dict[str, Array]:
+        """The rows of every table: name -> [V, width]."""
+        # By name: a table may be called "items", and then that is no method of `self.tables` any more.
+        return {name: self.tables[name][...] for name in self.schema.tables()}
 
 
 def table_lookup(tables: Mapping[str, Array]) -> Lookup:

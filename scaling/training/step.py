@@ -257,8 +257,7 @@ class Trainer:
             model = self._build(nnx.Rngs(params=jax.random.fold_in(key, _MODEL_STREAM)))
             _, params, values, other = self._memory.split(model)
             rngs = nnx.Rngs(params=jax.random.fold_in(key, _TABLE_STREAM))
-            tables = EmbeddingTables(self.schema, rngs=rngs, init_std=options.embedding_init_std).tables
-            tables = {name: table[...] for name, table in tables.items()}
+            tables = EmbeddingTables(self.schema, rngs=rngs, init_std=options.embedding_init_std).arrays()
             slots = {n: row_updates.init_slots(options.embedding_optimizer, t) for n, t in tables.items()}
             return params, other, options.optimizer.init(params), tables, slots, values, self._memory.init_slots(values)
 

@@ -51,10 +51,6 @@ def make_batch(seed: int = 0) -> Batch:
     )
 
 
-def arrays(tables: EmbeddingTables) -> dict:
-    return {name: table[...] for name, table in tables.tables.items()}
-
-
 @pytest.fixture(scope="module")
 def tables() -> EmbeddingTables:
     return EmbeddingTables(make_schema(), rngs=nnx.Rngs(0))
@@ -63,7 +59,7 @@ def tables() -> EmbeddingTables:
 def test_touched_lookup_equals_the_plain_one_where_it_counts(tables):
     batch = make_batch()
     touched = find_touched(make_schema(), batch)
-    inputs = embed(make_schema(), batch, touched_lookup(gather_touched(arrays(tables), touched), touched))
+    inputs = embed(make_schema(), batch, touched_lookup(gather_touched(tables.arrays(), touched), touched))
     plain = tables.lookup(batch)
     valid = np.asarray(batch.valid)
     np.testing.assert_array_equal(inputs.user.fields["user"][:-1], plain.user.fields["user"][:-1])
@@ -98,7 +94,7 @@ def test_a_bag_is_the_mean_of_its_non_zero_ids(tables):
     genres = jnp.zeros((R, C, 3), jnp.int32).at[0, 0].set(jnp.asarray([2, 0, 5]))
     batch = batch.replace(candidates=batch.candidates.replace(ids={**batch.candidates.ids, "genres": genres}))
     out = tables.lookup(batch).candidates.fields["genres"]
-    table = arrays(tables)["genres"]
+    table = tables.arrays()["genres"]
     np.testing.assert_allclose(out[0, 0], (table[2] + table[5]) / 2, rtol=1e-6)
     assert not np.asarray(out[1]).any(), "an empty bag is zero"
 
@@ -107,11 +103,11 @@ def test_events_beyond_the_length_are_zero_with_zero_gradient(tables):
     batch = make_batch()
 
     def total(table):
-        values = {**arrays(tables), "item": table}
+        values = {**tables.arrays(), "item": table}
         inputs = embed(make_schema(), batch, lambda name, place, ids: values[name][ids])
         return jnp.sum(inputs.user.histories["history"].events)
 
-    grad = jax.grad(total)(arrays(tables)["item"])
+    grad = jax.grad(total)(tables.arrays()["item"])
     past = np.asarray(batch.user.histories["history"].ids["past"])
     hidden = set(past[0]) | set(past[-1])
     shown = {int(i) for r in range(1, R - 1) for i in past[r, : int(batch.user.histories["history"].length[r])]}
@@ -127,3 +123,17 @@ def test_sharing_a_table_needs_equal_sizes():
 def test_schema_names_must_be_unique():
     with pytest.raises(ValueError, match="given twice: a"):
         Schema(fields=(Field("a", "user", 4, 10), Field("a", "candidate", 4, 10)))
+
+
+def test_a_table_may_have_any_name():
+    """Names of methods among them: a Flax dictionary keeps its entries as attributes."""
+    fields = [Field(name, "candidate", 2, 5, table=name) for name in ("items", "keys", "values")]
+    tables = EmbeddingTables(Schema(tuple(fields)), rngs=nnx.Rngs(0))
+    assert {name: array.shape for name, array in tables.arrays().items()} == dict.fromkeys(
+        ("items", "keys", "values"), (5, 2)
+    )
+    ids = {name: jnp.asarray([[3]], jnp.int32) for name in ("items", "keys", "values")}
+    user = UserSide(ids={}, dense={}, histories={})
+    one = jnp.ones((1, 1, 1))
+    found = tables.lookup(Batch(user, CandidateSide(ids=ids, dense={}), one, one, jnp.ones((1, 1), bool)))
+    np.testing.assert_array_equal(found.candidates.fields["keys"][0, 0], tables.arrays()["keys"][3])
