@@ -179,7 +179,7 @@ class LSTMForecast(nnx.Module):
     def __init__(self, width: int, hidden: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.hidden = hidden
         self.gates = Dense(width + 1 + hidden, 4 * hidden, axes=("embed", "hidden"), dtype=dtype, rngs=rngs)
-        self.out = param.constant((hidden, width), ("hidden", "embed"))
+        self.out = param.matrix(jnp.zeros((hidden, width)), ("hidden", "embed"))
 
     def __call__(self, found: Snapshots, now: Int[Array, ""] | int) -> Float[Array, "*ids W"]:
         lead, snapshots = found.steps.shape[:-1], found.steps.shape[-1]

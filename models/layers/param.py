@@ -1,7 +1,8 @@
 """Parameters with named axes: the one place where an architecture's `nnx.Param` comes from.
 
 Logical axis names (`tokens`, `embed`, `hidden`, `experts`, `tasks`, `heads`, ...) are stored as the metadata
-`logical_axes`; a rule table elsewhere maps them to mesh axes.
+`logical_axes`; a rule table elsewhere maps them to mesh axes. `decays` says whether weight decay acts on a parameter:
+on matrices that multiply what they read, and on no gain, bias or embedding, whatever its rank.
 """
 
 from __future__ import annotations
@@ -60,17 +61,23 @@ def kernel(
     else:
         value = jax.random.truncated_normal(rngs.params(), -2, 2, flat, jnp.float32) * (std / _TRUNCATED_STD)
     value = value.reshape(shape)
-    return _param(value.swapaxes(-2, -1) if transposed else value, logical_axes)
+    return matrix(value.swapaxes(-2, -1) if transposed else value, logical_axes)
+
+
+def matrix(value: jax.Array, logical_axes: tuple[str, ...]) -> nnx.Param:
+    """A parameter that multiplies what it reads, so weight decay acts on it."""
+    return _param(value, logical_axes, decays=True)
 
 
 def constant(shape: tuple[int, ...], logical_axes: tuple[str | None, ...], value: float = 0.0) -> nnx.Param:
     """A float32 parameter filled with `value`: biases (0) and norm gains (1). An axis named None stays whole."""
-    return _param(jnp.full(shape, value, jnp.float32), logical_axes)
+    return _param(jnp.full(shape, value, jnp.float32), logical_axes, decays=False)
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], logical_axes: tuple[str, ...], std: float) -> nnx.Param:
-    """A float32 parameter drawn from N(0, std^2): small lookup tables such as time buckets and positions."""
-    return _param(std * jax.random.normal(rngs.params(), (math.prod(shape),)).reshape(shape), logical_axes)
+    """A float32 parameter drawn from N(0, std^2): learned vectors and small lookup tables, such as positions."""
+    value = std * jax.random.normal(rngs.params(), (math.prod(shape),)).reshape(shape)
+    return _param(value, logical_axes, decays=False)
 
 
 def training_only(module: nnx.Module) -> None:
@@ -80,7 +87,7 @@ def training_only(module: nnx.Module) -> None:
             variable.set_metadata(training_only=True)
 
 
-def _param(value: jax.Array, logical_axes: tuple[str | None, ...]) -> nnx.Param:
+def _param(value: jax.Array, logical_axes: tuple[str | None, ...], *, decays: bool) -> nnx.Param:
     if len(logical_axes) != value.ndim:
         raise ValueError(f"parameter of shape {value.shape} has {len(logical_axes)} axis names: {logical_axes}")
-    return nnx.Param(value, logical_axes=logical_axes)
+    return nnx.Param(value, logical_axes=logical_axes, decays=decays)

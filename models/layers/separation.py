@@ -99,7 +99,7 @@ class Compensation(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ):
         self.dtype = dtype
-        self.kernel = param.constant((inputs, width), ("hidden", "embed"))
+        self.kernel = param.matrix(jnp.zeros((inputs, width)), ("hidden", "embed"))
         shape, axes = (candidate_tokens, user_rows), ("tokens", "tokens_in")
         self.shares = param.constant(shape, axes, 1 / user_rows) if kind == "per_token" else None
 

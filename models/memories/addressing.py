@@ -105,7 +105,7 @@ class Addressing(SlotSearch):
         lead = ((tokens,) if self.per_token else ()) + (1 if options.keys_shared_by_heads else self.heads,)
         keys = draw_keys(rngs, (*lead, 2, options.virtual_sub_keys, p), options.key_init)
         axes = (*(("tokens",) if self.per_token else ()), "heads", "axes", "sub_keys", "key")
-        self.keys = Constant(keys) if options.freeze_base_keys else nnx.Param(keys, logical_axes=axes)
+        self.keys = Constant(keys) if options.freeze_base_keys else param.matrix(keys, axes)
         theta = None
         if options.theta != "none":
             theta = self._draw_theta(keys.shape, axes, options.theta_noise, rngs)
@@ -151,7 +151,7 @@ class Addressing(SlotSearch):
         side, name = (shape[-1], "key") if self.theta_kind == "right_dxd" else (shape[-2], "sub_keys")
         drawn = noise * jax.random.normal(rngs.params(), (*shape[:-2], side, side))
         identity = jnp.broadcast_to(jnp.eye(side), drawn.shape)
-        return nnx.Param(identity + drawn, logical_axes=(*axes[:-2], name, name))
+        return param.matrix(identity + drawn, (*axes[:-2], name, name))
 
     def _mix(self, *, keys: Array, theta: Array) -> Array:
         if self.theta_kind == "right_dxd":

@@ -54,6 +54,7 @@ from recscale.models.counts import Flops, Params
 from recscale.models.inputs.batch import CandidateInputs, Output, UserInputs
 from recscale.models.inputs.history import find_history, read_history
 from recscale.models.inputs.schema import Schema
+from recscale.models.layers import param
 from recscale.models.layers.dense import MLP, Dense, SplitDense, mlp_flops, mlp_params
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import activation
@@ -261,7 +262,9 @@ def _target_matrix(plan: LMNPlan, *, trained: bool, rngs: nnx.Rngs) -> nnx.Varia
     value = jax.nn.initializers.orthogonal()(rngs.params(), shape, jnp.float32)
     if not trained:
         return Constant(value)
-    return nnx.Param(value, logical_axes=("features", "embed"), training_only=True)
+    learned = param.matrix(value, ("features", "embed"))
+    learned.set_metadata(training_only=True)
+    return learned
 
 
 def _query_inputs(plan: LMNPlan, options: LMNOptions) -> int:

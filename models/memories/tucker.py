@@ -20,6 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from recscale.models.layers import param
 from recscale.pallas_kernels.chunks import map_rows, rows_within
 from recscale.pallas_kernels.product_key_topk.reference import comparable
 
@@ -49,10 +50,10 @@ class TuckerAddressing(SlotSearch):
         self.cores = cores
         shape = (rank, heads, 2, options.virtual_sub_keys, options.key_width)
         keys = draw_keys(rngs, shape, options.key_init)
-        self.keys = nnx.Param(keys, logical_axes=("rank", "heads", "axes", "sub_keys", "key"))
+        self.keys = param.matrix(keys, ("rank", "heads", "axes", "sub_keys", "key"))
         noise = 0.1 * jax.random.normal(rngs.params(), (cores, heads, rank, rank)) / rank
         core = jnp.broadcast_to(jnp.eye(rank) / cores, noise.shape) + noise
-        self.core = nnx.Param(core, logical_axes=("cores", "heads", "rank", "rank"))
+        self.core = param.matrix(core, ("cores", "heads", "rank", "rank"))
         self.left = SingularVectors(jnp.zeros((heads, rank)))
         self.right = SingularVectors(jnp.zeros((heads, rank)))
         self.refresh()

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import optax
+from flax import nnx
 
 from .config import require_word
 
@@ -23,8 +24,8 @@ def dense_optimizer(
 ) -> optax.GradientTransformation:
     """The optimiser without its learning rate: multiply its updates by -rate.
 
-    `weight_decay` is decoupled (AdamW) and applies to parameters of rank 2 and more only; biases and norm gains are
-    left alone. `clip_norm` clips the global norm of the gradient first, 0 switches it off.
+    `weight_decay` is decoupled (AdamW) and acts on matrices only; gains, biases and embeddings are left alone, whatever
+    their rank. `clip_norm` clips the global norm of the gradient first, 0 switches it off.
 
     Raises:
         ValueError: unknown name, naming the known ones.
@@ -41,14 +42,19 @@ def dense_optimizer(
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts.append(scale[name]())
     if weight_decay:
-        parts.append(optax.add_decayed_weights(weight_decay, mask=_is_matrix))
+        parts.append(optax.add_decayed_weights(weight_decay, mask=_decays))
     return optax.chain(*parts)
 
 
-def _is_matrix(params: Any) -> Any:
-    """Per-token biases are matrices by rank, so the name decides as well."""
+def _decays(params: Any) -> Any:
+    """Whether each parameter decays: what `recscale.models.layers.param` says of it.
 
-    def decays(path: Any, value: jax.Array) -> bool:
-        return value.ndim >= 2 and "bias" not in jax.tree_util.keystr(path)
+    Parameters that other packages make themselves say nothing: of those, all but biases with two axes or more decay.
+    """
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+    def of(path: Any, variable: Any) -> Any:
+        said = variable.get_metadata().get("decays") if isinstance(variable, nnx.Variable) else None
+        is_bias = "bias" in jax.tree_util.keystr(path)
+        return jax.tree.map(lambda array: array.ndim >= 2 and not is_bias if said is None else said, variable)
+
+    return jax.tree_util.tree_map_with_path(of, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

@@ -2,11 +2,16 @@
 
 from typing import get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from in_float64 import in_float64
+from tiny_models import model_of
 
+from recscale.models import list_models
 from recscale.scaling.training.optimizers import Optimizer, dense_optimizer
 
 PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones((2, 3)), "gain": jnp.ones(3)}
@@ -25,6 +30,50 @@ def test_adamw_equals_optax_at_the_same_rate():
         other = optax.apply_updates(other, updates)
     for name in PARAMS:
         np.testing.assert_allclose(mine[name], other[name], rtol=1e-6)
+
+
+# The last names of matrices in all architectures, whatever their rank; all others are gains, biases and embeddings.
+MATRICES = {
+    "kernel",
+    "kernels",
+    "up",
+    "gate",
+    "out",
+    "router",
+    "second",
+    "between",
+    "outward",
+    "shared",
+    "beta",
+    "target",
+}
+MATRICES |= {"keys", "theta", "core"}
+FLAGS = [
+    ("rankmixer", dict(experts=3, active_ratio=0.5)),
+    ("rankmixer", dict(norm_per_token=True)),
+    ("mdl", dict(token_state="split", qkv_bias=True)),
+    ("lemur", dict(predictor="lstm")),
+    ("pkm", dict(score="tucker")),
+    ("pkm", dict(score_scale="learned")),
+    ("dcnv2", dict(rank=3, experts=2)),
+    ("dhen_lite", dict(ensemble="weighted")),
+    ("ug_rankmixer", dict(compensation="per_token")),
+    ("longer", dict(query_strategy="learnable")),
+    ("msn", dict(module="msn_smoe")),
+    ("lmn", dict(target="learned")),
+]
+
+
+@pytest.mark.parametrize(("name", "flags"), [*((name, {}) for name in list_models()), *FLAGS])
+def test_decay_moves_the_matrices_of_every_architecture_and_nothing_else(name, flags):
+    """Gains, biases and embeddings per token, head or expert are matrices by their rank."""
+    params = nnx.state(nnx.eval_shape(lambda: model_of(name, flags)), nnx.Param)
+    ones, zeros = (jax.tree.map(lambda a, v=v: np.full(a.shape, v, np.float32), params) for v in (1, 0))
+    optimizer = dense_optimizer("adamw", weight_decay=0.5)
+    updates = in_float64(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])(zeros, ones)
+    for path, update in nnx.to_flat_state(updates):
+        last = [part for part in path if isinstance(part, str)][-1]
+        assert (np.asarray(update.get_value()) == (0.5 if last in MATRICES else 0.0)).all(), path
 
 
 @pytest.mark.parametrize("name", get_args(Optimizer))
