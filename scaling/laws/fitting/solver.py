@@ -251,12 +251,13 @@ def refine(
     batch = SMALL_BATCH if small else LARGE_BATCH
     pieces = []
     with jax.enable_x64(True), jax.default_device(cpu_device()):
-        shared = [jnp.asarray(a) for a in (*shared_rows, matrix, constant, low, high, pull)]
-        switches = (jnp.asarray(float(nu)), Control._make(jnp.asarray(value) for value in control))
+        # NumPy arrays as they are: to make them JAX's one by one takes longer than many a refinement.
+        shared = (*shared_rows, matrix, constant, low, high, pull, np.float64(nu))
+        switches = Control._make(np.asarray(value) for value in control)
         for begin in range(0, count, batch):
             index = np.minimum(np.arange(begin, begin + batch), count - 1)
-            entries = [jnp.asarray(a[index]) for a in (start_inside, free, weights, targets, scale)]
-            out = program(*entries, *shared, *switches)
+            entries = [array[index] for array in (start_inside, free, weights, targets, scale)]
+            out = program(*entries, *shared, switches)
             pieces.append([np.asarray(o)[: count - begin] for o in out])
     phi, value, iterations, gradient = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     return Batch(phi[:, :p], value, iterations, gradient)
