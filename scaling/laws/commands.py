@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recscale.scaling.laws.grids import Grid
 from recscale.scaling.laws.tables.read import notes, read
 from recscale.scaling.records.plain import plain
 
@@ -82,6 +83,18 @@ def fit_options(form: str) -> Callable[[Callable[..., None]], Callable[..., None
     return lambda command: functools.reduce(lambda function, option: option(function), reversed(options), command)
 
 
+def table_command(
+    *options: Callable[[Any], Any], table: Callable[[Any], Any] = TABLE
+) -> Callable[[Any], click.Command]:
+    """A command on a run table: the table, its own options, --json, and the exit codes below its help."""
+
+    def command(function: Callable[..., None]) -> click.Command:
+        decorated = functools.reduce(lambda inner, option: option(inner), (JSON, *reversed(options), table), function)
+        return click.command(epilog=EXIT_CODES)(decorated)
+
+    return command
+
+
 def read_and_tell(path: Path) -> pd.DataFrame:
     """The table, with what was decided in reading it on standard error."""
     table = read(path)
@@ -90,14 +103,16 @@ def read_and_tell(path: Path) -> pd.DataFrame:
     return table
 
 
-def show(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], console: Console | None = None) -> None:
-    """Prints a grid of texts."""
-    grid = Table(box=box.SIMPLE, title=escape(title), title_justify="left")
-    for heading in headings:
-        grid.add_column(heading, overflow="fold")
-    for row in rows:
-        grid.add_row(*map(escape, row))
-    (console or Console()).print(grid)
+def show(grid: Grid, console: Console | None = None) -> None:
+    """Prints a grid of texts and its remarks."""
+    console = console or Console()
+    table = Table(box=box.SIMPLE, title=escape(grid.title), title_justify="left")
+    for heading in grid.headings:
+        table.add_column(heading, overflow="fold")
+    for row in grid.rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    say(*grid.remarks, console=console)
 
 
 def say(*lines: str, console: Console | None = None) -> None:
@@ -106,19 +121,15 @@ def say(*lines: str, console: Console | None = None) -> None:
         (console or Console()).print(escape(line), highlight=False)
 
 
-def number(value: float | None, spec: str = ".4g") -> str:
-    """A number, or `refused`."""
-    return "refused" if value is None else format(value, spec)
-
-
-def between(interval: Sequence[float] | None, spec: str = ".4g") -> str:
-    """`low to high`, or nothing."""
-    return "" if interval is None else f"{format(interval[0], spec)} to {format(interval[1], spec)}"
-
-
 def leave(*, granted: bool, told: Mapping[str, Any] | None = None) -> None:
     """Ends the running command: `told` as one line of JSON where there is any, and the exit code."""
     if told is not None:
         click.echo(json.dumps(plain(told)))
     if not granted:
         click.get_current_context().exit(REFUSED)
+
+
+def refuse(refusal: Exception, as_json: bool) -> None:
+    """Ends the running command where nothing may be read: the reason, and the exit code of a refusal."""
+    say(str(refusal))
+    leave(granted=False, told={"refused": str(refusal)} if as_json else None)

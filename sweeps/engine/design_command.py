@@ -9,17 +9,10 @@ import click
 import numpy as np
 import pandas as pd
 
-from recscale.scaling.laws.commands import (
-    EXIT_CODES,
-    JSON,
-    fit_options,
-    leave,
-    read_and_tell,
-    say,
-    show,
-)
+from recscale.scaling.laws.commands import fit_options, leave, read_and_tell, say, show, table_command
 from recscale.scaling.laws.fitting.fit import fit
 from recscale.scaling.laws.fitting.law_fit import Refused
+from recscale.scaling.laws.grids import Grid
 from recscale.scaling.laws.planning.design import Design, Plan, designed, differences, measured_cost, planned
 from recscale.scaling.laws.planning.design import plan as plan_runs
 from recscale.scaling.laws.tables.axes import parse_axes
@@ -30,16 +23,16 @@ from recscale.scaling.records.number_text import amount
 _SHOWN, _LONGEST_LIST = 8, 40
 
 
-@click.command(epilog=EXIT_CODES)
-@click.argument("place", metavar="TABLE|SWEEP", type=click.Path(path_type=Path))
-@click.option("--budget", type=float, default=np.inf, help="Core-hours for all next runs together [default: no end].")
-@click.option("--goal", metavar="NAME=WIDTH", help="Half-width to reach for every architecture, as in alpha=.02.")
-@click.option("--like", type=click.Path(path_type=Path), help="For a planned SWEEP: the table whose law it may obey.")
-@click.option("--data", default="examples", show_default=True, help="Column of the rows a run was trained on.")
-@click.option("--speed", type=float, help="Price runs at 6 FLOPs per parameter and row at this many FLOP/s instead.")
-@click.option("--by", default="architecture", show_default=True, help="Column that tells the laws apart.")
-@fit_options("power_offset")
-@JSON
+@table_command(
+    click.option("--budget", type=float, default=np.inf, help="Core-hours for all next runs together [default: any]."),
+    click.option("--goal", metavar="NAME=WIDTH", help="Half-width to reach for every architecture, as in alpha=.02."),
+    click.option("--like", type=click.Path(path_type=Path), help="For a planned SWEEP: a table whose law it may obey."),
+    click.option("--data", default="examples", show_default=True, help="Column of the rows a run was trained on."),
+    click.option("--speed", type=float, help="Price runs at 6 FLOPs a parameter and row, so many FLOP/s, instead."),
+    click.option("--by", default="architecture", show_default=True, help="Column that tells the laws apart."),
+    fit_options("power_offset"),
+    table=click.argument("place", metavar="TABLE|SWEEP", type=click.Path(path_type=Path)),
+)
 def design(
     place: Path, budget: float, goal: str | None, like: Path | None, data: str,
     speed: float | None, by: str, form: str, axes: str | None,
@@ -146,7 +139,7 @@ def _show_now(designs: list[Design]) -> None:
         for one in designs
     ]
     if rows:
-        show("Expected 95 % half-widths", ("law", "", "from", "noise"), rows)
+        show(Grid("Expected 95 % half-widths", ("law", "", "from", "noise"), rows))
     say(*(f"difference of exponents {pair}: ± {width:.2g}" for pair, width in _named(differences(designs)).items()))
 
 
@@ -167,18 +160,16 @@ def _next(designs: list[Design], budget: float, goal: tuple[str, float] | None) 
             )  # fmt: skip
     single = sorted(single, key=lambda entry: -entry["worth"])[:_SHOWN]
     of = f"width of {goal[0]}" if goal else "ln det of the information"
-    show(
-        f"Best single next run, by the {of}",
-        ("law", "run", "core-hours", "half-widths with it", "differences of exponents"),
-        [
-            (
-                entry["law"], _words(entry["point"]), f"{entry['core_hours']:.2g}",
-                ", ".join(f"{name} ± {width:.2g}" for name, width in entry["widths"].items()),
-                ", ".join(f"± {width:.2g}" for width in entry["differences"].values()),
-            )
-            for entry in single
-        ],
-    )  # fmt: skip
+    rows = [
+        (
+            entry["law"], _words(entry["point"]), f"{entry['core_hours']:.2g}",
+            ", ".join(f"{name} ± {width:.2g}" for name, width in entry["widths"].items()),
+            ", ".join(f"± {width:.2g}" for width in entry["differences"].values()),
+        )
+        for entry in single
+    ]  # fmt: skip
+    headings = ("law", "run", "core-hours", "half-widths with it", "differences of exponents")
+    show(Grid(f"Best single next run, by the {of}", headings, rows))
     if goal is None and not np.isfinite(budget):
         say("--budget CORE_HOURS or --goal NAME=WIDTH plans several runs together")
         return {"next": single}
@@ -205,7 +196,8 @@ def _show_plan(found: Plan, designs: list[Design], budget: float, goal: tuple[st
     if len(rows) > _LONGEST_LIST:
         rows = [*rows[:_LONGEST_LIST], ("", f"and {len(rows) - _LONGEST_LIST} more (all are in the JSON)", "", "")]
     of = "" if not np.isfinite(budget) else f" of {budget:g}"
-    show(f"Plan: {len(found.runs)} runs, {found.hours:.3g}{of} core-hours", ("law", "run", "seeds", "core-hours"), rows)
+    title = f"Plan: {len(found.runs)} runs, {found.hours:.3g}{of} core-hours"
+    show(Grid(title, ("law", "run", "seeds", "core-hours"), rows))
     for after in found.designs:
         widths = after.widths()
         line = f"{after.name} with them: " + ", ".join(f"{name} ± {width:.2g}" for name, width in widths.items())

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recscale.scaling.laws.commands import CLUSTER, EXIT_CODES, JSON, SEED, TABLE, leave, read_and_tell
+from recscale.scaling.laws.commands import BOOTSTRAP, CLUSTER, SEED, leave, read_and_tell, table_command
 
 from .compare import Comparison, Interval
 from .compare import compare as compare_tables
@@ -21,43 +21,24 @@ _MARKS = {True: "[green]x[/green]", False: "[red]-[/red]", None: "[yellow]?[/yel
 _COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}
 
 
-@click.command(epilog=EXIT_CODES)
-@TABLE
-@click.option("--a", "first", required=True, help="Architecture asked about.")
-@click.option("--b", "second", required=True, help="Architecture it is compared with.")
-@click.option("--axis", default="train_flops", show_default=True, help="Column along which the architectures scale.")
-@click.option("--target", default="logloss", show_default=True, help="Metric column; lower is better.")
-@click.option("--by", default="architecture", show_default=True, help="Column that names the architecture.")
-@CLUSTER
-@click.option(
-    "--match",
-    help="Column that partners share [default: flops_target, then the axis].",
+@table_command(
+    click.option("--a", "first", required=True, help="Architecture asked about."),
+    click.option("--b", "second", required=True, help="Architecture it is compared with."),
+    click.option("--axis", default="train_flops", show_default=True, help="Column along which they scale."),
+    click.option("--target", default="logloss", show_default=True, help="Metric column; lower is better."),
+    click.option("--by", default="architecture", show_default=True, help="Column that names the architecture."),
+    CLUSTER,
+    click.option("--match", help="Column that partners share [default: flops_target, then the axis]."),
+    BOOTSTRAP,
+    click.option("--margin", default=0.1, show_default=True, help="What matters, as a share of the exponents."),
+    click.option(
+        "--paired-seeds", "paired_seeds_needed", default=5, show_default=True, help="Paired seeds needed at one size."
+    ),
+    click.option("--equalised", help="What the sweep held equal, for the record."),
+    click.option("--known-truth", help="Record in which this pipeline recovered known exponents."),
+    SEED,
 )
-@click.option("--bootstrap", default=1000, show_default=True, help="Resampled refits.")
-@click.option(
-    "--margin",
-    default=0.1,
-    show_default=True,
-    help="Difference of exponents that matters, as a share of them.",
-)
-@click.option(
-    "--paired-seeds",
-    "paired_seeds_needed",
-    default=5,
-    show_default=True,
-    help="Paired seeds needed at one size.",
-)
-@click.option("--equalised", help="What the sweep held equal, for the record.")
-@click.option("--known-truth", help="Record in which this pipeline recovered known exponents.")
-@SEED
-@JSON
-def compare(
-    table: Path,
-    first: str,
-    second: str,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def compare(table: Path, first: str, second: str, as_json: bool, **options: Any) -> None:
     """Answer whether --a scales better than --b: yes, no or cannot tell, with the reasons.
 
     TABLE is a run table, as `recscale fit` takes it.

@@ -7,35 +7,25 @@ from typing import Any
 
 import click
 
-from recscale.scaling.laws.commands import EXIT_CODES, JSON, TABLE, between, leave, number, read_and_tell, say, show
+from recscale.scaling.laws.commands import leave, read_and_tell, show, table_command
+from recscale.scaling.laws.grids import of_decisions
 
 from .decision_accuracy import decision_accuracy
 
 
-@click.command(epilog=EXIT_CODES)
-@TABLE
-@click.option("--by", default="architecture", show_default=True, help="Column that names what is to be ordered.")
-@click.option("--scale", default="flops_target", show_default=True, help="Column of levels that all settings share.")
-@click.option("--axis", default="train_flops", show_default=True, help="Column laws are fitted along.")
-@click.option("--target", default="logloss", show_default=True, help="Metric column; lower is better.")
-@click.option(
-    "--form", "forms", multiple=True, default=("power_offset", "power"), show_default=True, help="Repeatable."
+@table_command(
+    click.option("--by", default="architecture", show_default=True, help="Column that names what is to be ordered."),
+    click.option(
+        "--scale", default="flops_target", show_default=True, help="Column of levels that all settings share."
+    ),
+    click.option("--axis", default="train_flops", show_default=True, help="Column laws are fitted along."),
+    click.option("--target", default="logloss", show_default=True, help="Metric column; lower is better."),
+    click.option(
+        "--form", "forms", multiple=True, default=("power_offset", "power"), show_default=True, help="Repeatable."
+    ),
 )
-@JSON
 def decisions(table: Path, as_json: bool, **options: Any) -> None:
     """Share of pairs of settings in TABLE whose order at the largest scale was predicted from smaller ones."""
     found = decision_accuracy(read_and_tell(table), **options)
-    rows = [
-        (
-            a.kind,
-            a.name,
-            f"{a.right} of {a.pairs}",
-            number(a.share, ".2f") if a.pairs else "",
-            between(a.interval, ".2f"),
-            a.note,
-        )
-        for a in found.accuracies
-    ]
-    show(f"Order at scale {found.target_scale:.4g}", ("by", "", "right", "share", "95 % (Wilson)", ""), rows)
-    say(found.verdict, *(f"too close to call: {a} and {b}" for a, b in found.too_close))
+    show(of_decisions(found))
     leave(granted=any(a.pairs for a in found.accuracies), told=vars(found) if as_json else None)

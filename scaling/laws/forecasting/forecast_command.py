@@ -11,19 +11,18 @@ import pandas as pd
 from recscale.scaling.laws.commands import (
     AXES,
     CLUSTER,
-    EXIT_CODES,
-    JSON,
     SEED,
-    TABLE,
     WHERE,
     leave,
-    number,
     read_and_tell,
+    refuse,
     say,
     show,
+    table_command,
 )
 from recscale.scaling.laws.fitting.law_fit import Refused
 from recscale.scaling.laws.forms import registry
+from recscale.scaling.laws.grids import Grid, number
 from recscale.scaling.laws.judgement.specification import FORMS
 from recscale.scaling.laws.tables.axes import parse_axes, parse_point, resolve_axes
 
@@ -34,20 +33,21 @@ from .second_stage import to_auc
 _SHOWN = 20
 
 
-@click.command(epilog=EXIT_CODES)
-@TABLE
-@click.option("--cut", type=float, help="Hold out what lies above it [default: the upper third of the axis, in logs].")
-@click.option("--axis", help="Column of the cut [default: the first axis].")
-@click.option("--at", "points", multiple=True, metavar="SLOT=VALUE,...", help="A point to forecast; repeatable.")
-@click.option("--form", "forms", multiple=True, help="Repeatable [default: the usual ones of one or two axes].")
-@AXES
-@click.option("--target", default="logloss", show_default=True, help="Metric column.")
-@click.option("--auc", metavar="COLUMN", help="Go on from the loss to this AUC, in two stages.")
-@click.option("--draws", default=200, show_default=True, help="Resampled refits for the bands.")
-@CLUSTER
-@WHERE
-@SEED
-@JSON
+@table_command(
+    click.option(
+        "--cut", type=float, help="Hold out what lies above it [default: the upper third of the axis, in logs]."
+    ),
+    click.option("--axis", help="Column of the cut [default: the first axis]."),
+    click.option("--at", "points", multiple=True, metavar="SLOT=VALUE,...", help="A point to forecast; repeatable."),
+    click.option("--form", "forms", multiple=True, help="Repeatable [default: the usual ones of one or two axes]."),
+    AXES,
+    click.option("--target", default="logloss", show_default=True, help="Metric column."),
+    click.option("--auc", metavar="COLUMN", help="Go on from the loss to this AUC, in two stages."),
+    click.option("--draws", default=200, show_default=True, help="Resampled refits for the bands."),
+    CLUSTER,
+    WHERE,
+    SEED,
+)
 def forecast(
     table: Path, points: tuple[str, ...], forms: tuple[str, ...], axes: str | None, auc: str | None, as_json: bool,
     **options: Any,
@@ -67,9 +67,7 @@ def forecast(
         if auc is not None:
             told["auc"] = to_auc(found, frame, auc, seed=options["seed"]).to_dict("records")
     except Refused as refusal:
-        say(str(refusal))
-        leave(granted=False, told={"refused": str(refusal)} if as_json else None)
-        return
+        return refuse(refusal, as_json)
     _print(found, told)
     leave(granted=found.granted, told=told if as_json else None)
 
@@ -89,14 +87,14 @@ def _print(found: Forecast, told: dict[str, Any]) -> None:
         columns = [c for c in found.points.columns if c not in ("ratio", "predicted", "low", "high")]
         columns = columns or [found.axis]
         headings = [*columns, "beyond", "predicted", "95 %", "measured", *(["AUC", "95 %"] if "auc" in told else [])]
-        show("Forecast", headings, [_row(row, columns, "auc" in told) for row in rows[-_SHOWN:]])
+        show(Grid("Forecast", headings, [_row(row, columns, "auc" in told) for row in rows[-_SHOWN:]]))
         if len(rows) > _SHOWN:
             say(f"and {len(rows) - _SHOWN} more rows (all are in the JSON)")
     shares = [
         (r["ratio"], _share(r["rolling_inside"], r["rolling_rows"]), _share(r["held_out_inside"], r["held_out_rows"]))
         for r in told["calibration"]
     ]
-    show("Share inside the 95 % intervals", ("beyond the fitted rows", "rolling cuts", "above the cut"), shares)
+    show(Grid("Share inside the 95 % intervals", ("beyond the fitted rows", "rolling cuts", "above the cut"), shares))
 
 
 def _row(row: dict[str, Any], columns: list[str], auc: bool) -> list[str]:

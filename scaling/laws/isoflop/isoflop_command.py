@@ -7,43 +7,25 @@ from typing import Any
 
 import click
 
-from recscale.scaling.laws.commands import (
-    BOOTSTRAP,
-    CLUSTER,
-    EXIT_CODES,
-    JSON,
-    SEED,
-    TABLE,
-    between,
-    leave,
-    number,
-    read_and_tell,
-    say,
-    show,
-)
+from recscale.scaling.laws.commands import BOOTSTRAP, CLUSTER, SEED, leave, read_and_tell, show, table_command
+from recscale.scaling.laws.grids import of_approaches
 
 from .approaches import approaches
 
 
-@click.command(epilog=EXIT_CODES)
-@TABLE
-@click.option("--size", default="dense_params", show_default=True, help="Column of sizes N.")
-@click.option("--data", default="examples", show_default=True, help="Column of amounts of data D.")
-@click.option("--flops", default="train_flops", show_default=True, help="Column of achieved compute.")
-@click.option("--budget", default="flops_target", show_default=True, help="Column of planned compute; groups runs.")
-@click.option("--target", default="logloss", show_default=True, help="Metric column; lower is better.")
-@CLUSTER
-@BOOTSTRAP
-@SEED
-@JSON
+@table_command(
+    click.option("--size", default="dense_params", show_default=True, help="Column of sizes N."),
+    click.option("--data", default="examples", show_default=True, help="Column of amounts of data D."),
+    click.option("--flops", default="train_flops", show_default=True, help="Column of achieved compute."),
+    click.option("--budget", default="flops_target", show_default=True, help="Column of planned compute; groups runs."),
+    click.option("--target", default="logloss", show_default=True, help="Metric column; lower is better."),
+    CLUSTER,
+    BOOTSTRAP,
+    SEED,
+)
 def isoflop(table: Path, as_json: bool, **options: Any) -> None:
     """Exponents a and b of N_opt and D_opt in compute from TABLE: envelope, isoFLOP minima, parametric fit."""
     found, groups, remarks = approaches(read_and_tell(table), **options)
-    rows = [
-        (f.name, number(f.a), between(f.interval), "" if f.a is None else number(f.b), f.refused or f.rests_on)
-        for f in found
-    ]
-    show("N_opt = G C^a, D_opt = G' C^b", ("approach", "a", "95 %", "b", "rests on, or why refused"), rows)
-    say(*remarks)
+    show(of_approaches(found, remarks))
     told = {"approaches": found, "isoflop": groups, "remarks": remarks} if as_json else None
     leave(granted=any(f.a is not None for f in found), told=told)

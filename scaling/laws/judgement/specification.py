@@ -92,8 +92,8 @@ def specification_curve(
         bottleneck forms on two. A form that is refused, or fits clearly worse than the best, is not admitted.
       limit: at most this many specifications: the headline and a random subset of the others (`seed`).
 
-    Raises ValueError for an unknown frozen dimension, a forecast without `at`, or a headline fit that is
-    refused.
+    Raises ValueError for an unknown frozen dimension or a forecast without `at`, Refused where the headline fit, or the
+    quantity in it, is.
     """
     freeze = dict(freeze or {})
     unknown = sorted(set(freeze) - set(DIMENSIONS))
@@ -106,7 +106,10 @@ def specification_curve(
     headline = _headline(space, headline_form.id, freeze)
     base = space.fit(headline)
     if base.refused:
-        raise ValueError(f"the headline fit is refused: {_refusal(base)}")
+        raise Refused(f"the headline fit is refused: {_refusal(base)}")
+    if quantity in base.form.names and (judged := space.fit(headline, profile=True)).params[quantity] is None:
+        # What the fit itself does not print is not printed under other choices either.
+        raise Refused(f"{quantity} of the headline fit is refused: {judged.reason(quantity)}")
     choices, inadmissible = _choices(space, base, headline, freeze, forms or FORMS.get(len(axes), (headline_form.id,)))
     picked, possible = _pick(choices, headline, limit, seed)
     found = pd.DataFrame([_row(space, base, choice, headline) for choice in picked])
@@ -125,8 +128,8 @@ class _Space:
     at: dict[str, float]
     size_slot: str | None
 
-    def fit(self, choice: Mapping[str, Any], keep: np.ndarray | None = None) -> LawFit:
-        """One refit without resampling; `keep` marks rows of `table` that stay."""
+    def fit(self, choice: Mapping[str, Any], keep: np.ndarray | None = None, profile: bool = False) -> LawFit:
+        """One refit without resampling; `keep` marks rows of `table` that stay; profile: with the gates on width."""
         rows = self.rows(choice["rows"])
         keep = rows if keep is None else rows & keep
         axes = dict(self.axes)
@@ -137,7 +140,7 @@ class _Space:
         if choice["metric"] == "auc":
             target, form = "auc", "auc"
         return fit(
-            self.table[keep], form, axes, target, bootstrap=0, cluster=self.cluster, profile=False,
+            self.table[keep], form, axes, target, bootstrap=0, cluster=self.cluster, profile=profile,
             huber_delta=choice["huber_delta"], **options,
         )  # fmt: skip
 

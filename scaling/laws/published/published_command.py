@@ -11,19 +11,18 @@ from recscale.scaling.laws.commands import (
     AXES,
     BOOTSTRAP,
     CLUSTER,
-    EXIT_CODES,
-    JSON,
     TARGET,
     WHERE,
-    between,
     leave,
-    number,
     read_and_tell,
+    refuse,
     say,
     show,
+    table_command,
 )
 from recscale.scaling.laws.fitting.fit import fit
 from recscale.scaling.laws.fitting.law_fit import Refused
+from recscale.scaling.laws.grids import Grid, of_beside
 from recscale.scaling.laws.tables.axes import parse_axes
 from recscale.scaling.laws.tables.conditions import rows_where
 
@@ -31,18 +30,18 @@ from . import catalogue
 from .beside import beside
 
 
-@click.command(epilog=EXIT_CODES)
-@click.argument("law_id", required=False)
-@click.argument("table", type=click.Path(path_type=Path), required=False)
-@AXES
-@TARGET
-@click.option("--metric", help="What the target is called in the published law [default: the target].")
-@click.option("--convention", multiple=True, help="What one unit of an axis counts, as the published law says it.")
-@click.option("--collection", type=click.Choice(catalogue.RESULT_SETS), help="List result cells of papers instead.")
-@CLUSTER
-@WHERE
-@BOOTSTRAP
-@JSON
+@table_command(
+    click.argument("table", type=click.Path(path_type=Path), required=False),
+    AXES,
+    TARGET,
+    click.option("--metric", help="What the target is called in the published law [default: the target]."),
+    click.option("--convention", multiple=True, help="What one unit of an axis counts, as the published law says it."),
+    click.option("--collection", type=click.Choice(catalogue.RESULT_SETS), help="List result cells of papers instead."),
+    CLUSTER,
+    WHERE,
+    BOOTSTRAP,
+    table=click.argument("law_id", required=False),
+)
 def published(
     law_id: str | None, table: Path | None, metric: str | None, convention: tuple[str, ...], collection: str | None,
     axes: str | None, target: str | None, where: str | None, as_json: bool, **options: Any,
@@ -57,14 +56,14 @@ def published(
         cells = cells if where is None else cells[rows_where(cells, where)]
         told = cells.dropna(axis=1, how="all").astype(object)
         rows = told.where(told.notna(), "").astype(str).itertuples(index=False)
-        show(f"{collection}: {len(cells)} cells", list(told.columns), rows)
+        show(Grid(f"{collection}: {len(cells)} cells", list(told.columns), list(rows)))
         leave(granted=True, told={"cells": cells.to_dict("records")} if as_json else None)
     elif law_id is None:
         laws = [catalogue.load(name) for name in catalogue.ids()]
         rows = [
             (law.id, law.form, ", ".join(law.axes), ", ".join(law.metric_ids), law.grade, law.label) for law in laws
         ]
-        show("Published laws", ("id", "form", "axes", "metric", "grade", "source"), rows)
+        show(Grid("Published laws", ("id", "form", "axes", "metric", "grade", "source"), rows))
         leave(granted=True, told={"laws": [vars(law) for law in laws]} if as_json else None)
     elif table is None:
         law = catalogue.load(law_id)
@@ -79,20 +78,6 @@ def published(
         try:
             _, found = beside(law_id, own, metric=metric or own.rows.target, axes=stated, convention=convention or None)
         except (Refused, catalogue.OverlayRefused) as refusal:
-            say(str(refusal))
-            leave(granted=False, told={"refused": str(refusal)} if as_json else None)
-            return
-        rows = [
-            (
-                f.name,
-                number(f.published),
-                between(f.published_interval),
-                number(f.fitted),
-                between(f.fitted_interval),
-                f.verdict,
-            )
-            for f in found
-        ]
-        show(law.label, ("", "published", "95 %", "fitted", "95 %", ""), rows)
-        say(own.headline(), *([law.caution] if law.caution else []))
+            return refuse(refusal, as_json)
+        show(of_beside(law.label, found, [own.headline(), *([law.caution] if law.caution else [])]))
         leave(granted=any(f.fitted is not None for f in found), told={"beside": found} if as_json else None)
