@@ -201,6 +201,7 @@ BENCHMARKS = {
             click.Option(["--calibration"], is_flag=True, help="Simulate studies instead of timing."),
             _number("studies", 200, "Studies of each kind."),
             _number("pairs", 40, "Pairs of architectures to compare, of each kind."),
+            _number("rivals", 40, "Studies of each kind of the small design put to what most papers do; 0 for none."),
             click.Option(["--small"], is_flag=True, help="A handful of kinds only."),
             _number("seed", 0, "Another seed draws other studies."),
             click.Option(

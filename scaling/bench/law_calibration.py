@@ -3,8 +3,8 @@
 Every study of `law_studies` goes through `fit` itself. Per cell and parameter the table holds the shares of studies in
 which it was printed, in which it was refused although the estimate was within a tenth of the truth and its interval
 held it (a wrong refusal), and of printed intervals that held the truth, with their median half-width; per cell also the
-share of studies each gate refused something in. `compare` is put to pairs of one architecture under two names, and to
-pairs whose exponents differ by .1.
+share of studies each gate refused something in. What most papers do (`law_rivals`) is put to the studies of the small
+design. `compare` is put to pairs of one architecture under two names, and to pairs whose exponents differ by .1.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from recscale.scaling.laws import compare, fit
 from recscale.scaling.records.files import replacing
 from recscale.scaling.records.provenance import command, environment
 
+from . import law_rivals
 from .law_studies import Cell, design, study
 
+OURS = "recscale"
 QUANTITIES = ("E", "alpha", "beta", "kappa")
 CLOSE = 0.1  # a refusal is wrong where the estimate was within this share of the truth
 COMPARED = {"identical": 0.0, "exponents differ by .1": 0.1}
@@ -54,9 +56,24 @@ def judged(cell: Cell, seed: int) -> dict[str, Any]:
     return told
 
 
-def summarised(cell: Cell, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def of_rival(cell: Cell, seed: int) -> dict[str, Any]:
+    """The same of the rival, which prints whatever it finds."""
+    frame, truth = study(cell, seed)
+    found = law_rivals.plain_bootstrap(frame, cell.form, seed=seed)
+    known = set(truth) & set(found)
+    return {
+        "gates": set(),
+        "number": True,
+        "wrong": {},
+        "printed": dict.fromkeys(known, True),
+        "inside": {name: found[name][1] <= truth[name] <= found[name][2] for name in known},
+        "width": {name: (found[name][2] - found[name][1]) / 2 for name in known},
+    }
+
+
+def summarised(cell: Cell, told: list[dict[str, Any]], fitter: str = OURS) -> list[dict[str, Any]]:
     """Rows of the table of one cell: one per parameter, and one for the cell as a whole."""
-    about = {**dataclasses.asdict(cell), "cell": cell.name, "null": cell.null, "studies": len(told)}
+    about = {**dataclasses.asdict(cell), "cell": cell.name, "null": cell.null, "studies": len(told), "fitter": fitter}
     gates = sorted(set().union(*(one["gates"] for one in told)))
     share = {f"refused by {gate}": float(np.mean([gate in one["gates"] for one in told])) for gate in gates}
     rows = [{**about, "quantity": "any", "printed": float(np.mean([one["number"] for one in told])), **share}]
@@ -99,15 +116,22 @@ def compared(difference: float, seed: int) -> str:
 
 
 def calibrate(
-    studies: int = 200, pairs: int = 40, small: bool = False, workers: int = 0, seed: int = 0
+    studies: int = 200, pairs: int = 40, rivals: int = 40, small: bool = False, workers: int = 0, seed: int = 0
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table of all cells, and the conditions it must meet with what was measured."""
-    cells = design(reduced=not small)
-    seeds = range(seed * 1_000_000, seed * 1_000_000 + studies)
+    first = seed * 1_000_000
+    jobs = [(cell, range(first, first + studies), OURS) for cell in design(reduced=not small)]
+    jobs += [
+        (cell, range(first, first + rivals), law_rivals.NAME)
+        for cell in design(reduced=False)
+        if rivals and cell.form in law_rivals.FORMS
+    ]
+    # The longest first, so that no worker ends with one alone.
+    order = sorted(range(len(jobs)), key=lambda k: -jobs[k][0].sizes * jobs[k][0].amounts * jobs[k][0].seeds)
     workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        told = pool.map(_cell, [(cell, seeds) for cell in cells])
-        rows = [row for part in told for row in part]
+        told = dict(zip(order, pool.map(_cell, [jobs[k] for k in order]), strict=True))
+        rows = [row for k in range(len(jobs)) for row in told[k]]
         for name, difference in COMPARED.items() if pairs else ():
             answers = list(pool.map(partial(compared, difference), range(seed, seed + pairs), chunksize=4))
             steeper = float(np.mean([answer == "a steeper" for answer in answers]))
@@ -118,14 +142,15 @@ def calibrate(
     return table, conditions(table)
 
 
-def _cell(job: tuple[Cell, Iterable[int]]) -> list[dict[str, Any]]:
-    cell, seeds = job
-    return summarised(cell, [judged(cell, seed) for seed in seeds])
+def _cell(job: tuple[Cell, Iterable[int], str]) -> list[dict[str, Any]]:
+    cell, seeds, fitter = job
+    one = judged if fitter == OURS else of_rival
+    return summarised(cell, [one(cell, seed) for seed in seeds], fitter)
 
 
 def conditions(table: pd.DataFrame) -> dict[str, Any]:
     """What must hold before a change of the fitter is merged, each with the value measured and whether it holds."""
-    fits = table[~table["cell"].str.startswith("compare")]
+    fits = table[table["fitter"] == OURS]
     null = fits[fits["null"].astype(bool) & (fits["quantity"] == "any")]
     laws = fits[~fits["null"].astype(bool) & (fits["quantity"] != "any")]
     told = laws[laws["intervals"] >= 20]
@@ -159,8 +184,12 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    laws = table[table["coverage"].notna()].assign(label=lambda t: t["cell"] + ": " + t["quantity"])
-    null = table[(table["null"] == True) & (table["quantity"] == "any")]  # noqa: E712  a column of True, False and None
+    ours, theirs = (table[table["fitter"] == name] for name in (OURS, law_rivals.NAME))
+    laws = ours[ours["coverage"].notna()].assign(label=lambda t: t["cell"] + ": " + t["quantity"])
+    laws = laws.merge(
+        theirs[["cell", "quantity", "coverage"]], how="left", on=["cell", "quantity"], suffixes=("", "_2")
+    )
+    null = ours[(ours["null"] == True) & (ours["quantity"] == "any")]  # noqa: E712  a column of True, False and None
     height = 0.17 * (len(laws) + len(null)) + 1.5
     shown, (left, right) = pyplot.subplots(
         2, 1, figsize=(11, height), height_ratios=(len(laws) + 1, len(null) + 1), layout="constrained"
@@ -170,6 +199,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
         axes.plot(rows["printed"], places, "o", color="0.7", label="printed")
         if rows is laws:
             axes.plot(rows["wrong_refusals"], places, "x", color="tab:red", label="wrongly refused")
+            axes.plot(rows["coverage_2"], places, "^", color="tab:orange", label=f"the same of {law_rivals.NAME}")
             axes.plot(rows["coverage"], places, "s", color="tab:blue", label="printed intervals that hold the truth")
         axes.set_yticks(places, rows["label"], fontsize=6)
         axes.set_ylim(-1, len(rows))
@@ -188,6 +218,7 @@ def measure(
     calibration: bool = False,
     studies: int = 200,
     pairs: int = 40,
+    rivals: int = 40,
     small: bool = False,
     seed: int = 0,
     out: Path | None = None,
@@ -200,7 +231,7 @@ def measure(
         from .laws import run
 
         return run()
-    table, found = calibrate(studies, pairs, small, seed=seed)
+    table, found = calibrate(studies, pairs, rivals, small, seed=seed)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         table.attrs = {"command": command(), "environment": str(environment()), "seed": seed}

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from recscale.scaling.bench import law_calibration
+from recscale.scaling.bench import law_calibration, law_rivals
 from recscale.scaling.bench.law_studies import NULLS, Cell, design, study
 from recscale.scaling.laws import fit, record
 from recscale.scaling.laws.fit_command import fit as command
@@ -154,9 +154,19 @@ def test_a_cell_is_summed_up_from_its_studies():
     assert all(row["printed"] == 1.0 for row in told) and told[1]["intervals"] == 3 and told[1]["wrong_refusals"] == 0
 
 
+@pytest.mark.parametrize("cell", [replace(LADDER, noise=0.001), Cell("chinchilla", "chinchilla", amounts=5, seeds=1)])
+def test_the_rival_finds_the_law_and_stands_beside_it(cell):
+    frame, truth = study(cell, 1)
+    for name, (value, low, high) in law_rivals.plain_bootstrap(frame, cell.form).items():
+        assert low <= value <= high and value == pytest.approx(truth[name], rel=0.1)
+    rows = law_calibration.summarised(cell, [law_calibration.of_rival(cell, seed) for seed in range(2)], "rival")
+    assert {row["fitter"] for row in rows} == {"rival"} and rows[0]["printed"] == 1.0
+    assert all(row["intervals"] == 2 for row in rows[1:])
+
+
 @pytest.mark.slow
 def test_the_conditions_of_the_calibration_hold():
-    _, found = law_calibration.calibrate(studies=40, pairs=40, small=True, workers=1)
+    _, found = law_calibration.calibrate(studies=40, pairs=40, rivals=0, small=True, workers=1)
     # Forty studies measure a share of .93 to within .04.
     loose = {"coverage, pooled": 0.90, "coverage, worst cell with 7 sizes or more": 0.82}
     for name, one in found.items():
