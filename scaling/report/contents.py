@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from recscale.scaling.data.metrics import describe
+from recscale.scaling.laws.grids import Grid
 
+from .estimands import Estimands
 from .series import Series, View
 from .truth import Truth
 
@@ -25,6 +27,8 @@ class Report:
         views: one per axis, the most important first.
         joint: laws of several axes, one per architecture; joint_axes: their slots and columns, both empty without one.
         log_truth: known constants of the log.
+        answers: tables of what else was asked: choices, decisions, compute, published laws.
+        estimands: axis -> what its exponents are estimates of, one per architecture; empty where the log is not known.
     """
 
     out: Path
@@ -33,6 +37,8 @@ class Report:
     joint: tuple[Series, ...]
     joint_axes: Mapping[str, str]
     log_truth: Truth
+    estimands: Mapping[str, list[Estimands]]
+    answers: Sequence[Grid] = ()
 
     @property
     def first(self) -> View:

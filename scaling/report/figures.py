@@ -9,7 +9,7 @@ one text with form, metric, slice and coverage.
     fitted law                  solid over the fitted sizes, dashed beyond; shaded: 95 % bootstrap band of the law
     no law                      where a parameter of the curve is refused: a thin grey line from size to size
     diverged or failed runs     crosses at the top edge
-    true constants              black lines, where the log knows them
+    true constants              black lines, where the log knows them; the slope is that of a perfect learner
 
 Nothing here touches matplotlib's global state: figures are made without pyplot, and every setting lives in a context.
 """
@@ -22,6 +22,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,9 +33,10 @@ from recscale.scaling.data.metrics import describe
 from recscale.scaling.records.number_text import amount
 
 from . import captions
+from .estimands import ExactSlope, exact_slope, perfect_learner
 from .frame import DPI, GREY, CaptionLine, behind, key, mark_of, png, save, style, svg, title, two_panels, write_caption
 from .series import FITTED, HELD_OUT, Series, View, predict
-from .truth import EXPONENT_UNITS, Truth
+from .truth import Truth
 from .wording import architecture_words, axis_words, target_words
 
 __all__ = ["DPI", "joint_figure", "law_figure", "png", "save", "svg"]
@@ -60,6 +62,7 @@ def law_figure(view: View, *, truth: Truth | None = None) -> Figure:
         for number, series in enumerate(view.series):
             _draw_loss(left, series, number)
         _finish_loss(left, view, truth)
+        _draw_published(left, view)
         drawn = _excess_panel(right, view, truth, left.get_xlim())
         key(figure, _style_handles(view, truth, drawn), len(caption))
         write_caption(figure, caption)
@@ -159,6 +162,15 @@ def _draw_curve(ax: Axes, series: Series, colour: str, floor: float) -> None:
             shade = 0.20 if dash == "-" else 0.11
             low_edge, high_edge = (np.maximum(end - floor, _TINY) if floor else end for end in band)
             ax.fill_between(x, low_edge, high_edge, color=colour, alpha=shade, lw=0, zorder=1.5)
+
+
+def _draw_published(ax: Axes, view: View) -> None:
+    """A published law over the drawn values, in its own units, which are the axis' own or there is no overlay."""
+    if view.published is None:
+        return
+    limits, x = ax.get_ylim(), np.geomspace(*ax.get_xlim(), _CURVE_POINTS)
+    ax.plot(x, view.published(x), color="black", lw=1.2, linestyle=view.published.law.linestyle, zorder=2)
+    ax.set_ylim(limits)
 
 
 def _above(value: np.ndarray, floor: float) -> np.ndarray:
@@ -298,19 +310,27 @@ def _log_excess(ax: Axes, drawn: Sequence[tuple[Series, float]]) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
+def _exact(view: View, truth: Truth) -> ExactSlope | None:
+    """The exact slope over the drawn values."""
+    rows = [series.rows(FITTED, HELD_OUT) for series in view.series]
+    return exact_slope(truth.log, view.axis, pd.concat(rows))[0] if rows else None
+
+
 def _true_slope(ax: Axes, view: View, truth: Truth, drawn: Sequence[tuple[Series, float]]) -> None:
-    """A line of the teacher's exponent; its height is free, because units of the two axes differ."""
-    exponent = truth.exponents.get(view.axis)
-    if exponent is None:
+    """A perfect learner's excess; its height is that of the runs, because units of the two need not be the same."""
+    exact = _exact(view, truth)
+    if exact is None or truth.log is None:
         return
     cells = [(s.cells(FITTED, HELD_OUT), floor) for s, floor in drawn]
     x = np.concatenate([c["x"].to_numpy(float) for c, _ in cells])
     y = np.concatenate([c["mean"].to_numpy(float) - floor for c, floor in cells])
-    if not (y > 0).any():
+    points = np.geomspace(x.min(), x.max(), _CURVE_POINTS // 4)
+    curve = perfect_learner(truth.log, view.axis, points, exact.examples)
+    if curve is None or not (y > 0).any():
         return
-    ends = np.array([x.min(), x.max()])
-    height = np.exp(np.mean(np.log(y[y > 0]) + exponent * np.log(x[y > 0])))
-    ax.plot(ends, height * ends**-exponent, color="black", lw=1.0, linestyle=_SLOPE, zorder=1.7)
+    nearest = np.exp(np.interp(np.log(x[y > 0]), np.log(points), np.log(curve)))
+    height = np.exp(np.mean(np.log(y[y > 0] / nearest)))
+    ax.plot(points, height * curve, color="black", lw=1.0, linestyle=_SLOPE, zorder=1.7)
 
 
 def _style_handles(view: View, truth: Truth, drawn: bool) -> list:
@@ -331,9 +351,12 @@ def _style_handles(view: View, truth: Truth, drawn: bool) -> list:
         handles.append(Patch(color=GREY, alpha=0.22, lw=0, label="95 % bootstrap band of the law"))
     if any(len(s.lost) for s in series):
         handles.append(_sign("diverged or failed run", marker="x", ms=7, mew=2))
-    exponent = truth.exponents.get(view.axis)
-    if exponent is not None and drawn:
-        text = f"slope −{exponent:.3g}, true {EXPONENT_UNITS.get(view.axis, '')}"
+    if view.published is not None:
+        law = view.published.law
+        handles.append(_sign(f"published: {law.label}", color="black", lw=1.2, linestyle=law.linestyle))
+    exact = _exact(view, truth) if drawn else None
+    if exact is not None:
+        text = f"true of a perfect learner: slope −{exact.slope:.3g}"
         handles.append(_sign(text, color="black", lw=1.0, linestyle=_SLOPE))
     return handles
 

@@ -39,8 +39,9 @@ def style() -> Iterator[None]:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG at 150 dots per inch."""
-    return _written(figure, "png", dpi=DPI, metadata={"Software": None})
+    """The figure as PNG at 150 dots per inch; its title and caption can be read from the file, line by line."""
+    words = "\n".join(text.get_text() for text in figure.texts)
+    return _written(figure, "png", dpi=DPI, metadata={"Software": None, "Description": words})
 
 
 def svg(figure: Figure) -> str:

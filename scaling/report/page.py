@@ -22,7 +22,6 @@ from recscale.scaling.records.number_text import value_text
 from .captions import basis, refusal_text
 from .contents import Report
 from .page_environment import page_environment
-from .series import Quantity
 from .summary import true_text
 from .truth import EXPONENT_UNITS
 from .wording import axis_words, shortened
@@ -94,7 +93,6 @@ def _template() -> jinja2.Template:
         "refusal_text": refusal_text,
         "sections": RECORD_SECTIONS,
         "true_text": true_text,
-        "true_value": _true_value,
         "units": EXPONENT_UNITS,
         "value_text": value_text,
         "versions": _versions,
@@ -111,14 +109,6 @@ def inline_svg(svg: str, number: int, title: str) -> Markup:
     body = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}\2"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", body)
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))
-
-
-def _true_value(q: Quantity, axis: str, truth: Mapping[str, Any]) -> str:
-    if q.role == "floor":
-        return true_text(truth["floors"].get(axis, truth["asymptote"]), "asymptote")
-    if q.role == "exponent" and axis:
-        return true_text(truth["exponents"].get(axis), EXPONENT_UNITS.get(axis, ""))
-    return ""
 
 
 def _runs(report: Report) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from recscale.scaling.records import provenance, runs
 from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.plain import plain
 
-from . import figures, views
+from . import estimands, figures, questions, views
 from . import truth as truths
 from .contents import Report
 from .page import page
+from .questions import Published
 from .summary import build_summary, print_summary
 from .truth import Truth
 from .wording import axis_words
@@ -55,6 +57,7 @@ def make_report(
     bootstrap: int = 1000,
     hold_out_largest: bool = True,
     truth: Truth | Mapping[str, Any] | None = None,
+    published: Published | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Fits every architecture of a run table, draws it and writes `OUT/report/`; returns the summary as plain data.
@@ -67,13 +70,15 @@ def make_report(
         target: metric column.
         bootstrap: resampled refits behind every interval; 0 for none.
         hold_out_largest: leave the largest value of each axis out of its fit and score the prediction.
+        published: a published law to draw beside the first axis, and to hold the fitted exponents against.
         truth: known constants (keys asymptote, entropy_floor, alpha, exponents); None reads them from the runs.
         options: passed to `laws.fit` (seed, cluster, weights, huber_delta, profile, ...).
 
     Raises:
         FileNotFoundError: no runs. ValueError: an unknown column, form or option, or nothing varies.
     """
-    report = _fitted(Path(out_dir), form, axes, target, hold_out_largest, truth, {"bootstrap": bootstrap, **options})
+    options = {"bootstrap": bootstrap, **options}
+    report = _fitted(Path(out_dir), form, axes, target, hold_out_largest, truth, options, published)
     paths, figures = _draw(report)
     summary = plain(build_summary(report, paths) | {"provenance": _provenance(report)})
     folder = report.out / FOLDER
@@ -90,6 +95,7 @@ def _fitted(
     hold_out: bool,
     truth: Truth | Mapping[str, Any] | None,
     options: Mapping[str, Any],
+    published: Published | None,
 ) -> Report:
     table = _table(out)
     known = _truth(truth, table, out)
@@ -98,7 +104,13 @@ def _fitted(
     # Held-out scores of the first axis only: they refit the law at every cut.
     drawn[0] = views.scored(drawn[0])
     joint = views.joint_series(table, joint_form, joint_axes, target, hold_out, **options) if joint_axes else []
-    return Report(out, table, tuple(drawn), tuple(joint), joint_axes, known)
+    told = {view.axis: estimands.of_view(view, known, options) for view in drawn}
+    answers = questions.asked(drawn[0], joint, joint_axes, options)
+    if published is not None:
+        curve, beside = questions.overlay(drawn[0], published, options)
+        drawn[0] = replace(drawn[0], published=curve)
+        answers.append(beside)
+    return Report(out, table, tuple(drawn), tuple(joint), joint_axes, known, told, answers)
 
 
 def _table(out: Path) -> pd.DataFrame:

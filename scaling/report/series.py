@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling.laws import LawFit, record
+from recscale.scaling.laws.judgement.gates import EVERYTHING
 from recscale.scaling.laws.judgement.rolling import MIN_CALIBRATION, RATIO_EDGES, RATIO_NAMES, Rolling, ladder_ends
+from recscale.scaling.laws.published.catalogue import PublishedCurve
 from recscale.scaling.records.number_text import value_text
 from recscale.scaling.records.plain import plain
 
@@ -204,13 +206,16 @@ class Series:
 
 @dataclass(frozen=True)
 class View:
-    """One axis with every architecture. notes: choices made on the way, for the reader."""
+    """One axis with every architecture. notes: choices made on the way, for the reader; published: a law of others that
+    shows the same quantity.
+    """
 
     axis: str
     target: str
     form: str
     series: tuple[Series, ...]
     notes: tuple[str, ...] = ()
+    published: PublishedCurve | None = None
 
 
 def quantity(fit: LawFit, name: str) -> Quantity:
@@ -235,13 +240,19 @@ def has_curve(fit: LawFit) -> bool:
     return bool(fit.params) and all(fit.params[name] is not None for name in fit.form.names)
 
 
+def _roots(fit: LawFit) -> list[str]:
+    """Why parameters are refused, each reason once; not those that only belong to a refused one."""
+    told = [gate for gate in fit.refusals if {EVERYTHING, *fit.form.names} & set(gate.refuses)]
+    return list(dict.fromkeys(f"{gate.id}: {gate.reason}" for gate in told if gate.id != "belongs"))
+
+
 def predict(fit: LawFit, column: str, x: np.ndarray) -> tuple[Any, tuple | None, str]:
     """(predictions, (low, high), reason for refusal or "") of a one-axis law, None for what is refused.
 
     Points too far beyond the fitted ones are NaN.
     """
     if not has_curve(fit):
-        return None, None, "; ".join(dict.fromkeys(fit.reason(name) for name in fit.form.names if fit.reason(name)))
+        return None, None, "; ".join(_roots(fit))
     slot = next(name for name, own in fit.rows.columns.items() if own == column)
     with warnings.catch_warnings():
         # Points beyond the range gate come back as NaN and are reported below, not on standard error.

@@ -14,6 +14,7 @@ from recscale.scaling.records.number_text import value_text
 
 from .captions import coverages, headline, missing_facts, series_text
 from .contents import Report
+from .estimands import FORM, TARGET
 from .series import FITTED, HELD_OUT, Quantity, Series
 from .wording import axis_words
 
@@ -22,8 +23,9 @@ def build_summary(report: Report, paths: Mapping[str, Any]) -> dict[str, Any]:
     """Everything a reader or a script asks of a report.
 
     Keys: title, summary (lines of text), target, form, architectures (name -> entry of the first axis), axes (axis ->
-    name -> entry), joint (name -> entry), truth, notes, runs (status -> count), paths. An entry holds E and exponent as
-    {value, interval, method, refused}, all parameters, the held-out prediction, and how many rows took part.
+    name -> entry), joint (name -> entry), estimands (axis -> name -> what its exponent is an estimate of), answers
+    (tables to further questions), truth, notes, runs (status -> count), paths. An entry holds E and exponent as {value,
+    interval, method, refused}, all parameters, the held-out prediction, and how many rows took part.
     """
     first, table = report.first, report.table
     axes = {view.axis: {s.architecture: _entry(s) for s in view.series} for view in report.views}
@@ -39,6 +41,10 @@ def build_summary(report: Report, paths: Mapping[str, Any]) -> dict[str, Any]:
         "architectures": axes[first.axis],
         "axes": axes,
         "joint": {s.architecture: _joint_entry(s, report.joint_axes) for s in report.joint},
+        "estimands": {
+            axis: {one.architecture: one.as_dict() for one in found} for axis, found in report.estimands.items()
+        },
+        "answers": [vars(grid) for grid in report.answers],
         "truth": report.truth.as_dict(),
         "notes": [*notes, *report.truth.notes],
         "runs": {str(name): int(count) for name, count in statuses.items()},
@@ -47,31 +53,34 @@ def build_summary(report: Report, paths: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Fitted floor and exponent of every architecture above the true ones, refusals by name, and the paths."""
+    """Fitted floor and exponent of every architecture, on a known log beside what else they could be estimates of;
+    refusals by name, and the paths.
+    """
     console = console or Console()
     console.print(f"[bold]{escape(summary['title'])}[/bold]", highlight=False)
-    console.print(_parameter_table(summary))
-    for line in [*_refusals(summary), *summary["summary"], *(f"note: {note}" for note in summary["notes"])]:
+    told = summary["estimands"].get(summary["axis"], {})
+    # Where the law asked for is the one with E free, its numbers stand there.
+    if not told or (summary["form"], summary["target"]) != (FORM, TARGET):
+        console.print(_parameter_table(summary))
+    lines = [
+        f"{architecture}, {what} ({words}): {floor}, {exponent}"
+        for architecture, one in told.items()
+        for what, floor, exponent, words in one["text"]
+    ]
+    notes = dict.fromkeys([*(one["without"] for one in told.values() if one["without"]), *summary["notes"]])
+    lines += [*_refusals(summary), *summary["summary"], *(f"note: {note}" for note in notes)]
+    for line in lines:
         console.print(escape(line), highlight=False)
     for name in ("plot", "page"):
         console.print(f"{name}  {escape(summary['paths'][name])}", highlight=False, soft_wrap=True)
 
 
 def _parameter_table(summary: Mapping[str, Any]) -> Table:
-    truth, rows = summary["truth"], summary["architectures"]
-    axis = summary["axis"]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-    for name in ("", "floor", f"exponent of {axis_words(axis)}"):
+    for name in ("", "floor", f"exponent of {axis_words(summary['axis'])}"):
         table.add_column(name, no_wrap=True)
-    for architecture, row in rows.items():
+    for architecture, row in summary["architectures"].items():
         table.add_row(architecture, *(escape(_short(row[name])) for name in ("E", "exponent")))
-    exponent = truth["exponents"].get(axis)
-    unit = truth["exponent_units"].get(axis, "")
-    asymptote = truth["floors"].get(axis, truth["asymptote"])
-    floor = "unknown" if asymptote is None else f"{asymptote:.4f} (asymptote)"
-    table.add_row("true", floor, "unknown" if exponent is None else f"{exponent:.4g} ({unit})")
-    if truth["entropy_floor"] is not None:
-        table.add_row("", f"{truth['entropy_floor']:.4f} (entropy floor)", "")
     return table
 
 

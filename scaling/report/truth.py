@@ -6,8 +6,8 @@ On the known-truth log "true" has a precise and limited meaning:
                    included. Below anything a finite log lets a model reach. It is the E of the law.
     entropy floor  H*, the loss of the Bayes predictor from the inputs a model is given. The best that can be reached.
     exponent       of the teacher in its own units: alpha per *quantum known*, a/(1+a) per example for a linear
-                   learner, lambda per event seen, a - 1 per pair stored. A network's exponent in dense parameters
-                   need not equal alpha: nothing says how many quanta a parameter buys.
+                   learner, lambda per event seen, a - 1 per pair stored. It is no network's exponent: nothing says how
+                   many quanta a parameter buys. What may stand beside a fitted exponent is in `estimands`.
 
 E_inf is the asymptote of an axis only where the log has no other resource to be short of. On a log with a history or
 pairs, the asymptote of one axis keeps the others as in the runs: `Truth.floor(axis)`. Neither knows how many examples a
@@ -17,7 +17,7 @@ sweep trained on: its own floor may lie above both. A real log knows none of thi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling.data.known_truth.config import KnownTruthConfig, preset
+from recscale.scaling.data.known_truth.expectations import gaussian_constants
 from recscale.scaling.data.known_truth.laws import has_exact, predict
 from recscale.scaling.data.known_truth.world import build_world
 from recscale.scaling.records import runs
@@ -44,6 +45,10 @@ _NO_FLOORS = (
     "the true floor of one axis lies above it"
 )
 
+# How far a preset's asymptote, and the noise between it and the entropy floor, may lie from what a table says of its
+# log: as far as its logits are from normal ones; a setting that was changed moves them further.
+_SAME_ASYMPTOTE, _SAME_NOISE = 0.03, 0.15
+
 _KEYS = ("asymptote", "entropy_floor", "alpha", "exponents", "floors", "source")
 
 
@@ -53,7 +58,8 @@ class Truth:
 
     asymptote, entropy_floor: nats per label. exponents: axis -> true exponent, see `EXPONENT_UNITS`.
     floors: axis -> asymptote with only that resource (and data) unlimited, where it is not `asymptote`.
-    source: where the constants come from. notes: what could not be established, and why.
+    source: where the constants come from. notes: what could not be established, and why. log: the one log of all runs,
+    where its settings are known.
     """
 
     asymptote: float | None = None
@@ -62,6 +68,7 @@ class Truth:
     floors: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     notes: tuple[str, ...] = ()
+    log: Log | None = field(default=None, compare=False)
 
     @property
     def alpha(self) -> float | None:
@@ -124,18 +131,37 @@ def find(table: pd.DataFrame, out_dir: Path | str | None = None) -> Truth:
     asymptote = _constant(table, "asymptote", notes)
     columns = [name for name, value in (("asymptote", asymptote), ("entropy_floor", floor)) if value is not None]
     sources = [f"{' and '.join(columns)} from the run table"] if columns else []
-    logs = _recorded_logs(out_dir) if out_dir is not None else []
+    logs = recorded = _recorded_logs(out_dir) if out_dir is not None else []
     exponents = _common([exponents_of(log.config) for log in logs], "exponents", notes)
     floors = _common([_floors(log, notes) for log in logs], "asymptotes per axis", notes)
-    if logs:
+    if recorded:
         sources.append("exponents from the run records")
     else:
         configs = _named_presets(table)
+        logs = [Log(config, None, {}) for config in configs if _is_of(config, asymptote, floor)]
         exponents = _common([exponents_of(config) for config in configs], "exponents", notes)
         sources += ["exponents of the preset named in the run table"] if exponents else []
         if any(config.has_l or config.has_m for config in configs):
             notes.append(_NO_FLOORS)
-    return Truth(asymptote, floor, exponents, floors, "; ".join(sources), tuple(dict.fromkeys(notes)))
+    return Truth(asymptote, floor, exponents, floors, "; ".join(sources), tuple(dict.fromkeys(notes)), _one(logs))
+
+
+def _one(logs: list[Log]) -> Log | None:
+    """The log of all runs; histories of several lengths are shown of one log."""
+    if len({log.config.hash for log in logs}) != 1:
+        return None
+    lengths = {log.history_length for log in logs}
+    return logs[0] if len(lengths) == 1 else replace(logs[0], history_length=None)
+
+
+def _is_of(config: KnownTruthConfig, asymptote: float | None, floor: float | None) -> bool:
+    """Whether constants of a table can be those of a preset as it stands: settings may have been changed."""
+    if asymptote is None or floor is None or not has_exact(config):
+        return False
+    constants = gaussian_constants(config.b, config.signal)
+    noise = predict(build_world(config), exact=True, constants=constants) - constants["asymptote"]
+    alike = abs(asymptote / constants["asymptote"] - 1) < _SAME_ASYMPTOTE
+    return bool(alike and abs((floor - asymptote) / noise - 1) < _SAME_NOISE)
 
 
 def exponents_of(config: KnownTruthConfig) -> dict[str, float]:
@@ -163,7 +189,7 @@ def _constant(table: pd.DataFrame, column: str, notes: list[str]) -> float | Non
 
 
 @dataclass(frozen=True)
-class _Log:
+class Log:
     """One log of a sweep as its runs recorded it; card: its constants, empty if they were not recorded."""
 
     config: KnownTruthConfig
@@ -184,7 +210,7 @@ def _common(found: list[dict[str, float]], what: str, notes: list[str]) -> dict[
     return shared
 
 
-def _floors(log: _Log, notes: list[str]) -> dict[str, float]:
+def _floors(log: Log, notes: list[str]) -> dict[str, float]:
     """Axis -> loss with that resource unlimited and the others as in the runs, for logs with several resources."""
     config = log.config
     if not (config.has_l or config.has_m):
@@ -204,8 +230,8 @@ def _floors(log: _Log, notes: list[str]) -> dict[str, float]:
     return {axis: float(predict(world, constants=log.card, **{**own, **free})) for axis, free in unlimited.items()}
 
 
-def _recorded_logs(out_dir: Path | str) -> list[_Log]:
-    logs: dict[tuple[str, int | None], _Log] = {}
+def _recorded_logs(out_dir: Path | str) -> list[Log]:
+    logs: dict[tuple[str, int | None], Log] = {}
     for folder in sorted((Path(out_dir) / "runs").glob("*")):
         record = runs.read_record(folder) or {}
         data = (record.get("config") or {}).get("data") or {}
@@ -213,7 +239,7 @@ def _recorded_logs(out_dir: Path | str) -> list[_Log]:
             config = preset(data["preset"], **(data.get("overrides") or {}))
             length = data.get("history_length") or None
             card = (record.get("data") or {}).get("card") or {}
-            logs.setdefault((config.hash, length), _Log(config, length, card))
+            logs.setdefault((config.hash, length), Log(config, length, card))
     return list(logs.values())
 
 

@@ -8,24 +8,22 @@ real log. A forecast is the largest size, predicted from the smaller ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64
 from matplotlib.figure import Figure
 
-from recscale.scaling.data.known_truth.batches import make_schema
-from recscale.scaling.data.known_truth.config import PRESETS, preset
-from recscale.scaling.data.known_truth.laws import has_exact, predict
-from recscale.scaling.data.known_truth.world import build_world
 from recscale.scaling.laws.comparing.compare import compare
 from recscale.scaling.laws.comparing.equal_loss import EqualLossVerdict, equal_loss
 from recscale.scaling.records.number_text import amount, value_text
 
+from .estimands import exact_slope, perfect, perfect_learner
 from .frame import mark_of, style
 from .series import FITTED, HELD_OUT, Series
 from .series import predict as curve_of
+from .truth import Log, find
 from .views import make_views
 from .wording import axis_words
 
@@ -35,24 +33,38 @@ TARGET = "excess_logloss"
 @dataclass(frozen=True)
 class Verdict:
     """known, free: laws of the two architectures, in the order asked for, of the excess and with the floor free.
-    share: what the first needs of the second's amount of the axis. preset: the log's, None where it is not recorded."""
+    share: what the first needs of the second's amount of the axis. log: that of all runs, None if it is not known."""
 
     axis: str
     known: tuple[Series, ...]
     free: tuple[Series, ...]
     share: EqualLossVerdict
-    preset: str | None
+    log: Log | None
 
     @property
     def lines(self) -> list[str]:
-        """The last lines of a study: the law and the forecast of either architecture, then the share."""
+        """The last lines of a study: law and forecast of either architecture, a perfect learner's slope, the share."""
         first, second = (series.architecture for series in self.known)
         laws = [f"{_law(known)} {_free(free)}" for known, free in zip(self.known, self.free, strict=True)]
-        return [*laws, _share(first, second, self.axis, self.share)]
+        return [*laws, *self._exact, _share(first, second, self.axis, self.share)]
+
+    @property
+    def _exact(self) -> list[str]:
+        """The slope of the log's own closed form over the sizes fitted, where it has one."""
+        rows = pd.concat([series.rows(FITTED) for series in self.known])
+        exact, _ = exact_slope(self.log, self.axis, rows)
+        if exact is None:
+            return []
+        local = f"from {exact.first:.3f} at the smallest size to {exact.last:.3f} at the largest"
+        return [f"Exact slope, {perfect(self.axis)}: true {exact.slope:.3f}, {local}."]
 
 
-def judge(table: pd.DataFrame, first: str, second: str, axis: str = "dense_params") -> Verdict:
-    """Fits and compares two architectures; table: runs on one known-truth log, with its `asymptote`."""
+def judge(
+    table: pd.DataFrame, first: str, second: str, axis: str = "dense_params", out: Path | str | None = None
+) -> Verdict:
+    """Fits and compares two architectures; table: runs on one known-truth log, with its `asymptote`; out: the sweep's
+    folder, whose records hold the log's settings.
+    """
     over_asymptote = table.assign(**{TARGET: table["logloss"] - table["asymptote"]})
 
     def laws(rows: pd.DataFrame, form: str, target: str) -> tuple[Series, ...]:
@@ -60,13 +72,12 @@ def judge(table: pd.DataFrame, first: str, second: str, axis: str = "dense_param
         by_name = {series.architecture: series for series in found}
         return by_name[first], by_name[second]
 
-    names = table["preset"].dropna().unique() if "preset" in table.columns else []
     return Verdict(
         axis,
         laws(over_asymptote, "power", TARGET),
         laws(table, "power_offset", "logloss"),
         equal_loss(compare(over_asymptote, first, second, axis=axis, target=TARGET)),
-        str(names[0]) if len(names) == 1 else None,
+        find(table, out).log,
     )
 
 
@@ -79,25 +90,13 @@ def verdict_figure(verdict: Verdict) -> Figure:
             _draw(ax, series, number)
         sizes = np.concatenate([series.cells(FITTED, HELD_OUT)["x"] for series in verdict.known])
         x = np.geomspace(sizes.min(), sizes.max(), 60)
-        best = None if verdict.axis != "dense_params" else perfect_learner(verdict.preset, x)
+        best = None if verdict.log is None else perfect_learner(verdict.log, verdict.axis, x)
         if best is not None:
             ax.plot(x, best, color="black", lw=1.2, linestyle=(0, (9, 2, 1, 2)), label="perfect learner, a term a unit")
         ax.set(xscale="log", yscale="log", xlabel=axis_words(verdict.axis), ylabel="excess logloss over the asymptote")
         ax.grid(True, which="minor", axis="y", lw=0.3)
         ax.legend()
     return figure
-
-
-def perfect_learner(name: str | None, params: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"] | None:
-    """Excess over the asymptote of a learner that knows a term exactly for every hidden unit's parameters (its inputs,
-    a bias and an output weight); None for a log that has other resources to be short of."""
-    if name not in PRESETS:
-        return None
-    config = preset(name)
-    if config.has_l or config.has_m or config.has_b or not has_exact(config):
-        return None
-    terms = params / (make_schema(config).width + 2)
-    return predict(build_world(config), quanta=terms, exact=True, constants={"asymptote": 0.0, "v": 0.0})
 
 
 def _draw(ax: Any, series: Series, number: int) -> None:

@@ -107,11 +107,14 @@ def _view(table: pd.DataFrame, form: str, axis: str, target: str, hold_out: bool
     series = []
     for name, group in table.groupby(_architectures(table), sort=True):
         frame, where = _with_roles(group.reset_index(drop=True), axis, target, hold_out, notes)
-        series.append(_series(str(name), frame, where, form, axis, target, options))
+        series.append(fitted_series(str(name), frame, where, form, axis, target, options))
     return View(axis, target, form, tuple(series), tuple(dict.fromkeys(notes)))
 
 
-def _series(name: str, frame: pd.DataFrame, where: str, form: str, axis: str, target: str, options) -> Series:
+def fitted_series(
+    name: str, frame: pd.DataFrame, where: str, form: str, axis: str, target: str, options: Mapping[str, Any]
+) -> Series:
+    """One architecture's law along an axis, of the rows whose role is fitted; where: what the slice holds fixed."""
     slot = laws.forms.get(form).slots[0].name
     own = {"cluster": cluster_column(frame, axis), **with_facts(frame, options)}
     fit = laws.fit(frame, form, {slot: axis}, target, where=f"role == '{FITTED}'", **own)

@@ -304,7 +304,7 @@ def _report(out: Path) -> dict[str, Any]:
     summary = make_report(out, **options)
     print_summary(summary)
     if versus is not None:
-        verdict = judge(read(out), *versus)
+        verdict = judge(read(out), *versus, out=out)
         picture, _ = save(verdict_figure(verdict), out / FOLDER / "verdict")
         summary["verdict"] = verdict.lines
         click.echo("\n".join([f"picture  {picture}", "", *verdict.lines]))

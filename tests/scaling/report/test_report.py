@@ -17,7 +17,7 @@ from recscale.scaling.laws import fit
 from recscale.scaling.laws.tables.axes import parse_axes
 from recscale.scaling.records import runs
 from recscale.scaling.records.number_text import amount, value_text
-from recscale.scaling.report import captions, truth, views
+from recscale.scaling.report import captions, estimands, truth, views
 from recscale.scaling.report.plot_command import plot
 from recscale.scaling.report.report import make_report, print_summary
 from recscale.scaling.report.wording import shortened
@@ -204,6 +204,55 @@ def test_given_truth_is_checked():
         truth.from_mapping({"beta": 1})
 
 
+# Estimands
+
+
+def test_three_exponents_stand_side_by_side_and_only_the_exact_one_is_true(summary, page, out):
+    screen = io.StringIO()
+    print_summary(summary, Console(file=screen, width=200))
+    told = summary["estimands"]["dense_params"]
+    assert json.loads((out / "report" / "fit.json").read_text())["estimands"]["dense_params"] == told
+    for name in TRUE:
+        assert told[name]["E_known"]["E"]["value"] == 0.4255
+        free, known = (told[name][key]["alpha"]["interval"] for key in ("E_free", "E_known"))
+        assert known[1] - known[0] < free[1] - free[0]
+        for *_, words in told[name]["text"]:
+            assert words in page
+        own = [line for line in screen.getvalue().splitlines() if line.startswith(f"{name}, ")]
+        assert [("true" in line, line.split(", ")[1].split(" (")[0]) for line in own] == [
+            (False, "E free"), (False, "E known"), (True, "exact slope"),
+        ]  # fmt: skip
+    words = "a perfect learner limited by dense parameters alone"
+    assert words in screen.getvalue() and "the exponent of this architecture" in screen.getvalue()
+
+
+def test_the_exact_slope_is_that_of_the_closed_form():
+    rows = pd.DataFrame({"dense_params": np.geomspace(1e5, 1e7, 5), "memory_slots": np.geomspace(1e3, 1e5, 5)})
+    dense = truth.Log(preset("dense_nested"), None, {})
+    many, few = (estimands.exact_slope(dense, "dense_params", rows.assign(examples=n))[0] for n in (1e12, 1e6))
+    # Rows without end leave the teacher's exponent; few rows leave less of it the larger the learner.
+    assert many.slope == pytest.approx(0.35, abs=0.02) and few.last < few.first < many.first + 0.01
+    memory = truth.Log(preset("memory", shares=(0.0, 0.0, 1.0, 0.0), codes="none"), None, {})
+    slots, _ = estimands.exact_slope(memory, "memory_slots", rows)
+    assert slots.slope == pytest.approx(memory.config.a - 1, abs=0.05)
+    for log, axis, words in ((None, "dense_params", "not recorded"), (memory, "dense_params", "no closed form")):
+        found, reason = estimands.exact_slope(log, axis, rows.assign(examples=1e6))
+        assert found is None and words in reason
+
+
+def test_a_preset_whose_settings_were_changed_is_not_taken_for_it(make_runs):
+    assert truth.find(make_runs()).log.config == preset("dense_nested")
+    changed = truth.find(make_runs().assign(entropy_floor=0.4259))
+    assert changed.asymptote == 0.4255 and changed.log is None
+
+
+def test_runs_below_the_asymptote_have_no_law_above_it(make_runs, tmp_path):
+    make_runs(diverged=False, floor=0.42, laws={"rankmixer": (0.026, 0.7)}).to_parquet(tmp_path / "runs.parquet")
+    made = make_report(tmp_path, axes="dense_params", bootstrap=0)
+    told = made["estimands"]["dense_params"]["rankmixer"]
+    assert "E_known" not in told and "runs lie at or below the exact asymptote" in told["without"]
+
+
 # Report
 
 
@@ -280,7 +329,7 @@ def test_the_page_names_every_run_refusal_and_truth(page, out, summary):
     table = pd.read_parquet(out / "runs.parquet")
     assert all(run in page for run in table["run_id"])
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
-    for part in ("diverged", "loss was not finite at step 812", "quanta known", "0.4255 asymptote", "uncalibrated",
+    for part in ("diverged", "loss was not finite at step 812", "quanta known", "true E 0.4255", "uncalibrated",
                  "incomplete", "titles say trend, not law", "95 % profile, noise of clusters",
                  summary["provenance"]["date"], summary["summary"][0]):  # fmt: skip
         assert part in text
@@ -304,7 +353,7 @@ def test_refusals_replace_numbers_everywhere(make_runs, tmp_path):
     assert entry["held_out"]["predicted"] is None and entry["held_out"]["measured"] > 0.43
     screen = io.StringIO()
     print_summary(made, Console(file=screen, width=100))
-    assert "alpha refused (span)" in screen.getvalue() and "0.35 (per quantum known)" in screen.getvalue()
+    assert "alpha refused (span)" in screen.getvalue() and "0.35" not in screen.getvalue()
 
 
 def test_five_fitted_sizes_are_too_few_for_a_floor_and_its_exponent(make_runs, tmp_path):
@@ -388,7 +437,7 @@ def test_the_command_prints_numbers_beside_the_truth_and_json_last(out, summary)
     lines = result.output.strip().splitlines()
     printed = json.loads(lines[-1])
     assert printed["architectures"]["dcnv2"]["E"]["value"] == summary["architectures"]["dcnv2"]["E"]["value"]
-    assert "0.4255 (asymptote)" in result.output and "report.html" in result.output
+    assert "E given: 0.4255" in result.output and "report.html" in result.output
 
 
 def test_the_command_can_fit_every_size(out):
