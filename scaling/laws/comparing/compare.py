@@ -28,6 +28,7 @@ from recscale.scaling.data import metrics
 from recscale.scaling.laws.forms import registry
 from recscale.scaling.laws.isoflop.frontier import Excluded, decayed_rows
 from recscale.scaling.laws.judgement import gates
+from recscale.scaling.laws.judgement.diagnostics import trend
 from recscale.scaling.laws.judgement.gates import Gate
 from recscale.scaling.laws.tables.validate import Rows, prepare
 from recscale.scaling.records.plain import plain
@@ -92,7 +93,9 @@ class Level:
 
 @dataclass(frozen=True)
 class ExponentDifference:
-    """alpha_a - alpha_b under one model (slopes for log_linear); `reason` says why it is not admissible."""
+    """alpha_a - alpha_b under one model (slopes for log_linear); `reason` says why it is not admissible, and then the
+    numbers are NaN.
+    """
 
     model: str
     admissible: bool
@@ -218,7 +221,10 @@ def _compared(
     )
     kind = "cluster bootstrap 95%" if resample else "leave-one-cluster-out range"
     fits = {model: fit_pair(data, model, delta=options["delta"]) for model in LEVELS + RIVALS}
-    verdicts = {model: admissible(fit, fits["own"], data.clusters) for model, fit in fits.items()}
+    still = _still(data, names)
+    verdicts = {
+        model: (False, still) if still else admissible(fit, fits["own"], data.clusters) for model, fit in fits.items()
+    }
     for model, fit in fits.items():
         # Only what will be quoted is resampled: rivals that are not admissible are not.
         if model in ("shift", "exponents", "own") or verdicts[model][0]:
@@ -230,7 +236,8 @@ def _compared(
     paired, paired_note = paired_seeds(frame, data.is_a, matching, blank.target)
     span_refused = [g for g in found if g.id == "span" and g.passed is False]
     evidence, evidence_reasons = _evidence(differences, names, options["margin"], resample, span_refused)
-    specifications = difference_specifications(frame, data, _headline(differences), options["delta"])
+    headline = float(fits["exponents"].exponent_difference())
+    specifications = difference_specifications(frame, data, headline, options["delta"])
     held_right, held_detail = held_out_order(data, fits[level].model, paired, options["delta"])
     facts = Evidence(
         resample, sum(d.admissible for d in differences), held_right, held_detail,
@@ -317,6 +324,16 @@ def _refusal(name: str, reason: str) -> Gate:
     return gates.rule(name, None, "", reason, "nothing can be compared")
 
 
+def _still(data: PairData, names: tuple[str, str]) -> str:
+    """Which architecture's metric does not move along the axis by more than noise does: it has no exponent."""
+    for name, side in zip(names, (data.is_a, ~data.is_a), strict=True):
+        own = data.subset(side)
+        p = trend(np.log(own.x)[:, None], np.log(own.y), np.ones(len(own.y)), 0)
+        if not p < gates.NO_TREND:
+            return f"{name} has no trend (p = {p:.2g})"
+    return ""
+
+
 def _cluster_count(data: PairData) -> int:
     """Clusters that are resampled: matched shapes, or the smaller architecture's."""
     if data.matched:
@@ -351,22 +368,19 @@ def _first_not_worse(levels: list[Level], fits: Mapping[str, PairFit], data: Pai
 
 
 def _difference(fit: PairFit, allowed: bool, reason: str, kind: str) -> ExponentDifference:
+    if not allowed:
+        return ExponentDifference(fit.model, False, reason, np.nan, np.nan, np.nan, None)
     c = fit.constants()
     interval = _interval(fit.exponent_difference(fit.draws), kind)
     return ExponentDifference(
         fit.model,
-        allowed,
-        reason,
+        True,
+        "",
         float(c["alpha_a"]),
         float(c["alpha_b"]),
         float(fit.exponent_difference()),
         interval,
     )
-
-
-def _headline(differences: list[ExponentDifference]) -> float:
-    """The difference under a common floor, the one quoted first."""
-    return next(d.difference for d in differences if d.model == "exponents")
 
 
 def _interval(values: np.ndarray, kind: str) -> Interval | None:

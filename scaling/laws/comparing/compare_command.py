@@ -98,14 +98,10 @@ def _render_numbers(result: Comparison, console: Console) -> None:
     headings = ("model", result.a, result.b, "difference", "interval", "admissible")
     grid = _grid("Exponents", headings, left=("model", "admissible"))
     for d in result.differences:
-        verdict = "yes" if d.admissible else f"no: {d.reason}"
+        numbers = [f"{d.alpha_a:.3f}", f"{d.alpha_b:.3f}", f"{d.difference:+.3f}", _interval(d.interval, "+.3f")]
+        refused = ["refused"] * 3 + [""]
         grid.add_row(
-            d.model,
-            f"{d.alpha_a:.3f}",
-            f"{d.alpha_b:.3f}",
-            f"{d.difference:+.3f}",
-            _interval(d.interval, "+.3f"),
-            escape(verdict),
+            d.model, *(numbers if d.admissible else refused), escape("yes" if d.admissible else f"no: {d.reason}")
         )
     console.print(grid)
     kinds = {i.kind for i in (*(d.interval for d in result.differences), result.shift_interval) if i is not None}

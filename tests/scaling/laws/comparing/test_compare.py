@@ -234,6 +234,19 @@ def test_nested_models_fit_better_and_the_test_sees_what_is_there():
     assert p[1] < 1e-6 and p[2] > 1e-3
 
 
+def test_of_what_does_not_move_no_exponent_is_told(tmp_path):
+    table = ladder(4, noise=1e-3)
+    flat = table["architecture"] == "slow"
+    table.loc[flat, "logloss"] = 0.43 * np.exp(2e-3 * np.random.default_rng(1).standard_normal(flat.sum()))
+    found = compare(table, "fast", "slow", bootstrap=50)
+    assert found.evidence == "undecided" and found.answer == "cannot tell"
+    assert all(not d.admissible and "slow has no trend" in d.reason for d in found.differences)
+    assert {d["alpha_b"] for d in found.to_dict()["differences"]} == {None}
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    arguments = [str(tmp_path / "runs.csv"), "--a", "fast", "--b", "slow", "--bootstrap", "50"]
+    assert "refused" in CliRunner().invoke(compare_command, arguments).output
+
+
 def test_paired_differences_remove_shared_noise():
     table = ladder(0, noise=0.0, shapes=6, seeds=5)
     shared = np.random.default_rng(5).normal(0, 1e-3, (6, 5))
