@@ -206,7 +206,7 @@ def _result(law: LawFit) -> dict:
         "seed_noise": None if law.seed_noise is None else vars(law.seed_noise),
         "floor_upper_bound": law.floor_upper_bound,
         "jackknife": _granted_jackknife(law),
-        "no_floor_fit": {} if law.refused else law.no_floor,
+        "no_floor_fit": _no_floor(law),
         "log_linear_slopes": law.slopes,
         "gates": [gate.as_dict() for gate in law.gates],
         "refusals": [gate.as_dict() for gate in law.refusals],
@@ -224,6 +224,13 @@ def _result(law: LawFit) -> dict:
     if law.problem is not None and law.solution is not None:
         found["residuals"] = residuals(law.problem, law.solution.phi)
     return found
+
+
+def _no_floor(law: LawFit) -> dict[str, float]:
+    """The fit with the floor at 0, unless the rows obey no law in the first place, with a floor or without."""
+    exponents = {p.name for p in law.form.parameters if p.role == "exponent"}
+    none = any(exponents & set(gate.refuses) for gate in law.refusals if gate.id in ("form", "trend", "span"))
+    return {} if law.refused or none else law.no_floor
 
 
 def _granted_jackknife(law: LawFit) -> dict:

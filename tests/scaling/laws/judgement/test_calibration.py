@@ -48,6 +48,7 @@ def test_nothing_is_printed_of_pure_noise(seed):
 def test_rows_that_obey_no_power_law_give_no_exponent(form, law):
     told, _ = fitted(Cell(form, law, sizes=9, noise=0.02), 7)
     assert told.params["alpha"] is None and told.slopes["x"] < 0
+    assert not record(told)["result"]["no_floor_fit"]
 
 
 def test_an_exponent_belongs_to_its_floor():
