@@ -247,6 +247,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
         "match_id": record.get("match_id"),
         "dataset": data.get("name"),
         "preset": data.get("preset"),
+        "preset_changes": json.dumps(dict(data["overrides"]), sort_keys=True) if data.get("overrides") else None,
         "examples": work.get("examples"),
         "examples_seen": work.get("examples_seen"),
         "unique_examples": work.get("unique_examples"),

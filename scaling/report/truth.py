@@ -16,6 +16,7 @@ sweep trained on: its own floor may lie above both. A real log knows none of thi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,8 +138,9 @@ def find(table: pd.DataFrame, out_dir: Path | str | None = None) -> Truth:
     if recorded:
         sources.append("exponents from the run records")
     else:
-        configs = _named_presets(table)
-        logs = [Log(config, None, {}) for config in configs if _is_of(config, asymptote, floor)]
+        named = _named_presets(table)
+        configs = [config for config, _ in named]
+        logs = [Log(config, None, {}) for config, told in named if told or _is_of(config, asymptote, floor)]
         exponents = _common([exponents_of(config) for config in configs], "exponents", notes)
         sources += ["exponents of the preset named in the run table"] if exponents else []
         if any(config.has_l or config.has_m for config in configs):
@@ -243,8 +245,15 @@ def _recorded_logs(out_dir: Path | str) -> list[Log]:
     return list(logs.values())
 
 
-def _named_presets(table: pd.DataFrame) -> list[KnownTruthConfig]:
+def _named_presets(table: pd.DataFrame) -> list[tuple[KnownTruthConfig, bool]]:
+    """The logs that a run table names, and whether it also says what was changed of their presets."""
     if "preset" not in table.columns or "dataset" not in table.columns:
         return []
-    names = table.loc[table["dataset"] == KNOWN_TRUTH, "preset"].dropna().unique()
-    return [preset(str(name)) for name in names]
+    rows = table[table["dataset"] == KNOWN_TRUTH]
+    told = "preset_changes" in table.columns
+    changes = rows["preset_changes"] if told else pd.Series(None, rows.index, dtype=object)
+    named = pd.DataFrame({"preset": rows["preset"], "changes": changes.astype(object)}).dropna(subset="preset")
+    return [
+        (preset(str(name), **(json.loads(text) if isinstance(text, str) else {})), told)
+        for name, text in named.drop_duplicates().itertuples(index=False)
+    ]

@@ -244,6 +244,8 @@ def test_a_preset_whose_settings_were_changed_is_not_taken_for_it(make_runs):
     assert truth.find(make_runs()).log.config == preset("dense_nested")
     changed = truth.find(make_runs().assign(entropy_floor=0.4259))
     assert changed.asymptote == 0.4255 and changed.log is None
+    said = truth.find(make_runs().assign(preset_changes='{"alpha": 0.5}'))
+    assert said.log.config == preset("dense_nested", alpha=0.5) and said.alpha == 0.5
 
 
 def test_runs_below_the_asymptote_have_no_law_above_it(make_runs, tmp_path):
