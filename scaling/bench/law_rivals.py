@@ -10,6 +10,7 @@ Legend: n rows, k terms; theta = (ln E where there is a floor, ln A_1 ... ln A_k
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,7 @@ def _starts(u: np.ndarray, y: np.ndarray, floor: bool) -> list[np.ndarray]:
 
 def _minimise(start: np.ndarray, u: np.ndarray, y: np.ndarray, floor: bool) -> optimize.OptimizeResult:
     # With SciPy's own tolerances it stops early at objectives this small, and its intervals are narrower still.
-    tight = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 500}
+    tight: Any = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 500}
     return optimize.minimize(_objective, start, args=(u, np.log(y), floor), jac=True, method="L-BFGS-B", options=tight)
 
 

@@ -12,15 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from recscale.scaling.laws.comparing.decision_accuracy import decision_accuracy
+from recscale.scaling.laws.comparing import decision_accuracy
 from recscale.scaling.laws.fitting.law_fit import Refused
 from recscale.scaling.laws.forms import registry
-from recscale.scaling.laws.grids import Grid, of_approaches, of_beside, of_decisions, of_specification, of_splits
-from recscale.scaling.laws.isoflop.allocation import exponents_line, per_unit_of, splits
-from recscale.scaling.laws.isoflop.approaches import approaches
-from recscale.scaling.laws.judgement.specification import specification_curve
-from recscale.scaling.laws.published import catalogue
-from recscale.scaling.laws.published.beside import beside
+from recscale.scaling.laws.grids import Grid
+from recscale.scaling.laws.isoflop import allocation, approaches
+from recscale.scaling.laws.judgement import specification
+from recscale.scaling.laws.published import beside, catalogue
 
 from .series import FITTED, HELD_OUT, Series, View
 from .views import cluster_column, fitted_series
@@ -65,14 +63,14 @@ def overlay(
             form = registry.get(law.form).id
             same = series.fit.form.id == form
             own = series if same else _again(series, form, options)
-            curve, found = beside(
+            curve, found = beside.beside(
                 law.id, own.fit, metric=published.metric or view.target, axes=[view.axis],
                 convention=published.convention or None,
             )  # fmt: skip
-            rows += [(series.architecture, *row) for row in of_beside("", found).rows]
+            rows += [(series.architecture, *row) for row in beside.as_grid("", found).rows]
         except (KeyError, ValueError) as reason:
             remarks.append(f"{series.architecture}: {_words(reason)}")
-    headings = ("architecture", *of_beside("", []).headings)
+    headings = ("architecture", *beside.as_grid("", []).headings)
     return curve, Grid(title, headings, rows, [*remarks, *([law.caution] if law.caution else [])])
 
 
@@ -100,11 +98,11 @@ def _choices(series: Series) -> Grid:
         raise Refused(f"the exponent is refused ({', '.join(exponent.gates) if exponent else 'none in this form'})")
     slot = series.fit.form.slots[0].name
     cluster = cluster_column(series.frame, series.axis)
-    curve = specification_curve(
+    curve = specification.specification_curve(
         series.rows(FITTED), series.fit.form.id, {slot: series.axis}, target=series.target, quantity=exponent.name,
         cluster=cluster, limit=_SPECIFICATIONS,
     )  # fmt: skip
-    return of_specification(curve)
+    return specification.as_grid(curve)
 
 
 def _decisions(view: View) -> Grid:
@@ -115,17 +113,18 @@ def _decisions(view: View) -> Grid:
         # Partners have one name and nearly one size: the level is the size.
         rows = rows.assign(level=rows.groupby(level)[view.axis].transform("mean"))
         level = "level"
-    return of_decisions(decision_accuracy(rows, scale=level, axis=view.axis, target=view.target))
+    found = decision_accuracy.decision_accuracy(rows, scale=level, axis=view.axis, target=view.target)
+    return decision_accuracy.as_grid(found)
 
 
 def _allocation(series: Series) -> Grid:
-    per_unit, remark = per_unit_of(series.fit)
+    per_unit, remark = allocation.per_unit_of(series.fit)
     largest = per_unit * float(series.fit.rows.stacked.prod(axis=1).max())
-    found = splits(series.fit, [factor * largest for factor in _BEYOND], per_unit)
-    return of_splits(series.fit, found, [remark, *exponents_line(series.fit)])
+    found = allocation.splits(series.fit, [factor * largest for factor in _BEYOND], per_unit)
+    return allocation.as_grid(series.fit, found, [remark, *allocation.exponents_line(series.fit)])
 
 
 def _isoflop(rows: pd.DataFrame, axes: Mapping[str, str], target: str, options: Mapping[str, Any]) -> Grid:
     draws = int(options.get("bootstrap", 0))
-    found, _, remarks = approaches(rows, size=axes["N"], data=axes["D"], target=target, bootstrap=draws)
-    return of_approaches(found, remarks)
+    found, _, remarks = approaches.approaches(rows, size=axes["N"], data=axes["D"], target=target, bootstrap=draws)
+    return approaches.as_grid(found, remarks)

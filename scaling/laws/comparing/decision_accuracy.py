@@ -20,6 +20,7 @@ from recscale.scaling.laws.fitting.problem import make_problem
 from recscale.scaling.laws.fitting.solver import solve
 from recscale.scaling.laws.forms import registry
 from recscale.scaling.laws.forms.form import Form
+from recscale.scaling.laws.grids import Grid, between, number
 from recscale.scaling.laws.isoflop.frontier import Excluded, usable_rows
 
 _GAP_SDS = 2.0
@@ -182,3 +183,15 @@ def _verdict(accuracies: list[Accuracy], pairs: list, close: list, known: bool) 
         f"the best law ({best_law.name}, {best_law.right}/{best_law.pairs}) {comparison} ranking at scale "
         f"{best_single.name} ({best_single.right}/{best_single.pairs})"
     )
+
+
+def as_grid(found: DecisionAccuracy) -> Grid:
+    """How often smaller scales, and laws of them, order as the largest does."""
+    rows = [
+        (a.kind, a.name, f"{a.right} of {a.pairs}", number(a.share, ".2f") if a.pairs else "",
+         between(a.interval, ".2f"), a.note)
+        for a in found.accuracies
+    ]  # fmt: skip
+    remarks = [found.verdict, *(f"too close to call: {a} and {b}" for a, b in found.too_close)]
+    headings = ("by", "", "right", "share", "95 % (Wilson)", "")
+    return Grid(f"Order at scale {found.target_scale:.4g}", headings, rows, remarks)

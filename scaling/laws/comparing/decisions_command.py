@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from recscale.scaling.laws.commands import leave, read_and_tell, show, table_command
-from recscale.scaling.laws.grids import of_decisions
 
-from .decision_accuracy import decision_accuracy
+from .decision_accuracy import as_grid, decision_accuracy
 
 
 @table_command(
@@ -27,5 +26,5 @@ from .decision_accuracy import decision_accuracy
 def decisions(table: Path, as_json: bool, **options: Any) -> None:
     """Share of pairs of settings in TABLE whose order at the largest scale was predicted from smaller ones."""
     found = decision_accuracy(read_and_tell(table), **options)
-    show(of_decisions(found))
+    show(as_grid(found))
     leave(granted=any(a.pairs for a in found.accuracies), told=vars(found) if as_json else None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from recscale.scaling.laws.fitting.law_fit import LawFit
 from recscale.scaling.laws.fitting.optimum import optimum
+from recscale.scaling.laws.grids import Grid, between, number
 from recscale.scaling.laws.judgement import gates
 
 
@@ -54,3 +55,15 @@ def exponents_line(law: LawFit) -> list[str]:
         return []
     ends = "" if interval is None else f" [{interval[0]:.4g} to {interval[1]:.4g}]"
     return [f"N_opt = G C^a with a = {a:.4g}{ends}, D_opt = G' C^b with b = {1 - a:.4g}"]
+
+
+def as_grid(law: LawFit, found: Sequence[Mapping[str, Any]], remarks: Sequence[str] = ()) -> Grid:
+    """Budgets with their best split."""
+    headings, rows = ["budget"], [[f"{entry['budget']:.4g}"] for entry in found]
+    for slot in law.form.axes:
+        headings += [law.rows.columns[slot], "95 %"]
+        for row, entry in zip(rows, found, strict=True):
+            row += [number(entry.get(slot)), between(entry.get(f"{slot}_interval"))]
+    for row, entry in zip(rows, found, strict=True):
+        row += [number(entry["metric"], ".5g"), entry["refused"]]
+    return Grid("Best split of a budget", [*headings, law.rows.target, ""], rows, remarks)

@@ -11,6 +11,7 @@ proportional to N D over the rows, and refused elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling.laws.fitting.fit import fit
+from recscale.scaling.laws.grids import Grid, between, number
 from recscale.scaling.laws.uncertainty.bootstrap import cluster_counts
 
 from .frontier import AllocationLaw, Isoflop, decayed_rows, isoflop, usable_rows
@@ -150,3 +152,13 @@ def _parametric(table, size: str, data: str, target: str, cluster: str | None, b
         reasons = dict.fromkeys(law.reason(name) for name in ("alpha", "beta") if law.reason(name))
         return Approach("3 parametric", refused="; ".join(reasons))
     return Approach("3 parametric", value, law.intervals.get("a"), None, f"{len(law.rows.y)} rows, {law.form.id}")
+
+
+def as_grid(found: Sequence[Approach], remarks: Sequence[str] = ()) -> Grid:
+    """The exponents of compute-optimal allocation by several approaches."""
+    rows = [
+        (f.name, number(f.a), between(f.interval), "" if f.a is None else number(f.b), f.refused or f.rests_on)
+        for f in found
+    ]
+    headings = ("approach", "a", "95 %", "b", "rests on, or why refused")
+    return Grid("N_opt = G C^a, D_opt = G' C^b", headings, rows, remarks)

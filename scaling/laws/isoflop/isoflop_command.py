@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from recscale.scaling.laws.commands import BOOTSTRAP, CLUSTER, SEED, leave, read_and_tell, show, table_command
-from recscale.scaling.laws.grids import of_approaches
 
-from .approaches import approaches
+from .approaches import approaches, as_grid
 
 
 @table_command(
@@ -26,6 +25,6 @@ from .approaches import approaches
 def isoflop(table: Path, as_json: bool, **options: Any) -> None:
     """Exponents a and b of N_opt and D_opt in compute from TABLE: envelope, isoFLOP minima, parametric fit."""
     found, groups, remarks = approaches(read_and_tell(table), **options)
-    show(of_approaches(found, remarks))
+    show(as_grid(found, remarks))
     told = {"approaches": found, "isoflop": groups, "remarks": remarks} if as_json else None
     leave(granted=any(f.a is not None for f in found), told=told)

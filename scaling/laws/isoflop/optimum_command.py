@@ -10,10 +10,9 @@ import click
 from recscale.scaling.laws.commands import fit_options, leave, read_and_tell, refuse, say, show, table_command
 from recscale.scaling.laws.fitting.fit import fit
 from recscale.scaling.laws.fitting.law_fit import Refused
-from recscale.scaling.laws.grids import of_splits
 from recscale.scaling.laws.tables.axes import parse_axes
 
-from .allocation import exponents_line, per_unit_of, splits
+from .allocation import as_grid, exponents_line, per_unit_of, splits
 
 
 @table_command(
@@ -41,7 +40,7 @@ def optimum(
     except Refused as refusal:
         return refuse(Refused(f"{law.form.id} on {law.rows.target}: {refusal}"), as_json)
     say(law.headline(), *([remark] if remark else []))
-    show(of_splits(law, found, exponents_line(law)))
+    show(as_grid(law, found, exponents_line(law)))
     a = law.derived.get("a")
     exponents = {} if a is None else {"a": a, "b": 1 - a, "a_interval": law.intervals.get("a")}
     told = {"splits": found, "per_unit": per_unit, "exponents": exponents, "law": law.headline()}

@@ -20,6 +20,7 @@ from recscale.scaling.laws.fitting.fit import fit
 from recscale.scaling.laws.fitting.law_fit import LawFit, Refused
 from recscale.scaling.laws.fitting.problem import residual_scale, residuals
 from recscale.scaling.laws.forms import registry
+from recscale.scaling.laws.grids import Grid, number
 from recscale.scaling.laws.uncertainty.seed_noise import seed_noise
 
 from .gates import EVERYTHING
@@ -338,3 +339,23 @@ def _summarised(quantity: str, rows: pd.DataFrame, possible: int, inadmissible: 
         quantiles[2],
         inadmissible,
     )
+
+
+def as_grid(curve: SpecificationCurve) -> Grid:
+    """The spread of a number over choices, and its median under each of them."""
+    if curve.median is None or curve.low is None or curve.high is None:
+        spread = f"{curve.quantity}: refused under all {len(curve.rows)} specifications"
+    else:
+        own = "refused" if curve.headline is None else f"{curve.headline:.4g}, rank {curve.rank} of {curve.count}"
+        spread = (
+            f"{curve.quantity}: median {curve.median:.4g}, from {curve.low:.4g} to {curve.high:.4g} (5 to 95 %) over "
+            f"{curve.count} specifications of {curve.possible}; headline {own}"
+        )
+    varied = [name for name in DIMENSIONS if curve.rows[name].nunique(dropna=False) > 1]
+    rows = [
+        (name, str(choice), f"{len(part)}", number(part["value"].median() if part["value"].notna().any() else None))
+        for name in varied
+        for choice, part in curve.rows.groupby(name, dropna=False, sort=False)
+    ]
+    untried = [f"form {name} not tried: {reason}" for name, reason in curve.inadmissible_forms.items()]
+    return Grid("Median by choice", ("choice", "taken", "specifications", curve.quantity), rows, [spread, *untried])

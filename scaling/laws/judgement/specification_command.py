@@ -9,10 +9,9 @@ import click
 from recscale.scaling.laws.commands import AXES, CLUSTER, SEED, leave, read_and_tell, refuse, show, table_command
 from recscale.scaling.laws.fitting.law_fit import Refused
 from recscale.scaling.laws.forms import registry
-from recscale.scaling.laws.grids import of_specification
 from recscale.scaling.laws.tables.axes import parse_axes, parse_point, resolve_axes
 
-from .specification import DIMENSIONS, specification_curve
+from .specification import DIMENSIONS, as_grid, specification_curve
 
 
 @table_command(
@@ -40,6 +39,6 @@ def specification(
         )  # fmt: skip
     except Refused as refusal:
         return refuse(refusal, as_json)
-    show(of_specification(curve))
+    show(as_grid(curve))
     told = {**curve.summary(), "rows": curve.rows.to_dict("records")} if as_json else None
     leave(granted=curve.count > 0, told=told)

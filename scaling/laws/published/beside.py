@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recscale.scaling.laws.fitting.law_fit import LawFit, Refused
+from recscale.scaling.laws.grids import Grid, between, number
 from recscale.scaling.laws.judgement.gates import COMPARISON
 
 from .catalogue import CannotPlot, PublishedCurve, overlay
@@ -63,3 +64,13 @@ def _one(name: str, curve: PublishedCurve, law: LawFit) -> Beside:
         ]
         verdict = "; ".join(inside)
     return Beside(name, theirs, around, mine, interval, verdict)
+
+
+def as_grid(label: str, found: Sequence[Beside], remarks: Sequence[str] = ()) -> Grid:
+    """Published exponents and fitted ones."""
+    rows = [
+        (f.name, number(f.published), between(f.published_interval), number(f.fitted), between(f.fitted_interval),
+         f.verdict)
+        for f in found
+    ]  # fmt: skip
+    return Grid(label, ("", "published", "95 %", "fitted", "95 %", ""), rows, remarks)

@@ -22,12 +22,12 @@ from recscale.scaling.laws.commands import (
 )
 from recscale.scaling.laws.fitting.fit import fit
 from recscale.scaling.laws.fitting.law_fit import Refused
-from recscale.scaling.laws.grids import Grid, of_beside
+from recscale.scaling.laws.grids import Grid
 from recscale.scaling.laws.tables.axes import parse_axes
 from recscale.scaling.laws.tables.conditions import rows_where
 
 from . import catalogue
-from .beside import beside
+from .beside import as_grid, beside
 
 
 @table_command(
@@ -79,5 +79,5 @@ def published(
             _, found = beside(law_id, own, metric=metric or own.rows.target, axes=stated, convention=convention or None)
         except (Refused, catalogue.OverlayRefused) as refusal:
             return refuse(refusal, as_json)
-        show(of_beside(law.label, found, [own.headline(), *([law.caution] if law.caution else [])]))
+        show(as_grid(law.label, found, [own.headline(), *([law.caution] if law.caution else [])]))
         leave(granted=any(f.fitted is not None for f in found), told={"beside": found} if as_json else None)
