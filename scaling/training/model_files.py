@@ -68,7 +68,7 @@ def restore_model(run_dir: Path | str, root: str | None = None) -> tuple[Trainer
     if record is None:
         raise FileNotFoundError(f"{run_dir} holds no run (no run.json)")
     config = run_config(record)
-    folder = run_dir / FOLDER / ("best" if config.training.passes else "final")
+    folder = run_dir / FOLDER / ("best" if record["config"]["training"].get("passes") else "final")
     if not folder.is_dir():
         hints = {"done": _mend(run_dir), "diverged": "it leaves no model"}
         hint = hints.get(record["status"], "train it to its end")
