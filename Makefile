@@ -12,6 +12,7 @@ ARGS ?=
 # It is the first of AOT_JAX; with the others, which need Python 3.12, kernels are tested and lowered (make newer-jax).
 VENV_TPU ?= .venv-tpu
 VENV_GPU ?= .venv-gpu
+VENV_RAY ?= .venv-ray
 AOT_JAX ?= 0.10.2 0.11.2 newest
 NEWER_JAX := $(wordlist 2,$(words $(AOT_JAX)),$(AOT_JAX))
 
@@ -69,7 +70,11 @@ $(VENV_TPU)/.installed $(VENV_GPU)/.installed: %/.installed: %/bin/python setup.
 	$*/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRA)]" jax==$(firstword $(AOT_JAX))
 	@touch $@
 
-$(VENV)/bin/python $(VENV_TPU)/bin/python $(VENV_GPU)/bin/python: %/bin/python:
+$(VENV_RAY)/.installed: $(VENV_RAY)/bin/python setup.py pyproject.toml
+	$(VENV_RAY)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[ray]"
+	@touch $@
+
+$(VENV)/bin/python $(VENV_TPU)/bin/python $(VENV_GPU)/bin/python $(VENV_RAY)/bin/python: %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "recscale needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $*
@@ -83,4 +88,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TPU) $(VENV_GPU) .venv-jax-* build *.egg-info
+	rm -rf $(VENV) $(VENV_TPU) $(VENV_GPU) $(VENV_RAY) .venv-jax-* build *.egg-info

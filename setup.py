@@ -30,7 +30,7 @@ LAB = [
     "rich>=13",
 ]
 TENSORBOARD = ["tensorboard>=2.16"]
-TESTS = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", *TENSORBOARD]
+TESTS = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "submitit>=1.5", "pyyaml>=6", *TENSORBOARD]
 STYLE = ["ruff>=0.8", "pyright[nodejs]>=1.1.390", "pandas-stubs>=2.2", "scipy-stubs>=1.15"]
 
 setup(
@@ -57,7 +57,7 @@ setup(
         ],
         "recscale.pallas_kernels": ["py.typed", "*/tuned/*.json", "targets/*.txtpb"],
         "recscale.models": ["py.typed", "__init__.pyi"],
-        "recscale.sweeps": ["py.typed"],
+        "recscale.sweeps": ["py.typed", "engine/templates/*.j2"],
     },
     install_requires=[
         "jax>=0.10",
@@ -76,6 +76,7 @@ setup(
         "tpu": [*LAB, "jax[tpu]>=0.10"],
         "cuda": [*LAB, "jax[cuda13]>=0.10"],
         "slurm": [*LAB, "submitit>=1.5"],
+        "ray": [*LAB, "ray>=2.40"],
         "tensorboard": [*LAB, *TENSORBOARD],
         "bench": [*LAB, "torch>=2.5"],
     },
@@ -109,6 +110,8 @@ setup(
             "status = recscale.sweeps.engine.sweep_commands:status",
             "collect = recscale.sweeps.engine.sweep_commands:collect",
             "sweep = recscale.sweeps.engine.sweep_commands:sweep",
+            "cancel = recscale.sweeps.engine.sweep_commands:cancel",
+            "run-job = recscale.sweeps.engine.job_command:run_job",
         ],
     },
     classifiers=[

@@ -27,6 +27,8 @@ HELP = {
     "plan": "Show every run of a sweep file with predicted size, memory and time.",
     "launch": "Run a plan; done runs are skipped, stopped ones resume.",
     "status": "Show how far the runs of a folder are.",
+    "cancel": "Take the jobs of a folder from a scheduler's queue.",
+    "run-job": "Train one job of a plan, for a scheduler that runs commands.",
     "collect": "Gather the runs of a folder into one table.",
     "fit": "Fit a scaling law to a run table.",
     "compare": "Does one architecture scale better than another?",

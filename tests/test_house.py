@@ -271,9 +271,9 @@ def test_a_wheel_holds_every_data_file(packaging):
 
 def test_commands_lead_to_functions(packaging):
     for line in packaging["entry_points"]["recscale.commands"]:
-        name, module, function = re.fullmatch(r"(\w+) = recscale\.([\w.]+):(\w+)", line).groups()
+        name, module, function = re.fullmatch(r"([\w-]+) = recscale\.([\w.]+):(\w+)", line).groups()
         tree = parsed((ROOT / module.replace(".", "/")).with_suffix(".py"))
-        assert function == name and function in {getattr(node, "name", None) for node in tree.body}
+        assert function == name.replace("-", "_") and function in {getattr(node, "name", None) for node in tree.body}
 
 
 BASE_IMPORTS = {"jax", "flax", "jaxtyping", "lazy_loader", "ml_collections", "numpy", "click"}

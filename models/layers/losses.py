@@ -22,7 +22,7 @@ def masked_bce(
     logits: Float[Array, "R C Y"],
     labels: Shaped[Array, "R C Y"],
     mask: Shaped[Array, "R C Y"],
-    task_weights: tuple[float, ...] | None = None,
+    task_weights: tuple[float | Array, ...] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, " Y"]]:
     """Mean logloss per task over observed labels, and their weighted sum.
 
@@ -47,7 +47,7 @@ def training_loss(
     output: Output,
     labels: Shaped[Array, "R C Y"],
     mask: Shaped[Array, "R C Y"],
-    task_weights: tuple[float, ...] | None = None,
+    task_weights: tuple[float | Array, ...] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, " Y"]]:
     """What a training step minimises, and the logloss per task [Y] of the logits themselves.
 

@@ -30,7 +30,10 @@ def header() -> str:
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
-    remarks = [f"{count} {name}" for name, count in (row["collectives"] or {}).items()]
+    sizes = row["collective_bytes"] or {}
+    remarks = [
+        f"{count} {name} of {byte_text(sizes.get(name, 0))}" for name, count in (row["collectives"] or {}).items()
+    ]
     if row["registers"] is not None:
         remarks.append(f"{row['registers']} registers")
     if row["status"] not in (COMPILED, LOWERED):

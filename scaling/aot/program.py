@@ -18,6 +18,7 @@ from recscale.pallas_kernels.dispatch import Refused
 from recscale.pallas_kernels.targets import Target, compiling_for
 from recscale.scaling.counting.xla_cost import compiled_cost
 from recscale.scaling.records.number_text import byte_text
+from recscale.scaling.resources import collective_bytes
 
 from .devices import Devices, compile_only_devices
 
@@ -43,7 +44,9 @@ class Program:
         devices: how many the program runs on.
         build: devices -> (jitted function, abstract arguments that say where they lie).
         temporaries_bound: bytes of temporaries the program may have; None is any.
-        memory: abstract arguments -> bytes a device holds of what has a name: state_bytes, batch_bytes, gradient_bytes.
+        memory: abstract arguments -> bytes a device holds of what has a name: state_bytes, batch_bytes, gradient_bytes,
+            and the largest array of the state.
+        fitting: bytes of a device -> text of a mesh on which state and gradients fit, "" if none was found.
         facts: further columns of the row.
     """
 
@@ -55,7 +58,8 @@ class Program:
     devices: int
     build: Callable[[Devices], tuple[Any, tuple[Any, ...]]]
     temporaries_bound: int | None = None
-    memory: Callable[[tuple[Any, ...]], dict[str, int]] = lambda args: {}
+    memory: Callable[[tuple[Any, ...]], dict[str, Any]] = lambda args: {}
+    fitting: Callable[[int], str] = lambda room: ""
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -65,8 +69,9 @@ def compile_program(program: Program, target: Target, devices: Devices, *, lower
     Keys: target, kind, name, case, implementation, mesh, devices, status ("compiled", "lowered", "refused" or
     "failed"), reason, compile_s, argument_bytes, output_bytes, temporary_bytes, bytes_per_device, temporaries_bound,
     flops, bytes_accessed (of the compiler's cost analysis, None where it gives none), collectives (name -> count),
-    registers, spill_bytes (GPU kernels), the program's own facts, and of a training step state_bytes, batch_bytes,
-    gradient_bytes and activation_bytes (temporaries that are no gradients).
+    collective_bytes (name -> bytes of their operands), registers, spill_bytes (GPU kernels), the program's own facts,
+    and of a training step state_bytes, batch_bytes, gradient_bytes, activation_bytes (temporaries that are no
+    gradients) and largest_array.
     """
     row = blank_row(program, target)
     start = time.perf_counter()
@@ -80,16 +85,17 @@ def compile_program(program: Program, target: Target, devices: Devices, *, lower
     except Refused as error:
         return row | {"status": REFUSED, "reason": _message(error)}
     except Exception as error:  # whatever a compiler raises is the result
-        return row | {"reason": f"{type(error).__name__}: {_message(error)}{_limit(row, target, str(error))}"}
+        return row | {"reason": f"{type(error).__name__}: {_message(error)}{_limit(row, program, target, str(error))}"}
     row["compile_s"] = time.perf_counter() - start
     if executable is None:
         return row | {"status": LOWERED}
-    row |= _cost(executable) | {"collectives": collectives(executable.as_text() or "")}
+    text = executable.as_text() or ""
+    row |= _cost(executable) | {"collectives": collectives(text), "collective_bytes": collective_bytes(text)}
     if target.platform == "gpu" and program.kind == "kernel":
         row |= _registers("".join(printed))
     if row["gradient_bytes"] is not None:
         row["activation_bytes"] = max(row["temporary_bytes"] - row["gradient_bytes"], 0)
-    row["reason"] = _over_bounds(row, target)
+    row["reason"] = _over_bounds(row, program, target)
     return row | {"status": FAILED if row["reason"] else COMPILED}
 
 
@@ -107,8 +113,8 @@ def blank_row(program: Program, target: Target) -> dict[str, Any]:
         "reason": "",
         **dict.fromkeys(("compile_s", "argument_bytes", "output_bytes", "temporary_bytes", "bytes_per_device")),
         "temporaries_bound": program.temporaries_bound,
-        **dict.fromkeys(("flops", "bytes_accessed", "collectives", "registers", "spill_bytes")),
-        **dict.fromkeys(("state_bytes", "batch_bytes", "gradient_bytes", "activation_bytes")),
+        **dict.fromkeys(("flops", "bytes_accessed", "collectives", "collective_bytes", "registers", "spill_bytes")),
+        **dict.fromkeys(("state_bytes", "batch_bytes", "gradient_bytes", "activation_bytes", "largest_array")),
         **program.facts,
     }
 
@@ -167,7 +173,7 @@ def _registers(printed: str) -> dict[str, int | None]:
     return {"registers": max(registers, default=None), "spill_bytes": max(spills, default=None)}
 
 
-def _over_bounds(row: dict[str, Any], target: Target) -> str:
+def _over_bounds(row: dict[str, Any], program: Program, target: Target) -> str:
     """Why a compiled program does not do, "" if it does."""
     bound, temporaries = row["temporaries_bound"], row["temporary_bytes"]
     if bound is not None and temporaries is not None and temporaries > bound:
@@ -175,18 +181,21 @@ def _over_bounds(row: dict[str, Any], target: Target) -> str:
     if row["spill_bytes"]:
         return f"spills {row['spill_bytes']:,} bytes of registers ({row['registers']} in use)"
     if row["kind"] == "train_step" and (row["bytes_per_device"] or 0) > target.hbm_bytes:
-        return f"needs {byte_text(row['bytes_per_device'])} a device{_limit(row, target, 'memory')}"
+        return f"needs {byte_text(row['bytes_per_device'])} a device{_limit(row, program, target, 'memory')}"
     return ""
 
 
-def _limit(row: dict[str, Any], target: Target, said: str) -> str:
+def _limit(row: dict[str, Any], program: Program, target: Target, said: str) -> str:
     """Of a training step that ran out of memory: which part of it is too large, and what helps."""
     if row["state_bytes"] is None or not any(word in said.lower() for word in ("memory", "hbm", "resource_exhausted")):
         return ""
     state, room = row["state_bytes"], byte_text(target.hbm_bytes)
     if state + row["gradient_bytes"] > target.hbm_bytes:
         held = f"state and gradients alone are {byte_text(state + row['gradient_bytes'])}"
-        return f"; the limit is {room} of {target.name}, {held}: split them over more of fsdp and tensor"
+        largest = f", the largest array is {row['largest_array']}" if row["largest_array"] else ""
+        mesh = program.fitting(target.hbm_bytes)
+        mend = f"they fit on --mesh {mesh}" if mesh else "split them over more of fsdp and tensor"
+        return f"; the limit is {room} of {target.name}, {held}{largest}: {mend}"
     held = f"state and gradients are {byte_text(state + row['gradient_bytes'])}, activations take more than the rest"
     return f"; the limit is {room} of {target.name}, {held}: fewer --rows-per-step, or more devices that split requests"
 

@@ -15,6 +15,7 @@ from recscale.scaling import parallel
 from recscale.scaling.counting.abstract import abstract_batch
 from recscale.scaling.counting.schemas import REFERENCE, load_schema
 from recscale.scaling.records import overrides
+from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.training import get_config
 from recscale.scaling.training.step import make_trainer
 
@@ -38,6 +39,11 @@ FAMILIES: tuple[tuple[str, str | None, tuple[str, ...], dict[str, int]], ...] = 
     ("mixformer", "known_truth:smoke", (), {"data": 4}),
     ("msn", "known_truth:smoke", ("tokens=8",), {"data": 1}),
 )
+
+
+# Meshes that are tried for a state that does not fit, and the share of a device that state and gradients may take: the
+# rest is for activations.
+_MORE_DEVICES, _LARGEST_FSDP, _SHARE = tuple(2**k for k in range(1, 13)), 16, 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +100,19 @@ def train_step_program(
         )
         return trainer.program, (trainer.state_shapes(), batch)
 
+    def fitting(room: int) -> str:
+        source: Any = ShapesOnly(schema, requests, candidates)
+        for devices in _MORE_DEVICES:
+            fsdp = min(devices, _LARGEST_FSDP)
+            wider = {"fsdp": fsdp} | ({"tensor": devices // fsdp} if devices > fsdp else {})
+            if requests % fsdp:
+                continue
+            mesh: Any = jax.sharding.AbstractMesh(tuple(wider.values()), tuple(wider))
+            shapes = make_trainer(config, source, [(0, config.training.lr)], 1, mesh).state_shapes()
+            if _bytes(shapes) + _bytes(shapes.params) <= _SHARE * room:
+                return parallel.mesh_text(wider)
+        return ""
+
     return Program(
         kind="train_step",
         name=model,
@@ -110,13 +129,22 @@ def train_step_program(
             "train_flops_per_step": counts.train_flops_per_row * rows,
         },
         memory=_memory,
+        fitting=fitting,
     )
 
 
-def _memory(args: tuple[Any, ...]) -> dict[str, int]:
-    """Bytes of a device before anything is computed: of the state, of the batch, and of the gradients to come."""
+def _memory(args: tuple[Any, ...]) -> dict[str, Any]:
+    """Bytes of a device before anything is computed: of the state, of the batch, and of the gradients to come; and the
+    largest array of the state by name, with its bytes on a device."""
     state, batch = args
-    return {"state_bytes": _bytes(state), "batch_bytes": _bytes(batch), "gradient_bytes": _bytes(state.params)}
+    sizes = {jax.tree_util.keystr(path): _bytes(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    largest = max(sizes, key=lambda name: sizes[name])
+    return {
+        "state_bytes": _bytes(state),
+        "batch_bytes": _bytes(batch),
+        "gradient_bytes": _bytes(state.params),
+        "largest_array": f"{largest} with {byte_text(sizes[largest])}",
+    }
 
 
 def _bytes(tree: Any) -> int:

@@ -1,6 +1,7 @@
 """Meshes and the rule table that says which array is split over which of their axes."""
 
 from .mesh import MESH_AXES, default_axes, make_mesh, mesh_text, parse_mesh
+from .placing import check_requests, own_share, place_batch, put_everywhere, run_mesh
 from .rules import BATCH_AXES, RULES, batch_spec, batch_ways, replicated, shardings, spec, table_spec
 
 __all__ = [
@@ -9,11 +10,16 @@ __all__ = [
     "RULES",
     "batch_spec",
     "batch_ways",
+    "check_requests",
     "default_axes",
     "make_mesh",
     "mesh_text",
+    "own_share",
     "parse_mesh",
+    "place_batch",
+    "put_everywhere",
     "replicated",
+    "run_mesh",
     "shardings",
     "spec",
     "table_spec",

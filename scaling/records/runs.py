@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,9 +115,9 @@ def truncate_metrics(folder: Path | str, lines: int) -> None:
         write_atomically(path, b"".join(content[:lines]))
 
 
-def collect(out: Path | str) -> pd.DataFrame:
+def collect(out: Path | str, waiting: Collection[str] = ()) -> pd.DataFrame:
     """`run_table`, written to `out/runs.parquet` and returned."""
-    table = run_table(out)
+    table = run_table(out, waiting)
     with replacing(Path(out) / TABLE) as temporary:
         table.to_parquet(temporary, index=False, write_page_checksum=True)
     return table
@@ -128,10 +128,11 @@ def has_records(out: Path | str) -> bool:
     return any((Path(out) / "runs").glob(f"*/{RECORD}"))
 
 
-def run_table(out: Path | str) -> pd.DataFrame:
+def run_table(out: Path | str, waiting: Collection[str] = ()) -> pd.DataFrame:
     """One row per run: of every line of `out/plan.jsonl`, or where there is no plan of every folder below `out/runs`.
 
-    A planned run without a record has the status "lost", "planned" while a launcher is at work. A setting in which
+    A planned run without a record has the status "lost"; "planned" while a launcher is at work, or where it is one of
+    those `waiting` for a scheduler. A setting in which
     runs of one architecture differ gets a column of its own, named like the setting ("model.combine"), so that the
     arms of an ablation can be told apart.
 
@@ -156,13 +157,13 @@ def run_table(out: Path | str) -> pd.DataFrame:
             check_metrics(folder, record)
     records = list(found.values())
     if (out / PLAN).exists() or (out / SWEEP).exists():
-        records = _joined(out, {folder.name: record for folder, record in found.items()})
+        records = _joined(out, {folder.name: record for folder, record in found.items()}, waiting)
     varied = _varied_settings([record.get("config", {}) for record in records])
     rows = [run_row(record) | settings for record, settings in zip(records, varied, strict=True)]
     return with_tuning(pd.DataFrame(rows).sort_values("run_id", ignore_index=True))
 
 
-def _joined(out: Path, records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _joined(out: Path, records: dict[str, dict[str, Any]], waiting: Collection[str]) -> list[dict[str, Any]]:
     """The record of every planned run; of one that has none what the plan says."""
     plan = {row["run_id"]: row for row in read_plan(out)}
     jobs: dict[str, list[dict[str, Any]]] = {}
@@ -192,12 +193,13 @@ def _joined(out: Path, records: dict[str, dict[str, Any]]) -> list[dict[str, Any
                 f"{folder} holds another run than the plan's {name}: {differing[0]}; take it out with "
                 f"{advised('mv', folder, out)}"
             )
-    if is_held(launch_lock(out)):
-        missing = {"status": "planned"}
-    else:
-        reason = f"there is no record of it; train it with {advised('recscale', 'launch', out)}"
-        missing = {"status": "lost", "reasons": [reason]}
-    return [records.get(name) or planned_record(row) | missing for name, row in plan.items()]
+    busy = is_held(launch_lock(out))
+    reason = f"there is no record of it; train it with {advised('recscale', 'launch', out)}"
+    lost = {"status": "lost", "reasons": [reason]}
+    return [
+        records.get(name) or planned_record(row) | ({} if busy or name in waiting else lost)
+        for name, row in plan.items()
+    ]
 
 
 def with_tuning(table: pd.DataFrame, target: str = "logloss") -> pd.DataFrame:
@@ -271,6 +273,8 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
         row |= {f"recovered_{part}": value for part, value in recovery.items() if not isinstance(value, dict | list)}
     costs = ("wall_s", "step_ms", "rows_per_s", "mfu", "input_wait_share")
     row |= {name: record.get("cost", {}).get(name) for name in costs}
+    used = record.get("resources", {})
+    row |= {name: (used.get(name) or {}).get("value") for name in _RESOURCES}
     device = record.get("device") or {}
     return row | {"device": device.get("kind") if isinstance(device, dict) else device}
 
@@ -310,6 +314,17 @@ _WITH_A_COLUMN = {
     "training.warmup_examples",
     "training.checkpoint_every_s",
 }
+
+# Figures of `recscale.scaling.resources` that become columns.
+_RESOURCES = (
+    "device_hours",
+    "peak_host_bytes",
+    "peak_device_bytes",
+    "energy_kwh",
+    "co2e_kg",
+    "cost_usd",
+    "communication_bytes",
+)
 
 _COUNTS = (
     "dense_params",

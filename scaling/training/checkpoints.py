@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from recscale.scaling.processes import agreed, is_first, wait_for_all
 from recscale.scaling.records.advice import advised
 from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.sealed import sealed, unsealed
@@ -52,7 +53,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
         # Saving is synchronous: on the CPU a device array and its host view are the same memory, which the next
         # step's donated buffers would overwrite under an asynchronous writer.
         self._arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler())
@@ -60,9 +62,16 @@ class Checkpoints:
 
     def save(self, tick: int, position: dict[str, Any], state: Any, trunk: Any | None) -> None:
         """Stores a state; `tick` grows along the program, `position` is plain JSON but for its `interval`, the metrics
-        of an unfinished logging interval: name -> array [steps, ...]."""
+        of an unfinished logging interval: name -> array [steps, ...]. Every process writes the parts it holds, all must
+        call; the first writes the rest."""
         interval, position = position.get("interval", {}), {k: v for k, v in position.items() if k != "interval"}
         folder, trees = self.save_arrays(tick, state, trunk)
+        if is_first():
+            self._seal(folder, position, interval, trees)
+        wait_for_all(f"checkpoint {tick} is whole")
+
+    def _seal(self, folder: Path, position: dict[str, Any], interval: dict[str, Any], trees: dict[str, Any]) -> None:
+        """Writes what lies beside the arrays, the manifest last, and deletes the checkpoints that it replaces."""
         np.savez(folder / _INTERVAL, **interval)  # pyright: ignore[reportArgumentType]  # none is allow_pickle
         manifest = {
             "format": FORMAT,
@@ -76,8 +85,10 @@ class Checkpoints:
     def save_arrays(self, tick: int, state: Any, trunk: Any | None) -> tuple[Path, dict[str, Any]]:
         """Stores the arrays alone, which is no checkpoint yet; returns its folder, and them by tree and path."""
         folder = self.folder / str(tick)
-        _remove(folder)
-        folder.mkdir()
+        if is_first():
+            _remove(folder)
+            folder.mkdir()
+        wait_for_all(f"checkpoint {tick} begins")
         trees = {name: _flat(tree) for name, tree in (("state", state), ("trunk", trunk)) if tree is not None}
         self._arrays.save(folder / _ARRAYS, args=ocp.args.StandardSave(trees))
         return folder, trees
@@ -92,7 +103,8 @@ class Checkpoints:
     ) -> Restored | None:
         """The newest checkpoint that is whole and fits, as `Restored`; None if there is none to go on from.
 
-        Newer ones are listed in `discarded`; they are in the way until `drop_discarded`.
+        Newer ones are listed in `discarded`; they are in the way until `drop_discarded`. The first process decides for
+        all. Meshes and numbers of processes need not be those that wrote it.
 
         Args:
             like: a state whose shapes, dtypes and shardings the stored one must have.
@@ -102,16 +114,8 @@ class Checkpoints:
             ValueError: the stored state has other arrays than this program (names the first difference), or `unfit`
                 raises it.
         """
-        found = None
-        for tick in self.ticks():
-            manifest, reason = self.verified(tick)
-            if manifest is not None:
-                reason = unfit(manifest["position"])
-            if manifest is not None and reason is None:
-                found = tick, manifest
-                break
-            self.discarded.append({"checkpoint": tick, "reason": reason})
-        return None if found is None else self._read(*found, like)
+        (tick,) = agreed(self._newest(unfit) if is_first() else 0)
+        return None if tick < 0 else self._read(int(tick), like)
 
     def drop_discarded(self) -> None:
         """Deletes what `restore` could not use."""
@@ -121,8 +125,20 @@ class Checkpoints:
     def close(self) -> None:
         self._arrays.close()
 
-    def _read(self, tick: int, manifest: dict[str, Any], like: Any) -> Restored:
+    def _newest(self, unfit: Callable[[dict[str, Any]], str | None]) -> int:
+        """The newest checkpoint that is whole and fits, -1 if there is none; newer ones go to `discarded`."""
+        for tick in self.ticks():
+            manifest, reason = self.verified(tick)
+            if manifest is not None:
+                reason = unfit(manifest["position"])
+            if manifest is not None and reason is None:
+                return tick
+            self.discarded.append({"checkpoint": tick, "reason": reason})
+        return -1
+
+    def _read(self, tick: int, like: Any) -> Restored:
         folder = self.folder / str(tick)
+        manifest = unsealed((folder / MANIFEST).read_bytes()) or {}
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         flat = _flat(like)
         for stored in manifest["arrays"].values():

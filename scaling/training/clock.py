@@ -21,6 +21,8 @@ class Clock:
         self._earlier_s = 0.0
         self._paused_s = 0.0
         self._waited_s = 0.0
+        self.evaluating_s = 0.0
+        self.step_seconds: list[float] = []  # mean of every interval but the first
         # Steps done, seconds of the clock, and those waited for batches.
         self._first: tuple[int, float, float] | None = None
         self._last: tuple[int, float, float] | None = None
@@ -52,17 +54,21 @@ class Clock:
         self._waited_s += seconds
 
     @contextlib.contextmanager
-    def pause(self):
+    def pause(self, *, evaluation: bool = False):
         """Leaves a stretch (evaluation, a checkpoint) out of the step time."""
         start = time.monotonic()
         try:
             yield
         finally:
-            self._paused_s += time.monotonic() - start
+            took = time.monotonic() - start
+            self._paused_s += took
+            self.evaluating_s += took if evaluation else 0.0
 
     def tick(self, done: int) -> dict[str, Any] | None:
         """Notes that `done` steps of the program are through; returns a progress event once a speed is known."""
-        self._last = (done, time.monotonic() - self._paused_s, self._waited_s)
+        before, self._last = self._last, (done, time.monotonic() - self._paused_s, self._waited_s)
+        if before is not None and done > before[0]:
+            self.step_seconds.append((self._last[1] - before[1]) / (done - before[0]))
         self._first = self._first or self._last
         if not self.step_s:
             return None

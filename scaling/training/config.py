@@ -6,7 +6,6 @@ A run id is the hash of the resolved configuration. Runs that differ only in `se
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -97,7 +96,9 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     t.log_every_examples = 0  # 0 = a fortieth of the shortest horizon
     t.checkpoint_every_s = 30.0  # wall seconds between checkpoints, 0 = a logging interval; never changes a result
     t.keep_model = True  # leave the trained model in the run's folder; never changes a result
-    t.data_parallel = False  # shard requests over the local devices
+    t.accumulate = 1  # parts of a batch whose gradients are summed, one after the other: less memory for activations
+    t.remat = "none"  # none | dots | blocks: what the backward pass computes again; never changes more than rounding
+    t.mesh = ""  # devices that share the run, "data=4,fsdp=2"; "" = one. Rounding differs, nothing else
 
     if data == STORED:
         # A finite log: shuffled passes as long as they improve.
@@ -108,6 +109,10 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     config.tracking = ConfigDict()
     config.tracking.wandb = "off"  # off | offline | online; a mirror of metrics.jsonl, never the source
     config.tracking.project = "recscale"
+    # What only the user knows, for the bill of a sweep and the resources of a record; 0 = not said.
+    config.tracking.watts_per_device = 0.0
+    config.tracking.usd_per_device_hour = 0.0
+    config.tracking.grid_kg_per_kwh = 0.0
     return config
 
 
@@ -122,17 +127,23 @@ def data_section(config: ConfigDict) -> dict[str, Any]:
 def resolved(config: ConfigDict) -> dict[str, Any]:
     """Plain dictionary of everything that decides a run's numbers, in canonical form.
 
-    Left out: `tracking`, `training.checkpoint_every_s` and `data.root`, which cannot change a result, and random
-    suffixes, sizes of tables and what regularises hidden layers where they are off. A warm-up that was left open is the
-    rows it comes to; it stays open where the data decides how long the run is.
+    Left out: `tracking`, `training.checkpoint_every_s` and `data.root`, which cannot change a result; the mesh and
+    rematerialisation, which change no more than rounding (a run goes on with other devices than it began with); parts
+    of a batch, random suffixes, sizes of tables and what regularises hidden layers where they are off. A warm-up that
+    was left open is the rows it comes to; it stays open where the data decides how long the run is.
     """
-    plain = copy.deepcopy(config.to_dict())
+    plain = config.to_dict()  # a copy, to the leaves
     examples = plain["training"].get("examples")
     if plain["training"].get("warmup_examples", 0) is None and examples:
         plain["training"]["warmup_examples"] = default_warmup(examples)
     plain.pop("tracking", None)
     plain["training"].pop("checkpoint_every_s", None)
     plain["training"].pop("keep_model", None)
+    plain["training"].pop("mesh", None)
+    plain["training"].pop("remat", None)
+    if plain["training"].get("accumulate") == 1:
+        plain["training"].pop("accumulate")
+    plain["training"]["data_parallel"] = False  # a setting of earlier versions, whose runs keep their ids
     if not plain["training"].get("passes"):
         plain["training"].pop("passes", None)
         plain["training"].pop("patience", None)

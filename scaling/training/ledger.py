@@ -9,8 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from recscale.scaling.parallel import mesh_text
+from recscale.scaling.processes import is_first
 from recscale.scaling.records import provenance
 from recscale.scaling.records.plain import checksum, plain
 from recscale.scaling.records.planned import grouped
@@ -37,7 +41,8 @@ from .wandb_mirror import WandbMirror
 class Ledger:
     """Records (`run.json`) and metrics (`metrics.jsonl`) of runs that are trained together.
 
-    A run that is finished stays as it is, also where its group is trained again on the way to another run.
+    A run that is finished stays as it is, also where its group is trained again on the way to another run. Of several
+    processes the first alone writes.
 
     Attributes:
         data: hash of what the source says of its data, from `begin` on.
@@ -48,6 +53,7 @@ class Ledger:
 
     def __init__(self, runs: Sequence[RunSpec]):
         self._runs, self._group = tuple(runs), grouped(run.config for run in runs)
+        self._writes = is_first()
         self._records: dict[Any, dict[str, Any]] = {}
         for run in runs:
             record = read_record(run.run_dir)
@@ -69,8 +75,8 @@ class Ledger:
         """Whether every run is done or has diverged."""
         return all(record.get("status") in FINISHED for record in self.records)
 
-    def begin(self, schedule: GroupSchedule) -> None:
-        """Writes every unfinished run's record with status "running", and opens its mirror.
+    def begin(self, schedule: GroupSchedule, mesh: Mesh | None = None) -> None:
+        """Writes every unfinished run's record with status "running", and opens its mirror. `mesh`: where it trains.
 
         Raises:
             ValueError: the run was begun on other data; names what differs.
@@ -86,14 +92,18 @@ class Ledger:
                     "begun with, or train in a folder of its own"
                 )
             kept = {key: old[key] for key in ("started", "restored_from", "discarded") if key in old}
-            fresh = {**self._group, "started": provenance.now()}
+            fresh = {**self._group, "started": provenance.now(), "placement": _placement(mesh)}
             self._write(run, _record(run, schedule, facts) | fresh | kept)
+            if not self._writes:
+                continue
             self._mirrors[run.run_dir] = WandbMirror(
                 tracking.wandb, tracking.project, run_id(run.config), run.run_dir, resolved(run.config)
             )
 
     def marks(self) -> dict[str, dict[str, Any]]:
         """What the metrics of every unfinished run hold at this moment, for a checkpoint: run id -> lines and hash."""
+        if not self._writes:
+            return {}
         return {run_id(run.config): metrics_mark(run.run_dir) for run in self._open}
 
     def unfit(self, position: dict[str, Any]) -> str | None:
@@ -111,7 +121,7 @@ class Ledger:
     def rewind(self, position: dict[str, Any] | None, discarded: Sequence[dict[str, Any]]) -> None:
         """Drops metrics beyond a checkpoint's position (None: the beginning), and notes what was restored and what
         could not be."""
-        for run in self._open:
+        for run in self._open if self._writes else ():
             lines = 0 if position is None else position["metrics"][run_id(run.config)]["lines"]
             truncate_metrics(run.run_dir, lines)
             self._lines[run.run_dir] = read_metrics(run.run_dir)
@@ -129,6 +139,8 @@ class Ledger:
 
     def append(self, segment: Segment, row: dict[str, Any], per_replica: dict[str, np.ndarray]) -> None:
         """Appends one interval to the metrics of every run it belongs to; values are [P, ...], P replicas."""
+        if not self._writes:
+            return
         for replica, runs in enumerate(self._schedule.members[segment]):
             own = row | {name: value[replica].tolist() for name, value in per_replica.items()}
             for run in runs:
@@ -142,6 +154,7 @@ class Ledger:
         run: RunSpec,
         metrics: dict[str, Any] | None,
         cost: dict[str, Any],
+        used: dict[str, Any],
         kernels: dict[str, Any],
         failed_at: int,
         work: dict[str, Any] | None = None,
@@ -149,13 +162,18 @@ class Ledger:
         """Writes a run's final record, unless it has one: done with metrics, or diverged with the step that was not
         finite.
 
-        kernels: operation -> {implementation that served it: reason}. work: what was done, where that was not
-        fixed before.
+        used: see `run_resources`. kernels: operation -> {implementation that served it: reason}. work: what was done,
+        where that was not fixed before.
         """
-        if run not in self._open:
+        if run not in self._open or not self._writes:
             return
         progressive = progressive_metrics(self._lines[run.run_dir], self._schedule.steps[run.run_dir])
-        record = self._records[run.run_dir] | {"finished": provenance.now(), "cost": cost, "kernels": kernels}
+        record = self._records[run.run_dir] | {
+            "finished": provenance.now(),
+            "cost": cost,
+            "resources": used,
+            "kernels": kernels,
+        }
         record["work"] = record["work"] | (work or {})
         seen, rows = record["work"]["examples"], self._schedule.batch_rows
         record["work"] |= {"examples_seen": min((failed_at + 1) * rows, seen) if failed_at >= 0 else seen}
@@ -169,7 +187,14 @@ class Ledger:
         self._mirrors[run.run_dir].finish(figures)
 
     def _write(self, run: RunSpec, record: dict[str, Any]) -> None:
-        self._records[run.run_dir] = write_record(run.run_dir, record)
+        self._records[run.run_dir] = write_record(run.run_dir, record) if self._writes else record
+
+
+def _placement(mesh: Mesh | None) -> dict[str, Any]:
+    """Over how many devices and processes a run is spread, and how."""
+    if mesh is None:
+        return {"mesh": "", "devices": 1, "processes": 1}
+    return {"mesh": mesh_text(mesh.shape), "devices": mesh.size, "processes": jax.process_count()}
 
 
 def _record(run: RunSpec, schedule: GroupSchedule, facts: dict[str, Any]) -> dict[str, Any]:

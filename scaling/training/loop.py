@@ -17,7 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from recscale.models.inputs import Batch
+from recscale.scaling import parallel
 from recscale.scaling.data import Recordable, Verifiable, make_source
+from recscale.scaling.processes import agreed, is_first
+from recscale.scaling.resources import value_of
 
 from .checkpoints import Checkpoints
 from .clock import Clock
@@ -35,6 +38,7 @@ from .preflight import (
     without_effect,
 )
 from .rows.memory_usage import holdout_usage
+from .run_resources import meter, run_resources, stated_figures
 from .schedule import NEVER, GroupSchedule, Segment
 from .step import TrainState, make_trainer
 
@@ -57,9 +61,10 @@ class Loop:
         assigned: Sequence[str],
     ):
         self.config, t = group.config, group.config.training
-        self.source = make_source(
-            data_section(self.config), requests=t.requests, candidates=t.candidates, cache_dir=cache_dir
-        )
+        mesh = parallel.run_mesh(t.get("mesh", ""), t.requests)
+        host, hosts = parallel.own_share(mesh, t.requests)
+        sizes = {"requests": t.requests, "candidates": t.candidates, "host": host, "hosts": hosts}
+        self.source = make_source(data_section(self.config), cache_dir=cache_dir, **sizes)
         self.group, self.ledger, self.progress = group, ledger, progress
         self.schedule = GroupSchedule(group, self.source)
         refuse_without_effect(without_effect(self.config, self.source, self.schedule.counts, assigned))
@@ -67,21 +72,20 @@ class Loop:
         if isinstance(self.source, Verifiable):
             self.source.verify()
         check_shape(self.config, self.source)
-        self.trainer = make_trainer(self.config, self.source, group.replicas, self.schedule.warmup)
+        self.trainer = make_trainer(self.config, self.source, group.replicas, self.schedule.warmup, mesh)
         # While a branch decays, the trunk waits in memory and in the checkpoint.
         copies = 2 if len(set(self.schedule.steps.values())) > 1 else 1
-        check_room(copies * state_bytes(self.trainer.state_shapes()), group_dir)
+        check_room(copies * state_bytes(self.trainer.state_shapes(), mesh), group_dir)
         source, steps = self.source, max(self.schedule.steps.values())
-        here = self.trainer.mesh is None
-        self.record = source.record(steps) if here and isinstance(source, Recordable) else None
+        self.record = source.record(steps) if mesh is None and isinstance(source, Recordable) else None
         self.checkpoints = Checkpoints(group_dir / "checkpoints")
         rows = self.schedule.batch_rows * len(group.replicas)
         self.clock = Clock(self.schedule.total_steps, rows, self.schedule.train_flops_per_row)
-        self.saved = time.monotonic()
+        self.saved, self.meter = time.monotonic(), meter()
 
     def run(self) -> None:
         segments = self.schedule.segments
-        self.ledger.begin(self.schedule)
+        self.ledger.begin(self.schedule, self.trainer.mesh)
         position, state, trunk, interval = self._restore()
         with jax.transfer_guard("disallow"):
             for index in range(position["segment"], len(segments)):
@@ -133,7 +137,7 @@ class Loop:
     def _enter(self, state: TrainState, segment: Segment) -> TrainState:
         """Points the state's schedule at a segment."""
         decay = (NEVER, 1) if segment.horizon is None else (segment.start, max(segment.steps, 1))
-        start, steps = jax.device_put([np.int32(value) for value in decay], state.step.sharding)
+        start, steps = (parallel.put_everywhere(np.int32(value), state.step.sharding) for value in decay)
         return dataclasses.replace(state, decay_from=start, decay_steps=steps)
 
     def _segment(
@@ -149,7 +153,8 @@ class Loop:
         batches = None if self.source.on_device else self.source.iterate(start)
         every, step, waiting = self.schedule.log_every, start, None
         while step < segment.stop:
-            count = min(every - step % every, segment.stop - step, self._steps_until_due())
+            (until_due,) = agreed(self._steps_until_due())
+            count = min(every - step % every, segment.stop - step, int(until_due))
             state, piece = self._steps(state, count, batches)
             step, interval = step + count, [*interval, piece]
             last, ends = step == segment.stop, step % every == 0
@@ -161,7 +166,7 @@ class Loop:
             waiting = None
             if ends or last:
                 waiting, interval = (step, interval), []
-            due = time.monotonic() - self.saved > self.config.training.checkpoint_every_s
+            (due,) = agreed(time.monotonic() - self.saved > self.config.training.checkpoint_every_s)
             if waiting is not None and (due or last):
                 if not self._log(segment, *waiting):
                     break
@@ -216,7 +221,7 @@ class Loop:
             "interval": stack(interval),
             **self._position(),
         }
-        with self.clock.pause():
+        with self.clock.pause(), jax.transfer_guard("allow"):
             self.checkpoints.save(self._done(index, step), position, state, trunk)
         self.saved = time.monotonic()
 
@@ -241,7 +246,7 @@ class Loop:
         work: per replica what was really done, where that was not fixed before. final: the last state, where `state` is
         the best one.
         """
-        with self.clock.pause(), jax.transfer_guard("allow"):
+        with self.clock.pause(evaluation=True), jax.transfer_guard("allow"):
             logits = self.trainer.holdout_logits(state)
             usage = holdout_usage(
                 self.trainer.holdout_slot_counts(state),
@@ -251,13 +256,23 @@ class Loop:
                 sub_keys=self.trainer.memory_sub_keys,
             )
             failed = jax.device_get(state.failed_at)
+        used = run_resources(
+            self.trainer,
+            state,
+            self.schedule.counts,
+            self.source,
+            self.clock,
+            steps=segment.stop,
+            stated=stated_figures(self.config.tracking),
+            energy_kwh=self.meter.kwh,
+        )
         step_s = self.clock.step_s
         cost = {
             "wall_s": self.clock.wall_s,
             "step_ms": None if step_s is None else 1e3 * step_s,
             "rows_per_s": None if step_s is None else self.schedule.batch_rows / step_s,
             "replicas": len(self.group.replicas),
-            "mfu": None,  # needs a device whose peak is known
+            "mfu": value_of(used, "mfu"),
             "input_wait_share": self.clock.input_wait_share if not self.source.on_device else None,
         }
         asked = tuple(self.config.data.get("metrics", ()))
@@ -267,7 +282,8 @@ class Loop:
             if at < 0 and not np.isfinite(logits[replica]).all():
                 at = segment.stop  # the last update broke it: no batch was left to notice
             with jax.transfer_guard("allow"):  # metrics are computed on the host and compare with host arrays
-                metrics = self.source.evaluate(logits[replica], **further) | usage[replica] if at < 0 else None
+                evaluated = at < 0 and is_first()
+                metrics = self.source.evaluate(logits[replica], **further) | usage[replica] if evaluated else None
             for run in runs:
                 if at < 0 and self.config.training.keep_model:
                     with jax.transfer_guard("allow"):
@@ -275,5 +291,5 @@ class Loop:
                         if final is not None:
                             save_model(run, "best", state, replica)
                 self.ledger.finish(
-                    run, metrics, cost, self.trainer.kernels, at, None if work is None else work[replica]
+                    run, metrics, cost, used, self.trainer.kernels, at, None if work is None else work[replica]
                 )

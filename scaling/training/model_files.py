@@ -22,6 +22,7 @@ from recscale.models.inputs import Schema
 from recscale.models.inputs.tables import EmbeddingTables
 from recscale.scaling.data import make_source
 from recscale.scaling.data.source import Source
+from recscale.scaling.processes import is_first
 from recscale.scaling.records.advice import advised
 from recscale.scaling.records.runs import RECORD, read_record
 
@@ -45,7 +46,8 @@ class Loaded(NamedTuple):
 def save_model(run: RunSpec, name: str, state: TrainState, replica: int) -> None:
     """Writes the arrays of one replica to `model/<name>` in its run's folder, in place of what is there."""
     folder = run.run_dir / FOLDER / name
-    shutil.rmtree(folder, ignore_errors=True)
+    if is_first():
+        shutil.rmtree(folder, ignore_errors=True)
     arrays = {part: jax.tree.map(lambda a: a[replica : replica + 1], getattr(state, part)) for part in _PARTS}
     step = int(state.step)
     checkpoints = Checkpoints(folder)

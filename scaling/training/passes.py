@@ -17,6 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recscale.scaling.parallel import put_everywhere
+from recscale.scaling.processes import agreed
+
 from .loop import Loop
 from .schedule import Segment
 from .step import TrainState
@@ -72,7 +75,7 @@ class PassesLoop(Loop):
     def run(self) -> None:
         t = self.config.training
         self.tracker = Tracker(t.patience, t.passes, t.decay_fraction)
-        self.ledger.begin(self.schedule)
+        self.ledger.begin(self.schedule, self.trainer.mesh)
         position, state, best, interval = self._restore()
         for name, value in position.get("passes", {}).items():
             setattr(self.tracker, name, value)
@@ -109,10 +112,10 @@ class PassesLoop(Loop):
         with self.clock.pause():
             logits = self.trainer.holdout_logits(state)
             losses = [self._loss(logits[replica]) for replica in range(len(self.group.replicas))]
-        self.tracker.losses.append(losses)
+        self.tracker.losses.append(list(agreed(*losses)))
         if best is None:
             return jax.tree.map(jnp.copy, state)
-        improved = jnp.asarray(self.tracker.best == self.tracker.done - 1)
+        improved = put_everywhere(self.tracker.best == self.tracker.done - 1, state.alive.sharding)
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(improved.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from recscale.models.counts import Count
 from recscale.scaling import host_memory
 from recscale.scaling.counting.abstract import forward_program
 from recscale.scaling.data.source import Source
+from recscale.scaling.parallel import check_requests, parse_mesh
 from recscale.scaling.records.advice import advised
 from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.records.overrides import leaves
@@ -65,6 +67,7 @@ _RANGES: dict[str, Test] = {
     "training.decay_fraction": _SHARE,
     "training.log_every_examples": _NOT_NEGATIVE,
     "training.checkpoint_every_s": _NOT_NEGATIVE,
+    "training.accumulate": _COUNT,
 }
 
 # Of any model that has them, by the last part of the key; what depends on the architecture is its own to check.
@@ -105,6 +108,17 @@ def check_settings(config: ConfigDict) -> None:
     batch = config.training.requests * config.training.candidates
     if 0 < config.training.examples < batch:
         wrong.append(f"training.examples is {config.training.examples}, expected at least one batch of {batch} rows")
+    parts = config.training.get("accumulate", 1)
+    if parts > 0 and config.training.requests % parts:
+        wrong.append(
+            f"training.accumulate is {parts}, expected a number that divides training.requests "
+            f"({config.training.requests})"
+        )
+    elif config.training.get("mesh"):
+        try:
+            check_requests(parse_mesh(config.training.mesh), config.training.requests // max(parts, 1))
+        except ValueError as error:
+            wrong.append(f"training.mesh: {error}")
     targets = {name: value for name, value in config.size.items() if value is not None}
     if targets:
         name, value = next(iter(targets.items()))
@@ -166,9 +180,14 @@ def check_places(*folders: Path) -> None:
             )
 
 
-def state_bytes(shapes: Any) -> int:
-    """Bytes of a tree of arrays or shapes."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+def state_bytes(shapes: Any, mesh: Mesh | None = None) -> int:
+    """Bytes of a tree of arrays or shapes; on a mesh those on the devices of this process."""
+    leaves = jax.tree.leaves(shapes)
+    if mesh is None:
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    return len(mesh.local_devices) * sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    )
 
 
 def check_room(needed: int, folder: Path) -> None:

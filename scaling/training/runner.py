@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from recscale.scaling.data.sources import pin_log
+from recscale.scaling.processes import agreed, ending_together, is_first, several, wait_for_all
 from recscale.scaling.records.locks import hold
 
 from .group import Group, RunSpec
@@ -49,7 +50,8 @@ def train_group(
     """Trains runs that differ only in seed, rate and number of examples, as replicas and branches of one program.
 
     Idempotent: finished runs are left alone, a stopped group goes on from its newest checkpoint. A replica whose
-    loss stops being finite is recorded as diverged while the others go on.
+    loss stops being finite is recorded as diverged while the others go on. Of several processes all call; they share
+    `group_dir` and the folders of the runs.
 
     Args:
         runs: configurations and folders. group_dir: holds the checkpoints.
@@ -65,17 +67,22 @@ def train_group(
         Busy: another process trains one of the runs; the message names it.
     """
     group, ledger = Group(runs), Ledger(runs)
-    if ledger.finished:
+    if ledger.finished and not several():
         return ledger.records
     for run in runs:
         check_settings(run.config)
     caches = () if cache_dir is None else (Path(cache_dir),)
     check_places(*(run.run_dir for run in runs), Path(group_dir) / "checkpoints", *caches)
-    with contextlib.ExitStack() as locks:
-        for folder in sorted({run.run_dir for run in runs}):
-            locks.enter_context(hold(folder / "lock", wait_s=_LOCK_WAIT_S))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ending_together())
+        for folder in sorted({run.run_dir for run in runs}) if is_first() else ():
+            stack.enter_context(hold(folder / "lock", wait_s=_LOCK_WAIT_S))
         ledger = Ledger(runs)  # as the last owner of the lock left it
-        if not ledger.finished:
+        (finished,) = agreed(ledger.finished)
+        if not finished:
             kind = PassesLoop if group.config.training.passes else Loop
-            kind(group, ledger, Path(group_dir), progress or (lambda event: None), cache_dir, assigned).run()
-    return ledger.records
+            loop = kind(group, ledger, Path(group_dir), progress or (lambda event: None), cache_dir, assigned)
+            with loop.meter.running():
+                loop.run()
+        wait_for_all("records")
+    return ledger.records if is_first() else Ledger(runs).records

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Float, Num
@@ -37,13 +36,16 @@ from recscale.pallas_kernels.dispatch import recording
 from recscale.pallas_kernels.targets import partitioned
 from recscale.scaling import parallel
 from recscale.scaling.data.source import Recordable, Source
+from recscale.scaling.resources import collective_bytes
 
-from . import optimizers, schedule
-from .config import require_word
+from . import schedule
+from .accumulation import check_parts, in_parts
+from .rematerialisation import check_remat, rematerialise
 from .replicas import finite, map_replicas, per_replica, take_turns
 from .rows import memory_rows, row_updates
 from .rows.memory_state import MemoryValues
 from .rows.memory_usage import slot_counts
+from .step_options import StepOptions, step_options
 
 # Independent random streams of one replica's seed.
 _MODEL_STREAM, _TABLE_STREAM, _DROPOUT_STREAM, _SUFFIX_STREAM = 0, 1, 2, 3
@@ -76,27 +78,6 @@ class TrainState:
     failed_at: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class StepOptions:
-    """Numbers the step is compiled with."""
-
-    optimizer: optax.GradientTransformation
-    embedding_optimizer: row_updates.RowOptimizer
-    embedding_rate: float
-    embedding_eps: float
-    embedding_init_std: float
-    embedding_l2: float
-    warmup: int
-    decay_shape: schedule.DecayShape
-    suffix: tuple[float, float] | None = None
-    values: memory_rows.ValueOptions = memory_rows.ValueOptions()
-
-    def __post_init__(self) -> None:
-        known = get_args(row_updates.RowOptimizer)
-        require_word("training.embedding_optimizer", self.embedding_optimizer, known)
-        require_word("training.decay_shape", self.decay_shape, get_args(schedule.DecayShape))
-
-
 class Trainer:
     """Compiled functions of one group.
 
@@ -127,6 +108,8 @@ class Trainer:
         abstract = nnx.eval_shape(lambda: self._build(nnx.Rngs(0)))
         self._graphdef = nnx.split(abstract)[0]
         self._memory = MemoryValues(abstract, options.values)
+        check_remat(abstract, options.remat, self._memory.rows)
+        check_parts(options.accumulate, self._memory.rows)
         alone = self.mesh is None and not self._memory.present  # values of a memory would be copied for it
         self._one_by_one = alone and take_turns(abstract)
         self._task_weights = tuple(task.weight for task in self.schema.tasks)
@@ -178,7 +161,7 @@ class Trainer:
 
     def fresh_state(self) -> TrainState:
         """The state before the first step; replica p depends on seeds[p] and rates[p] alone."""
-        state = self._init(jnp.asarray(self.seeds, jnp.uint32), jnp.asarray(self.rates, jnp.float32))
+        state = self._init(np.asarray(self.seeds, np.uint32), np.asarray(self.rates, np.float32))
         # Bound to its device like the states that follow: jit compiles anew where some arguments are bound and some
         # are free.
         return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
@@ -204,11 +187,14 @@ class Trainer:
         Returns the new state (the old one is donated) and the metrics of `step`, every one [room, ...]; those beyond
         `count` are zero.
         """
-        return self._steps(state, jax.device_put(np.int32(count)), record, room)
+        return self._steps(state, parallel.put_everywhere(np.int32(count), state.step.sharding), record, room)
 
     def put(self, batch: Batch) -> Batch:
-        """A host batch on the device, or on the mesh with its requests split."""
-        return jax.device_put(batch) if self.mesh is None else shard_batch(batch, self.mesh)
+        """A host batch on the device, or on the mesh with its requests split; of several processes each gives its own
+        share (`parallel.own_share`) or the whole."""
+        if self.mesh is None:
+            return jax.device_put(batch)
+        return parallel.place_batch(batch, self.mesh, self.source.requests)
 
     def holdout_logits(self, state: TrainState) -> Float[np.ndarray, "P batches R C Y"]:
         """Logits of the source's holdout: float32 on the host."""
@@ -233,6 +219,16 @@ class Trainer:
     def memory_sub_keys(self) -> int | None:
         """n of the model's memories, see `MemoryValues.sub_keys`."""
         return self._memory.sub_keys
+
+    @functools.cached_property
+    def communication(self) -> dict[str, int] | None:
+        """{collective: bytes of its operands on a device, a step} of a source on the device, as compiled for the mesh;
+        {} on one device, None where the step takes batches of the host."""
+        if self.mesh is None:
+            return {}
+        if not self.source.on_device:
+            return None
+        return collective_bytes(self._step.lower(self.state_shapes(), None).compile().as_text())
 
     def model_state(self, state: TrainState) -> tuple[Any, ...]:
         """The first replica's model as `nnx.merge` takes it."""
@@ -287,11 +283,13 @@ class Trainer:
         vectors = jax.vmap(gather_touched, in_axes=(0, None), axis_size=state.rate.shape[0])(state.tables, touched)
         varied, constant = self._memory_arguments(state, vectors, batch, touched)
         graded = jax.value_and_grad(self._loss, argnums=(0, 1, 2), has_aux=True)
-        axes = (0, 0, 0, 0, 0, 0, None, None, None)
+        axes = (0, 0, 0, 0, 0, 0, None, None, None, None)
         graded = map_replicas(graded, axes, state.rate.shape[0], self._one_by_one)
-        (loss, aux), (grads, row_grads, value_grads) = graded(
-            state.params, vectors, varied, constant, state.other, state.seed, state.step, batch, touched
-        )
+        models, now = (state.params, vectors, varied, constant), (state.other, state.seed, state.step, batch, touched)
+        if options.accumulate > 1:
+            (loss, aux), (grads, row_grads, value_grads) = in_parts(graded, options.accumulate, models, *now)
+        else:
+            (loss, aux), (grads, row_grads, value_grads) = graded(*models, *now, None)
         other, metrics, reads, pending = aux
         alive = state.alive & jnp.isfinite(loss)
         if pending is not None:
@@ -380,14 +378,15 @@ class Trainer:
 
         return self._memory.probes(state.values, reads_of_one_replica), state.values
 
-    def _loss(self, params, vectors, varied, constant, other, seed, step, batch: Batch, touched):
+    def _loss(self, params, vectors, varied, constant, other, seed, step, batch: Batch, touched, shares=None):
         """Training loss of one replica, and (new other variables, metrics, reads of memory values, what is pending).
 
-        varied, constant: see `_memory_arguments`.
+        varied, constant: see `_memory_arguments`. shares: of a part of a batch, see `in_parts`.
         """
         values = self._memory.state(constant if self._memory.rows else varied)
         # Copied: a model may assign its own variables, which has to happen inside this trace.
         model = nnx.merge(self._graphdef, params, values, other, copy=True)
+        rematerialise(model, self.options.remat)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _DROPOUT_STREAM), step)
         inputs = embed(self.schema, batch, touched_lookup(vectors, touched))
         if self.options.suffix is not None:
@@ -398,7 +397,10 @@ class Trainer:
         with self._memory.recording(model, varied) as reads:
             output = model(inputs, key=key)
         mask = batch.label_mask * batch.valid[..., None]
-        loss, per_task = training_loss(output, batch.labels, mask, self._task_weights)
+        weights = self._task_weights
+        if shares is not None:
+            weights = tuple(weight * share for weight, share in zip(weights, shares, strict=True))
+        loss, per_task = training_loss(output, batch.labels, mask, weights)
         observed = jnp.maximum(jnp.sum(mask, axis=(0, 1)), 1.0)
         metrics = {
             "logloss": per_task,
@@ -433,52 +435,9 @@ def make_trainer(
     mesh: jax.sharding.Mesh | None = None,
 ) -> Trainer:
     """The compiled step functions of a configuration for (seed, rate) replicas, on `mesh` if one is given."""
-    t = config.training
-    if mesh is None and t.data_parallel:
-        if source.requests % jax.local_device_count():
-            raise ValueError(
-                f"training.requests is {source.requests}, not divisible by {jax.local_device_count()} local devices"
-            )
-        mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    options = step_options(t, source.requests * source.candidates, warmup)
+    options = step_options(config.training, source.requests * source.candidates, warmup)
     seeds, rates = zip(*replicas, strict=True)
     return Trainer(config.architecture, config.model, source, seeds, rates, options, mesh)
-
-
-def step_options(t: ConfigDict, batch_rows: int, warmup: int) -> StepOptions:
-    """The numbers a `training` section gives a step of `batch_rows` rows.
-
-    Raises:
-        ValueError: a word that is not known, or settings that contradict each other.
-    """
-    return StepOptions(
-        optimizer=optimizers.dense_optimizer(
-            t.optimizer, b1=t.b1, b2=t.b2, eps=t.eps, weight_decay=t.weight_decay, clip_norm=t.clip_norm
-        ),
-        embedding_optimizer=t.embedding_optimizer,
-        embedding_rate=t.embedding_lr,
-        embedding_eps=t.embedding_eps,
-        embedding_init_std=t.embedding_init_std,
-        embedding_l2=t.embedding_l2,
-        warmup=warmup,
-        decay_shape="cosine" if t.schedule == "cosine" else t.decay_shape,
-        suffix=_suffix(t),
-        values=memory_rows.value_options(t, batch_rows),
-    )
-
-
-def _suffix(training: ConfigDict) -> tuple[float, float] | None:
-    alpha, beta = training.suffix_alpha, training.suffix_beta
-    if (alpha > 0) != (beta > 0) or min(alpha, beta) < 0:
-        raise ValueError(
-            f"training.suffix_alpha is {alpha} and suffix_beta {beta}; set both above 0, or both 0 for off"
-        )
-    return (alpha, beta) if alpha > 0 else None
-
-
-def shard_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
-    """Puts a host batch on a mesh, its requests split."""
-    return jax.device_put(batch, NamedSharding(mesh, parallel.batch_spec(mesh)))
 
 
 def _jit(function: Callable[..., Any], out_shardings: Any, **options: Any) -> Any:

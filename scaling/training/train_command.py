@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,13 +21,34 @@ import click
     help="Data set: folder of an imported log, name, or package.module:attribute.",
 )
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override, e.g. training.lr=1e-3.")
+@click.option(
+    "--mesh", default="", help="Devices that share the run: data=4,fsdp=2; axes data, fsdp, tensor, token, expert."
+)
+@click.option("--coordinator", metavar="HOST:PORT", help="Of process 0, where no scheduler says (Slurm, MPI, TPU do).")
+@click.option("--processes", type=click.IntRange(1), help="Processes that share the run; all start this command.")
+@click.option("--process-id", type=click.IntRange(0), help="Which of them this is, from 0.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record's figures as one JSON object, last.")
-def train(architecture: str, out: Path, root: str, dataset: str, assignments: tuple[str, ...], as_json: bool) -> None:
-    """Train one run of ARCHITECTURE and print its metrics."""
+def train(
+    architecture: str,
+    out: Path,
+    root: str,
+    dataset: str,
+    assignments: tuple[str, ...],
+    mesh: str,
+    as_json: bool,
+    **others: Any,
+) -> None:
+    """Train one run of ARCHITECTURE and print its metrics.
+
+    The run goes on with other devices and processes than it began with.
+    """
     from recscale.scaling.host_memory import keep_freed_memory, restart_with_huge_pages
 
     restart_with_huge_pages()
     keep_freed_memory()  # before anything computes
+    from recscale.scaling.processes import connect, is_first
+
+    connect(**others)
     from recscale.scaling.data.sources import STORED, use_log
     from recscale.scaling.records.overrides import apply, parse
 
@@ -38,10 +61,12 @@ def train(architecture: str, out: Path, root: str, dataset: str, assignments: tu
     config = get_config(architecture, dataset)
     if root:
         use_log(config, root)
-    config = apply(config, parse(config, assignments))
+    config = apply(config, parse(config, assignments) | ({"training.mesh": mesh} if mesh else {}))
     assigned = [text.partition("=")[0].strip() for text in assignments] + (["data.root"] if root else [])
-    with bar(f"{architecture} on {dataset}") as progress:
+    with bar(f"{architecture} on {dataset}") if is_first() else contextlib.nullcontext() as progress:
         record = run(config, out, progress=progress, assigned=assigned)
+    if not is_first():
+        return
     metrics = record.get("metrics") or {}
     for name, value in metrics.items():
         if isinstance(value, int | float):

@@ -24,7 +24,7 @@ class Display:
     `progress` events carry step, total_steps, rows_per_s, flops_per_s and eta_s.
     """
 
-    def start(self, jobs: Sequence[Job], planned: int, workers: int) -> None: ...
+    def start(self, jobs: Sequence[Job], workers: int) -> None: ...
     def started(self, job: Job) -> None: ...
     def progress(self, job: Job, event: dict[str, Any]) -> None: ...
     def done(self, job: Job, statuses: dict[str, str]) -> None: ...
@@ -37,12 +37,12 @@ class Display:
 class Lines(Display):
     """One line when a job ends, and a summary every half minute, on standard error."""
 
-    def start(self, jobs, planned, workers):
+    def start(self, jobs, workers):
         self._meter = Meter(jobs, workers)
         self._last = time.monotonic()
         runs = sum(len(job.rows) for job in jobs)
         workers = min(workers, max(len(jobs), 1))
-        self._say(f"{runs} of {planned} runs to train, in {len(jobs)} jobs on {workers} workers")
+        self._say(f"{runs} runs to train, in {len(jobs)} jobs on {workers} workers")
 
     def started(self, job):
         self._meter.started(job)
@@ -76,7 +76,7 @@ class Lines(Display):
 class Bars(Lines):
     """A bar for each running job and one for the whole launch."""
 
-    def start(self, jobs, planned, workers):
+    def start(self, jobs, workers):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
@@ -89,7 +89,7 @@ class Bars(Lines):
         )
         self._tasks: dict[str, Any] = {}
         self._bars.start()
-        super().start(jobs, planned, workers)
+        super().start(jobs, workers)
         self._overall = self._bars.add_task("all jobs", total=1.0, speed="")
 
     def started(self, job):

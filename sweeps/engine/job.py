@@ -9,11 +9,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recscale.scaling.records.locks import is_held
 from recscale.scaling.records.number_text import byte_text
-from recscale.scaling.records.planned import labels, planned_record
+from recscale.scaling.records.planned import labels, planned_record, read_plan
 from recscale.scaling.records.runs import FINISHED, check_metrics, read_record, write_record
 
-__all__ = ["Job", "check_disk", "count", "labels", "mark_failed", "pending_jobs", "run_statuses"]
+__all__ = [
+    "Job",
+    "check_disk",
+    "count",
+    "job_lease",
+    "job_statuses",
+    "labels",
+    "mark_failed",
+    "pending_jobs",
+    "run_statuses",
+]
 
 
 @dataclasses.dataclass
@@ -40,6 +51,10 @@ class Job:
     def label(self) -> str:
         first = self.rows[0]
         return f"{first['config']['architecture']} {first['counts']['dense_params']:,}"
+
+    @property
+    def mesh(self) -> str:
+        return self.rows[0]["config"]["training"].get("mesh", "")
 
     def log(self, out: Path) -> Path:
         return out / "groups" / self.id / "log.txt"
@@ -78,6 +93,31 @@ def run_statuses(out: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         if record is not None:
             check_metrics(out / "runs" / run, record)
     return {run: "planned" if record is None else record["status"] for run, record in found.items()}
+
+
+def job_statuses(out: Path, jobs: Sequence[str]) -> dict[str, Any]:
+    """What has become of jobs that were handed over, as far as their records and leases say: see `executors.State`."""
+    wanted: dict[str, list[dict[str, Any]]] = {job: [] for job in jobs}
+    for row in read_plan(out):
+        if row["job"] in wanted:
+            wanted[row["job"]].append(row)
+    found = run_statuses(out, [row for rows in wanted.values() for row in rows])
+    return {job: _state(out, job, {found[row["run_id"]] for row in rows}) for job, rows in wanted.items()}
+
+
+def job_lease(out: Path, job: str) -> Path:
+    """The file whose lease the process that trains a job holds."""
+    return out / "groups" / job / "lock"
+
+
+def _state(out: Path, job: str, statuses: set[str]) -> str:
+    if statuses <= set(FINISHED):
+        return "done"
+    if is_held(job_lease(out, job)):
+        return "running"
+    if "failed" in statuses:
+        return "failed"
+    return "requeued" if "running" in statuses else "queued"
 
 
 def count(statuses: Iterable[str]) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 Launching is idempotent. Finished runs are skipped, stopped ones resume, and killing anything at any moment loses no
 more than the time since the last checkpoint: workers die with the launcher, and the kernel releases its locks.
-A job whose worker dies is tried once more; then its unfinished runs are recorded as failed and the others go on. One
-that raises an error is not tried again: it would raise the same.
+A job whose worker dies, or gives no sign of life any more, is tried once more; then its unfinished runs are recorded
+as failed and the others go on. One that raises an error is not tried again: it would raise the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,16 +27,22 @@ from recscale.scaling.records.runs import FINISHED
 
 from . import machine, worker
 from .display import Display, for_terminal
-from .executors import Outcome
-from .job import Job, check_disk, mark_failed, pending_jobs
-from .locks import only_launcher
-from .plan import read_plan, run_config
+from .executors import Executor, Launch, Outcome
+from .job import Job, check_disk, mark_failed
+from .resources import Resources
+from .submission import carry_out
 
 # A death may be the machine's doing (memory, a signal); twice the same is the job's own.
 ATTEMPTS = 2
 
 # Seconds a worker gets to leave after SIGTERM.
 _GRACE_S = 5.0
+
+# A worker with a job is hung after so many seconds without a beat, or of beats without computing or progress.
+_SILENT_S, _IDLE_S = 60.0, 600.0
+
+# Seconds of computing that count as such: beating takes a little.
+_LEAST_CPU_S = 0.1
 
 
 @dataclasses.dataclass
@@ -47,6 +53,20 @@ class _Worker:
     slot: int
     job: Job | None = None
     buffer: bytes = b""
+    heard: float = 0.0  # when it last said anything
+    moved: float = 0.0  # when its job last got on
+    cpu_s: float = 0.0
+    hung: str | None = None  # why it was taken for hung and killed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """Where a worker computes: on a core, on cores of its own choice (a mesh), or on an accelerator."""
+
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    core: int | None = None
+    accelerator: bool = False
+    devices: int = 1
 
 
 def launch(
@@ -60,59 +80,50 @@ def launch(
     trainer: str = worker.TRAINER,
     display: Display | None = None,
 ) -> Outcome:
-    """Trains every unfinished run of a plan and returns what became of them: the executor `local`.
+    """Trains every unfinished run of a plan on this machine: `carry_out` with the executor `local`, for scripts.
 
     Args:
-        out: the sweep's folder. plan: its rows; default what `out/plan.jsonl` holds.
-        workers: worker processes; default one a core (one an accelerator where there are any).
-        memory_gb: memory the predicted peaks of the running jobs may sum to; default most of what is free.
-        overrides: `key=value` settings that cannot change a result (data.root, tracking), laid over every run.
-        options: of executors that have any; none are taken here.
-        trainer: `module:function` called as `train_group`.
-        display: where progress goes; default the terminal.
-
-    Raises:
-        Busy: another launcher holds the folder.
-        FileNotFoundError: there is no plan.
-        PlanError: the plan is another version's. OverrideError: a setting that would change the runs.
-        ValueError: there are options, or the disk has no room for the checkpoints.
+        out: the sweep's folder. plan: its rows; default what `out/plan.jsonl` holds. The rest: see `Launch`.
     """
-    out = Path(out)
-    if options:
-        raise ValueError(f"the local executor takes no options, found {', '.join(options)}")
-    rows = read_plan(out) if plan is None else plan
-    if rows:
-        run_config(rows[0], overrides)  # what does not fit is told here, once, and not by every worker
-    with only_launcher(out):
-        began = time.monotonic()
-        pool = _Pool(out, rows, workers, memory_gb, trainer, overrides, display or for_terminal())
+    asked = Launch(Path(out), tuple(overrides), tuple(options), workers, memory_gb, trainer, display)
+    return carry_out(asked, "local", plan)
+
+
+class Local(Executor):
+    """This machine's worker pool. Jobs that name a mesh get as many accelerators, or forced CPU devices, each."""
+
+    def __init__(self, launch: Launch):
+        super().__init__(launch)
+        if launch.options:
+            raise ValueError(f"the local executor takes no options, found {', '.join(launch.options)}")
+        self._jobs: list[Job] = []
+
+    def submit(self, jobs: Sequence[Job], resources: Resources) -> list[str]:
+        self._jobs += jobs
+        return [job.id for job in jobs]
+
+    def wait(self, handles: Mapping[str, str], told: Callable[[str], None] = lambda text: None) -> bool:
+        pool = _Pool(self.launch, sorted(self._jobs, key=lambda job: -job.seconds))
         with _signals(pool):
             pool.run()
-        return Outcome.of(out, rows, time.monotonic() - began, interrupted=pool.stopping)
+        return pool.stopping
 
 
 class _Pool:
     """The workers, the jobs they hold and the events they send."""
 
-    def __init__(
-        self,
-        out: Path,
-        rows: Sequence[dict[str, Any]],
-        workers: int | None,
-        memory_gb: float | None,
-        trainer: str,
-        overrides: Sequence[str],
-        display: Display,
-    ):
-        self.out, self.trainer, self.overrides, self.display = out, trainer, overrides, display
-        self.waiting = pending_jobs(out, rows)
-        self.slots = _slots(workers)
+    def __init__(self, launch: Launch, jobs: list[Job]):
+        self.out, self.trainer, self.overrides = launch.out, launch.trainer, launch.overrides
+        self.display = launch.display or for_terminal()
+        self.waiting = jobs
+        rows = [row for job in jobs for row in job.rows]
+        self.slots = _slots(launch.workers, worker.mesh_devices(rows, launch.overrides))
         free = machine.MEMORY_SHARE * machine.free_memory_bytes()
-        self.memory = free if memory_gb is None else round(1e9 * memory_gb)
+        self.memory = free if launch.memory_gb is None else round(1e9 * launch.memory_gb)
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
         self.stopping = False
-        display.start(self.waiting, len(rows), len(self.slots))
+        self.display.start(self.waiting, len(self.slots))
 
     def run(self) -> None:
         try:
@@ -122,6 +133,7 @@ class _Pool:
                 self._assign()
                 for key, _ in self.selector.select(timeout=0.2):
                     self._read(key.data)
+                self._kill_hung()
                 self.display.refresh()
         finally:
             self._stop_workers()
@@ -149,6 +161,7 @@ class _Pool:
             self.waiting.remove(job)
             idle.job = job
             job.attempts += 1
+            idle.heard = idle.moved = time.monotonic()
             try:
                 idle.stdin.write(f"{job.id}\n".encode())
                 idle.stdin.flush()
@@ -157,10 +170,11 @@ class _Pool:
 
     def _start_worker(self) -> _Worker:
         slot = min(set(range(len(self.slots))) - {w.slot for w in self.workers})
-        core, extra = self.slots[slot]
+        place = self.slots[slot]
         command = [sys.executable, "-m", "recscale.sweeps.engine.worker", str(self.out), "--trainer", self.trainer]
         command += ["--parent", str(os.getpid())]
-        command += [] if core is None else ["--core", str(core)]
+        command += ["--accelerator"] if place.accelerator else ["--devices", str(place.devices)]
+        command += [] if place.core is None else ["--core", str(place.core)]
         command += [part for text in self.overrides for part in ("--set", text)]
         log = _worker_log(self.out, slot)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +184,10 @@ class _Pool:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=os.environ | worker.environment(core) | huge_page_environment() | extra,
+                env=os.environ
+                | worker.environment(place.accelerator, place.devices)
+                | huge_page_environment()
+                | place.environment,
                 start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
             )
         assert process.stdin is not None and process.stdout is not None  # both are pipes
@@ -193,11 +210,16 @@ class _Pool:
 
     def _event(self, source: _Worker, event: dict[str, Any]) -> None:
         kind, job = event.pop("event"), source.job
+        source.heard = now = time.monotonic()
         if kind == "ready" or job is None or event.pop("job") != job.id:
             return
-        if kind == "started":
+        if kind == "beat":
+            if event["cpu_s"] > source.cpu_s + _LEAST_CPU_S:
+                source.cpu_s, source.moved = event["cpu_s"], now
+        elif kind == "started":
             self.display.started(job)
         elif kind == "progress":
+            source.moved = now
             self.display.progress(job, event)
         elif kind == "failed":
             source.job = None
@@ -214,6 +236,19 @@ class _Pool:
             else:
                 self.display.done(job, event["runs"])
 
+    def _kill_hung(self) -> None:
+        """Kills workers whose job gives no sign of life, or does not get on: a disk that is gone, a stopped process."""
+        now = time.monotonic()
+        for each in self.workers:
+            if each.job is None or each.hung:
+                continue
+            if now - each.heard > _SILENT_S:
+                each.hung = f"it said nothing for {now - each.heard:.0f} s"
+            elif now - each.moved > _IDLE_S:
+                each.hung = f"it computed nothing for {now - each.moved:.0f} s"
+            if each.hung:
+                each.process.kill()
+
     def _worker_ended(self, ended: _Worker) -> None:
         """A worker's output closed: it is dead or dying. Its job, if it had one, has lost an attempt."""
         self.selector.unregister(ended.stdout)
@@ -223,7 +258,8 @@ class _Pool:
         code = ended.process.wait()
         if ended.job is not None:
             log = _worker_log(self.out, ended.slot)
-            self._attempt_failed(ended.job, f"the worker process died ({_ending(code)}; its own messages: {log})")
+            what = f"hung and was killed ({ended.hung}" if ended.hung else f"died ({_ending(code)}"
+            self._attempt_failed(ended.job, f"the worker process {what}; its own messages: {log})")
 
     def _attempt_failed(self, job: Job, reason: str, *, again: bool = True) -> None:
         if self.stopping:
@@ -264,16 +300,31 @@ class _Pool:
         self.selector.close()
 
 
-def _slots(workers: int | None) -> list[tuple[int | None, dict[str, str]]]:
-    """(core, extra environment) of every worker: a core each, or an accelerator each where there are any."""
-    devices = machine.accelerators()
-    if devices:
-        count = workers or len(devices)
-        sharing = -(-count // len(devices))
+def _slots(workers: int | None, devices: int = 1) -> list[_Slot]:
+    """Where each worker computes: a core each, or an accelerator each where there are any; of jobs on a mesh so many
+    accelerators, or a process of so many forced CPU devices.
+
+    Raises:
+        ValueError: this machine has fewer accelerators than a mesh takes.
+    """
+    found = machine.accelerators()
+    if found and devices > 1:
+        if devices > len(found) and found != [{}]:  # a process takes all TPU chips, however many there are
+            raise ValueError(f"training.mesh takes {devices} devices, this machine has {len(found)} accelerators")
+        groups = [found[i : i + devices] for i in range(0, len(found) - devices + 1, devices)] or [found]
+        joined = [
+            {name: ",".join(one[name] for one in group) for name in group[0]} for group in groups[: workers or None]
+        ]
+        return [_Slot(environment, accelerator=True, devices=devices) for environment in joined]
+    if found:
+        count = workers or len(found)
+        sharing = -(-count // len(found))
         part = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.3f}"} if sharing > 1 else {}
-        return [(None, devices[i % len(devices)] | part) for i in range(count)]
+        return [_Slot(found[i % len(found)] | part, accelerator=True) for i in range(count)]
     cores = machine.cores()
-    return [(cores[i % len(cores)], {}) for i in range(workers or len(cores))]
+    if devices > 1:
+        return [_Slot(devices=devices) for _ in range(workers or max(len(cores) // devices, 1))]
+    return [_Slot(core=cores[i % len(cores)]) for i in range(workers or len(cores))]
 
 
 def _worker_log(out: Path, slot: int) -> Path:

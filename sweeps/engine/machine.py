@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 from recscale.scaling.host_memory import free_bytes as free_memory_bytes
+from recscale.scaling.processes import has_tpu
 from recscale.scaling.records.provenance import cores
 
 __all__ = ["accelerators", "core_flops", "cores", "free_memory_bytes"]
@@ -46,7 +47,7 @@ def accelerators() -> list[dict[str, str]]:
     has no plugin for what is there."""
     if os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
         return []
-    if importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+    if has_tpu():
         return [{}]
     if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
         return []

@@ -50,7 +50,7 @@ from recscale.scaling.training.preflight import (
     without_effect,
 )
 from recscale.scaling.training.schedule import run_examples, run_steps, train_flops_per_row, warmup_steps
-from recscale.scaling.training.step import step_options
+from recscale.scaling.training.step_options import step_options
 
 from . import machine, predict
 from .brought import brought, make_importable
@@ -58,13 +58,19 @@ from .combinators import split_notes
 
 __all__ = ["append_stage", "make_plan", "read_plan", "read_sweep", "run_config", "write_plan", "write_sweep"]
 
-# Settings that cannot change a result: not part of a run's identity, free to differ between two launches of one plan.
+# Settings that change no result beyond rounding: not part of a run's identity, free to differ between two launches of
+# one plan.
 FREE_KEYS = (
     "data.root",
     "tracking.wandb",
     "tracking.project",
+    "tracking.watts_per_device",
+    "tracking.usd_per_device_hour",
+    "tracking.grid_kg_per_kwh",
     "training.checkpoint_every_s",
     "training.keep_model",
+    "training.mesh",
+    "training.remat",
 )
 
 

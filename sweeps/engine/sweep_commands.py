@@ -17,7 +17,7 @@ import click
 from recscale.scaling.records.advice import advised
 
 if TYPE_CHECKING:
-    from .executors import Executor, Outcome
+    from .executors import Outcome
 
 _OUT = click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the sweep; default runs/<name of the file>."
@@ -34,21 +34,26 @@ _EXTEND = click.option("--extend", is_flag=True, help="Add a different sweep's r
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on the last line of standard output.")
 _WORKERS = click.option("--workers", type=click.IntRange(1), help="Worker processes; default one a core.")
 _MEMORY = click.option("--memory-gb", type=float, help="Memory the running jobs may use; default 80 % of what is free.")
-_BACKEND = click.option(
+_EXECUTOR = click.option(
+    "--executor",
     "--backend",
     default="local",
     show_default=True,
     metavar="NAME",
-    help="What runs the jobs: local, slurm, one of another distribution, or package.module:function.",
+    help="What runs the jobs: local, slurm, ray, command, one of another distribution, or package.module:class.",
 )
-_SLURM = click.option(
-    "--slurm",
+_EXECUTOR_OPTION = click.option(
+    "--executor-option",
     "--backend-option",
+    "--slurm",
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Option of the backend; submitit's for slurm, e.g. slurm_partition=gpu.",
+    help="Option of the executor; submitit's for slurm, e.g. slurm_partition=gpu.",
 )
+_WAIT = click.option("--wait", is_flag=True, help="Stay until jobs that were handed to a scheduler are through.")
+_GPUS = click.option("--gpus-per-run", type=click.IntRange(0), default=0, help="GPUs of a job; 0 trains on CPU cores.")
+_NODE = click.option("--gpus-per-node", type=click.IntRange(1), help="GPUs of a machine; a job of more has several.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +80,20 @@ class _Running:
 
     workers: int | None
     memory_gb: float | None
-    backend: str
+    executor: str
     options: tuple[str, ...]
+    wait: bool
+    gpus_per_run: int
+    gpus_per_node: int | None
 
-    def executor(self) -> Executor:
-        from .executors import executor
+    def check(self) -> None:
+        """Raises BadParameter where there is no such executor: before anything is planned."""
+        from .executors import executor_class
 
         try:
-            return executor(self.backend)
+            executor_class(self.executor)
         except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--backend") from error
+            raise click.BadParameter(str(error), param_hint="--executor") from error
 
 
 def _options(bundle: type, name: str, *options: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,25 +111,29 @@ def _options(bundle: type, name: str, *options: Callable[..., Any]) -> Callable[
 
 
 _PLANNING = _options(_Planning, "planning", _OUT, _DATA, _SET, _EXTEND)
-_RUNNING = _options(_Running, "running", _WORKERS, _MEMORY, _BACKEND, _SLURM)
+_RUNNING = _options(_Running, "running", _WORKERS, _MEMORY, _EXECUTOR, _EXECUTOR_OPTION, _WAIT, _GPUS, _NODE)
 
 
 @click.command()
 @click.argument("file")
 @_PLANNING
+@click.option("--device-flops", type=float, help="FLOP/s of training that one accelerator reaches, for device-hours.")
 @_JSON
-def plan(file: str, planning: _Planning, as_json: bool) -> None:
+def plan(file: str, planning: _Planning, device_flops: float | None, as_json: bool) -> None:
     """Resolve every run of a sweep FILE: a table of counts, FLOPs, predicted memory and time. Nothing is launched.
 
-    Says which of the laws' gates these runs cannot pass, whatever comes of them.
+    Says what all of it will take (with --set tracking.watts_per_device=..., usd_per_device_hour and grid_kg_per_kwh
+    energy, cost and CO2 as well), and which of the laws' gates these runs cannot pass, whatever comes of them.
     """
     out, rows, new = _plan(file, planning)
     from recscale.scaling.laws.planning.foresee import foreseen
     from recscale.scaling.report.views import AXES
 
-    from .tables import plan_table, planned_table
+    from .tables import bill, bill_line, plan_table, planned_table
 
     click.echo(plan_table(rows))
+    due = bill(rows, device_flops)
+    click.echo(bill_line(due))
     warned = foreseen(planned_table(rows), AXES)
     for line in warned:
         click.echo(f"foreseen: {line}")
@@ -129,7 +142,7 @@ def plan(file: str, planning: _Planning, as_json: bool) -> None:
     )
     if as_json:
         told = {"out": str(out), "runs": len(rows), "new": new, "job_seconds": _job_seconds(rows)}
-        _json(told | {"foreseen": warned})
+        _json(told | {"bill": due, "foreseen": warned})
 
 
 @click.command()
@@ -143,7 +156,7 @@ def launch(target: str, planning: _Planning, running: _Running, as_json: bool) -
 
     from .plan import FREE_KEYS, is_free
 
-    run = running.executor()
+    running.check()
     with _errors():
         if any((Path(target) / name).exists() for name in (PLAN, SWEEP)):
             fixed = [text for text in planning.assignments if not is_free(text)]
@@ -155,9 +168,8 @@ def launch(target: str, planning: _Planning, running: _Running, as_json: bool) -
             out = Path(target)
         else:
             out, _, _ = _plan(target, planning)
-        outcome = _run(out, run, running, planning.free)
-    if _handed_over(out, outcome, as_json):
-        return
+        outcome = _run(out, running, planning.free)
+    _tell_handed_over(out, outcome, as_json)
     click.echo(_outcome_line(out, outcome))
     if as_json:
         _json({"out": str(out), "statuses": outcome.statuses, "wall_s": outcome.wall_s})
@@ -182,6 +194,16 @@ def status(out: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def cancel(out: Path) -> None:
+    """Take the jobs of OUT that were handed to a scheduler from its queue; `recscale launch` submits them again."""
+    from .submission import cancel_jobs
+
+    cancelled = cancel_jobs(out)
+    click.echo(f"{len(cancelled)} jobs cancelled")
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @_JSON
 def collect(out: Path, as_json: bool) -> None:
     """Write the run table of OUT (runs.parquet), one row a run, whatever became of it."""
@@ -189,8 +211,9 @@ def collect(out: Path, as_json: bool) -> None:
     from recscale.scaling.records.runs import collect as collect_runs
 
     from .job import count
+    from .tables import waiting_runs
 
-    table = collect_runs(out)
+    table = collect_runs(out, waiting_runs(out))
     counts = count(list(table["status"]))
     click.echo(f"{out / TABLE}: {len(table)} runs, {', '.join(f'{count} {name}' for name, count in counts.items())}")
     if as_json:
@@ -216,19 +239,20 @@ def sweep(file: str, planning: _Planning, running: _Running, no_report: bool, as
     from recscale.scaling.records.runs import collect as collect_runs
 
     began = time.monotonic()
-    run = running.executor()
+    running.check()
     with _errors():
         out, rows, _ = _plan(file, planning)
         click.echo(f"{len(rows)} runs planned, about {_job_seconds(rows):.0f} core-seconds (estimated)", err=True)
-        outcome = _run(out, run, running, planning.free)
-        if _handed_over(out, outcome, as_json):
-            return
+        outcome = _run(out, running, planning.free)
+        _tell_handed_over(out, outcome, as_json)
         if outcome.interrupted:
             click.echo(_outcome_line(out, outcome))
             _leave(outcome)
         table = collect_runs(out)
         click.echo(_outcome_line(out, outcome))
         click.echo(f"run table: {out / TABLE}")
+        if outcome.unfinished:
+            click.echo(f"the table is PARTIAL: {outcome.unfinished} of its {len(table)} runs have no result")
         report = {} if no_report else _report(out)
     if as_json:
         result = {"out": str(out), "runs": len(table), "statuses": outcome.statuses}
@@ -267,28 +291,29 @@ def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]
     return out, rows, new
 
 
-def _run(out: Path, run: Executor, asked: _Running, overrides: tuple[str, ...]) -> Outcome:
-    from .plan import read_plan
+def _run(out: Path, asked: _Running, overrides: tuple[str, ...]) -> Outcome:
+    from .executors import Launch
+    from .submission import carry_out
 
-    plan = read_plan(out)
-    return run(
-        out,
-        plan,
-        workers=asked.workers,
-        memory_gb=asked.memory_gb,
-        overrides=overrides,
-        options=asked.options,
+    return carry_out(
+        Launch(out, overrides, asked.options, asked.workers, asked.memory_gb),
+        asked.executor,
+        wait=asked.wait,
+        gpus_per_run=asked.gpus_per_run,
+        gpus_per_node=asked.gpus_per_node,
+        told=lambda line: click.echo(line, err=True),
     )
 
 
-def _handed_over(out: Path, outcome: Outcome, as_json: bool) -> bool:
-    """Whether the jobs were given to a scheduler that goes on by itself; says so."""
+def _tell_handed_over(out: Path, outcome: Outcome, as_json: bool) -> None:
+    """Ends the command where jobs were given to a scheduler that goes on by itself: code 1 until all are through."""
     if outcome.submitted is None:
-        return False
+        return
     click.echo(f"{len(outcome.submitted)} jobs submitted; follow them with {advised('recscale', 'status', out)}")
     if as_json:
-        _json({"out": str(out), "submitted": outcome.submitted})
-    return True
+        _json({"out": str(out), "submitted": outcome.submitted, "statuses": outcome.statuses})
+    _leave(outcome)
+    sys.exit(0)
 
 
 def _report(out: Path) -> dict[str, Any]:
@@ -318,14 +343,16 @@ def _outcome_line(out: Path, outcome: Outcome) -> str:
         return f"stopped: {line}; go on with {advised('recscale', 'launch', out)}"
     if outcome.failed:
         return f"{line}; the reasons of the failed runs: {advised('recscale', 'status', out)}"
+    if outcome.unfinished:
+        return f"{line}; go on with {advised('recscale', 'launch', out)}"
     return line
 
 
 def _leave(outcome: Outcome) -> None:
-    """Exit code 130 after an interruption, 1 if a run failed."""
+    """Exit code 130 after an interruption, 1 while a planned run has no result."""
     if outcome.interrupted:
         sys.exit(130)
-    if outcome.failed:
+    if outcome.unfinished:
         sys.exit(1)
 
 
@@ -340,7 +367,7 @@ def _json(value: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """A condition of this machine, no fault: an optional dependency that is missing."""
-    from .slurm import MissingExtra
+    from .executors import MissingExtra
 
     try:
         yield

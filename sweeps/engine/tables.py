@@ -9,10 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from recscale.scaling.records.runs import check_metrics, read_metrics, read_record, run_row
+from recscale.scaling.records.planned import read_plan
+from recscale.scaling.records.runs import FINISHED, check_metrics, read_metrics, read_record, run_row
+from recscale.scaling.resources import energy_and_money, figure
+from recscale.scaling.training.run_resources import stated_figures
 
+from .executors import ACTIVE
 from .locks import has_launcher
-from .plan import read_plan
+from .submission import job_states
 
 
 def plan_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -41,6 +45,37 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> str:
     return render(lines)
 
 
+def bill(rows: Sequence[dict[str, Any]], device_flops: float | None = None) -> dict[str, dict[str, Any]]:
+    """What a plan will take in all, as predicted: core-hours, or device-hours where somebody says what a device
+    reaches, and the energy and cost of these hours, where the plan's `tracking` section says watts and prices.
+
+    Args:
+        device_flops: FLOP/s of training that one accelerator reaches.
+    """
+    jobs = {row["job"]: row["predicted"] for row in rows}
+    flops = sum(row["predicted"]["train_flops"] for row in rows)
+    cores = sum(job["job_seconds"] for job in jobs.values()) / 3600
+    devices = None if device_flops is None else flops / device_flops / 3600
+    examples = sum(row["predicted"]["examples"] for row in rows)
+    money = energy_and_money(
+        cores if devices is None else devices, examples, stated_figures(rows[0]["config"].get("tracking", {}))
+    )
+    return {
+        "train_flops": figure(flops, "FLOP", "counted"),
+        "core_hours": figure(cores, "h", "estimated"),
+        "device_hours": figure(devices, "h", "estimated"),
+        **money,
+    }
+
+
+def bill_line(found: dict[str, dict[str, Any]]) -> str:
+    """A bill in one line; what is absent is left out."""
+    words = {"train_flops": "training FLOPs", "core_hours": "core-hours", "device_hours": "device-hours",
+             "energy_kwh": "kWh", "co2e_kg": "kg CO2e", "cost_usd": "$"}  # fmt: skip
+    parts = [f"{found[name]['value']:.3g} {word}" for name, word in words.items() if found[name]["value"] is not None]
+    return f"bill (estimated but for FLOPs): {', '.join(parts)}"
+
+
 def planned_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A plan in the columns of a run table; what only training tells is null."""
     told = [
@@ -54,18 +89,22 @@ def planned_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def run_states(out: Path | str) -> list[dict[str, Any]]:
     """One dictionary per planned run: state, size, share trained, newest logloss, reasons.
 
-    A run recorded as running is "stopped" when no launcher works on the folder.
+    Of a run whose job was handed to a scheduler the state is what that says: queued, running, requeued, or lost. One
+    recorded as running is "stopped" when nothing was handed over and no launcher works on the folder.
     """
-    out = Path(out)
-    busy = has_launcher(out)
-    states = []
+    out, states = Path(out), []
+    busy, handed_over = has_launcher(out), job_states(out)
     for row in read_plan(out):
         folder = out / "runs" / row["run_id"]
         record = read_record(folder) or {"status": "planned"}
         check_metrics(folder, record)
         metrics = read_metrics(folder)
         final = record.get("metrics") or {}
-        state = "stopped" if record["status"] == "running" and not busy else record["status"]
+        state = record["status"]
+        if state not in FINISHED and row["job"] in handed_over:
+            state = handed_over[row["job"]]
+        elif state == "running" and not busy:
+            state = "stopped"
         examples = metrics[-1].get("examples", 0) if metrics else 0
         states.append(
             {
@@ -82,6 +121,12 @@ def run_states(out: Path | str) -> list[dict[str, Any]]:
             }
         )
     return states
+
+
+def waiting_runs(out: Path | str) -> list[str]:
+    """Ids of the runs that a scheduler is still to train."""
+    states = job_states(Path(out))
+    return [row["run_id"] for row in read_plan(out) if states.get(row["job"]) in ACTIVE] if states else []
 
 
 def status_table(states: Sequence[dict[str, Any]]) -> str:

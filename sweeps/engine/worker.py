@@ -1,12 +1,14 @@
 """A worker process: trains one job after the other, on one thread, and reports in JSON lines.
 
-    python -m recscale.sweeps.engine.worker OUT [--core N] [--parent PID] [--trainer MODULE:FUNCTION] [--set K=V ...]
+    python -m recscale.sweeps.engine.worker OUT [--accelerator | --core N] [--devices N] [--parent PID]
+                                                [--trainer MODULE:FUNCTION] [--set K=V ...]
 
 Standard input carries job ids, one a line; the end of input ends the worker at once, whatever it is doing (training is
 resumable at any instant, so nothing is lost). Standard output carries one JSON event a line:
 
     {"event": "ready"}
     {"event": "started" | "progress" | "done" | "failed" | "held" by another process, "job": id, ...}
+    {"event": "beat", "job": id, "cpu_s": seconds this process has computed}    every few seconds of a job
 
 Everything else a job prints goes to `groups/<job>/log.txt`. The number of threads is fixed *before* jax is imported, so
 results do not depend on how many workers there are or on the machine's core count.
@@ -20,8 +22,10 @@ import faulthandler
 import importlib
 import importlib.util
 import json
+import math
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -34,18 +38,24 @@ from typing import Any
 import click
 
 from recscale.scaling.host_memory import keep_freed_memory
-from recscale.scaling.records.locks import hold
+from recscale.scaling.processes import connect, is_first, scheduled
+from recscale.scaling.records.locks import EXPIRES_S, hold
+from recscale.scaling.records.planned import read_plan
 
 from . import machine
-from .job import labels, mark_failed
+from .job import job_lease, labels, mark_failed
 
 TRAINER = "recscale.scaling.training:train_group"
 
 # Seconds between two progress events of a job.
 _EVENT_EVERY_S = 0.25
 
-# A predecessor killed a moment ago may still be dying; after this long somebody else really holds the job.
-_LOCK_WAIT_S = 20.0
+# Seconds between two signs of life.
+_BEAT_S = 5.0
+
+# A predecessor killed a moment ago may still be dying, one on another machine until its lease expires; after this long
+# somebody else really holds the job.
+_LOCK_WAIT_S, _REMOTE_WAIT_S = 20.0, 1.5 * EXPIRES_S
 
 _PR_SET_PDEATHSIG = 1
 
@@ -56,8 +66,9 @@ def train_job(
     trainer: Callable[..., list[dict[str, Any]]],
     progress: Callable[[dict[str, Any]], None],
     overrides: Sequence[str] = (),
+    wait_s: float = _LOCK_WAIT_S,
 ) -> list[dict[str, Any]]:
-    """Trains the runs of one planned job and returns their records.
+    """Trains the runs of one planned job and returns their records; waits so long for another process to let it go.
 
     Raises:
         Busy: another process holds the job.
@@ -74,23 +85,38 @@ def train_job(
         RunSpec(config=run_config(row, overrides), run_dir=out / "runs" / row["run_id"], labels=labels(row))
         for row in rows
     ]
-    folder = out / "groups" / job
-    with hold(folder / "lock", wait_s=_LOCK_WAIT_S):
-        return trainer(specs, folder, progress=progress, cache_dir=out / "cache")
+    lease = job_lease(out, job)
+    with hold(lease, wait_s=wait_s) if is_first() else contextlib.nullcontext():
+        return trainer(specs, lease.parent, progress=progress, cache_dir=out / "cache")
 
 
 def run_job(out: str, job: str, overrides: Sequence[str] = (), trainer: str = TRAINER) -> dict[str, str]:
-    """One planned job in a process of its own (a Slurm job); returns {run id: status}. One thread unless there is an
-    accelerator."""
-    settle(None if machine.accelerators() else machine.cores()[0])
+    """One planned job in this process, which has not imported jax, or has run another job before; {run id: status}.
+
+    One thread unless there is an accelerator or a mesh, on whatever core a scheduler gives: several jobs of a node see
+    the same cores and would all take the first. Processes that a scheduler started together train it together.
+    """
+    rows = _planned(Path(out), job)
+    if "jax" not in sys.modules:
+        settle(bool(machine.accelerators()), devices=mesh_devices(rows, overrides) // scheduled())
+        connect()
     try:
-        records = train_job(Path(out), job, resolve(trainer), lambda progress: None, overrides)
+        records = train_job(Path(out), job, resolve(trainer), lambda progress: None, overrides, _REMOTE_WAIT_S)
     except BlockingIOError:
         raise  # somebody else is training these runs: they have not failed
     except Exception as error:
-        mark_failed(Path(out), _planned(Path(out), job), [f"{type(error).__name__}: {error}"])
+        mark_failed(Path(out), rows, [f"{type(error).__name__}: {error}"])
         raise
+    finally:
+        _forget_programs()
     return {record["run_id"]: record["status"] for record in records}
+
+
+def mesh_devices(rows: Sequence[dict[str, Any]], overrides: Sequence[str]) -> int:
+    """Devices that the mesh of planned rows, or of the launch, takes; 1 without a mesh."""
+    asked = [text.partition("=")[2] for text in overrides if text.startswith("training.mesh=")]
+    asked = asked or [row["config"]["training"].get("mesh", "") for row in rows]
+    return max((math.prod(map(int, re.findall(r"\d+", text))) for text in asked), default=1)
 
 
 def resolve(trainer: str) -> Callable[..., list[dict[str, Any]]]:
@@ -107,39 +133,55 @@ def resolve(trainer: str) -> Callable[..., list[dict[str, Any]]]:
     return getattr(module, name)
 
 
-def environment(core: int | None) -> dict[str, str]:
-    """Variables a worker must be started with: one thread for XLA and BLAS. No core (an accelerator): nothing."""
-    if core is None:
+def environment(accelerator: bool, devices: int = 1) -> dict[str, str]:
+    """Variables a worker must be started with: one thread for XLA and BLAS, and as many CPU devices as a mesh takes.
+    Nothing where an accelerator computes."""
+    if accelerator:
         return {}
-    flags = os.environ.get("XLA_FLAGS", "")
-    return machine.ONE_THREAD | {"XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false".strip()}
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false"]
+    flags += [f"--xla_force_host_platform_device_count={devices}"] if devices > 1 else []
+    return machine.ONE_THREAD | {"XLA_FLAGS": " ".join(flags).strip()}
 
 
-def settle(core: int | None) -> None:
-    """Fixes this process's threads and how it keeps memory; call before anything imports jax."""
+def settle(accelerator: bool, core: int | None = None, devices: int = 1) -> None:
+    """Fixes this process's threads, its core if one is given, and how it keeps memory; call before anything imports
+    jax."""
     if "jax" in sys.modules:
         raise RuntimeError("jax was imported before the worker fixed its threads")
     keep_freed_memory()
-    os.environ.update(environment(core))
+    os.environ.update(environment(accelerator, devices))
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
 
 
 @click.command(help=__doc__)
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option("--accelerator", is_flag=True)
 @click.option("--core", type=int)
+@click.option("--devices", type=int, default=1)
 @click.option("--parent", type=int)
 @click.option("--trainer", default=TRAINER)
 @click.option("--set", "overrides", multiple=True)
-def main(out: Path, core: int | None, parent: int | None, trainer: str, overrides: tuple[str, ...]) -> None:
-    settle(core)
-    _die_with(parent)
+def main(
+    out: Path,
+    accelerator: bool,
+    core: int | None,
+    devices: int,
+    parent: int | None,
+    trainer: str,
+    overrides: tuple[str, ...],
+) -> None:
+    settle(accelerator, core, devices)
+    die_with(parent)
     events = _Events()
     jobs: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     events.send(event="ready")
     while True:
-        _run_job(out, jobs.get(), trainer, overrides, events)
+        job = jobs.get()
+        events.job = job
+        _run_job(out, job, trainer, overrides, events)
+        events.job = None
 
 
 def _run_job(out: Path, job: str, trainer: str, overrides: tuple[str, ...], events: _Events) -> None:
@@ -163,12 +205,21 @@ class _Events:
     """The event stream: standard output, taken away from everything else that prints."""
 
     def __init__(self):
-        self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        self._stream, self._one = os.fdopen(os.dup(1), "w", encoding="utf-8"), threading.Lock()
+        self.job: str | None = None
         os.dup2(2, 1)
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def send(self, **event: Any) -> None:
-        self._stream.write(json.dumps(event) + "\n")
-        self._stream.flush()
+        with self._one:
+            self._stream.write(json.dumps(event) + "\n")
+            self._stream.flush()
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(_BEAT_S)
+            if self.job is not None:
+                self.send(event="beat", job=self.job, cpu_s=time.process_time())
 
     @contextlib.contextmanager
     def into(self, log: Path) -> Iterator[None]:
@@ -204,10 +255,15 @@ class _Throttle:
 
 
 def _planned(out: Path, job: str) -> list[dict[str, Any]]:
-    """The plan's rows of a job."""
-    from .plan import read_plan
+    """The plan's rows of a job.
 
-    return [row for row in read_plan(out) if row["job"] == job]
+    Raises:
+        ValueError: it has none.
+    """
+    rows = [row for row in read_plan(out) if row["job"] == job]
+    if not rows:
+        raise ValueError(f"the plan in {out} has no job {job!r}; `recscale status {out}` lists them")
+    return rows
 
 
 def _listen(jobs: queue.Queue[str]) -> None:
@@ -217,7 +273,7 @@ def _listen(jobs: queue.Queue[str]) -> None:
     os._exit(0)
 
 
-def _die_with(parent: int | None) -> None:
+def die_with(parent: int | None) -> None:
     """Asks the kernel to kill this process when its parent dies, and checks that it has not already."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the launcher, which stops its workers
     if parent is None:

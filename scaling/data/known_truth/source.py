@@ -224,10 +224,10 @@ class KnownTruthSource:
 
 
 def known_truth(asked: SourceRequest) -> KnownTruthSource:
-    """The data set `known_truth` of a run.
+    """The data set `known_truth` of a run. Of several hosts each draws, inside the step, what its devices train on.
 
     Raises:
-        ValueError: passes, an order or several hosts asked of an endless stream, or a wrong configuration of the log.
+        ValueError: passes or an order asked of an endless stream, or a wrong configuration of the log.
     """
     config = asked.config
     if config.passes != 1 or config.order != "time":
@@ -235,8 +235,6 @@ def known_truth(asked: SourceRequest) -> KnownTruthSource:
             f"{config.name} is an endless stream: order is {config.order!r} and passes {config.passes}, "
             "expected 'time' and 1"
         )
-    if asked.hosts != 1:
-        raise ValueError(f"{config.name} is generated inside the step, sharded by the mesh; hosts must be 1")
     return KnownTruthSource(
         config.preset or DEFAULT_PRESET,
         requests=asked.requests,

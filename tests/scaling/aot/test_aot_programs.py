@@ -5,6 +5,7 @@ What the TPU compiler makes of the programs is tested where it is installed, and
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -200,7 +201,13 @@ def test_large_presets_share_their_state():
 
 @pytest.mark.parametrize(
     "state, said",
-    [(20 * 2**30, "state and gradients alone are 21 GiB"), (2**30, "activations take more than the rest")],
+    [
+        (
+            20 * 2**30,
+            "state and gradients alone are 21 GiB, the largest array is .params with 20 GiB: they fit on --mesh fsdp=8",
+        ),
+        (2**30, "activations take more than the rest"),
+    ],
 )
 def test_a_step_without_room_says_which_limit_it_hit(toy, state, said):
     def build(devices):
@@ -209,13 +216,23 @@ def test_a_step_without_room_says_which_limit_it_hit(toy, state, said):
 
         return jax.jit(fail), ()
 
-    memory = {"state_bytes": state, "batch_bytes": 1, "gradient_bytes": 2**30}
-    step = program.Program(
-        "train_step", "large", "", "", "", 1, build, memory=lambda args: memory, facts={"rows_per_step": 1}
-    )
+    memory = {"state_bytes": state, "batch_bytes": 1, "gradient_bytes": 2**30, "largest_array": ".params with 20 GiB"}
+    more = {"memory": lambda args: memory, "facts": {"rows_per_step": 1}, "fitting": lambda room: "fsdp=8"}
+    step = program.Program("train_step", "large", "", "", "", 1, build, **more)
     (row,) = program.compile_all(lambda target: [step], V5E)
     assert row["status"] == "failed" and "the limit is 16 GiB of tpu-v5e" in row["reason"] and said in row["reason"]
     assert f"state {state // 2**30} GiB" in outcomes.line(row)
+
+
+@pytest.mark.slow
+def test_a_mesh_is_found_for_a_state_that_one_device_cannot_hold():
+    step = train_steps.train_step_program("tokenmixer_large_7b", axes={"data": 1}, rows=8192)
+    found = step.fitting(V5E.hbm_bytes)
+    assert found.startswith("fsdp=") and step.fitting(2**50) == "fsdp=2"
+    ways = math.prod(int(part.partition("=")[2]) for part in found.split(","))
+    # Parameters, two moments and the gradient, four bytes each: as few devices as hold them.
+    needed = 16 * 7e9 / (0.8 * V5E.hbm_bytes)
+    assert needed / 2 < ways < 4 * needed
 
 
 def test_kernels_leave_a_split_program_to_xla():

@@ -11,6 +11,7 @@ SCRIPT = """
 import json, sys
 import jax, numpy as np
 from recscale.scaling.data import make_source
+from recscale.scaling.parallel import run_mesh
 from recscale.scaling.training import get_config
 from recscale.scaling.training.step import make_trainer
 
@@ -24,9 +25,9 @@ for parallel in (False, True):
     config.data.overrides = world
     config.model.update(dict(width=16, hidden=32, layers=1) | model)
     config.training.requests = 64
-    config.training.data_parallel = parallel
     source = make_source(config.data.to_dict(), requests=64, candidates=1)
-    trainer = make_trainer(config, source, [(0, 3e-3), (1, 1e-3)], warmup=1)
+    mesh = run_mesh("data=8", 64) if parallel else None
+    trainer = make_trainer(config, source, [(0, 3e-3), (1, 1e-3)], warmup=1, mesh=mesh)
     state = trainer.fresh_state()
     with jax.transfer_guard("disallow"):
         for _ in range(3):

@@ -1,6 +1,6 @@
 """A trainer for the launcher's tests: it counts to `STEPS` instead of learning, and misbehaves when told to.
 
-`out/fake.json` maps a job (or "*") to {"step_s", "crashes", "errors", "diverge"}. Every start leaves a line in
+`out/fake.json` maps a job (or "*") to {"step_s", "crashes", "errors", "hangs", "diverge"}. Every start leaves a line in
 `out/starts.jsonl` with its process id and what the process looked like; progress survives a kill in `step.txt`.
 """
 
@@ -38,6 +38,8 @@ def train_group(specs, group_dir, *, progress, cache_dir):
     print("noise on standard error", file=sys.stderr, flush=True)
     if len(starts) < orders.get("errors", 0):
         raise ValueError(f"told to fail in {job}")
+    if len(starts) < orders.get("hangs", 0):
+        os.kill(os.getpid(), signal.SIGSTOP)
     position = Path(group_dir) / "step.txt"
     first = int(position.read_text()) if position.exists() else 0
     for spec in specs:

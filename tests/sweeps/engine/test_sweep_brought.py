@@ -8,7 +8,7 @@ import pytest
 from recscale.scaling.cli import main
 from recscale.scaling.records.runs import read_record
 from recscale.sweeps.engine import brought
-from recscale.sweeps.engine.executors import EXECUTORS, executor
+from recscale.sweeps.engine.executors import EXECUTORS, Launch, executor_class
 from recscale.sweeps.engine.launch import launch
 from recscale.sweeps.engine.loading import load
 from recscale.sweeps.engine.plan import make_plan, read_plan, write_plan
@@ -30,16 +30,14 @@ def get_sweep():
 
 EXECUTOR = """
 from recscale.scaling.records.runs import write_record
-from recscale.sweeps.engine.executors import Outcome
-from recscale.sweeps.engine.job import pending_jobs
-from recscale.sweeps.engine.locks import only_launcher
-asked = []
-def run(out, plan, *, workers, memory_gb, overrides, options):
-    with only_launcher(out):
-        for job in pending_jobs(out, plan):
+from recscale.sweeps.engine.executors import Executor
+class Immediate(Executor):
+    def submit(self, jobs, resources):
+        for job in jobs:
             for row in job.rows:
-                write_record(out / "runs" / row["run_id"], {"status": "done", "reasons": list(options)})
-        return Outcome.of(out, plan, 1.5)
+                record = {"status": "done", "reasons": [*self.launch.options]}
+                write_record(self.launch.out / "runs" / row["run_id"], record)
+        return [job.id for job in jobs]
 """
 
 
@@ -68,10 +66,10 @@ def folder(tmp_path, monkeypatch):
 def test_an_executor_by_address_runs_a_sweep(capsys, folder, tmp_path):
     (folder / "executor_of_outside.py").write_text(EXECUTOR)
     sys.path.insert(0, str(folder))
-    options = ["--backend", "executor_of_outside:run", "--backend-option", "queue=night", "--json"]
+    options = ["--backend", "executor_of_outside:Immediate", "--backend-option", "queue=night", "--json"]
     out = tmp_path / "out"
     printed = call(capsys, "launch", folder / "widths v2.py", "--out", out, *options)
-    assert json.loads(printed.out.splitlines()[-1]) == {"out": str(out), "statuses": {"done": 2}, "wall_s": 1.5}
+    assert json.loads(printed.out.splitlines()[-1])["statuses"] == {"done": 2}
     assert "queue=night" in call(capsys, "status", out).out
     printed = call(capsys, "sweep", folder / "widths v2.py", "--out", out, "--no-report", *options)
     assert json.loads(printed.out.splitlines()[-1])["statuses"] == {"done": 2}
@@ -80,9 +78,9 @@ def test_an_executor_by_address_runs_a_sweep(capsys, folder, tmp_path):
 def test_a_misspelt_executor_is_answered_before_anything_is_planned(capsys, folder, tmp_path):
     printed = call(capsys, "launch", folder / "widths v2.py", "--out", tmp_path / "out", "--backend", "slrum", code=2)
     assert "there is no executor 'slrum'; did you mean 'slurm'?" in printed.err and not (tmp_path / "out").exists()
-    assert all(callable(executor(name)) for name in EXECUTORS)
+    assert all(callable(executor_class(name)) for name in EXECUTORS)
     with pytest.raises(ValueError, match="takes no options, found a=1"):
-        executor("local")(tmp_path, [], workers=1, memory_gb=None, overrides=(), options=["a=1"])
+        executor_class("local")(Launch(tmp_path, options=("a=1",)))
 
 
 def test_a_helper_beside_the_sweep_file_is_imported(folder):

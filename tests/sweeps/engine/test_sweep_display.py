@@ -41,7 +41,7 @@ def test_time_left_is_predicted_then_measured(clock):
 
 def test_lines_say_what_happened(clock, capsys):
     jobs, lines = [job("a", 10.0), job("b", 10.0)], display.Lines()
-    lines.start(jobs, planned=6, workers=4)
+    lines.start(jobs, workers=4)
     lines.started(jobs[0])
     lines.refresh()
     clock.value += 31.0
@@ -53,7 +53,7 @@ def test_lines_say_what_happened(clock, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines() == [
-        "4 of 6 runs to train, in 2 jobs on 2 workers",
+        "4 runs to train, in 2 jobs on 2 workers",
         "running 0% done, about 10 s left",
         "done    toy a: 2 runs, 1 diverged in 31 s  [50% done, about 31 s left]",
         "retry   toy b: it broke",

@@ -14,6 +14,7 @@ import pytest
 from recscale.scaling.records.planned import write_rows
 from recscale.scaling.records.runs import read_metrics, read_record, write_record
 from recscale.scaling.training import get_config, group_id, run_id, shape_id
+from recscale.sweeps.engine import launch as launching
 from recscale.sweeps.engine import machine, worker
 from recscale.sweeps.engine.display import Display
 from recscale.sweeps.engine.launch import launch
@@ -140,6 +141,34 @@ def test_crashes_errors_and_divergence_stay_with_their_own_job(planned, tmp_path
     assert sorted(start["job"] for start in starts(tmp_path)[len(tried) :]) == sorted([crashing, erring])
 
 
+def test_a_hung_worker_is_noticed_and_its_job_tried_again(planned, tmp_path, monkeypatch):
+    (job,), _ = planned(jobs=1, seeds=1)
+    (tmp_path / "fake.json").write_text(json.dumps({job: {"hangs": 1}}))
+    monkeypatch.setattr(launching, "_SILENT_S", 8.0)
+    assert launch(tmp_path, trainer=TRAINER, workers=1).statuses == {"done": 1}
+    attempt = json.loads((tmp_path / "groups" / job / "attempts.jsonl").read_text())
+    assert "hung and was killed (it said nothing for" in attempt["reason"]
+
+
+def test_jobs_on_a_mesh_get_the_devices_it_takes(monkeypatch):
+    assert (
+        worker.mesh_devices([{"config": {"training": {"mesh": "data=4,expert=2"}}}, {"config": {"training": {}}}], ())
+        == 8
+    )
+    assert worker.mesh_devices([{"config": {"training": {"mesh": "data=4"}}}], ("training.mesh=2x2",)) == 4
+    assert worker.mesh_devices([{"config": {"training": {"mesh": ""}}}], ()) == 1
+    assert "device_count=8" in worker.environment(False, 8)["XLA_FLAGS"] and worker.environment(True, 8) == {}
+    monkeypatch.setattr(machine, "accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": str(i)} for i in range(4)])
+    found = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in launching._slots(None, 2)]
+    assert found == ["0,1", "2,3"]
+    with pytest.raises(ValueError, match="training.mesh takes 8 devices, this machine has 4 accelerators"):
+        launching._slots(None, 8)
+    monkeypatch.setattr(machine, "accelerators", list)
+    monkeypatch.setattr(machine, "cores", lambda: [0, 1, 2, 3])
+    assert [(slot.core, slot.devices) for slot in launching._slots(None, 2)] == [(None, 2)] * 2
+    assert [slot.core for slot in launching._slots(None)] == [0, 1, 2, 3]
+
+
 def test_a_trainer_that_is_not_there_is_named(planned, tmp_path):
     planned(jobs=1)
     outcome = launch(tmp_path, trainer="recscale.nowhere:train_group", workers=1)
@@ -182,8 +211,7 @@ def test_a_job_that_another_process_trains_is_left_to_it(planned, tmp_path, monk
     (job,), rows = planned(jobs=1, seeds=1)
     folder = tmp_path / "runs" / rows[0]["run_id"]
     write_record(folder, {"status": "running", "reasons": []})
-    monkeypatch.setattr(worker, "settle", lambda core: None)
-    monkeypatch.setattr(worker, "_LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(worker, "_REMOTE_WAIT_S", 0.0)
     with hold(tmp_path / "groups" / job / "lock"), pytest.raises(BlockingIOError, match="held by another"):
         worker.run_job(str(tmp_path), job, (), TRAINER)
     assert read_record(folder)["status"] == "running"

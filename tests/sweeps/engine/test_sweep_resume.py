@@ -36,7 +36,7 @@ def get_sweep():
 """
 
 # Wall time and the speeds derived from it are the only things a kill may change.
-TIMES = ["wall_s", "step_ms", "rows_per_s", "mfu", "input_wait_share"]
+TIMES = ["wall_s", "step_ms", "rows_per_s", "mfu", "input_wait_share", "device_hours", "peak_host_bytes"]
 
 
 def _command(file, out):

@@ -8,7 +8,7 @@ import pytest
 
 from recscale.models.inputs.tables import Touched
 from recscale.scaling.training.rows.row_updates import init_slots, update_rows
-from recscale.scaling.training.step import StepOptions
+from recscale.scaling.training.step_options import StepOptions
 
 V, W = 50, 4
 
