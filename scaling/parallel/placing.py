@@ -71,8 +71,8 @@ def place_batch(batch: Any, mesh: Mesh, requests: int) -> Any:
         array = np.asarray(array)
         first = 0 if len(array) == requests else host * (requests // hosts)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            rows = index[0]
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            rows = index[0] if index else slice(None)
             return array[(rows.start or 0) - first : (requests if rows.stop is None else rows.stop) - first]
 
         return jax.make_array_from_callback((requests, *array.shape[1:]), sharding, part)

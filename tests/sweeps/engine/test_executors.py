@@ -75,7 +75,7 @@ def test_what_cannot_be_is_said_before_anything_is_planned(call, sweep_file, tmp
     out = tmp_path / "out"
     call("plan", sweep_file, "--out", out)
     assert "not key=value" in call("launch", out, "--executor", "slurm", "--slurm", "partition", code=1).err
-    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "submitit.auto.auto", None)
     monkeypatch.setitem(sys.modules, "ray", None)
     for name in ("slurm", "ray"):
         said = call("launch", out, "--executor", name, code=1)
