@@ -9,7 +9,6 @@ Outputs are written without timestamps or machine names, so a diff shows what ch
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 NOTEBOOKS = ("quickstart", "any_table", "reuse_a_module")
-TABLE, TRUTH = HERE / "runs" / "quickstart.parquet", HERE / "runs" / "quickstart_truth.json"
+TABLE = HERE / "runs" / "quickstart.parquet"
 TIMEOUT_S = 600
 
 
@@ -42,13 +41,9 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 def take_over(sweep: Path) -> None:
-    """Copies a sweep's run table, and what its records know about the truth, to notebooks/runs."""
-    from recscale.scaling.report import truth
-
-    table = pd.read_parquet(sweep / "runs.parquet")
+    """Copies a sweep's run table to notebooks/runs."""
     TABLE.parent.mkdir(exist_ok=True)
-    table.to_parquet(TABLE, index=False)
-    TRUTH.write_text(json.dumps(truth.find(table, sweep).as_dict(), indent=1) + "\n", encoding="utf-8")
+    pd.read_parquet(sweep / "runs.parquet").to_parquet(TABLE, index=False)
 
 
 def main() -> None:
