@@ -16,6 +16,7 @@ from typing import Any
 
 import duckdb
 
+from recscale.scaling.data.stored_log.packed import PackedLog
 from recscale.scaling.records.provenance import cores
 
 ROWS = 10_000_000
@@ -48,19 +49,19 @@ def measure_import(*, rows: int = ROWS, memory_mb: int = 2_000) -> dict[str, Any
         out = Path(folder) / "packed"
         words = ["data", "import", str(schema), "--out", str(out), "--memory", f"{memory_mb}MB"]
         start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "recscale.scaling.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        command = [sys.executable, "-c", "from recscale.scaling.cli import main; main()", *words]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, status, used = os.wait4(process.pid, 0)
         wall_s = time.perf_counter() - start
         if os.waitstatus_to_exitcode(status):
             raise RuntimeError(f"recscale {' '.join(words)} ended with code {os.waitstatus_to_exitcode(status)}")
+        log = PackedLog(out)
         packed = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         read = sum(path.stat().st_size for path in schema.parent.glob("*.parquet"))
     peak, cpu_s = used.ru_maxrss * 1024, used.ru_utime + used.ru_stime
     speed, beyond = rows / wall_s, peak - memory_mb * 1_000_000
     return {
-        "rows": rows,
+        "rows": len(log),
         "columns": 30,
         "cores": len(cores()),
         "wall_s": wall_s,

@@ -148,9 +148,8 @@ MOMENTS = (
 @pytest.mark.parametrize("written", MOMENTS)
 def test_a_killed_import_ends_with_the_same_bytes(shop, log, tmp_path, written):
     words = ["data", "import", str(shop), "--out", str(tmp_path / "packed")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recscale.scaling.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-c", "from recscale.scaling.cli import main; main()", *words]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not (tmp_path / "packed.importing" / written).exists() and process.poll() is None:
         time.sleep(0.001)
     process.kill()
