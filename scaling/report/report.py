@@ -117,7 +117,7 @@ def _table(out: Path) -> pd.DataFrame:
     """The run table of a folder."""
     if not out.is_dir():
         raise FileNotFoundError(f"there is no folder {out}; name the --out folder of a sweep")
-    return read_table(out)
+    return views.with_rows_of_a_pass(read_table(out))
 
 
 def _truth(given: Truth | Mapping[str, Any] | None, table: pd.DataFrame, out: Path) -> Truth:

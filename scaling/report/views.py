@@ -36,7 +36,7 @@ _INDEPENDENT = ("dense_params", "examples", "history_length", "memory_slots")
 _OWN_RUNS = "group_id"
 _FACTS = {
     "size_counts": "every trained parameter outside embedding tables and memories",
-    "data_counts": "rows consumed in training; unique_examples and epochs beside it",
+    "data_counts": "rows consumed in training, or those of one pass where validation ends the passes; epochs beside it",
     "flop_convention": "2 per multiply-add of the matrix products, forward and backward, nothing recomputed",
     "shape_choice": "nearest hardware-friendly shape to a target, or as the sweep file says",
     "smoothing": "none: metrics of one fixed holdout after the last step",
@@ -74,6 +74,15 @@ def make_views(
             f"form {shape.id} has {len(shape.slots)} axes; a view takes a law of one axis (power_offset, ...)"
         )
     return [_view(table, shape.id, column, target, hold_out_largest, options) for column in chosen]
+
+
+def with_rows_of_a_pass(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the rows of one pass as `examples` of runs whose passes validation ended: how many those were is a
+    finding of each run and no axis of the sweep; `epochs` says it."""
+    if not {"protocol", "examples", "unique_examples"} <= set(table.columns):
+        return table
+    counts = table["examples"].where(table["protocol"] != "passes", table["unique_examples"])
+    return table.assign(examples=counts)
 
 
 def scored(view: View, **options: Any) -> View:

@@ -70,6 +70,16 @@ def test_the_largest_size_is_fitted_only_if_asked(make_runs):
     assert kept.series[0].prediction() is None
 
 
+def test_passes_that_validation_ends_are_no_axis(make_runs):
+    table = make_runs(seeds=2, diverged=False)
+    epochs = 1 + table["seed"].rank(method="dense").astype(int)
+    table = table.assign(protocol="passes", unique_examples=1_000, examples=1_000 * epochs, epochs=epochs)
+    counted, _ = roles(table, axes=["dense_params"])
+    assert "other examples" in counted["rankmixer"]
+    counted, view = roles(views.with_rows_of_a_pass(table), axes=["dense_params"])
+    assert set(counted["rankmixer"]) == {"fitted", "held out"} and f"{amount(1000.0)} training examples" in view.series[0].slice
+
+
 def test_a_freely_varying_second_axis_is_held_fixed(make_runs):
     table = make_runs(examples=(1e5, 1e6), data_term=(0.006, 0.3), seeds=1, diverged=False)
     counted, view = roles(table, axes=["dense_params"])
