@@ -105,6 +105,7 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
         config.data.preset = ""
         config.data.order = "shuffle"
         t.examples, t.passes, t.warmup_examples = 0, MOST_PASSES, 0
+        t.lr, t.embedding_l2 = 1e-3, 3e-5  # rows come back: what one pass profits from is learnt by heart in two
 
     config.tracking = ConfigDict()
     config.tracking.wandb = "off"  # off | offline | online; a mirror of metrics.jsonl, never the source

@@ -252,6 +252,16 @@ def test_the_logistic_regression_reaches_its_figures(ml100k):
 
 
 @pytest.mark.slow
+def test_the_default_run_beats_the_logistic_regression(ml100k, tmp_path):
+    """`recscale train dcnv2 --dataset DIR --out RUN` with nothing else set."""
+    config = get_config("dcnv2", "stored")
+    config.data.root = str(ml100k.folder)
+    record = train(config, tmp_path)
+    print(record["metrics"]["logloss"], record["metrics"]["auc"], record["metrics"]["gauc"], record["work"]["epochs"])
+    assert record["metrics"]["logloss"] < fit_references(ml100k)[IDS]["logloss"]
+
+
+@pytest.mark.slow
 def test_one_pass_of_a_small_model_is_below_the_constant(ml100k, tmp_path):
     """Plumbing from file to metrics, not a trend: one pass ends below .70, a model that learned nothing is at .7126."""
     config = get_config("rankmixer", "stored")
