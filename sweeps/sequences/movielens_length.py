@@ -11,9 +11,9 @@ Not run yet at this size: no figure of it has been committed.
 
 from ml_collections import ConfigDict
 
+from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import Sweep, architectures, by_dense_params, by_history_length, chain, product, seeds
 from recscale.sweeps.base import power_law
-from recscale.sweeps.movielens import get_config as movielens
 from recscale.sweeps.sequences.length_ladder import SETTINGS
 
 LENGTHS = [3, 6, 12, 24, 50, 100]
@@ -21,7 +21,12 @@ SIZE = 6e4
 
 
 def get_config() -> ConfigDict:
-    return movielens("din+rankmixer")
+    config = base_config("din+rankmixer", "stored")
+    config.training.requests = 256
+    config.training.passes = 0  # one pass in the log's order, every row of it
+    config.data.order = "time"
+    config.training.warmup_examples = None
+    return config
 
 
 def get_sweep() -> Sweep:
