@@ -77,7 +77,8 @@ def test_passes_that_validation_ends_are_no_axis(make_runs):
     counted, _ = roles(table, axes=["dense_params"])
     assert "other examples" in counted["rankmixer"]
     counted, view = roles(views.with_rows_of_a_pass(table), axes=["dense_params"])
-    assert set(counted["rankmixer"]) == {"fitted", "held out"} and f"{amount(1000.0)} training examples" in view.series[0].slice
+    assert set(counted["rankmixer"]) == {"fitted", "held out"}
+    assert f"{amount(1000.0)} training examples" in view.series[0].slice
 
 
 def test_a_freely_varying_second_axis_is_held_fixed(make_runs):
