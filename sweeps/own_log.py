@@ -4,7 +4,7 @@
     recscale sweep own_log --data shop --out runs/shop
 
 Measured 2026-11-30 on the made-up shop (`recscale data shop`, 200,000 rows), one core of an AMD EPYC shared with other
-work, jax 0.10.2, at a rate of 3e-3 and without L2: 30 runs in 450 s. No law: the loss does not fall with size there (.351
+work, jax 0.10.2, at a rate of 3e-3 and without L2: 30 runs in 450 s. No law: the loss does not fall with size (.351
 to .356, best after one to three passes), and the report refuses every exponent.
 """
 
