@@ -34,6 +34,8 @@ import click
 import pandas as pd
 
 from recscale.scaling import cli
+from recscale.scaling.bench.made_up_shop import write_shop
+from recscale.scaling.data.importing.importer import import_log
 from recscale.scaling.data.known_truth import card
 from recscale.scaling.records.planned import PLAN, SWEEP
 from recscale.scaling.records.runs import METRICS, RECORD, TABLE, read_record, write_record
@@ -48,14 +50,16 @@ _SETTINGS = (
     "training.warmup_examples=128", "training.log_every_examples=320", "training.checkpoint_every_s=0",
 )  # fmt: skip
 
-# What of a run is damaged; patterns, see `Scene`.
-_RUN_FILES = {
-    "finished": (RECORD, METRICS, "model/*/*/manifest.json", "model/*/*/arrays/**/d/*"),
-    "stopped": (
-        RECORD, METRICS, "cache/*card*.json", "cache/*.npz", "checkpoints/*/manifest.json",
-        "checkpoints/*/arrays/**/d/*",
-    ),
-}  # fmt: skip
+_PASSES = ("training.requests=128", "training.passes=2", "training.patience=1")
+
+# What of a run is damaged; patterns, see `Scene`. "passes" is a finished run of several passes over an imported log.
+_MODEL = ("model/*/*/manifest.json", "model/*/*/arrays/**/d/*")
+_CHECKPOINT = ("checkpoints/*/manifest.json", "checkpoints/*/arrays/**/d/*")
+RUN_FILES = {
+    "finished": (RECORD, METRICS, *_MODEL),
+    "stopped": (RECORD, METRICS, "cache/*card*.json", "cache/*.npz", *_CHECKPOINT),
+    "passes": (RECORD, METRICS, "model/best/*/manifest.json"),
+}
 
 # Two branches of one trunk and two seeds: a checkpoint holds replicas and a waiting trunk, beside finished runs.
 _SWEEP = """
@@ -178,18 +182,18 @@ def figures(folder: Path, printed: str = "") -> dict[str, Any]:
     return lines | {RECORD: json.loads((folder / RECORD).read_text())["metrics"]}
 
 
-def run_scenes(folder: Path) -> list[Scene]:
-    """A run that is finished and one that was stopped, below a folder."""
-    settings = [part for text in _SETTINGS for part in ("--set", text)]
-    made = []
-    for name, files in _RUN_FILES.items():
-        out = folder / f"run {name}"
-        commands = (("train", "dlrm_mlp", "--out", str(out), *settings), ("evaluate", str(out)))
-        expected = figures(out, _must(run(*commands)))
-        if name == "stopped":
-            _stop_in_the_middle(out)
-        made.append(Scene(name, out, files, commands, expected))
-    return made
+def run_scene(folder: Path, name: str) -> Scene:
+    """A run that is finished or was stopped, one of `RUN_FILES`, below a folder."""
+    out, data, settings = folder / f"run {name}", (), _SETTINGS
+    if name == "passes":
+        log = import_log(write_shop(folder / "shop", 2_000, users=40), folder / "log")
+        data, settings = ("--dataset", str(log.folder)), _PASSES
+    asked = [part for text in settings for part in ("--set", text)]
+    commands = (("train", "dlrm_mlp", *data, "--out", str(out), *asked), ("evaluate", str(out)))
+    expected = figures(out, _must(run(*commands)))
+    if name == "stopped":
+        _stop_in_the_middle(out)
+    return Scene(name, out, RUN_FILES[name], commands, expected)
 
 
 def sweep_scene(folder: Path) -> Scene:
@@ -311,7 +315,7 @@ def measure_reliability(*, kills: int = 20, seed: int = 0) -> dict[str, Any]:
     """Runs the corruption matrix and so many kills, shows them, and returns them as JSON-able figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = matrix([*run_scenes(folder), sweep_scene(folder)])
+        rows = matrix([*(run_scene(folder, name) for name in RUN_FILES), sweep_scene(folder)])
         show(rows)
         file, whole = write_sweep_file(folder, 38_400), folder / "whole"
         finish(file, whole)

@@ -30,6 +30,7 @@ from .intervals import Piece, fetch, stack, summarise, unstack
 from .ledger import Ledger
 from .model_files import save_model
 from .preflight import (
+    batch_bytes,
     check_holdout,
     check_room,
     check_shape,
@@ -75,7 +76,8 @@ class Loop:
         self.trainer = make_trainer(self.config, self.source, group.replicas, self.schedule.warmup, mesh)
         # While a branch decays, the trunk waits in memory and in the checkpoint.
         copies = 2 if len(set(self.schedule.steps.values())) > 1 else 1
-        check_room(copies * state_bytes(self.trainer.state_shapes(), mesh), group_dir)
+        needed = copies * state_bytes(self.trainer.state_shapes(), mesh)
+        check_room(needed, group_dir, batch_bytes(self.source) // hosts)
         source, steps = self.source, max(self.schedule.steps.values())
         self.record = source.record(steps) if mesh is None and isinstance(source, Recordable) else None
         self.checkpoints = Checkpoints(group_dir / "checkpoints")

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from recscale import models
 from recscale.models.inputs import Schema
 from recscale.models.inputs.tables import EmbeddingTables
-from recscale.scaling.data import make_source
+from recscale.scaling.data import Verifiable, make_source
 from recscale.scaling.data.source import Source
 from recscale.scaling.processes import is_first
 from recscale.scaling.records.advice import advised
@@ -78,6 +78,8 @@ def restore_model(run_dir: Path | str, root: str | None = None) -> tuple[Trainer
     config.data.root = root or record.get("data", {}).get("folder") or ""
     training = config.training
     source = make_source(config.data.to_dict(), requests=training.requests, candidates=training.candidates)
+    if isinstance(source, Verifiable):
+        source.verify()
     trainer = make_trainer(config, source, [(int(config.seed), float(training.lr))], warmup=0)
     shapes = trainer.state_shapes()
     checkpoints = Checkpoints(folder)

@@ -190,17 +190,27 @@ def state_bytes(shapes: Any, mesh: Mesh | None = None) -> int:
     )
 
 
-def check_room(needed: int, folder: Path) -> None:
-    """Compares the bytes of a state, which memory holds once and the disk in every checkpoint, with what is free.
+def batch_bytes(source: Source) -> int:
+    """Bytes of the inputs of a batch as a model sees them, histories included: the least that a step needs of it."""
+    schema = source.schema
+    own = sum(field.width for field in schema.candidate_fields)
+    shared = schema.width - own + sum(sequence.length * sequence.width for sequence in schema.sequences)
+    return 4 * source.requests * (shared + source.candidates * own)
+
+
+def check_room(needed: int, folder: Path, batch: int = 0) -> None:
+    """Compares the bytes of a state, which memory holds once and the disk in every checkpoint, and of a batch with what
+    is free.
 
     Raises:
         ValueError: it does not fit; names both numbers and what to change.
     """
     free = host_memory.free_bytes()
-    if jax.default_backend() == "cpu" and needed > free:
+    if jax.default_backend() == "cpu" and needed + batch > free:
         raise ValueError(
-            f"the state alone takes {byte_text(needed)} of memory, and {byte_text(free)} are free: train fewer seeds "
-            "and rates together, lower the model's sizes or the data's vocabularies, or use a larger machine"
+            f"the state alone takes {byte_text(needed)} of memory and a batch {byte_text(batch)}, and "
+            f"{byte_text(free)} are free: train fewer seeds and rates together, lower training.requests, the model's "
+            "sizes or the data's vocabularies, or use a larger machine"
         )
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free, stored = shutil.disk_usage(place).free, (KEPT_CHECKPOINTS + 1) * needed  # one more while it is written

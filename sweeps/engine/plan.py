@@ -101,6 +101,7 @@ def make_plan(
     *,
     sweep: str,
     assignments: Sequence[str] = (),
+    given: Sequence[str] = (),
     stage: int = 0,
     cache_dir: Path | str | None = None,
     folder: Path | None = None,
@@ -109,7 +110,8 @@ def make_plan(
 
     Args:
         config: base configuration. points: what varies, laid over it. sweep: name recorded with every run.
-        assignments: `key=value` texts laid over every run last, points included.
+        assignments: `key=value` texts laid over every run last, points included. given: settings that were asked for
+            beside them and are in `config`; one of either kind that no run reads is refused.
         stage: 0 for the sweep itself, counted up by later stages.
         cache_dir: where data sources keep what depends on their configuration alone; workers use `OUT/cache`.
         folder: where modules lie that workers have to import beside what is installed: the sweep file's own.
@@ -118,7 +120,7 @@ def make_plan(
         OverrideError: a key or value that does not fit, naming the point.
         ValueError: an impossible target or configuration, naming the point.
     """
-    assigned = [text.partition("=")[0].strip() for text in assignments]
+    assigned = [*given, *(text.partition("=")[0].strip() for text in assignments)]
     planner = _Planner(sweep, stage, cache_dir, folder, assigned)
     for index, point in enumerate(points):
         try:

@@ -279,6 +279,7 @@ def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]
         loaded.points(),
         sweep=loaded.name,
         assignments=asked.assignments,
+        given=() if asked.root is None else ("data.root",),
         cache_dir=out / "cache",
         folder=loaded.folder,
     )

@@ -1,5 +1,6 @@
 """Damage and death change no figure: the harness of `recscale bench reliability`, its quickest cells at every run."""
 
+import functools
 import random
 
 import pytest
@@ -19,29 +20,32 @@ def _same_process():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return {scene.name: scene for scene in reliability.run_scenes(tmp_path_factory.mktemp("runs"))}
+    folder = tmp_path_factory.mktemp("runs")
+    return functools.cache(lambda name: reliability.run_scene(folder, name))
 
 
 QUICK = [
     ("finished", "run.json", "cut in half"),
     ("finished", "run.json", "one bit flipped"),
     ("finished", "metrics.jsonl", "emptied"),
+    ("finished", "metrics.jsonl", "deleted"),
+    ("finished", "manifest.json", "one bit flipped"),
 ]
 
 
 @pytest.mark.parametrize("name, part, how", QUICK)
 def test_a_damaged_file_changes_no_figure(runs, name, part, how):
-    [file] = {file for file, _ in runs[name].cells() if part in file.parts}
-    assert runs[name].outcome(file, how) in reliability.PASSED
+    [file] = {file for file, _ in runs(name).cells() if part in file.parts}
+    assert runs(name).outcome(file, how) in reliability.PASSED
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", reliability.DAMAGES)
-@pytest.mark.parametrize("name", ["finished", "stopped"])
+@pytest.mark.parametrize("name", reliability.RUN_FILES)
 def test_no_damage_to_any_file_of_a_run_changes_a_figure(runs, name, how):
-    files = [file for file, damage in runs[name].cells() if damage == how]
-    found = {str(file): runs[name].outcome(file, how) for file in files}
-    assert len(found) >= 2 and set(found.values()) <= set(reliability.PASSED), found
+    files = [file for file, damage in runs(name).cells() if damage == how]
+    found = {str(file): runs(name).outcome(file, how) for file in files}
+    assert len(found) >= 3 and set(found.values()) <= set(reliability.PASSED), found
 
 
 @pytest.mark.slow
@@ -61,7 +65,7 @@ def test_twenty_kills_at_random_moments_change_no_figure(tmp_path):
 
 def test_the_harness_tells_another_figure(runs, monkeypatch):
     """A cell is no fault only because nothing compares."""
-    scene = runs["finished"]
+    scene = runs("finished")
     wrong = reliability.dataclasses.replace(scene, figures={})
     [file] = {file for file, _ in wrong.cells() if "run.json" in file.parts}
     assert wrong.outcome(file, "deleted") == "ANOTHER FIGURE"

@@ -98,8 +98,7 @@ def test_a_copy_at_hand_is_converted(request, tmp_path, kind):
     again = CliRunner().invoke(data, arguments)
     assert again.exit_code == 0 and json.loads(again.output.splitlines()[-1]) == result
     if kind == "write_recbole":  # a modified set is swept like the published one
-        point = ["--set", "training.requests=8", "--set", "size.dense_params=2e4"]
-        words = ["plan", "movielens", "--data", str(tmp_path / "out"), "--out", str(tmp_path / "sweep"), *point]
+        words = ["plan", "movielens", "--data", str(tmp_path / "out"), "--out", str(tmp_path / "sweep")]
         assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
 
 

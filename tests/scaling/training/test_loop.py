@@ -97,6 +97,19 @@ def test_done_run_is_left_alone(plain):
     assert again == record and (folder / "run.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "router, name, shape", [("relu", "active_ratio_by_token", (1, 4)), ("topk", "expert_load", (1, 4, 4))]
+)
+def test_statistics_of_every_expert_reach_the_metrics(tmp_path, router, name, shape):
+    sizes = dict(training__examples=64 * 20, training__warmup_examples=64)
+    config = make_config(model__experts=4, model__router=router, **sizes)
+    assert train(config, tmp_path)["status"] == "done"
+    for line in records.read_metrics(tmp_path):
+        found = np.asarray(line[f"model_{name}"])
+        assert found.shape == shape and np.isfinite(found).all() and found.any()
+
+
 def test_results_do_not_depend_on_how_steps_are_divided(tmp_path):
     """A log that is recorded: logged every 2 steps or every 17, the model is the same to the last bit."""
 

@@ -190,8 +190,9 @@ def test_a_state_that_fits_neither_memory_nor_disk_is_refused(tmp_path, monkeypa
     with pytest.raises(ValueError, match="take .* of disk, and .* free at .*--out"):
         preflight.check_room(1000, tmp_path)
     monkeypatch.setattr(host_memory, "free_bytes", lambda: 999)
-    with pytest.raises(ValueError, match="the state alone takes 1e\\+03 B of memory, and 999 B are free"):
-        preflight.check_room(1000, tmp_path)
+    for state, batch in ((1000, 0), (100, 900)):
+        with pytest.raises(ValueError, match="the state alone takes .* B of memory and a batch .* and 999 B are free"):
+            preflight.check_room(state, tmp_path, batch)
 
 
 def test_wandb_online_without_a_login_is_refused_and_asks_nobody(monkeypatch):

@@ -46,7 +46,9 @@ def test_settings_that_change_no_result_may_differ_between_launches(call, sweep_
     )
     call("plan", sweep_file, "--out", out)
     call("launch", out, "--set", "tracking.wandb=offline")
-    call("launch", sweep_file, "--out", out, "--set", "tracking.project=mine", "--data", "/elsewhere")
+    call("launch", out, "--set", "tracking.project=mine", "--data", "/elsewhere")
+    told = call("launch", sweep_file, "--out", out, "--data", "/elsewhere", code=1).err
+    assert "data.root would be ignored: the known-truth log has no files" in told
     assert asked == [("tracking.wandb=offline",), ("data.root=/elsewhere", "tracking.project=mine")]
 
 

@@ -1,5 +1,6 @@
 """What a sweep's folder shows can be trusted: one row per planned run, nothing copied, edited or lost in silence."""
 
+import itertools
 import json
 import os
 import re
@@ -10,9 +11,11 @@ import pandas as pd
 import pytest
 
 from recscale.scaling.cli import main
+from recscale.scaling.records import files
 from recscale.scaling.records.runs import TABLE, collect, read_record, write_record
 from recscale.scaling.records.sealed import sealed
 from recscale.scaling.training import resolved
+from recscale.sweeps.engine import machine
 from recscale.sweeps.engine.locks import only_launcher
 from recscale.sweeps.engine.plan import read_plan, read_sweep, run_config
 
@@ -174,3 +177,53 @@ def test_a_plan_that_grew_comes_back_whole(planned, tmp_path, capsys, read, name
     follow(str(told.value), capsys)
     assert sorted(row["run_id"] for row in read_plan(out)) == whole and len(whole) == 8
     assert len(read_sweep(out)["arguments"]) == 2
+
+
+class Killed(BaseException):
+    """Nothing in the product catches it."""
+
+
+def stopped_at(arguments, number, done, monkeypatch):
+    """Whether a command was stopped at its n-th replacement of a file: before it, or when it is done."""
+    replace, count = os.replace, 0
+
+    def replacing(*places):
+        nonlocal count
+        count += 1
+        if count == number and not done:
+            raise Killed
+        replace(*places)
+        if count == number:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", replacing)
+        try:
+            with pytest.raises(SystemExit):
+                main([str(argument) for argument in arguments])
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("command", ["plan", "collect"])
+def test_a_command_stopped_at_any_file_is_completed_by_the_next(planned, out, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.setattr(machine, "core_flops", lambda: 1e10)
+    if command == "plan":
+        out = tmp_path / "planned"
+    arguments = [command, planned / "my sweep.py", "--out", out] if command == "plan" else [command, out]
+    call(capsys, *arguments)
+    whole, stops = contents(out), 0
+    for number, done in itertools.product(range(1, 9), (False, True)):
+        for path in out.glob("*.json*" if command == "plan" else "*.parquet"):
+            path.unlink()
+        if not stopped_at(arguments, number, done, monkeypatch):
+            break
+        stops += 1
+        call(capsys, *arguments)
+        assert contents(out) == whole
+    assert stops == {"plan": 4, "collect": 2}[command]
+
+
+def contents(out):
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".json", ".jsonl", ".parquet")}
