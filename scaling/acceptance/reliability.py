@@ -34,9 +34,9 @@ import click
 import pandas as pd
 
 from recscale.scaling import cli
-from recscale.scaling.bench.made_up_shop import write_shop
 from recscale.scaling.data.importing.importer import import_log
 from recscale.scaling.data.known_truth import card
+from recscale.scaling.data.made_up_shop import write_shop
 from recscale.scaling.records.planned import PLAN, SWEEP
 from recscale.scaling.records.runs import METRICS, RECORD, TABLE, read_record, write_record
 
