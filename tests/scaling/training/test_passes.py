@@ -99,6 +99,17 @@ def test_evaluate_reads_the_model_to_the_same_metrics(finished):
         assert found[name] == pytest.approx(record["metrics"][name], rel=1e-6)
 
 
+@pytest.mark.slow
+def test_a_run_of_one_pass_leaves_its_last_state(finished, tmp_path):
+    config = get_config("dlrm_mlp", "stored")
+    config.data.root, config.data.order = str(finished[1].folder), "time"
+    config.training.requests, config.training.passes = 128, 0
+    record = train(config, tmp_path / "run")
+    done = CliRunner().invoke(evaluate, [str(tmp_path / "run"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output.splitlines()[-1])["logloss"] == pytest.approx(record["metrics"]["logloss"], rel=1e-6)
+
+
 def test_predict_scores_a_file_as_the_log_was_scored(finished, tmp_path):
     """The log's own rows, labels taken away, get the logits of the model on the log."""
     folder, log, _ = finished
