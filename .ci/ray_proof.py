@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from slurm_proof import SKIPPED, SWEEP, recscale, results
+from slurm_proof import SKIPPED, SWEEP, local, recscale, results, trainer_path
 
 
 def kill_one(out: Path) -> int:
@@ -36,18 +36,27 @@ def kill_one(out: Path) -> int:
     raise AssertionError("no job had a checkpoint within two minutes")
 
 
-def prove(tool: str, folder: Path, examples: int) -> None:
-    file, local, out = folder / "two_jobs.py", folder / "local", folder / "ray"
-    file.write_text(SWEEP.format(examples=examples))
-    recscale(tool, "launch", file, "--out", local)
-    asked = [tool, "sweep", str(file), "--out", str(out), "--executor", "ray", "--executor-option", "num_cpus=2"]
-    began = subprocess.Popen([*asked, "--no-report"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def prove(tool: str, folder: Path) -> None:
+    file, whole, out = folder / "two_jobs.py", folder / "local", folder / "ray"
+    file.write_text(SWEEP)
+    for place in (whole, out):
+        recscale(tool, "plan", file, "--out", place)
+    local(tool, whole, "slow")
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from recscale.sweeps.engine.executors import Launch
+        from recscale.sweeps.engine.submission import carry_out
+        launch = Launch(Path(sys.argv[1]), options=("num_cpus=2",), trainer=sys.argv[2])
+        sys.exit(carry_out(launch, "ray").unfinished)"""
+    asked = [str(Path(tool).with_name("python")), "-c", code, str(out), trainer_path("slow")]
+    began = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(f"killed process {kill_one(out)} of a task", flush=True)
     said, _ = began.communicate(timeout=300)
     assert began.returncode == 0, said
     records = [json.loads(path.read_text()) for path in out.glob("runs/*/run.json")]
     assert any(record.get("restored_from") for record in records), "no run went on from a checkpoint"
-    assert results(out) == results(local), "the runs differ from those of the local pool"
+    assert results(out) == results(whole), "the runs differ from those of the local pool"
     print("every run equals that of the local pool, bit for bit", flush=True)
 
 
@@ -60,7 +69,7 @@ def main() -> int:
         return SKIPPED
     folder = Path(tempfile.mkdtemp(prefix="ray-proof-"))
     try:
-        prove(str(tool), folder, int(os.environ.get("PROOF_EXAMPLES", "200000")))
+        prove(str(tool), folder)
     except (AssertionError, subprocess.SubprocessError) as error:
         print(f"the Ray stage FAILED: {error}")
         return 1

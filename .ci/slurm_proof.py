@@ -35,8 +35,8 @@ def get_config():
     config.data.holdout_rows = 2048
     config.model.tokens, config.model.width, config.model.hidden = 4, 16, 32
     config.training.requests = 64
-    config.training.examples = {examples}
-    config.training.checkpoint_every_s = 1.0
+    config.training.examples = 64_000
+    config.training.checkpoint_every_s = 0.5
     return config
 def get_sweep():
     return product(axis("model.layers", [1, 2]), seeds(2))
@@ -177,62 +177,82 @@ def check_states(tool: str, out: Path) -> None:
         return
 
 
-def cores_used(seconds: float) -> float:
-    """Cores that the jobs of this cluster keep busy."""
+def submit(tool: str, out: Path, trainer: str, *options: str) -> dict[str, str]:
+    """Hands the unfinished jobs of a plan to Slurm, to be trained by a function of `proof_trainers.py`."""
+    code = """if True:
+        import json, sys
+        from pathlib import Path
+        from recscale.sweeps.engine.executors import Launch
+        from recscale.sweeps.engine.submission import carry_out
+        out, trainer, *options = sys.argv[1:]
+        launch = Launch(Path(out), options=tuple(options), trainer=trainer)
+        print(json.dumps(dict(carry_out(launch, "slurm").submitted)))"""
+    python = str(Path(tool).with_name("python"))
+    done = subprocess.run(
+        [python, "-c", code, str(out), trainer_path(trainer), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
-    def ticks() -> int:
-        total = 0
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if b"submitit.core._submit" in (path / "cmdline").read_bytes():
-                    fields = (path / "stat").read_text().rpartition(")")[2].split()
-                    total += int(fields[11]) + int(fields[12])
-        return total
 
-    began = ticks()
-    time.sleep(seconds)
-    return (ticks() - began) / os.sysconf("SC_CLK_TCK") / seconds
+def local(tool: str, out: Path, trainer: str) -> None:
+    """The same, by the local pool."""
+    code = "import sys; from recscale.sweeps.engine.launch import launch; launch(sys.argv[1], trainer=sys.argv[2])"
+    python = str(Path(tool).with_name("python"))
+    subprocess.run([python, "-c", code, str(out), trainer_path(trainer)], check=True, capture_output=True)
 
 
-def prove(tool: str, folder: Path, examples: int) -> None:
-    file, local, out = folder / "two_jobs.py", folder / "local", folder / "slurm"
-    file.write_text(SWEEP.format(examples=examples))
+def two_cores(tool: str, folder: Path, file: Path) -> None:
+    """Two jobs of a node keep two cores busy."""
+    out = folder / "spin"
+    recscale(tool, "plan", file, "--out", out)
+    submit(tool, out, "spin", "timeout_min=5", "mem_gb=2")
+    until("both jobs are through", lambda: not queue())
+    shares = {json.loads(path.read_text())["metrics"]["logloss"] for path in out.glob("runs/*/run.json")}
+    assert len(shares) == 2 and sum(shares) > 1.1, f"jobs had {shares} of a core: those on one core cannot exceed 1"
+    print(f"two jobs of a node with two cores had {sum(shares):.2f} cores together", flush=True)
+
+
+def prove(tool: str, folder: Path) -> None:
+    file, whole, out = folder / "two_jobs.py", folder / "local", folder / "slurm"
+    file.write_text(SWEEP)
     began = time.monotonic()
-    recscale(tool, "launch", file, "--out", local)
-    print(f"local: {time.monotonic() - began:.0f} s", flush=True)
+    if len(os.sched_getaffinity(0)) > 1:
+        two_cores(tool, folder, file)
+    for place in (whole, out):
+        recscale(tool, "plan", file, "--out", place)
+    local(tool, whole, "slow")
     # Slurm counts limits in minutes and looks at them twice a minute: half a minute is left.
-    asked = ["--executor", "slurm"]
-    for option in ("timeout_min=1", "slurm_signal_delay_s=50", "mem_gb=2"):
-        asked += ["--executor-option", option]
-    first = recscale(tool, "launch", file, "--out", out, *asked, code=1)["submitted"]
+    asked = ("timeout_min=1", "slurm_signal_delay_s=50", "mem_gb=2")
+    first = submit(tool, out, "slow", *asked)
     assert len(first) == 2, first
-    assert recscale(tool, "launch", out, *asked, code=1)["submitted"] == {}
+    assert submit(tool, out, "slow", *asked) == {}
     assert len(queue()) == 2
     print("two submits queue nothing twice", flush=True)
     until("two jobs run at once", lambda: Counter(queue().values())["RUNNING"] == 2)
     check_states(tool, out)
     cancelled, other = first
-    trained = lambda job: list((out / "groups" / job / "checkpoints").glob("*/manifest.json"))  # noqa: E731
-    until("both have a checkpoint", lambda: trained(cancelled) and trained(other))
-    if len(os.sched_getaffinity(0)) > 1:
-        used = cores_used(4.0)
-        assert used > 1.5, f"two jobs of a node with two cores use {used:.2f} cores"
-        print(f"  two jobs use {used:.2f} cores", flush=True)
+    until("one has a checkpoint", lambda: list(out.glob("groups/*/checkpoints/*/manifest.json")))
     subprocess.run(["scancel", first[cancelled]], check=True)
-    until("one is cancelled", lambda: first[cancelled] not in queue())
+    until("the other is cancelled", lambda: first[cancelled] not in queue())
     check_states(tool, out)
-    again = recscale(tool, "launch", out, *asked, code=1)["submitted"]
+    again = submit(tool, out, "slow", *asked)
     assert set(again) == {cancelled}, again
-    print("a cancelled job, and it alone, is submitted again", flush=True)
-    until("the other reached its limit and queued itself again", lambda: _restarts(first[other]) >= 1)
+    print("the cancelled job, and it alone, is submitted again", flush=True)
+    until("a job reached its limit and queued itself again", lambda: _restarts(first[other]) >= 1)
     check_states(tool, out)
     until("the cancelled one runs again", lambda: queue().get(again[cancelled]) == "RUNNING")
     subprocess.run(["scontrol", "requeue", again[cancelled]], check=True)
     until("it was queued again by hand", lambda: _restarts(again[cancelled]) >= 1)
-    done = recscale(tool, "sweep", file, "--out", out, *asked, "--wait", "--no-report")
+    options = [part for text in asked for part in ("--executor-option", text)]
+    done = recscale(tool, "sweep", file, "--out", out, "--executor", "slurm", *options, "--wait", "--no-report")
     assert done["statuses"] == {"done": 4}, done
-    assert results(out) == results(local), "the runs differ from those of the local pool"
+    assert results(out) == results(whole), "the runs differ from those of the local pool"
     print(f"every run equals that of the local pool, bit for bit; {time.monotonic() - began:.0f} s in all", flush=True)
+
+
+def trainer_path(name: str) -> str:
+    return f"{Path(__file__).absolute().with_name('proof_trainers.py')}:{name}"
 
 
 def _restarts(job: str) -> int:
@@ -247,7 +267,7 @@ def main() -> int:
     try:
         install()
         with cluster(folder):
-            prove(tool, folder, int(os.environ.get("PROOF_EXAMPLES", "600000")))
+            prove(tool, folder)
     except NotHere as reason:
         print(f"the Slurm stage was SKIPPED: {reason}")
         return SKIPPED
