@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from slurm_proof import SKIPPED, SWEEP, local, recscale, results, trainer_path
+from slurm_proof import SKIPPED, SWEEP, compiled_once, local, recscale, results, trainer_path
 
 
 def kill_one(out: Path) -> int:
@@ -68,6 +68,7 @@ def main() -> int:
         print("the Ray stage was SKIPPED: ray is not installed")
         return SKIPPED
     folder = Path(tempfile.mkdtemp(prefix="ray-proof-"))
+    os.environ |= compiled_once(folder)
     try:
         prove(str(tool), folder)
     except (AssertionError, subprocess.SubprocessError) as error:
