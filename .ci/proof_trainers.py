@@ -6,11 +6,11 @@ from pathlib import Path
 from recscale.scaling.records.runs import write_record
 from recscale.scaling.training import run_id, train_group
 
-PAUSE_S, SPIN_S = 1.0, 6.0
+PAUSE_S, SPIN_S = 2.5, 6.0
 
 
 def slow(specs, folder, *, progress, cache_dir):
-    """`train_group`, a second longer for every logging interval; the numbers are the same."""
+    """`train_group`, seconds longer for every logging interval; the numbers are the same."""
 
     def told(event):
         time.sleep(PAUSE_S)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from slurm_proof import SKIPPED, SWEEP, compiled_once, local, recscale, results, trainer_path
+from slurm_proof import SKIPPED, SWEEP, compiled_once, recscale, results, trainer_path
 
 
 def kill_one(out: Path) -> int:
@@ -39,9 +39,8 @@ def kill_one(out: Path) -> int:
 def prove(tool: str, folder: Path) -> None:
     file, whole, out = folder / "two_jobs.py", folder / "local", folder / "ray"
     file.write_text(SWEEP)
-    for place in (whole, out):
-        recscale(tool, "plan", file, "--out", place)
-    local(tool, whole, "slow")
+    recscale(tool, "launch", file, "--out", whole)
+    recscale(tool, "plan", file, "--out", out)
     code = """if True:
         import sys
         from pathlib import Path

@@ -200,13 +200,6 @@ def submit(tool: str, out: Path, trainer: str, *options: str) -> dict[str, str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def local(tool: str, out: Path, trainer: str) -> None:
-    """The same, by the local pool."""
-    code = "import sys; from recscale.sweeps.engine.launch import launch; launch(sys.argv[1], trainer=sys.argv[2])"
-    python = str(Path(tool).with_name("python"))
-    subprocess.run([python, "-c", code, str(out), trainer_path(trainer)], check=True, capture_output=True)
-
-
 def two_cores(tool: str, folder: Path, file: Path) -> None:
     """Two jobs of a node keep two cores busy."""
     out = folder / "spin"
@@ -227,11 +220,10 @@ def prove(tool: str, folder: Path) -> None:
     began = time.monotonic()
     if len(os.sched_getaffinity(0)) > 1:
         two_cores(tool, folder, file)
-    for place in (whole, out):
-        recscale(tool, "plan", file, "--out", place)
-    local(tool, whole, "slow")
-    # Slurm counts limits in minutes and looks at them twice a minute: half a minute is left, of 50 s that a job takes.
-    asked = ("timeout_min=1", "slurm_signal_delay_s=40", "mem_gb=2")
+    recscale(tool, "launch", file, "--out", whole)
+    recscale(tool, "plan", file, "--out", out)
+    # Slurm counts limits in minutes and looks at them twice a minute: 60 to 90 s are left, of 110 that a job takes.
+    asked = ("timeout_min=2", "slurm_signal_delay_s=60", "mem_gb=2")
     first = submit(tool, out, "slow", *asked)
     assert len(first) == 2, first
     assert submit(tool, out, "slow", *asked) == {}
