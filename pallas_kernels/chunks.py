@@ -28,7 +28,8 @@ def map_rows(function: Callable[..., Any], rows: int, *arrays: Array) -> Any:
 def fold_rows(function: Callable[..., tuple[Any, Any]], carry: Any, rows: int, *arrays: Array) -> tuple[Any, Any]:
     """carry, y = function(carry, *chunk) over consecutive chunks; returns the last carry and all y joined (or None)."""
     total = arrays[0].shape[0]
-    if total <= rows:
+    # Of a program exported for any number of rows the number is a symbol: all of them are one chunk.
+    if not isinstance(total, int) or total <= rows:
         return function(carry, *arrays)
     whole = total - total % rows
     chunks = [a[:whole].reshape(whole // rows, rows, *a.shape[1:]) for a in arrays]

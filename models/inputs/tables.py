@@ -105,22 +105,38 @@ def embed(schema: Schema, batch: Batch, lookup: Lookup) -> Inputs:
     A bag is the mean of the vectors of its non-zero ids (zero when empty). Events beyond a history's length are zero; a
     request that is padding has none.
     """
-    histories, request = {}, batch.valid.any(axis=1)
+    return Inputs(
+        user=embed_user(schema, batch.user, lookup, batch.valid.any(axis=1)),
+        candidates=embed_candidates(schema, batch.candidates, lookup, batch.valid),
+    )
+
+
+def embed_user(schema: Schema, user: UserSide, lookup: Lookup, request: Array | None = None) -> UserInputs:
+    """The user's half of `embed`; request: bool [R], False on padding, None where every request is real."""
+    histories = {}
     for sequence in schema.sequences:
-        history = batch.user.histories[sequence.name]
+        history = user.histories[sequence.name]
         columns = _vectors(sequence.fields, f"history.{sequence.name}", history, lookup)
         events = jnp.concatenate(list(columns.values()), axis=-1)
-        length = jnp.where(request, history.length, 0)
+        length = history.length if request is None else jnp.where(request, history.length, 0)
         real = _real_events(length, events.shape[1])
         events = jnp.where(real[..., None], events, jnp.zeros((), events.dtype))
         histories[sequence.name] = Events(events=events, length=length, delta_s=history.delta_s)
-    user = _vectors(schema.user_fields, "user", batch.user, lookup)
-    candidates = _vectors(schema.candidate_fields, "candidate", batch.candidates, lookup)
-    query, items = _content(schema, batch)
-    return Inputs(
-        user=UserInputs(fields=user, histories=histories, domain=batch.user.domain, content=query),
-        candidates=CandidateInputs(fields=candidates, valid=batch.valid, content=items),
-    )
+    fields = _vectors(schema.user_fields, "user", user, lookup)
+    return UserInputs(fields=fields, histories=histories, domain=user.domain, content=_query(schema, user))
+
+
+def embed_candidates(
+    schema: Schema, candidates: CandidateSide, lookup: Lookup, valid: Array | None = None
+) -> CandidateInputs:
+    """The candidates' half of `embed`; valid: bool [R, C], None where every candidate is real."""
+    fields = _vectors(schema.candidate_fields, "candidate", candidates, lookup)
+    content = None
+    if schema.content is not None:
+        items = candidates.ids["content_item"]
+        items = items if valid is None else jnp.where(valid, items, -1)
+        content = ItemContent(items, candidates.ids["content"])
+    return CandidateInputs(fields=fields, valid=valid, content=content)
 
 
 def find_touched(schema: Schema, batch: Batch) -> dict[str, Touched]:
@@ -141,18 +157,16 @@ def gather_touched(tables: Mapping[str, Array], touched: Mapping[str, Touched]) 
     return {name: jnp.take(tables[name], t.rows, axis=0, mode="clip") for name, t in touched.items()}
 
 
-def _content(schema: Schema, batch: Batch) -> tuple[QueryContent | None, ItemContent | None]:
-    """Ids and tokens that architectures see as they are."""
+def _query(schema: Schema, user: UserSide) -> QueryContent | None:
+    """What requests ask for, as ids and tokens that architectures see as they are."""
     if schema.content is None:
-        return None, None
+        return None
     history = {}
     for name in schema.content.histories:
-        events = batch.user.histories[name]
+        events = user.histories[name]
         ids = events.ids["content_item"]
         history[name] = jnp.where(_real_events(events.length, ids.shape[1]), ids, -1)
-    users, items = batch.user.ids, batch.candidates.ids
-    query = QueryContent(users["query_content"], users["query"], history)
-    return query, ItemContent(jnp.where(batch.valid, items["content_item"], -1), items["content"])
+    return QueryContent(user.ids["query_content"], user.ids["query"], history)
 
 
 def _vectors(

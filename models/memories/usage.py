@@ -53,7 +53,9 @@ def read_stats(
     own = share / jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), 1e-30)
     entropy = -jnp.sum(own * jnp.log(jnp.maximum(own, 1e-30)), axis=-1)
     each = jnp.where(present[:, None], 1.0, 0.0) / (reads * share.shape[1])
-    used, spread = _distinct(slots, share, total) if total > _DENSE * index.size else (jnp.sum(hits > 0), weight)
+    # Of a program whose number of reads is a symbol, nobody knows which is cheaper; it serves, and drops all this.
+    sparse = isinstance(index.size, int) and total > _DENSE * index.size
+    used, spread = _distinct(slots, share, total) if sparse else (jnp.sum(hits > 0), weight)
     spread = spread / jnp.maximum(jnp.sum(spread), 1e-30)
     return {
         "usage": used / total,

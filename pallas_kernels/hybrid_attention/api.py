@@ -94,7 +94,7 @@ def hybrid_attention(
     backend = _choose(implementation, interpret, rows, k, v)
     own = _positions(mode, q_pos, Q)
     if_checked(functools.partial(_refuse_values, k.shape[1]), lambda: (lengths, own))
-    positions = jnp.tile(own, (1, C)) if C > 1 else own
+    positions = jnp.broadcast_to(own[:, None], (own.shape[0], C, Q)).reshape(own.shape[0], C * Q)
     if backend.kernel is None:
         attend = reference.attention if backend.name == "reference" else xla.attention
         o, lse = attend(rows, k, v, lengths, positions, key_bias, scale)

@@ -29,7 +29,9 @@ def attention(q, k, v, lengths, q_pos, bias, scale: float) -> tuple[Array, Array
 
 
 def rows_per_chunk(requests: int, rows: int, heads: int, keys: int) -> int:
-    """How many of N query rows are worked on at once; N if all fit."""
+    """How many of N query rows are worked on at once; N if all fit, or if their number is a symbol (an export)."""
+    if not all(isinstance(size, int) for size in (requests, rows)):
+        return rows
     most = max(1, _CHUNK_BYTES // (4 * requests * heads * keys))
     chunks = -(-rows // most)
     return -(-rows // chunks)
