@@ -15,26 +15,33 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+# Longer lists of known names are not printed whole.
+_LISTED = 12
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known name that `name` most likely means, and the whole list.
+    """The end of an error message: the known name that `name` most likely means, and all of them, or the three nearest
+    of many.
 
     Of dotted names the last part counts as much as the whole.
     """
     known = [str(other) for other in known]
-    guess = f"; did you mean {closest(name, known)!r}?" if known else "."
-    return f"{guess} Known: {', '.join(known) or 'none'}"
+    if not known:
+        return ". Known: none"
+    first, *others = sorted(known, key=functools.partial(_likeness, name), reverse=True)
+    shown = f"Known: {', '.join(known)}" if len(known) <= _LISTED else f"Also near: {', '.join(others[:2])}"
+    return f"; did you mean {first!r}? {shown}"
 
 
 def closest(name: str, known: Iterable[str]) -> str:
     """The known name most like `name`. Raises ValueError if there is none to choose from."""
+    return max(known, key=functools.partial(_likeness, name))
 
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
-        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(whole, last) + 0.5 * min(whole, last)
 
-    return max(known, key=likeness)
+def _likeness(name: str, candidate: str) -> float:
+    whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+    last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+    return max(whole, last) + 0.5 * min(whole, last)
 
 
 def available(group: str, table: Mapping[str, str]) -> list[str]:

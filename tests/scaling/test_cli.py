@@ -71,9 +71,10 @@ def test_unknown_command_names_the_nearest(capsys):
     assert code == 2 and "'szie'" in err and "did you mean 'size'?" in err
 
 
-def test_nothing_near_lists_what_is_known(capsys):
-    code, _, err = _main(capsys, "xyzzy")
-    assert code == 2 and "Known: sweep, plan" in err
+def test_of_many_names_the_three_nearest_are_printed(capsys):
+    code, _, err = _main(capsys, "evaluat")
+    assert code == 2 and "did you mean 'evaluate'? Also near: " in err
+    assert len(err.split("Also near: ")[1].split(", ")) == 2 and "Known" not in err
 
 
 def test_a_command_runs_with_its_arguments(capsys):
