@@ -16,6 +16,8 @@ from .job import Job
 
 # Seconds between two summary lines where there is no terminal.
 _LINE_EVERY_S = 30.0
+# Share of the time a job has been silent that it is given beyond its own estimate.
+_OVERDUE = 0.1
 
 
 class Display:
@@ -136,12 +138,14 @@ class Meter:
         self._workers = max(workers, 1)
         self._running: dict[str, dict[str, Any]] = {}
         self._began: dict[str, float] = {}
+        self._heard: dict[str, float] = {}  # when a running job began or last said how far it is
 
     def started(self, job: Job) -> None:
-        self._began[job.id] = time.monotonic()
+        self._began[job.id] = self._heard[job.id] = time.monotonic()
         self._running[job.id] = {}
 
     def progress(self, job: Job, event: dict[str, Any]) -> None:
+        self._heard[job.id] = time.monotonic()
         self._running[job.id] = event
 
     def ended(self, job: Job) -> float:
@@ -161,12 +165,19 @@ class Meter:
     def left_s(self) -> float:
         """What running jobs say they need, and what the others are predicted to take, spread over the workers.
 
-        Predictions are corrected by how long the finished jobs really took.
+        Predictions are corrected by how long the finished jobs really took, and what a job said or was predicted to
+        need is less the time that has passed since.
         """
         factor = self._took / self._done if self._done and self._took else 1.0
-        own = {job: event.get("eta_s") for job, event in self._running.items()}
-        each = [factor * seconds for job, seconds in self._left.items() if own.get(job) is None]
-        each += [eta for eta in own.values() if eta is not None]
+        now = time.monotonic()
+        each = []
+        for job, seconds in self._left.items():
+            event = self._running.get(job, {})
+            said = event.get("eta_s")
+            needs = factor * seconds * (1.0 - _share(event)) if said is None else said
+            passed = now - self._heard[job] if job in self._running else 0.0
+            # One that takes longer than it should is not done, and nobody knows by how much.
+            each.append(max(needs - passed, _OVERDUE * passed))
         return max([*each, sum(each) / self._workers])
 
     def summary(self) -> str:

@@ -64,3 +64,16 @@ def test_lines_say_what_happened(clock, capsys):
 
 def test_clock():
     assert [display.clock(s) for s in (0.4, 59, 200, 7500)] == ["0 s", "59 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_time_left_goes_on_while_nothing_is_heard(clock):
+    jobs = [job("a", 100.0)]
+    meter = display.Meter(jobs, workers=1)
+    meter.started(jobs[0])
+    clock.value += 40.0
+    assert meter.left_s() == 60.0
+    clock.value += 100.0
+    assert meter.left_s() == pytest.approx(14.0)  # overdue: a tenth of its silence, not nothing
+    meter.progress(jobs[0], event(5, 50.0))
+    clock.value += 20.0
+    assert meter.left_s() == 30.0
