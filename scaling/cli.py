@@ -44,6 +44,7 @@ HELP = {
     "train": "Train one run.",
     "evaluate": "Measure a trained model on a part of a log.",
     "predict": "Score the rows of a file with a trained model.",
+    "export": "Write a trained model as programs that need jax and numpy only.",
     "models": "List the architectures.",
     "count": "Count parameters and FLOPs of an architecture.",
     "size": "Find the shape of an architecture for a target size or cost.",

@@ -303,8 +303,10 @@ def test_optional_dependencies_are_used(packaging):
         for requirement in set(extras[extra]) - set(extras["lab"]) if extra != "lab" else extras["lab"]:
             module = re.match(r"\w+", requirement)[0]
             module = {"pyyaml": "yaml"}.get(module, module)
-            # pandas reads and writes Parquet through pyarrow.
-            assert module == "pyarrow" or re.search(rf"^\s*(import|from) {module}\b", code, re.MULTILINE), (
+            # pandas reads and writes Parquet through pyarrow, jax exported programs through flatbuffers.
+            assert module in ("pyarrow", "flatbuffers") or re.search(
+                rf"^\s*(import|from) {module}\b", code, re.MULTILINE
+            ), (
                 extra,
                 module,
             )

@@ -183,6 +183,13 @@ BENCHMARKS = {
         (
             _several("case", "names", "Only this comparison, by name; may be given several times."),
             _number("rounds", 10, "Turns each of the two models gets, of 2 timed calls."),
+            click.Option(
+                ["--exported"],
+                is_flag=True,
+                help="Instead: exported programs, p50 and p99 of single calls; --case names an architecture, or the "
+                "folder of an export [default: every architecture].",
+            ),
+            _number("calls", 200, "Timed calls of each exported program."),
         ),
         keep_memory="option",
     ),

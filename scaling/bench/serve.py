@@ -18,10 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recscale.models import build, count
-from recscale.models.inputs import Field, Inputs, Schema, Sequence, reference_schema
+from recscale.models.inputs import Inputs, Schema, reference_schema
 from recscale.models.inputs.examples import random_inputs
 from recscale.pallas_kernels.names import nearest
 
+from .serve_exported import measure_exported
+from .serving_shape import ServingShape, history_schema
 from .timing import Rival, race, repeated
 
 # Logits of one model computed in two ways: float32 sums in another order.
@@ -46,17 +48,6 @@ class Case:
     schema: Callable[[], Schema] = reference_schema
 
 
-@dataclasses.dataclass(frozen=True)
-class ServingShape:
-    """Sizes of the measured call; the defaults are those every report uses."""
-
-    requests: int = 8
-    candidates: int = 64
-    width: int = 256
-    tokens: int = 16
-    layers: int = 2
-
-
 def cases(shape: ServingShape) -> dict[str, Case]:
     """Every comparison by name. A model is added by a line here."""
     sizes: dict[str, Any] = {"tokenizer": "cut", "tokens": shape.tokens, "width": shape.width, "layers": shape.layers}
@@ -76,20 +67,21 @@ def cases(shape: ServingShape) -> dict[str, Case]:
     return found
 
 
-def history_schema(events: int = 128, width: int = 48) -> Schema:
-    """The reference schema with one history of S events of width A. Both MixFormers make it once per request."""
-    history = Sequence("history", events, (Field("event", "user", width, vocabulary=1000),))
-    return dataclasses.replace(reference_schema(), sequences=(history,))
-
-
 def measure_serving(
-    *, names: Iterable[str] = (), shape: ServingShape | None = None, rounds: int = 10, per_round: int = 2
+    *,
+    names: Iterable[str] = (),
+    shape: ServingShape | None = None,
+    rounds: int = 10,
+    per_round: int = 2,
+    exported: bool = False,
+    calls: int = 200,
 ) -> dict[str, Any]:
     """Measures and returns JSON-able figures.
 
     Args:
         names: which of `cases`; none given is all.
         shape: sizes. rounds, per_round: turns of each of the two models, and timed calls per turn.
+        exported, calls: the figures of `serve_exported.measure_exported` instead.
 
     Returns:
         cases: name -> `flops_ratio` (the promise), `time_ratio` (median times), `reached` (their quotient), `cpu_ratio`
@@ -99,6 +91,8 @@ def measure_serving(
         ValueError: an unknown name, or a recomputed model that gives other logits.
     """
     shape = shape or ServingShape()
+    if exported:
+        return measure_exported(names=names, shape=shape, calls=calls)
     known = cases(shape)
     names = list(names) or list(known)
     for name in names:

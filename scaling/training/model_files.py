@@ -103,7 +103,11 @@ def _mend(run_dir: Path) -> str:
 
 def load(run_dir: Path | str, root: str | None = None) -> Loaded:
     """The trained model of a run as modules; `root` as in `restore_model`."""
-    trainer, state, source = restore_model(run_dir, root)
+    return loaded(*restore_model(run_dir, root))
+
+
+def loaded(trainer: Trainer, state: TrainState, source: Source) -> Loaded:
+    """What `restore_model` returned, as modules."""
     schema = source.schema
     model = nnx.merge(*trainer.model_state(state))
     tables = EmbeddingTables(schema, rngs=nnx.Rngs(0))

@@ -1,15 +1,13 @@
 """What the model tests share: schemas with everything in them, small configs, and strict rank promotion."""
 
-import functools
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_models
 from flax import nnx
 
-from recscale.models import build, count, size_space
+from recscale.models import build, count
 from recscale.models.inputs import Content, Field, Schema, Sequence, Task
 from recscale.models.inputs.examples import random_inputs
 from recscale.scaling.counting.jaxpr_flops import count_flops
@@ -42,30 +40,6 @@ def _full_schema(*, dense=False, timestamps=True, events=7):
     sequences = (Sequence("clicks", events, history, timestamps=timestamps),)
     content = Content(40, 12, segments=(3, 2), query_length=2, histories=("clicks",))
     return Schema(fields, sequences, (Task("click"), Task("buy")), content=content)
-
-
-# Encoders whose defaults leave a backbone nothing of a small target.
-_SMALL_ENCODERS = {
-    "ads": dict(gen_hidden=8, width=16),
-    "longer": dict(event_width=4, merge=2, inner_heads=2, head_dim=4, queries=2),
-    "sequence_transformer": dict(width=16),
-    "stca": dict(width=16),
-}
-
-# Settings under which a batch of one row costs what the closed forms say of every row: it cannot encode a fifth of it.
-_FIXED = {"lemur": dict(encode_fraction=1.0, backward_fraction=1.0)}
-
-
-def _small_config(name, schema, target=20_000):
-    """Overrides for about `target` dense parameters: the first that `size_space` offers within 10 %, or the nearest."""
-    encoder = _SMALL_ENCODERS.get(name.split("+")[0])
-    fixed, found = {"encoder": encoder} if encoder else _FIXED.get(name, {}), []
-    for offer in itertools.islice(size_space(name, schema, fixed, target), 500):
-        offer = fixed | offer
-        found.append((abs(count(name, schema, offer).dense_params / target - 1), len(found), offer))
-        if found[-1][0] < 0.1:
-            break
-    return min(found)[2]
 
 
 def _task_loss(logits, labels):
@@ -118,7 +92,7 @@ def schema():
 
 @pytest.fixture(scope="session")
 def small_config():
-    return functools.lru_cache(maxsize=None)(_small_config)
+    return small_models.small_config
 
 
 @pytest.fixture(scope="session")

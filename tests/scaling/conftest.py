@@ -2,6 +2,7 @@
 
 import hashlib
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -99,6 +100,14 @@ def _row(name, dense, examples, rate, seed, loss, sweep, truth):
     if truth:
         row |= {"excess_logloss": loss - ENTROPY_FLOOR, "entropy_floor": ENTROPY_FLOOR, "asymptote": ASYMPTOTE}
     return row
+
+
+@pytest.fixture
+def symbols():
+    """Annotations are not checked: they take sizes for numbers, and in an exported program some are symbols."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -316,6 +316,10 @@ class PackedLog:
             columns={field.name: self._columns[f"{folder}/{field.name}.npy"] for field in fields},
         )
 
+    def has_vocabulary(self, table: str) -> bool:
+        """Whether values of a table are kept; a log may come with ids alone."""
+        return (self.folder / "vocabulary" / f"{table}.parquet").exists()
+
     def vocabulary(self, table: str) -> Shaped[np.ndarray, " values"]:
         """Values of a table in id order; the first has id 2."""
         return pq.read_table(self.folder / "vocabulary" / f"{table}.parquet")["value"].to_numpy()

@@ -10,7 +10,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from recscale.models.inputs import Batch, Field, Schema
 from recscale.scaling.data.metrics import base_rate, constant_logloss, entropy, evaluate, evaluate_binary
@@ -138,6 +138,12 @@ class GrainSource:
             for start in range(0, held.size, self.requests):
                 request, real = self._padded(held[start : start + self.requests])
                 yield self._gather(self._holdout[name], request, real)
+
+    def vocabularies(self) -> dict[str, Shaped[np.ndarray, " n"]]:
+        """Table -> values in id order, the first of id 2; "<table>/rows" -> row of each id, where ids are hashed."""
+        names = [name for name in self.schema.tables() if self.log.has_vocabulary(name)]
+        found = {name: self.log.vocabulary(name) for name in names}
+        return found | {f"{name}/rows": rows for name, rows in self._rows_of.items() if name in found}
 
     def batches_of(self, log: PackedLog) -> Iterator[tuple[Batch, np.ndarray]]:
         """Batches of every row of another log of the same schema, and the numbers of their valid rows, in order."""

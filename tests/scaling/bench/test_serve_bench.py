@@ -84,7 +84,11 @@ def test_the_command_prints_figures_and_json(monkeypatch, measured):
     monkeypatch.setattr(serve, "measure_serving", lambda **options: asked.update(options) or measured)
     monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: kept.append(True))
     result = CliRunner().invoke(bench, ["serve", "--case", "ug_rankmixer 3:1", "--rounds", "3", "--json"])
-    assert result.exit_code == 0 and kept and asked == {"names": ("ug_rankmixer 3:1",), "rounds": 3}
+    assert (
+        result.exit_code == 0
+        and kept
+        and asked == dict(names=("ug_rankmixer 3:1",), rounds=3, exported=False, calls=200)
+    )
     lines = [line.split() for line in result.output.splitlines()]
     assert ["cases.ug_rankmixer", "3:1.state_elements", "72"] in lines
     assert {"reused", "rival"} <= {line[0] for line in lines if line}
@@ -95,3 +99,13 @@ def test_the_command_prints_figures_and_json(monkeypatch, measured):
 def test_the_command_explains_an_unknown_case():
     result = CliRunner().invoke(bench, ["serve", "--case", "nothing", "--no-keep-memory"])
     assert result.exit_code == 1 and "no serving case 'nothing'" in str(result.exception)
+
+
+def test_exported_models_have_the_tail_of_single_calls(symbols):
+    found = serve.measure_serving(names=["rankmixer"], shape=TINY, exported=True, calls=3)
+    assert (found["requests"], found["candidates"], found["calls"]) == (2, 3, 3)
+    times = found["models"]["rankmixer"]
+    assert set(times) == {"encode_user", "score", "both"}
+    assert all(0 < entry["p50_ms"] <= entry["p99_ms"] for entry in times.values())
+    with pytest.raises(ValueError, match="no model 'rankmixr'"):
+        serve.measure_serving(names=["rankmixr"], shape=TINY, exported=True)
