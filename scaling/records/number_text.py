@@ -7,16 +7,16 @@ import math
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def amount(value: float) -> str:
+def amount(value: float, digits: int = 3) -> str:
     """A size or count to three digits: 1.72k, 269k, 1.28M; powers of ten from 1e15."""
     if not math.isfinite(value):
         return str(value)
     if abs(value) >= 1e15:
-        return f"{value:.2e}"
+        return f"{value:.{digits - 1}e}"
     for scale, suffix in _SUFFIXES:
         if abs(value) >= scale:
-            return f"{value / scale:.3g}{suffix}"
-    return f"{value:.3g}"
+            return f"{value / scale:.{digits}g}{suffix}"
+    return f"{value:.{digits}g}"
 
 
 def decimals(uncertainty: float, least: int = 0, most: int = 7) -> int:

@@ -7,15 +7,12 @@ carry the coverage measured at the extrapolation that is shown, or the word `unc
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 from recscale.scaling.records.number_text import amount, decimals, value_text
 
 from .series import FITTED, HELD_OUT, Prediction, Quantity, Series, View
 from .wording import axis_words, shortened, target_words
-
-CHARACTERS = 148  # of a line across a figure, also when many are digits, which are wide
 
 
 def series_text(series: Series) -> str:
@@ -167,8 +164,3 @@ def joint_text(series: Series, columns: Mapping[str, str]) -> tuple[str, str]:
     if series.fit.refused:
         return f"no law. Refused: {refusal_text(series)}", rests_on
     return _quoted(series.quantities()) + _reasons(series, series.quantities()), rests_on
-
-
-def wrapped(text: str) -> list[str]:
-    """Lines that fit across a figure."""
-    return textwrap.wrap(text, CHARACTERS, subsequent_indent="    ", break_long_words=False)

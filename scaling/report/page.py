@@ -12,16 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
 from recscale.pallas_kernels import names
 from recscale.scaling.data.metrics import GROUP, METRICS, describe
-from recscale.scaling.records.number_text import value_text
+from recscale.scaling.records.number_text import amount, value_text
 
 from .captions import basis, refusal_text
 from .contents import Report
-from .page_environment import page_environment
+from .page_environment import page_environment, page_parts
 from .summary import true_text
 from .truth import EXPONENT_UNITS
 from .wording import axis_words, shortened
@@ -64,18 +65,29 @@ def page(report: Report, summary: Mapping[str, Any], figures: Sequence[tuple[str
         summary: of the report, as plain data, with its provenance.
         figures: (title, SVG text) in the order they are shown.
     """
+    return _template().render(**_variables(report, summary, figures))
+
+
+def page_contents(report: Report, summary: Mapping[str, Any]) -> Markup:
+    """What stands below the figures: every number, refusal, run and record of a report, for another page."""
+    template = _template()
+    context = template.new_context(_variables(report, summary, ()))
+    return Markup("".join(template.blocks["contents"](context)))
+
+
+def _variables(report: Report, summary: Mapping[str, Any], figures: Sequence[tuple[str, str]]) -> dict[str, Any]:
     along = [(series, series.axis) for view in report.views for series in view.series]
     predictions = [(series, series.prediction()) for series, _ in along]
-    return _template().render(
-        report=report,
-        summary=summary,
-        truth=summary["truth"],
-        figures=figures,
-        fits=[*along, *((series, "") for series in report.joint)],
-        predictions=[(series, found) for series, found in predictions if found is not None],
-        scored=[series for series, _ in along if series.rolling is not None],
-        runs=_runs(report),
-    )
+    return {
+        "report": report,
+        "summary": summary,
+        "truth": summary["truth"],
+        "figures": figures,
+        "fits": [*along, *((series, "") for series in report.joint)],
+        "predictions": [(series, found) for series, found in predictions if found is not None],
+        "scored": [series for series, _ in along if series.rolling is not None],
+        "runs": _runs(report),
+    }
 
 
 @functools.cache
@@ -84,7 +96,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {
         "inline": inline_svg,
         "measured": lambda value: _number(value, "{:.4g}"),
-        "cell": lambda value: _number(value, "{:.6g}"),
+        "cell": cell_text,
         "short_json": lambda value: shortened(json.dumps(value), _FIELD_CHARACTERS),
     }
     environment.globals |= {
@@ -92,6 +104,7 @@ def _template() -> jinja2.Template:
         "basis": basis,
         "refusal_text": refusal_text,
         "sections": RECORD_SECTIONS,
+        "table": page_parts("table"),
         "true_text": true_text,
         "units": EXPONENT_UNITS,
         "value_text": value_text,
@@ -128,6 +141,13 @@ def _runs(report: Report) -> dict[str, Any]:
         "numeric": [k for k, c in enumerate(columns) if pd.api.types.is_numeric_dtype(frame[c])],
         "rows": [(cells, role in ("diverged", "failed")) for cells, role in rows],
     }
+
+
+def cell_text(value: Any) -> str:
+    """A cell of the table of runs: four significant digits, large numbers with a suffix."""
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool) and value == value:
+        return amount(float(value), 4)
+    return _number(value, "{}")
 
 
 def _number(value: Any, digits: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -16,3 +17,8 @@ def page_environment() -> jinja2.Environment:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def page_parts(name: str) -> Any:
+    """A macro of `parts.html.j2`, for blocks, which do not see what their template imports."""
+    return getattr(page_environment().get_template("parts.html.j2").module, name)

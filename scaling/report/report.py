@@ -78,16 +78,21 @@ def make_report(
         FileNotFoundError: no runs. ValueError: an unknown column, form or option, or nothing varies.
     """
     options = {"bootstrap": bootstrap, **options}
-    report = _fitted(Path(out_dir), form, axes, target, hold_out_largest, truth, options, published)
+    report = fitted(Path(out_dir), form, axes, target, hold_out_largest, truth, options, published)
     paths, figures = _draw(report)
-    summary = plain(build_summary(report, paths) | {"provenance": _provenance(report)})
+    summary = summarised(report, paths)
     folder = report.out / FOLDER
     write_atomically(folder / FIT, json.dumps(plain(summary | {"records": report.records}), indent=1) + "\n")
     write_atomically(folder / PAGE, page(report, summary, figures))
     return summary
 
 
-def _fitted(
+def summarised(report: Report, paths: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of a report with its provenance, as plain data."""
+    return plain(build_summary(report, paths) | {"provenance": _provenance(report)})
+
+
+def fitted(
     out: Path,
     form: str,
     axes: Mapping[str, str] | Sequence[str] | str | None,
@@ -97,7 +102,10 @@ def _fitted(
     options: Mapping[str, Any],
     published: Published | None,
 ) -> Report:
-    table = _table(out)
+    """The runs of a sweep's folder with their laws; arguments and errors as `make_report`'s."""
+    if not out.is_dir():
+        raise FileNotFoundError(f"there is no folder {out}; name the --out folder of a sweep")
+    table = views.with_rows_of_a_pass(read_table(out))
     known = _truth(truth, table, out)
     view_form, joint_form, columns, joint_axes = _forms(form, axes, table)
     drawn = views.make_views(table, form=view_form, axes=columns, target=target, hold_out_largest=hold_out, **options)
@@ -113,11 +121,11 @@ def _fitted(
     return Report(out, table, tuple(drawn), tuple(joint), joint_axes, known, told, answers)
 
 
-def _table(out: Path) -> pd.DataFrame:
-    """The run table of a folder."""
-    if not out.is_dir():
-        raise FileNotFoundError(f"there is no folder {out}; name the --out folder of a sweep")
-    return views.with_rows_of_a_pass(read_table(out))
+def named(sources: Sequence[Path]) -> dict[str, Path]:
+    """Sources by a short name: the last part of the path, or the whole path where two end alike."""
+    names = [source.stem if source.is_file() else source.resolve().name for source in sources]
+    pairs = zip(names, sources, strict=True)
+    return {name if names.count(name) == 1 else str(source): source for name, source in pairs}
 
 
 def _truth(given: Truth | Mapping[str, Any] | None, table: pd.DataFrame, out: Path) -> Truth:
@@ -147,13 +155,13 @@ def _draw(report: Report) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     folder, files, drawn = report.out / FOLDER, {}, []
 
     def save(name: str, title: str, stem: str, figure: Figure) -> None:
-        png, svg = figures.save(figure, folder / stem)
-        files[name] = str(png)
+        files[name] = str(figures.save(figure, folder / f"{stem}.png"))
+        svg = figures.save(figure, folder / f"{stem}.svg")
         drawn.append((title, svg.read_text(encoding="utf-8")))
 
     for number, view in enumerate(report.views):
         stem = PLOT if number == 0 else f"{PLOT}_{view.axis}"
-        figure = figures.law_figure(view, truth=report.log_truth)
+        figure = figures.study_figure(view, truth=report.log_truth)
         save(view.axis, f"{view.target} against {axis_words(view.axis)}", stem, figure)
     for series in report.joint if len(report.joint_axes) == 2 else ():
         name, figure = series.architecture, figures.joint_figure(series, report.joint_axes)

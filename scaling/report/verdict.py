@@ -21,8 +21,10 @@ from recscale.scaling.records.number_text import amount, value_text
 
 from .estimands import exact_slope, perfect, perfect_learner
 from .frame import mark_of, style
+from .panel import axis_in_words
 from .series import FITTED, HELD_OUT, Series
 from .series import predict as curve_of
+from .ticks import label_log_axis, plain_number
 from .truth import Log, find
 from .views import make_views
 from .wording import axis_words
@@ -93,8 +95,9 @@ def verdict_figure(verdict: Verdict) -> Figure:
         best = None if verdict.log is None else perfect_learner(verdict.log, verdict.axis, x)
         if best is not None:
             ax.plot(x, best, color="black", lw=1.2, linestyle=(0, (9, 2, 1, 2)), label="perfect learner, a term a unit")
-        ax.set(xscale="log", yscale="log", xlabel=axis_words(verdict.axis), ylabel="excess logloss over the asymptote")
-        ax.grid(True, which="minor", axis="y", lw=0.3)
+        axis_in_words(ax, verdict.axis)
+        ax.set(yscale="log", ylabel="excess logloss over the asymptote")
+        label_log_axis(ax.yaxis, plain_number)
         ax.legend()
     return figure
 

@@ -331,7 +331,7 @@ def _report(out: Path) -> dict[str, Any]:
     print_summary(summary)
     if versus is not None:
         verdict = judge(read(out), *versus, out=out)
-        picture, _ = save(verdict_figure(verdict), out / FOLDER / "verdict")
+        picture = save(verdict_figure(verdict), out / FOLDER / "verdict.png")
         summary["verdict"] = verdict.lines
         click.echo("\n".join([f"picture  {picture}", "", *verdict.lines]))
     return summary

@@ -417,7 +417,6 @@ def test_a_table_is_collected_from_run_folders(tmp_path):
         }  # fmt: skip
         runs.write_record(tmp_path / "runs" / f"run{k}", record)
     made = make_report(tmp_path, axes="dense_params", **FAST)
-    assert (tmp_path / "runs.parquet").exists()
     assert made["provenance"]["trained_with"] == {"jax": ["0.0"]} and made["provenance"]["trained_on"] == ["cpu"]
     assert made["truth"]["asymptote"] is None
     with pytest.raises(FileNotFoundError, match="no folder"):

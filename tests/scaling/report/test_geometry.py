@@ -1,0 +1,105 @@
+"""Where things stand on a figure: every text on the canvas, none over another, ticks to read, no ungranted line."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.collections import PolyCollection
+
+from recscale.scaling.report import figures, truth, views
+from recscale.scaling.report.frame import COLOURS
+from recscale.scaling.report.ticks import log_ticks
+
+NAMES = ("rankmixer", "dlrm_mlp", "dcnv2", "tokenmixer_large", "longer+rankmixer", "hyformer", "memory_plus")
+
+
+@pytest.fixture(scope="module")
+def series_of(make_runs):
+    """(sizes, granted) -> a series; a law of three sizes is never granted."""
+    found = {}
+    for sizes, granted in ((3, False), (12, True), (12, False)):
+        law = (0.03, 0.6) if granted else (0.03, 0.02)
+        runs = make_runs({"a": law}, sizes=np.geomspace(2e3, 2e6, sizes), noise=5e-5, diverged=False)
+        (view,) = views.make_views(runs, axes=["dense_params"], bootstrap=40 if granted else 0, profile=False)
+        found[sizes, granted] = view, truth.find(runs)
+        assert view.series[0].has_curve == granted
+    return found
+
+
+def many(view, count):
+    """The view with its series under several names, and losses a little apart."""
+    (series,) = view.series
+    return dataclasses.replace(view, series=tuple(dataclasses.replace(
+        series, architecture=name, frame=series.frame.assign(logloss=series.frame["logloss"] + 1e-4 * k))
+        for k, name in enumerate(NAMES[:count])))  # fmt: skip
+
+
+def drawn_ticks(axis):
+    low, high = sorted(axis.get_view_interval())
+    labels = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+    return [label for place, label in labels if low <= place <= high and label.get_text()]
+
+
+def texts_of(figure):
+    found = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    for ax in figure.axes:
+        found += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts, *drawn_ticks(ax.xaxis), *drawn_ticks(ax.yaxis)]
+    return [text for text in found if text.get_text().strip()]
+
+
+def check(figure):
+    figure.canvas.draw()
+    width, height = figure.bbox.width, figure.bbox.height
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts_of(figure)]
+    for text, box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        apart = a.x1 <= b.x0 + 0.5 or b.x1 <= a.x0 + 0.5 or a.y1 <= b.y0 + 0.5 or b.y1 <= a.y0 + 0.5
+        assert apart, f"{one!r} and {other!r} overlap"
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            labels = [label.get_text() for label in drawn_ticks(axis)]
+            assert len(labels) >= 3 and len(set(labels)) == len(labels), (axis.axis_name, labels)
+            assert box_of(ax).width > 60 and box_of(ax).height > 60
+
+
+def box_of(ax):
+    return ax.get_window_extent()
+
+
+CASES = list(itertools.product((1, 2, 7), ((3, False), (12, True), (12, False)), ("report", "column")))
+FAST = {(1, (3, False), "column"), (2, (12, True), "report"), (7, (3, False), "report"), (7, (12, True), "column")}
+
+
+@pytest.mark.parametrize(
+    ("count", "kind", "style"), [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES]
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_every_figure_is_readable(series_of, count, kind, style, known):
+    view, log = series_of[kind]
+    view = many(view, count)
+    figure = figures.study_figure(view, truth=log if known else None, style=style)
+    check(figure)
+    assert len(figure.axes) == (2 if known or kind[1] else 1)
+    coloured = {line.get_color() for ax in figure.axes for line in ax.get_lines() if len(line.get_xdata()) > 50}
+    bands = [band for ax in figure.axes for band in ax.collections if isinstance(band, PolyCollection)]
+    assert (coloured == set(COLOURS[: min(count, 6)]) and bands) if kind[1] else not (coloured or bands)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["column", "page", "talk"])
+def test_a_figure_of_one_panel_is_readable(series_of, style):
+    view, log = series_of[12, True]
+    check(figures.law_figure(many(view, 7), truth=log, style=style))
+    check(figures.law_figure(many(view, 2), truth=log, style=style, excess=True))
+
+
+@pytest.mark.parametrize("most", [3, 5, 8])
+def test_a_log_axis_of_any_span_has_three_ticks_apart(most):
+    draw = np.random.default_rng(0)
+    for low, span in zip(10 ** draw.uniform(-6, 15, 300), 10 ** draw.uniform(-1.5, 1, 300), strict=True):
+        high = low * np.exp(span)
+        ticks = np.array(log_ticks(low, high, most))
+        assert len(ticks) >= 3 and low <= ticks[0] and ticks[-1] <= high, (low, high, ticks)
+        assert np.diff(np.log(ticks)).min() >= 0.999 * span / (2 * most)
