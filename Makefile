@@ -44,15 +44,19 @@ aot-tpu: $(VENV_TPU)/.installed
 aot-gpu: $(VENV_GPU)/.installed
 	$(VENV_GPU)/bin/recscale aot $(or $(ARGS),--target h100 --target h200)
 
-# The fast kernel tests, and every kernel for Hopper up to where its compiler begins, by each newer jax.
+# By newer versions of jax, without the laboratory's packages: every kernel for Hopper up to where its compiler begins;
+# the fast kernel tests by the newest one; by the other a part of what a device is given, on the CPU.
 newer-jax: newer-jax-installed
 	@set -e; for venv in $(NEWER_JAX:%=.venv-jax-%); do \
 	  echo "jax $$($$venv/bin/python -c 'import jax; print(jax.__version__)')"; \
 	  $$venv/bin/recscale models > /dev/null; \
-	  JAX_PLATFORMS=cpu $$venv/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow" \
-	    tests/pallas_kernels $(ARGS); \
 	  $$venv/bin/recscale aot --lower-only --target h100 --target h200; \
 	done
+	JAX_PLATFORMS=cpu .venv-jax-$(lastword $(NEWER_JAX))/bin/python -m pytest -q -n $(WORKERS) --dist worksteal \
+	  -m "not slow" tests/pallas_kernels $(ARGS)
+	rm -rf .venv-jax-$(firstword $(NEWER_JAX))/device
+	.venv-jax-$(firstword $(NEWER_JAX))/bin/recscale bench device --cpu --stage check --stage train \
+	  --operation w8a16_matmul --operation sparse_gather --out .venv-jax-$(firstword $(NEWER_JAX))/device
 
 newer-jax-installed: $(NEWER_JAX:%=.venv-jax-%/.installed)
 

@@ -31,7 +31,9 @@ LAB = [
     "rich>=13",
 ]
 TENSORBOARD = ["tensorboard>=2.16"]
-TESTS = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "submitit>=1.5", "pyyaml>=6", *TENSORBOARD]
+# Of the modules alone, and of the laboratory.
+TESTS = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20"]
+LAB_TESTS = [*TESTS, "submitit>=1.5", "pyyaml>=6", *TENSORBOARD]
 STYLE = ["ruff>=0.8", "pyright[nodejs]>=1.1.390", "pandas-stubs>=2.2", "scipy-stubs>=1.15"]
 
 setup(
@@ -71,8 +73,8 @@ setup(
     ],
     extras_require={
         "lab": LAB,
-        "tests": [*LAB, *TESTS],
-        "dev": [*LAB, *TESTS, *STYLE],
+        "tests": TESTS,
+        "dev": [*LAB, *LAB_TESTS, *STYLE],
         "notebooks": [*LAB, "nbclient>=0.11", "nbformat>=5.10", "ipykernel>=6.29"],
         "tpu": [*LAB, "jax[tpu]>=0.10"],
         "cuda": [*LAB, "jax[cuda13]>=0.10"],
