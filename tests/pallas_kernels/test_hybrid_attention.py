@@ -55,13 +55,6 @@ def by_hand(q, k, v, bias, lengths, mode, q_pos=None, scale=0.7):
     return o.reshape(*q.shape[:-1], -1), lse.reshape(q.shape[:-1])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(params=["reference", "xla", "chunks"])
 def path(request, monkeypatch):
     """The implementation's name; "chunks" is XLA with room for two query rows at a time."""

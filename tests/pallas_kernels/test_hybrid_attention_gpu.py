@@ -17,13 +17,6 @@ SCALE = 0.17
 UNSEEN = -1e29
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def arrays(R, N, S, H, Hk, d, dv, lengths, bias=False, dtype=jnp.bfloat16, seed=0):
     """(q, k, v or None, lengths, bias or None) and the cotangents (do, dlse)."""
     rng = np.random.default_rng(seed)

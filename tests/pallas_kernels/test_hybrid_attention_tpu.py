@@ -124,13 +124,6 @@ VARIANTS = [pytest.param(v, id=name) for name, v in FAST.items()]
 VARIANTS += [pytest.param(v, id=name, marks=pytest.mark.slow) for name, v in SLOW.items()]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """Tiles so small that each axis has several; only interpretation allows them."""

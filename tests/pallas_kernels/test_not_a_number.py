@@ -48,8 +48,8 @@ def test_subcores_add_nothing_of_absent_hits():
 def test_nothing_beyond_a_length_reaches_anything(name):
     """k, v and the bias hold NaN there, in a whole tile and in a part of one; their gradients are 0."""
     rng = np.random.default_rng(0)
-    R, N, S, H, d = 2, 4, 160, 1, 16
-    lengths = jnp.asarray([37, 130], jnp.int32)
+    R, N, S, H, d = 1, 4, 160, 1, 16
+    lengths = jnp.asarray([37], jnp.int32)
     beyond = (jnp.arange(S) >= lengths[:, None])[..., None, None]
     q, k, v = (jnp.asarray(rng.standard_normal((R, n, H, d)), jnp.bfloat16) for n in (N, S, S))
     bias = jnp.asarray(rng.standard_normal((R, S, H)), jnp.float32)
