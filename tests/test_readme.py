@@ -29,7 +29,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_commands_and_make_targets_exist():
-    assert set(re.findall(r"\brecscale ([a-z]+)", TEXT)) <= COMMANDS
+    assert set(re.findall(r"\brecscale ([a-z]+(?:-[a-z]+)*)", TEXT)) <= COMMANDS
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"\bmake ([a-z][a-z-]+)(?=[\s`])", TEXT)) <= set(targets)
 

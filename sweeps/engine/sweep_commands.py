@@ -132,7 +132,7 @@ def plan(file: str, planning: _Planning, device_flops: float | None, as_json: bo
     from .tables import bill, bill_line, plan_table, planned_table
 
     click.echo(plan_table(rows))
-    due = bill(rows, device_flops)
+    due = bill(rows, planning.free, device_flops)
     click.echo(bill_line(due))
     warned = foreseen(planned_table(rows), AXES)
     for line in warned:

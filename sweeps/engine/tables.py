@@ -16,6 +16,7 @@ from recscale.scaling.training.run_resources import stated_figures
 
 from .executors import ACTIVE
 from .locks import has_launcher
+from .plan import run_config
 from .submission import job_states
 
 
@@ -45,11 +46,14 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> str:
     return render(lines)
 
 
-def bill(rows: Sequence[dict[str, Any]], device_flops: float | None = None) -> dict[str, dict[str, Any]]:
+def bill(
+    rows: Sequence[dict[str, Any]], overrides: Sequence[str] = (), device_flops: float | None = None
+) -> dict[str, dict[str, Any]]:
     """What a plan will take in all, as predicted: core-hours, or device-hours where somebody says what a device
     reaches, and the energy and cost of these hours, where the plan's `tracking` section says watts and prices.
 
     Args:
+        overrides: `key=value` settings of `tracking`, in place of the plan's own.
         device_flops: FLOP/s of training that one accelerator reaches.
     """
     jobs = {row["job"]: row["predicted"] for row in rows}
@@ -57,9 +61,8 @@ def bill(rows: Sequence[dict[str, Any]], device_flops: float | None = None) -> d
     cores = sum(job["job_seconds"] for job in jobs.values()) / 3600
     devices = None if device_flops is None else flops / device_flops / 3600
     examples = sum(row["predicted"]["examples"] for row in rows)
-    money = energy_and_money(
-        cores if devices is None else devices, examples, stated_figures(rows[0]["config"].get("tracking", {}))
-    )
+    stated = stated_figures(run_config(rows[0], overrides).tracking)
+    money = energy_and_money(cores if devices is None else devices, examples, stated)
     return {
         "train_flops": figure(flops, "FLOP", "counted"),
         "core_hours": figure(cores, "h", "estimated"),

@@ -76,6 +76,11 @@ def test_record_holds_what_a_table_needs(plain):
     assert record["metrics"]["logloss"] == pytest.approx(
         record["metrics"]["entropy_floor"] + record["metrics"]["excess_logloss"], abs=1e-9
     )
+    used = record["resources"]
+    assert used["train_flops"] == {"value": record["work"]["train_flops"], "unit": "FLOP", "source": "counted"}
+    assert used["wall_seconds"]["source"] == used["peak_host_bytes"]["source"] == "measured"
+    absent = ("peak_device_bytes", "energy_kwh", "cost_usd", "mfu", "input_wait_share")  # a CPU, and nobody said
+    assert {used[name]["source"] for name in absent} == {"absent"} and used["communication_bytes"]["value"] == 0
     row = records.run_row(record)
     for column in ("run_id", "shape_id", "architecture", "dense_params", "train_flops", "examples", "logloss", "auc"):
         assert row[column] is not None, column

@@ -1,5 +1,7 @@
 """The commands: what they print, what they refuse, and how they end."""
 
+import pytest
+
 from recscale.scaling.records.runs import write_record
 from recscale.sweeps.engine.executors import Outcome
 from recscale.sweeps.engine.plan import read_plan, read_sweep
@@ -12,6 +14,12 @@ def test_plan_prints_every_run_and_launches_nothing(call, sweep_file, tmp_path, 
     for row in read_plan(out):
         assert row["run_id"] in result.out and row["config"]["training"]["lr"] == 0.01
     assert not (out / "runs").exists()
+    bill = last_json(result)["bill"]
+    assert bill["core_hours"]["source"] == "estimated" and bill["core_hours"]["value"] > 0
+    assert {bill[name]["source"] for name in ("device_hours", "energy_kwh", "cost_usd")} == {"absent"}
+    priced = ["--set", "tracking.usd_per_device_hour=2.0", "--set", "training.lr=0.01", "--device-flops", "1e12"]
+    priced = last_json(call("plan", sweep_file, "--out", out, *priced, "--json"))["bill"]
+    assert priced["cost_usd"]["value"] == pytest.approx(2 * priced["device_hours"]["value"])
     assert read_sweep(out) == {
         "name": "tiny",
         "arguments": [[sweep_file, "--set", "training.lr=0.01"]],
