@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -285,6 +286,27 @@ def test_requests_share_their_user_fields(tmp_path):
     batch = source.batch(0)
     assert batch.valid[:30].all() and not batch.valid[30:].any()
     assert batch.user.ids["user"][:8].tolist() == log.column("user")[:8].tolist()
+
+
+def test_a_list_of_candidates_in_a_row_is_a_request(tmp_path):
+    """Parquet with a list of structs: one row a request, as a server logs what it showed."""
+    shown = [[{"item": f"i{(k + j) % 5}", "click": (k + j) // 2 % 2} for j in range(1 + k % 3)] for k in range(90)]
+    rows = {"user": [f"u{k % 7}" for k in range(90)], "ts": [1_600_000_000 + k for k in range(90)], "shown": shown}
+    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
+    text = SCHEMA.replace("log.csv", "log.parquet").replace(
+        'user = "user"\n', 'user = "user"\nrequest = ["user", "ts"]\n'
+    )
+    text = text.replace("[labels.click]", '[log.explode]\ncolumn = "shown"\nnames = ["item", "click"]\n[labels.click]')
+    text = text.replace('[fields.price]\nside = "candidate"\nkind = "dense"\n', "")
+    (tmp_path / "log.toml").write_text(text)
+    log = import_log(tmp_path / "log.toml", tmp_path / "packed")
+    assert len(log) == sum(map(len, shown)) and int(log.requests[-1]) + 1 == 90
+    items = log.vocabulary("item")[log.column("item") - 2].tolist()
+    assert items == [candidate["item"] for row in shown for candidate in row]
+    assert log.labels[:, 0].tolist() == [candidate["click"] for row in shown for candidate in row]
+    (tmp_path / "log.toml").write_text(text.replace('column = "shown"', 'column = "user"'))
+    with pytest.raises(LogSchemaError, match="line 6: 'user' is VARCHAR, no list: say what separates"):
+        import_log(tmp_path / "log.toml", tmp_path / "other")
 
 
 def test_negatives_are_drawn_and_are_no_events(tmp_path):
