@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import jax
+
 from recscale.scaling.training import RunSpec, get_config
 from recscale.scaling.training.checkpoints import Checkpoints
 from recscale.scaling.training.group import Group
@@ -85,7 +87,8 @@ class _Alternating(Loop):
             super()._save(*args)
         else:
             _, step, state, trunk, _ = args
-            self.checkpoints.save_arrays(step, state, trunk)
+            with jax.transfer_guard("allow"):
+                self.checkpoints.save_arrays(step, state, trunk)
             self.checkpoints.drop_old()
             self.saved = time.monotonic()
         self._ended = time.perf_counter()
