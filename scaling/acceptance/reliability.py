@@ -38,12 +38,9 @@ from recscale.scaling.data.importing.importer import import_log
 from recscale.scaling.data.known_truth import card
 from recscale.scaling.data.made_up_shop import write_shop
 from recscale.scaling.records.planned import PLAN, SWEEP
-from recscale.scaling.records.runs import METRICS, RECORD, TABLE, read_record, write_record
+from recscale.scaling.records.runs import MEASURED, METRICS, RECORD, TABLE, read_record, write_record
 
 PASSED = ("same", "mended")
-
-# Columns a kill may change: times and the speeds derived from them.
-TIMES = ("wall_s", "step_ms", "rows_per_s", "mfu", "input_wait_share")
 
 _SETTINGS = (
     "data.preset=smoke", "data.holdout_rows=256", "training.requests=64", "training.examples=1920",
@@ -172,12 +169,12 @@ def run(*commands: Sequence[str]) -> tuple[int, str]:
 
 
 def figures(folder: Path, printed: str = "") -> dict[str, Any]:
-    """Everything a folder shows that must not change: the run table without its times, every run's metrics; and the
-    figures among what was printed, a line each."""
+    """Everything a folder shows that must not change: the run table but for what is measured, every run's metrics, and
+    the figures among what was printed, a line each."""
     lines: dict[str, Any] = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(METRICS))}
     lines["printed"] = re.findall(r"^\w+ +[-+.\de]+$", printed, re.MULTILINE)
     if (folder / TABLE).exists():
-        table = pd.read_parquet(folder / TABLE).drop(columns=list(TIMES))
+        table = pd.read_parquet(folder / TABLE).drop(columns=list(MEASURED))
         return lines | {TABLE: table.to_json(double_precision=15)}
     return lines | {RECORD: json.loads((folder / RECORD).read_text())["metrics"]}
 

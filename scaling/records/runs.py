@@ -271,8 +271,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
     recovery = metrics.get("recovery")
     if isinstance(recovery, dict):
         row |= {f"recovered_{part}": value for part, value in recovery.items() if not isinstance(value, dict | list)}
-    costs = ("wall_s", "step_ms", "rows_per_s", "mfu", "input_wait_share")
-    row |= {name: record.get("cost", {}).get(name) for name in costs}
+    row |= {name: record.get("cost", {}).get(name) for name in _COSTS}
     used = record.get("resources", {})
     row |= {name: (used.get(name) or {}).get("value") for name in _RESOURCES}
     device = record.get("device") or {}
@@ -315,6 +314,8 @@ _WITH_A_COLUMN = {
     "training.checkpoint_every_s",
 }
 
+_COSTS = ("wall_s", "step_ms", "rows_per_s", "mfu", "input_wait_share")
+
 # Figures of `recscale.scaling.resources` that become columns.
 _RESOURCES = (
     "device_hours",
@@ -325,6 +326,9 @@ _RESOURCES = (
     "cost_usd",
     "communication_bytes",
 )
+
+# Columns that time and the machine decide: the same run trained once more has others.
+MEASURED = tuple(name for name in (*_COSTS, *_RESOURCES) if name != "communication_bytes")
 
 _COUNTS = (
     "dense_params",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from recscale.scaling.records.runs import METRICS, TABLE, collect
+from recscale.scaling.records.runs import MEASURED, METRICS, TABLE, collect
 from recscale.sweeps.engine.launch import launch
 from recscale.sweeps.engine.loading import load
 from recscale.sweeps.engine.plan import make_plan, read_plan, write_plan
@@ -34,9 +34,6 @@ def get_sweep():
     budgets = axis("training.examples", BUDGETS)
     return product(axis("architecture", ARCHITECTURES), by_dense_params([6e3]), budgets, seeds(2))
 """
-
-# Wall time and the speeds derived from it are the only things a kill may change.
-TIMES = ["wall_s", "step_ms", "rows_per_s", "mfu", "input_wait_share", "device_hours", "peak_host_bytes"]
 
 
 def _command(file, out):
@@ -71,8 +68,8 @@ def _environment():
 
 def _assert_identical(whole, killed):
     pd.testing.assert_frame_equal(
-        pd.read_parquet(whole / TABLE).drop(columns=TIMES),
-        pd.read_parquet(killed / TABLE).drop(columns=TIMES),
+        pd.read_parquet(whole / TABLE).drop(columns=list(MEASURED)),
+        pd.read_parquet(killed / TABLE).drop(columns=list(MEASURED)),
         check_exact=True,
     )
     losses = pd.read_parquet(whole / TABLE)[["logloss", "excess_logloss", "progressive_logloss"]]
