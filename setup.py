@@ -116,6 +116,7 @@ setup(
             "sweep = recscale.sweeps.engine.sweep_commands:sweep",
             "cancel = recscale.sweeps.engine.sweep_commands:cancel",
             "run-job = recscale.sweeps.engine.job_command:run_job",
+            "paper = recscale.sweeps.engine.sweep_commands:paper",
         ],
     },
     classifiers=[

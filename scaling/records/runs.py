@@ -247,6 +247,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
         "flops_target": work.get("flops_target"),
         "params_target": work.get("params_target"),
         "match_id": record.get("match_id"),
+        "arm": record.get("arm"),
         "dataset": data.get("name"),
         "preset": data.get("preset"),
         "preset_changes": json.dumps(dict(data["overrides"]), sort_keys=True) if data.get("overrides") else None,

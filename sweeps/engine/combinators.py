@@ -13,7 +13,9 @@ or a value of the wrong type is an error there.
 from __future__ import annotations
 
 import builtins
+import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -116,15 +118,15 @@ def seeds(count: int) -> Sweep:
 
 
 # What a point may note about its runs besides their configuration, and in which column of the run table it ends.
-NOTES = ("match_id", "lr_rule", "lr_trials", "lr_bracketed")
+NOTES = ("match_id", "arm", "lr_rule", "lr_trials", "lr_bracketed")
 _NOTE = "note."
 
 
 def noted(points: Sequence[Mapping[str, Any]], **notes: Any) -> Sweep:
     """Points with notes: recorded with their runs, columns of the run table, no part of what is trained.
 
-    match_id: equal for shapes of two architectures that are compared with each other; lr_rule, lr_trials, lr_bracketed:
-    how the rate was found, if it was elsewhere.
+    match_id: equal for shapes of two architectures that are compared with each other; arm: what the run is called in a
+    comparison of variants; lr_rule, lr_trials, lr_bracketed: how the rate was found, if it was elsewhere.
 
     Raises:
         ValueError: a note that no run table has a column for.
@@ -154,15 +156,26 @@ def rate_search(points: Sequence[Mapping[str, Any]], trials: int = 3, factor: fl
         raise ValueError(f"a rate search takes 3 to 5 trials, a factor above 1 apart; got {trials} and {factor}")
     found: Sweep = []
     for point in points:
-        own = {key: value for key, value in split_notes(point)[0].items() if key not in ("seed", "data.log_seed")}
+        own = searched_for(point)
         if "training.lr" not in own:
             raise ValueError(f"a rate search starts from a rate, and {own} has no training.lr")
+        named = {_NOTE + "match_id": searched_name(point)}
         for trial in range(trials):
             rate = float(f"{own['training.lr'] * factor ** (trial - (trials - 1) / 2):.2g}")
-            tried = own | {"training.lr": rate, "seed": 0, "data.log_seed": log_seed}
+            tried = own | {"training.lr": rate, "seed": 0, "data.log_seed": log_seed} | named
             if tried not in found:
                 found.append(tried)
     return found
+
+
+def searched_for(point: Mapping[str, Any]) -> Point:
+    """A point without its seed, its stream and its notes: what has one best rate."""
+    return {key: value for key, value in split_notes(point)[0].items() if key not in ("seed", "data.log_seed")}
+
+
+def searched_name(point: Mapping[str, Any]) -> str:
+    """The `match_id` of a point's trials in the run table of a rate search."""
+    return hashlib.sha256(json.dumps(searched_for(point), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _ladder(key: str, values: Iterable[Any], fixed: Mapping[str, Any]) -> Sweep:

@@ -1,8 +1,9 @@
-"""Sweep files: Python files with `get_config()` and `get_sweep()`, and `get_report()` if the fit needs options.
+"""Sweep files: Python files with `get_config()` and `get_sweep()`, and `get_report()` or `get_rates()` if wanted.
 
     get_config() -> ConfigDict        the base configuration of every run
     get_sweep() -> list of points     what varies, built from the combinators
     get_report() -> dict              options of the report: form, axes, target, truth, ... (optional)
+    get_rates() -> dict               options of `rate_search`, around each point's `training.lr` (optional)
 
 A sweep file is named by its path (it may import modules that lie beside it), as a module of an installed package
 (`my_lab.sweeps.widths`) or, for those that come with recscale, by its name alone (`quickstart`).
@@ -58,9 +59,14 @@ class SweepFile:
 
     def report(self) -> dict[str, Any]:
         """Options of the report, empty if the file gives none."""
-        if not hasattr(self.module, "get_report"):
-            return {}
-        return self._checked("get_report", {}, dict, "a dictionary of report options")
+        return self._options("get_report", "a dictionary of report options") or {}
+
+    def rates(self) -> dict[str, Any] | None:
+        """Options of the search for rates that comes first; None if the file asks for none."""
+        return self._options("get_rates", "a dictionary of options of `rate_search`")
+
+    def _options(self, name: str, wanted: str) -> dict[str, Any] | None:
+        return self._checked(name, {}, dict, wanted) if hasattr(self.module, name) else None
 
     def _checked(self, name: str, arguments: Mapping[str, Any], kind: type, wanted: str) -> Any:
         function: Callable[..., Any] = getattr(self.module, name)
@@ -98,6 +104,11 @@ def installed() -> dict[str, Path]:
     """Name -> path of the sweep files that come with the package."""
     folder = Path(__file__).parents[1]
     return {path.stem: path for path in sorted(folder.rglob("*.py")) if "\ndef get_sweep(" in path.read_text("utf-8")}
+
+
+def papers() -> dict[str, Path]:
+    """Name -> path of the sweep files that hold a paper's orderings."""
+    return {name: path for name, path in installed().items() if path.parent.name == "papers"}
 
 
 def _find(name: str) -> Path | None:

@@ -18,6 +18,7 @@ from recscale.scaling.records.advice import advised
 
 if TYPE_CHECKING:
     from .executors import Outcome
+    from .loading import SweepFile
 
 _OUT = click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the sweep; default runs/<name of the file>."
@@ -31,6 +32,7 @@ _SET = click.option(
     help="Laid over every run, e.g. training.examples=100000.",
 )
 _EXTEND = click.option("--extend", is_flag=True, help="Add a different sweep's runs to the plan already in the folder.")
+_RATES = click.option("--rates", is_flag=True, help="The search for rates alone, of a file that asks for one.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on the last line of standard output.")
 _WORKERS = click.option("--workers", type=click.IntRange(1), help="Worker processes; default one a core.")
 _MEMORY = click.option("--memory-gb", type=float, help="Memory the running jobs may use; default 80 % of what is free.")
@@ -64,6 +66,7 @@ class _Planning:
     root: str | None
     assignments: tuple[str, ...]
     extend: bool
+    rates: bool
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -110,7 +113,7 @@ def _options(bundle: type, name: str, *options: Callable[..., Any]) -> Callable[
     return decorate
 
 
-_PLANNING = _options(_Planning, "planning", _OUT, _DATA, _SET, _EXTEND)
+_PLANNING = _options(_Planning, "planning", _OUT, _DATA, _SET, _EXTEND, _RATES)
 _RUNNING = _options(_Running, "running", _WORKERS, _MEMORY, _EXECUTOR, _EXECUTOR_OPTION, _WAIT, _GPUS, _NODE)
 
 
@@ -235,12 +238,45 @@ def collect(out: Path, as_json: bool) -> None:
 @_JSON
 def sweep(file: str, planning: _Planning, running: _Running, no_report: bool, as_json: bool) -> None:
     """Plan a sweep FILE, train it, collect the run table, fit the law and plot it. Run again, it resumes."""
+    _sweep(file, planning, running, no_report, as_json)
+
+
+@click.command()
+@click.argument("name", required=False)
+@_PLANNING
+@_RUNNING
+@_JSON
+def paper(name: str | None, planning: _Planning, running: _Running, as_json: bool) -> None:
+    """Run the orderings that the paper NAME published: each arm at its best rate, each ordering judged by paired seeds.
+
+    Without a NAME: the papers whose orderings come with the package.
+    """
+    from recscale.pallas_kernels.names import closest
+
+    from .loading import papers
+
+    known = papers()
+    if name is None:
+        click.echo("\n".join(known))
+    elif name in known:
+        _sweep(name, planning, running, False, as_json)
+    else:
+        nearest = f"no paper {name!r}; nearest is {closest(name, known)!r} (papers: {', '.join(known)})"
+        raise click.BadParameter(nearest, param_hint="NAME")
+
+
+def _sweep(file: str, planning: _Planning, running: _Running, no_report: bool, as_json: bool) -> None:
     from recscale.scaling.records.runs import TABLE
     from recscale.scaling.records.runs import collect as collect_runs
 
+    from .loading import load
+
     began = time.monotonic()
     running.check()
+    loaded = load(file)
     with _errors():
+        if loaded.rates() is not None and not planning.rates:
+            _search_rates(planning, loaded, running, as_json)
         out, rows, _ = _plan(file, planning)
         click.echo(f"{len(rows)} runs planned, about {_job_seconds(rows):.0f} core-seconds (estimated)", err=True)
         outcome = _run(out, running, planning.free)
@@ -260,6 +296,20 @@ def sweep(file: str, planning: _Planning, running: _Running, no_report: bool, as
     _leave(outcome)
 
 
+def _search_rates(planning: _Planning, loaded: SweepFile, running: _Running, as_json: bool) -> None:
+    """Trains the search for rates that a sweep file asks for, in a folder of the sweep's own."""
+    from .rates import FOLDER
+
+    asked = dataclasses.replace(planning, out=(planning.out or Path("runs") / loaded.name) / FOLDER, rates=True)
+    out, rows, _ = _plan(str(loaded.path), asked)
+    click.echo(f"rates: {len(rows)} runs planned, about {_job_seconds(rows):.0f} core-seconds (estimated)", err=True)
+    outcome = _run(out, running, planning.free)
+    _tell_handed_over(out, outcome, as_json)
+    if outcome.interrupted:
+        click.echo(_outcome_line(out, outcome))
+        _leave(outcome)
+
+
 def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]:
     """Loads, resolves and writes a plan; returns its folder, all its rows and how many are new."""
     from recscale.scaling.data.sources import use_log
@@ -267,16 +317,21 @@ def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]
 
     from .loading import load
     from .plan import make_plan, write_plan, write_sweep
+    from .rates import FOLDER, points_of
 
     loaded = load(file)
-    out = asked.out or Path("runs") / loaded.name
+    out = asked.out or Path("runs") / loaded.name / (FOLDER if asked.rates else "")
+    try:
+        points = points_of(loaded, out, search=asked.rates)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     check_places(out, out / "cache")
     config = loaded.config()
     if asked.root is not None:
         use_log(config, asked.root)
     planned = make_plan(
         config,
-        loaded.points(),
+        points,
         sweep=loaded.name,
         assignments=asked.assignments,
         given=() if asked.root is None else ("data.root",),
@@ -286,7 +341,7 @@ def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]
     for note in planned.notes:
         click.echo(f"note: {note}", err=True)
     arguments = [str(loaded.path), *(() if asked.root is None else ("--data", str(Path(asked.root).absolute())))]
-    arguments += [part for text in asked.assignments for part in ("--set", text)]
+    arguments += [*(["--rates"] if asked.rates else []), *(p for text in asked.assignments for p in ("--set", text))]
     rows, new = write_plan(out, planned, extend=asked.extend, arguments=arguments)
     write_sweep(out, loaded.name, loaded.report(), rows)
     return out, rows, new
@@ -326,7 +381,10 @@ def _report(out: Path) -> dict[str, Any]:
 
     from .plan import read_sweep
 
-    options, versus = as_options(read_sweep(out).get("report", {}))
+    given = read_sweep(out).get("report", {})
+    if "orderings" in given:
+        return _judge(out, given["orderings"])
+    options, versus = as_options(given)
     summary = make_report(out, **options)
     print_summary(summary)
     if versus is not None:
@@ -335,6 +393,20 @@ def _report(out: Path) -> dict[str, Any]:
         summary["verdict"] = verdict.lines
         click.echo("\n".join([f"picture  {picture}", "", *verdict.lines]))
     return summary
+
+
+def _judge(out: Path, orderings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Judges published orderings by the run table, prints them, and leaves a table of them in the report's folder."""
+    from recscale.scaling.laws.tables.read import read
+    from recscale.scaling.records.files import write_atomically
+    from recscale.scaling.report.orderings import judge, lines, orderings_table
+    from recscale.scaling.report.report import FOLDER
+
+    judged = judge(read(out), orderings)
+    found = orderings_table(judged)
+    write_atomically(out / FOLDER / "orderings.csv", found.to_csv(index=False))
+    click.echo("\n".join(["", *lines(judged), f"table: {out / FOLDER / 'orderings.csv'}"]))
+    return {"orderings": json.loads(found.to_json(orient="records"))}
 
 
 def _outcome_line(out: Path, outcome: Outcome) -> str:

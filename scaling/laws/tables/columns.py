@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 TEXT = (
-    "run_id", "sweep", "architecture", "shape_id", "trunk_id", "group_id", "match_id", "status", "reasons", "dataset",
-    "preset", "preset_changes", "table_start", "gauc_weighting", "lr_rule", "optimizer", "schedule",
+    "run_id", "sweep", "architecture", "shape_id", "trunk_id", "group_id", "match_id", "arm", "status", "reasons",
+    "dataset", "preset", "preset_changes", "table_start", "gauc_weighting", "lr_rule", "optimizer", "schedule",
     "negative_sampling", "device", "protocol",
 )  # fmt: skip
 FLAGS = ("decayed", "lr_bracketed")
