@@ -2,16 +2,18 @@
 
 Each architecture proposes shapes near a number of dense parameters, hardware-friendly ones first (`size_space`); the
 first within the tolerance is taken. For a target in FLOPs the number of parameters to ask for is found by secant steps
-on FLOPs per parameter, which changes slowly with size. Everything is arithmetic on closed forms; the result is checked
+on FLOPs per parameter, which changes slowly with size. The sizes of a ladder are chosen together, so that no setting
+falls where the target rises. Everything is arithmetic on closed forms; the result is checked
 against the abstract parameter tree, so that no wrong closed form is ever planned with, and no memory is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
@@ -30,6 +32,9 @@ _CONVERGED = 0.01
 
 # Small models come in coarse steps: the same FLOPs may need another number of parameters.
 _AROUND = (1.0, 0.97, 1.03, 0.94, 1.06, 0.9, 1.1)
+
+# Shapes within the tolerance that are looked at where the sizes of a ladder are chosen together.
+_LADDER_SHAPES = 48
 
 # How far above an impossible target the smallest possible shape is looked for, and how closely.
 _DOUBLINGS = 20
@@ -94,21 +99,113 @@ def size(
             abstract parameter tree.
     """
     quantity, target = _target(dense_params, train_flops, examples)
+    base, scale = _complete(model, config), examples or 1.0
+    (best,) = _shapes(model, schema, base, quantity, target / scale, tolerance, 1)
+    return _result(model, schema, base, quantity, target, best.overrides, scale, tolerance)
+
+
+def size_ladder(
+    model: str,
+    schema: Schema,
+    quantity: Literal["dense_params", "train_flops"],
+    targets: Iterable[float],
+    *,
+    config: Mapping[str, Any] | ConfigDict | None = None,
+    tolerance: float = 0.03,
+) -> tuple[dict[float, SizeResult], bool]:
+    """The sizes of a ladder, chosen together: of the shapes within the tolerance of each target those, friendliest
+    first, in which no setting falls where the target rises.
+
+    Returns {target: its size}, and whether there are such shapes; if not, each size is the one `size` gives.
+
+    Raises:
+        ValueError: as `size`.
+    """
+    rungs = sorted(
+        {_target(**{"dense_params": None, "train_flops": None, quantity: t}, examples=None)[1] for t in targets}
+    )
     base = _complete(model, config)
-    if quantity == "dense_params":
-        best = _nearest_params(model, schema, base, target, tolerance)
-        scale = 1.0
-    else:
-        scale = examples or 1.0
-        best = _nearest_flops(model, schema, base, target / scale, tolerance)
-    if not best.overrides:
+    few = 1 if len(rungs) == 1 else _LADDER_SHAPES
+    shapes = [_shapes(model, schema, base, quantity, target, tolerance, few) for target in rungs]
+    rising = _rising([[shape.overrides for shape in found] for found in shapes])
+    chosen = rising or [found[0].overrides for found in shapes]
+    results = {
+        target: _result(model, schema, base, quantity, target, overrides, 1.0, tolerance)
+        for target, overrides in zip(rungs, chosen, strict=True)
+    }
+    return results, rising is not None
+
+
+def _rising(ladder: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]] | None:
+    """One shape a rung so that no setting falls from one rung to the next, with the smallest sum of places in the
+    lists; None if there are none."""
+    costs: list[list[float]] = [list(map(float, range(len(ladder[0]))))]
+    befores: list[list[int]] = [[-1] * len(ladder[0])]
+    for lower, upper in itertools.pairwise(ladder):
+        cost, before = [], []
+        for place, shape in enumerate(upper):
+            reached = [c if _no_fall(below, shape) else math.inf for c, below in zip(costs[-1], lower, strict=True)]
+            best = min(range(len(reached)), key=reached.__getitem__)
+            cost.append(reached[best] + place)
+            before.append(best)
+        costs.append(cost)
+        befores.append(before)
+    at = min(range(len(costs[-1])), key=costs[-1].__getitem__)
+    if math.isinf(costs[-1][at]):
+        return None
+    chosen = []
+    for shapes, before in zip(reversed(ladder), reversed(befores), strict=True):
+        chosen.append(shapes[at])
+        at = before[at]
+    return chosen[::-1]
+
+
+def _no_fall(small: Mapping[str, Any], large: Mapping[str, Any]) -> bool:
+    """Whether every setting of both is as large in the second, inside sections and tuples; what is no number: equal."""
+
+    def pair(low: Any, high: Any) -> bool:
+        if isinstance(low, Mapping) and isinstance(high, Mapping):
+            return _no_fall(low, high)
+        if isinstance(low, tuple | list) and isinstance(high, tuple | list):
+            return len(low) == len(high) and all(map(pair, low, high))
+        numbers = isinstance(low, int | float) and isinstance(high, int | float)
+        return low <= high if numbers else low == high
+
+    return all(pair(value, large[name]) for name, value in small.items() if name in large)
+
+
+def _shapes(
+    model: str, schema: Schema, base: dict, quantity: str, target: float, tolerance: float, most: int
+) -> list[_Best]:
+    """The `most` friendliest shapes within the tolerance; if there is none, the nearest.
+
+    Raises:
+        ValueError: nothing at all is proposed.
+    """
+    solve = _nearest_params if quantity == "dense_params" else _nearest_flops
+    found = solve(model, schema, base, target, tolerance, most)
+    if not found:
         raise ValueError(f"{model} proposes no shape near {target:.3g} {quantity} for this schema and configuration")
-    chosen = ConfigDict(_merged(base, best.overrides))
+    return found
+
+
+def _result(
+    model: str,
+    schema: Schema,
+    base: dict,
+    quantity: str,
+    target: float,
+    overrides: Mapping[str, Any],
+    scale: float,
+    tolerance: float,
+) -> SizeResult:
+    """A chosen shape with its counts, which the abstract parameter tree has to agree with."""
+    chosen = ConfigDict(_merged(base, overrides))
     count = models.count(model, schema, chosen)
     _check_tree(model, schema, chosen, count)
     achieved = count.dense_params if quantity == "dense_params" else round(count.train_flops_per_row * scale)
     error = achieved / target - 1.0
-    return SizeResult(chosen, dict(best.overrides), count, quantity, target, achieved, error, abs(error) <= tolerance)
+    return SizeResult(chosen, dict(overrides), count, quantity, target, achieved, error, abs(error) <= tolerance)
 
 
 def _target(dense_params: float | None, train_flops: float | None, examples: float | None) -> tuple[str, float]:
@@ -126,22 +223,22 @@ def _target(dense_params: float | None, train_flops: float | None, examples: flo
     return name, value
 
 
-def _nearest_params(model: str, schema: Schema, base: dict, target: float, tolerance: float) -> _Best:
+def _nearest_params(model: str, schema: Schema, base: dict, target: float, tolerance: float, most: int) -> list[_Best]:
     def error(count: Count) -> float:
         return count.dense_params / target - 1.0
 
-    best, first = _scan(model, schema, base, target, error, tolerance)
-    return best if first is not None else _smallest(model, schema, base, target, error)[0]
+    found, first = _scan(model, schema, base, target, error, tolerance, most)
+    return found if first is not None else _smallest(model, schema, base, target, error)
 
 
-def _nearest_flops(model: str, schema: Schema, base: dict, target: float, tolerance: float) -> _Best:
+def _nearest_flops(model: str, schema: Schema, base: dict, target: float, tolerance: float, most: int) -> list[_Best]:
     """Finds the number of parameters whose FLOPs meet the target, then looks at the shapes around it."""
     params = target / _USUAL_FLOPS_PER_PARAM
     for _ in range(_ROUNDS):
-        near = _nearest_params(model, schema, base, params, tolerance)
-        if not near.overrides:
+        near = _nearest_params(model, schema, base, params, tolerance, 1)
+        if not near:
             break
-        count = models.count(model, schema, _merged(base, near.overrides))
+        count = models.count(model, schema, _merged(base, near[0].overrides))
         before, params = params, target * count.dense_params / count.train_flops_per_row
         if abs(params / before - 1.0) < _CONVERGED:
             break
@@ -149,54 +246,61 @@ def _nearest_flops(model: str, schema: Schema, base: dict, target: float, tolera
     def error(count: Count) -> float:
         return count.train_flops_per_row / target - 1.0
 
-    best = _Best()
+    within: list[_Best] = []
+    nearest: list[_Best] = []
     for factor in _AROUND:
-        found, _ = _scan(model, schema, base, params * factor, error, tolerance)
-        best = min(best, found, key=lambda b: abs(b.error))
-        if abs(best.error) <= tolerance:
-            return best
-    return best if best.overrides else _smallest(model, schema, base, params, error)[0]
+        found, _ = _scan(model, schema, base, params * factor, error, tolerance, most - len(within))
+        within += [shape for shape in found if abs(shape.error) <= tolerance and shape not in within]
+        nearest = sorted([*nearest, *found], key=lambda shape: abs(shape.error))[:1]
+        if len(within) >= most:
+            break
+    return within or nearest or _smallest(model, schema, base, params, error)
 
 
 def _scan(
-    model: str, schema: Schema, base: dict, params: float, error: Callable[[Count], float], tolerance: float
-) -> tuple[_Best, Count | None]:
-    """The first proposal within tolerance, or the nearest; and the count of the very first (None: no proposal)."""
-    best, first = _Best(), None
+    model: str,
+    schema: Schema,
+    base: dict,
+    params: float,
+    error: Callable[[Count], float],
+    tolerance: float,
+    most: int,
+) -> tuple[list[_Best], Count | None]:
+    """The first `most` proposals within tolerance, or the nearest; and the count of the very first (None: none)."""
+    within: list[_Best] = []
+    nearest, first = _Best(), None
     for overrides in models.size_space(model, schema, base, params):
         count = models.count(model, schema, _merged(base, overrides))
         first = first or count
-        off = error(count)
-        if abs(off) < abs(best.error):
-            best = _Best(off, overrides)
-        if abs(off) <= tolerance:
+        shape = _Best(error(count), overrides)
+        if abs(shape.error) < abs(nearest.error):
+            nearest = shape
+        if abs(shape.error) <= tolerance:
+            within.append(shape)
+        if len(within) == most:
             break
-    return best, first
+    return within or ([nearest] if first is not None else []), first
 
 
-def _smallest(
-    model: str, schema: Schema, base: dict, params: float, error: Callable[[Count], float]
-) -> tuple[_Best, float]:
-    """Where nothing is proposed (the inputs alone need more): the smallest number of parameters with proposals.
-
-    Returns the nearest of those proposals and that number.
-    """
-    best, low, high = _Best(), params, params
+def _smallest(model: str, schema: Schema, base: dict, params: float, error: Callable[[Count], float]) -> list[_Best]:
+    """Where nothing is proposed (the inputs alone need more): of the smallest shapes there are, the nearest."""
+    best: list[_Best] = []
+    low, high = params, params
     for _ in range(_DOUBLINGS):
         low, high = high, 2.0 * high
-        best, first = _scan(model, schema, base, high, error, 0.0)
+        best, first = _scan(model, schema, base, high, error, 0.0, 1)
         if first is not None:
             break
     else:
-        return best, params
+        return best
     while high / low > _SMALLEST_RATIO:
         middle = math.sqrt(low * high)
-        found, first = _scan(model, schema, base, middle, error, 0.0)
+        found, first = _scan(model, schema, base, middle, error, 0.0, 1)
         if first is None:
             low = middle
         else:
-            high, best = middle, min(best, found, key=lambda b: abs(b.error))
-    return best, high
+            high, best = middle, sorted([*best, *found], key=lambda shape: abs(shape.error))[:1]
+    return best
 
 
 def _check_tree(model: str, schema: Schema, config: ConfigDict, count: Count) -> None:

@@ -15,16 +15,17 @@ appends runs derived from finished ones. Lines are data, complete in themselves:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from recscale import models
-from recscale.scaling.counting.sizing import size
+from recscale.scaling.counting.sizing import SizeResult, size_ladder
 from recscale.scaling.data import Recordable, make_source
 from recscale.scaling.data.sources import pin_log
 from recscale.scaling.records.locks import hold
@@ -122,17 +123,27 @@ def make_plan(
     """
     assigned = [*given, *(text.partition("=")[0].strip() for text in assignments)]
     planner = _Planner(sweep, stage, cache_dir, folder, assigned)
+
+    laid: list[ConfigDict] = []
     for index, point in enumerate(points):
-        try:
+        with _naming(sweep, index, point):
+            laid.append(lay(config, split_notes(point)[0], assignments))
+            planner.announce(laid[index])
+    for index, point in enumerate(points):
+        with _naming(sweep, index, point):
             settings, notes = split_notes(point)
-            laid = lay(config, settings, assignments)
-            pinned = [key for key in (*settings, *assigned) if key.startswith("model.")]
-            planner.add(laid, pinned, notes)
-        except OverrideError as error:
-            raise OverrideError(f"point {index} of sweep {sweep!r}, {dict(point)}: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"point {index} of sweep {sweep!r}, {dict(point)}: {error}") from error
+            planner.add(laid[index], [key for key in (*settings, *assigned) if key.startswith("model.")], notes)
     return planner.finish()
+
+
+@contextlib.contextmanager
+def _naming(sweep: str, index: int, point: Mapping[str, Any]) -> Iterator[None]:
+    """Errors inside say which point of the sweep they are about."""
+    try:
+        yield
+    except (OverrideError, ValueError) as error:
+        kind = OverrideError if isinstance(error, OverrideError) else ValueError
+        raise kind(f"point {index} of sweep {sweep!r}, {dict(point)}: {error}") from error
 
 
 def lay(config: ConfigDict, point: Mapping[str, Any], assignments: Sequence[str] = ()) -> ConfigDict:
@@ -183,26 +194,31 @@ class _Planner:
         self.core_flops = machine.core_flops()
         self.runs: dict[str, _Run] = {}
         self.sources: dict[str, Any] = {}
-        self.shapes: dict[str, ConfigDict] = {}
+        self.ladders: dict[str, set[float]] = {}  # targets of the points that differ in nothing else
+        self.shapes: dict[str, dict[float, SizeResult]] = {}
         self.built: set[str] = set()
         self.ignored: dict[str, str] | None = None  # assigned settings that no run so far reads
         self.notes: list[str] = []
 
+    def announce(self, config: ConfigDict) -> None:
+        """Takes note of a run that will be added: the sizes of a ladder are chosen together."""
+        pin_log(config)
+        source, (_, shape) = self._source(config), _targets(config)
+        for quantity, target in shape.items():
+            self.ladders.setdefault(self._ladder(config, source.schema, quantity), set()).add(target)
+
     def add(self, config: ConfigDict, pinned: Sequence[str], notes: Mapping[str, Any]) -> None:
         """Plans one run. `pinned` are the model settings the sweep itself sets: a target may not change them. `notes`
         go into its record."""
-        pin_log(config)
         source = self._source(config)
-        targets = {name: value for name, value in config.size.items() if value is not None}
-        if {"dense_params", "train_flops"} <= targets.keys():
-            raise ValueError("size.dense_params and size.train_flops are both set; a shape has one target")
+        targets, shape = _targets(config)
         for name in targets:
             # A resolved run is what is trained, whatever was asked for: targets live beside it, not in its identity.
             config.size[name] = None
-        shape = {name: value for name, value in targets.items() if name != "budget_flops"}
         if shape:
             wanted = {key: leaves(config)[key] for key in pinned}
-            config.model = self._sized(config, source.schema, shape)
+            ((quantity, target),) = shape.items()
+            config.model = self._sized(config, source.schema, quantity, target)
             for key, value in wanted.items():
                 if leaves(config)[key] != value:
                     raise ValueError(
@@ -245,17 +261,23 @@ class _Planner:
                 raise OverrideError(f"data: {error.args[0]}") from error
         return self.sources[key]
 
-    def _sized(self, config: ConfigDict, schema: Any, targets: dict[str, float]) -> ConfigDict:
-        """The architecture's model section nearest to a target; every distinct question is solved once."""
+    def _ladder(self, config: ConfigDict, schema: Any, quantity: str) -> str:
         model = resolved(config)["model"]
-        key = config_hash({"name": config.architecture, "of": model, "to": targets, "schema": schema.hash()})
+        return config_hash({"name": config.architecture, "of": model, "to": quantity, "schema": schema.hash()})
+
+    def _sized(self, config: ConfigDict, schema: Any, quantity: Any, target: float) -> ConfigDict:
+        """The architecture's model section for a target; every distinct ladder is solved once."""
+        key = self._ladder(config, schema, quantity)
         if key not in self.shapes:
-            solved = size(config.architecture, schema, config=config.model, **targets)
-            self.shapes[key] = solved.config
-            if not solved.reachable:
-                asked, off = _given(targets), f"{solved.achieved:,} ({100 * solved.relative_error:+.1f} %)"
-                self.notes.append(f"{config.architecture}: {asked} is out of reach; the nearest shape has {off}")
-        return self.shapes[key]
+            name = config.architecture
+            self.shapes[key], rising = size_ladder(name, schema, quantity, self.ladders[key], config=config.model)
+            if not rising:
+                self.notes.append(f"{name}: no shapes near all sizes in which no setting falls from one to the next")
+            for asked, solved in self.shapes[key].items():
+                if not solved.reachable:
+                    off = f"{solved.achieved:,} ({100 * solved.relative_error:+.1f} %)"
+                    self.notes.append(f"{name}: {quantity}={asked:g} is out of reach; the nearest shape has {off}")
+        return self.shapes[key][target].config
 
     def finish(self) -> Plan:
         """Rows of all runs, with what depends on those trained together: an open warm-up, and each job's cost."""
@@ -435,6 +457,18 @@ def _job_name(group: str, taken: set[str]) -> str:
     """A group planned again (more seeds, more horizons) is another program, so another job with its own checkpoints."""
     names = [group, *(f"{group}-{n}" for n in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken)
+
+
+def _targets(config: ConfigDict) -> tuple[dict[str, float], dict[str, float]]:
+    """What a run is sized for, and the part of it that its shape is chosen for: one quantity, or nothing.
+
+    Raises:
+        ValueError: two targets for one shape.
+    """
+    targets = {name: float(value) for name, value in config.size.items() if value is not None}
+    if {"dense_params", "train_flops"} <= targets.keys():
+        raise ValueError("size.dense_params and size.train_flops are both set; a shape has one target")
+    return targets, {name: value for name, value in targets.items() if name != "budget_flops"}
 
 
 def _target_error(targets: Mapping[str, float], counts: Any) -> float | None:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from recscale import models
 from recscale.models.inputs import reference_schema
 from recscale.scaling.counting import sizing
-from recscale.scaling.counting.sizing import size
+from recscale.scaling.counting.sizing import size, size_ladder
 
 SCHEMA = reference_schema()
 BACKBONES = models.list_models("backbone")
@@ -40,6 +40,38 @@ def test_training_flops_per_row(name, target):
     result = size(name, SCHEMA, train_flops=target)
     check_target(result, name, target)
     assert result.achieved == models.count(name, SCHEMA, result.config).train_flops_per_row
+
+
+def settings(value):
+    """Numbers of a configuration by their place in it."""
+    if isinstance(value, dict):
+        return {f"{key}.{rest}": inner for key, item in value.items() for rest, inner in settings(item).items()}
+    if isinstance(value, tuple | list):
+        return settings(dict(enumerate(value)))
+    return {"": value} if isinstance(value, int) else {}
+
+
+LADDER = (2e4, 4e4, 8e4, 1.6e5, 3.2e5, 6.4e5)
+
+
+@pytest.mark.parametrize("quantity, factor", [("dense_params", 1), ("train_flops", 6)])
+@pytest.mark.parametrize("name", ["rankmixer", "tokenmixer_large", "hiformer", "wukong", "dlrm_mlp", "din+rankmixer"])
+def test_no_setting_falls_up_a_ladder(name, quantity, factor):
+    if "+" in name:
+        factor *= 10  # the encoder alone has 14,000 parameters
+    results, rising = size_ladder(name, SCHEMA, quantity, [factor * target for target in LADDER[::-1]])
+    assert rising and list(results) == [factor * target for target in LADDER]
+    assert all(result.reachable for result in results.values())
+    shapes = [settings(result.overrides) for result in results.values()]
+    for small, large in zip(shapes, shapes[1:], strict=False):
+        assert all(large[key] >= value for key, value in small.items())
+
+
+def test_a_ladder_of_one_size_is_that_size():
+    alone, rising = size_ladder("rankmixer", SCHEMA, "dense_params", [1e5])
+    assert rising and alone[1e5].overrides == size("rankmixer", SCHEMA, dense_params=1e5).overrides
+    with pytest.raises(ValueError, match="expected a positive number"):
+        size_ladder("rankmixer", SCHEMA, "dense_params", [1e5, -1])
 
 
 def test_training_flops_of_a_run():
