@@ -168,8 +168,9 @@ def _no_fall(small: Mapping[str, Any], large: Mapping[str, Any]) -> bool:
             return _no_fall(low, high)
         if isinstance(low, tuple | list) and isinstance(high, tuple | list):
             return len(low) == len(high) and all(map(pair, low, high))
-        numbers = isinstance(low, int | float) and isinstance(high, int | float)
-        return low <= high if numbers else low == high
+        if isinstance(low, int | float) and isinstance(high, int | float):
+            return low <= high
+        return low == high
 
     return all(pair(value, large[name]) for name, value in small.items() if name in large)
 

@@ -62,8 +62,8 @@ def at_found_rates(points: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> 
         loss = tried["logloss"].where(tried["status"] == "done").astype(float)
         if not loss.notna().any():
             raise ValueError(f"no rate of the search was trained to its end for {dict(point)}; give it another centre")
-        best = float(tried.loc[loss.fillna(math.inf).idxmin(), "lr_dense"])
-        rates = tried["lr_dense"].astype(float)
+        rates = tried["lr_dense"].to_numpy(float)
+        best = float(rates[loss.fillna(math.inf).argmin()])
         notes = {
             "lr_rule": "best on another stream",
             "lr_trials": len(tried),
