@@ -39,9 +39,9 @@ def points_of(loaded: SweepFile, out: Path, *, search: bool) -> Sweep:
     folder = out / FOLDER
     table = run_table(folder) if has_records(folder) else None
     if table is None or not table["status"].isin(FINISHED).all():
+        command = advised("recscale", "sweep", loaded.path, "--out", out)
         raise ValueError(
-            f"{loaded.path} trains at rates that are not found yet: {advised('recscale', 'sweep', loaded.path, '--out', out)} "
-            f"finds them first, in {folder}"
+            f"{loaded.path} trains at rates that are not found yet: {command} finds them first, in {folder}"
         )
     return at_found_rates(loaded.points(), table)
 
