@@ -56,6 +56,7 @@ from recscale.scaling.training.step_options import step_options
 from . import machine, predict
 from .brought import brought, make_importable
 from .combinators import split_notes
+from .plan_difference import difference
 
 __all__ = ["append_stage", "make_plan", "read_plan", "read_sweep", "run_config", "write_plan", "write_sweep"]
 
@@ -379,7 +380,7 @@ def write_plan(
         mended = bool(new) and lost_rows([row for row in old if row["part"] == part]) == len(new)
         if old and not (extend or mended) and not _same(old, plan.rows, part):
             raise PlanError(
-                f"{path} holds another sweep: {difference(old, plan.rows)}. Give this one a folder of its own "
+                f"{path} holds another sweep: {difference(old, plan.rows, but_for=FREE_KEYS)}. Give this one a folder of its own "
                 "(--out), or add its runs to the plan (--extend)"
             )
         taken = {row["job"] for row in old}
@@ -431,20 +432,6 @@ def run_config(row: Mapping[str, Any], overrides: Iterable[str] = ()) -> ConfigD
     return apply(config, values)
 
 
-def difference(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str:
-    """In words, what two plans' runs differ in: their numbers, then the settings whose values are not the same."""
-    before, after = {row["run_id"] for row in old}, {row["run_id"] for row in new}
-    gone, added = len(before - after), len(after - before)
-    text = f"{gone} of its {len(before)} runs are not in this sweep, {added} of this sweep's {len(after)} are new"
-    old_values, new_values = _values(old), _values(new)
-    changes = [
-        f"{key} {_listed(old_values.get(key, set()))} there, {_listed(new_values.get(key, set()))} here"
-        for key in dict.fromkeys([*old_values, *new_values])
-        if old_values.get(key) != new_values.get(key) and key not in FREE_KEYS
-    ]
-    return text + (f"; {'; '.join(changes[:5])}" if changes else "") + ("; ..." if len(changes) > 5 else "")
-
-
 def _same(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], part: str) -> bool:
     """Whether a sweep is the one the plan was made of: all its first-stage runs, or one of the parts it grew by."""
     planned = {row["run_id"] for row in old}
@@ -478,20 +465,6 @@ def _target_error(targets: Mapping[str, float], counts: Any) -> float | None:
     if "train_flops" in targets:
         return counts.train_flops_per_row / targets["train_flops"] - 1
     return None
-
-
-def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
-    """{dotted key: the values it takes over the rows, as JSON}."""
-    values: dict[str, set[str]] = {}
-    for row in rows:
-        for key, value in leaves(ConfigDict(_tuples(row["config"]))).items():
-            values.setdefault(key, set()).add(json.dumps(value))
-    return values
-
-
-def _listed(values: set[str]) -> str:
-    shown = sorted(values)[:4]
-    return ("absent" if not shown else ", ".join(shown)) + (", ..." if len(values) > 4 else "")
 
 
 def _given(targets: Mapping[str, Any]) -> str:
