@@ -379,9 +379,10 @@ def write_plan(
         # Lines of this very sweep that were lost come back; lines of others stay lost, and `read_plan` says so.
         mended = bool(new) and lost_rows([row for row in old if row["part"] == part]) == len(new)
         if old and not (extend or mended) and not _same(old, plan.rows, part):
+            differing = difference(old, plan.rows, but_for=FREE_KEYS)
             raise PlanError(
-                f"{path} holds another sweep: {difference(old, plan.rows, but_for=FREE_KEYS)}. Give this one a folder of its own "
-                "(--out), or add its runs to the plan (--extend)"
+                f"{path} holds another sweep: {differing}. Give this one a folder of its own (--out), or add its runs to "
+                "the plan (--extend)"
             )
         taken = {row["job"] for row in old}
         jobs = {group: _job_name(group, taken) for group in dict.fromkeys(row["group_id"] for row in new)}
