@@ -381,8 +381,8 @@ def write_plan(
         if old and not (extend or mended) and not _same(old, plan.rows, part):
             differing = difference(old, plan.rows, but_for=FREE_KEYS)
             raise PlanError(
-                f"{path} holds another sweep: {differing}. Give this one a folder of its own (--out), or add its runs to "
-                "the plan (--extend)"
+                f"{path} holds another sweep: {differing}. Give this one a folder of its own (--out), or add its runs "
+                "to the plan (--extend)"
             )
         taken = {row["job"] for row in old}
         jobs = {group: _job_name(group, taken) for group in dict.fromkeys(row["group_id"] for row in new)}
