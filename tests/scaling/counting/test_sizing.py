@@ -55,10 +55,8 @@ LADDER = (2e4, 4e4, 8e4, 1.6e5, 3.2e5, 6.4e5)
 
 
 @pytest.mark.parametrize("quantity, factor", [("dense_params", 1), ("train_flops", 6)])
-@pytest.mark.parametrize("name", ["rankmixer", "tokenmixer_large", "hiformer", "wukong", "dlrm_mlp", "din+rankmixer"])
+@pytest.mark.parametrize("name", ["rankmixer", "tokenmixer_large", "hiformer", "wukong", "dlrm_mlp"])
 def test_no_setting_falls_up_a_ladder(name, quantity, factor):
-    if "+" in name:
-        factor *= 10  # the encoder alone has 14,000 parameters
     results, rising = size_ladder(name, SCHEMA, quantity, [factor * target for target in LADDER[::-1]])
     assert rising and list(results) == [factor * target for target in LADDER]
     assert all(result.reachable for result in results.values())
