@@ -32,7 +32,7 @@ from .starts import starting_points
 
 VERSION = "1"
 SMALL_BATCH, LARGE_BATCH = 8, 100  # the two compiled batch sizes: one fit, and blocks of resampled fits
-MOST_IN_SMALL_BATCHES = 64
+MOST_IN_SMALL_BATCHES = 160  # a large batch takes as long as its slowest refinement, so profiles come in small ones
 MAX_ROWS_IN_LARGE_BATCH = 8192  # keeps the memory of a block below a few hundred megabytes
 MAX_ITERATIONS = 400
 # A start counts as converged when its objective is within this of the best one.
