@@ -49,9 +49,10 @@ _SETTINGS = (
 
 _PASSES = ("training.requests=128", "training.passes=2", "training.patience=1")
 
-# What of a run is damaged; patterns, see `Scene`. "passes" is a finished run of several passes over an imported log.
+# What of a run is damaged: patterns, see `Scene`; NEWEST is the newest checkpoint. "passes" is a finished run of some
+# passes over an imported log.
 _MODEL = ("model/*/*/manifest.json", "model/*/*/arrays/**/d/*")
-_CHECKPOINT = ("checkpoints/*/manifest.json", "checkpoints/*/arrays/**/d/*")
+_CHECKPOINT = ("checkpoints/NEWEST/manifest.json", "checkpoints/NEWEST/arrays/**/d/*")
 RUN_FILES = {
     "finished": (RECORD, METRICS, *_MODEL),
     "stopped": (RECORD, METRICS, "cache/*card*.json", "cache/*.npz", *_CHECKPOINT),
@@ -116,6 +117,8 @@ class Scene:
         """Every file, relative to the folder, with every damage."""
         for pattern in self.files:
             # Of files whose names differ from run to run the largest, which holds the numbers.
+            if "NEWEST" in pattern:
+                pattern = pattern.replace("NEWEST", str(max(map(int, os.listdir(self.folder / "checkpoints")))))
             found = max(self.folder.glob(pattern), key=lambda path: path.stat().st_size)
             for how in DAMAGES:
                 yield found.relative_to(self.folder), how

@@ -19,6 +19,7 @@ from recscale.scaling.records.locks import hold
 from .group import Group, RunSpec
 from .ledger import Ledger
 from .loop import Loop, Progress
+from .model_files import FOLDER
 from .passes import PassesLoop
 from .preflight import check_places, check_settings
 
@@ -72,7 +73,7 @@ def train_group(
     for run in runs:
         check_settings(run.config)
     caches = () if cache_dir is None else (Path(cache_dir),)
-    check_places(*(run.run_dir for run in runs), Path(group_dir) / "checkpoints", *caches)
+    check_places(*(run.run_dir / FOLDER for run in runs), Path(group_dir) / "checkpoints", *caches)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ending_together())
         for folder in sorted({run.run_dir for run in runs}) if is_first() else ():

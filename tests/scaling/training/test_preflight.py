@@ -81,7 +81,7 @@ def test_a_target_of_the_planner_is_refused_with_the_command_that_takes_it():
         preflight.check_settings(config("size.dense_params=1e5"))
 
 
-@pytest.mark.parametrize("what", ["", "checkpoints", "cache", "nowhere"])
+@pytest.mark.parametrize("what", ["", "checkpoints", "cache", "model", "nowhere"])
 def test_a_place_that_cannot_be_written_to_is_named_with_the_option_that_moves_it(tmp_path, what):
     """Where a file is, or a link to nothing, no folder can be; permissions do not hold back every user."""
     place = tmp_path / "run" / what
