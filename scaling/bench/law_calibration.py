@@ -180,7 +180,7 @@ def conditions(table: pd.DataFrame) -> dict[str, Any]:
         name: {
             "value": value,
             "limit": f"{sign} {limit:g}",
-            "holds": value <= limit if sign == "<=" else value >= limit,
+            "holds": bool(value <= limit if sign == "<=" else value >= limit),
         }
         for name, (value, sign, limit) in measured.items()
     }
