@@ -4,13 +4,14 @@
     user         forward_flops_user, per request    forward - candidate
     candidate    forward_flops_candidate            F(1, 2) - F(1, 1)
     forward      forward_flops_per_row, C = 1       F(2, 1) - F(1, 1)
-    train        train_flops_per_row, C = 1         the same difference of forward and backward passes
+    train        train_flops_per_row, C = 1         B(3, 1) - B(2, 1)
     step         forward_flops_step, per batch      F(1, 1) - forward
-    train_step   train_flops_step, per batch        the same rest of forward and backward passes
+    train_step   train_flops_step, per batch        B(2, 1) - 2 train
 
-with F(R, C) the count of a whole forward pass of R requests with C candidates each: what does not grow with the batch
-(parameters made from parameters) belongs to no row and is the last two. XLA counts a compiled batch,
-divided by its rows, element-wise work included. Parameters are compared with the abstract parameter tree.
+with F(R, C) the count of a whole forward pass of R requests with C candidates each, and B(R, C) that of a forward and
+backward pass: what does not grow with the batch (parameters made from parameters) belongs to no row and is the last
+two. XLA counts a compiled batch, divided by its rows, element-wise work included. Parameters are compared with the
+abstract parameter tree.
 """
 
 from __future__ import annotations
@@ -83,10 +84,11 @@ def count_table(name: str, schema: Schema, config: Any = None, *, xla: bool = Fa
     first = _flops(forward_program, name, schema, config, 1, 1)
     forward = _flops(forward_program, name, schema, config, 2, 1) - first
     candidate = _flops(forward_program, name, schema, config, 1, 2) - first
-    trained = _flops(train_program, name, schema, config, 1, 1)
-    train = _flops(train_program, name, schema, config, 2, 1) - trained
+    # Two requests are the fewest that every model can be trained on.
+    trained = _flops(train_program, name, schema, config, 2, 1)
+    train = _flops(train_program, name, schema, config, 3, 1) - trained
     jaxpr = {"user": forward - candidate, "candidate": candidate, "forward": forward, "train": train}
-    jaxpr |= {"step": first - forward, "train_step": trained - train}
+    jaxpr |= {"step": first - forward, "train_step": trained - 2 * train}
     closed = {
         "user": count.forward_flops_user,
         "candidate": count.forward_flops_candidate,

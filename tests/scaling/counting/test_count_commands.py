@@ -36,6 +36,14 @@ def test_count_prints_all_counts_and_agrees():
     assert "train step per batch" in " ".join(_run(commands.count, "msn", "--set", "theta=left_nxn").split())
 
 
+def test_sparse_experts_are_counted_as_a_budget_unless_all_are_computed():
+    """Which experts a row opens is not in a program; a batch of one request cannot train on half of its requests."""
+    sparse = [*SMALL, "--set", "experts=8"]
+    text = _run(commands.count, "rankmixer", *sparse)
+    assert "not to be compared" in text and "expert_path=masked" in text
+    assert _json(commands.count, "rankmixer", *sparse, "--set", "expert_path=masked")["agrees"] is True
+
+
 def test_count_with_xla(tmp_path):
     path = tmp_path / "small.json"
     path.write_text(json.dumps(reference_schema(fields=4, width=4).to_dict()))
