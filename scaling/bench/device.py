@@ -48,8 +48,8 @@ from .device_plan import Job
 _COMMAND = (sys.executable, "-c", "from recscale.scaling.bench.device_work import serve; serve()")
 # What a process may take to start, before its first item.
 _START_S = 60.0
-# Of the budget, for the summary.
-_RESERVE_S = 1.0
+# Of the budget, for what this process took to start and for the summary; of a small one a tenth.
+_RESERVE_S = 3.0
 # Of what a process said on its error stream, in a row.
 _SAID = 600
 
@@ -134,7 +134,7 @@ def measure_device(
         return _result([], 0.0)
     begun = time.monotonic()
     log = Log(out / "results.jsonl")
-    run = _Run(log, out, begun + budget - _RESERVE_S, cpu, show)
+    run = _Run(log, out, begun + budget - min(_RESERVE_S, budget / 10), cpu, show)
     with _ends_when_told():
         try:
             for stage in device_plan.STAGES:

@@ -69,10 +69,10 @@ def test_a_process_that_ends_or_hangs_costs_one_row(run, tmp_path):
 
 
 def test_the_budget_ends_it_and_the_same_command_goes_on(run, tmp_path, monkeypatch):
-    first = run("hang", "b", budget=3.0)
+    first = run("hang", "b", budget=2.0)
     assert set(statuses(first, "hang")) <= {"right"} and len(first) <= 2
     assert "check/hang" in (tmp_path / "summary.md").read_text() and "check/b" in (tmp_path / "summary.md").read_text()
-    second = run("hang", "b", item_s=2.0)
+    second = run("hang", "b", item_s=1.0)
     assert second[: len(first)] == first and len({row["id"] for row in second}) == len(second) == 14
     monkeypatch.setattr(device, "_COMMAND", ("/no/such/program",))  # nothing is left to start a process for
     assert run("hang", "b") == second
@@ -164,17 +164,20 @@ def _ours(rows):
     return [row for row in rows if row["id"].rsplit("/")[-1].startswith(("xla", "pallas"))]
 
 
-def test_the_real_thing_on_a_cpu(tmp_path):
-    """One operation through the first two stages: kernels interpreted, outputs poisoned, ceilings measured."""
-    arguments = ["device", "--cpu", "--operation", "w8a16_matmul", "--stage", "check", "--stage", "measure", "--json"]
-    result = CliRunner().invoke(bench, [*arguments, "--out", str(tmp_path)])
+def test_the_real_thing_on_a_cpu(tmp_path, monkeypatch):
+    """An operation's smallest shape and what the machine can do: kernels interpreted, outputs poisoned, run twice."""
+    wanted = ("check/sparse_gather first", "measure/ceilings")
+    jobs = [job for job in device_plan.jobs(cpu=True) if job.id in wanted]
+    monkeypatch.setattr(device_plan, "jobs", lambda **_: jobs)
+    result = CliRunner().invoke(bench, ["device", "--cpu", "--json", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    rows = json.loads(result.output.splitlines()[-1])["rows"]
-    checks = {row["id"].rsplit("/")[-1]: row for row in rows if row["stage"] == "check" and "max_error" in row}
+    rows = {row["id"]: row for row in json.loads(result.output.splitlines()[-1])["rows"]}
+    checks = {name.rsplit("/")[-1]: row for name, row in rows.items() if "max_error" in row}
     assert set(checks) == {"xla", "pallas_gpu", "pallas_tpu"}
     assert all(row["status"] == "right" and row["bit_equal"] for row in checks.values())
-    assert {row["id"] for row in rows} >= {"measure/ceilings/copy", "measure/w8a16_matmul/tiny/xla", "environment"}
-    assert all(row["median_ms"] > 0 for row in rows if row["stage"] == "measure" and row["status"] == "measured")
+    assert rows["check/sparse_gather/gather-tiny/pallas_tpu_sc"]["status"] == "refused"
+    assert rows["measure/ceilings/copy"]["gb_per_s"] > 0 and rows["measure/ceilings/product"]["median_ms"] > 0
+    assert set(wanted) | {"environment"} < set(rows)
     assert "Measured ceilings" in (tmp_path / "summary.md").read_text()
 
 
@@ -185,6 +188,8 @@ def test_every_operation_and_stage_on_a_cpu(tmp_path):
     rows = json.loads(result.output.splitlines()[-1])["rows"]
     assert {row["id"].split("/")[1] for row in _ours(rows) if row["status"] == "right"} == set(KERNELS)
     assert {row["stage"] for row in rows} == {"", *device_plan.STAGES}
+    timed = {row["id"].split("/")[1] for row in _ours(rows) if row["status"] == "measured"}
+    assert timed == set(KERNELS)
     assert not [row for row in rows if row["status"] in ("wrong", "failed", "crashed", "timed out")]
 
 
