@@ -87,7 +87,7 @@ class Tile:
         """[64, columns] of the ref [columns, 64], in `dtype`: narrow numbers are widened on the way."""
         if self.interpret:
             return ref[...].T.astype(dtype)
-        turned = plgpu.transpose_ref(ref, (1, 0))
+        turned = ref.transpose((1, 0))
         found = load(turned, plgpu.Layout.WGMMA_TRANSPOSED, optimized=False)
         return plgpu.layout_cast(found.astype(dtype), plgpu.Layout.WGMMA)
 
@@ -96,7 +96,7 @@ class Tile:
         if self.interpret:
             ref[...] = value.T
         else:
-            turned = plgpu.transpose_ref(ref, (1, 0))
+            turned = ref.transpose((1, 0))
             turned[...] = plgpu.layout_cast(value, plgpu.Layout.WGMMA_TRANSPOSED)
 
     def load_rows(self, ref: Ref, *, device_memory: bool = False) -> Array:
@@ -138,7 +138,7 @@ class Tile:
             return _product(a, b, b_transposed=True)
 
         def product(total):
-            plgpu.wgmma(total, a, plgpu.transpose_ref(b, (1, 0)))
+            plgpu.wgmma(total, a, b.transpose((1, 0)))
             return total[...]
 
         return pl.run_scoped(product, plgpu.ACC((SIDE, b.shape[0]), jnp.float32))
@@ -147,7 +147,7 @@ class Tile:
         """sums + a b; a: [64, n] in registers or a ref, b: a ref [n, columns], or [columns, n] if transposed."""
         if self.interpret:
             return sums + _product(a, b, b_transposed=b_transposed)
-        b = plgpu.transpose_ref(b, (1, 0)) if b_transposed else b
+        b = b.transpose((1, 0)) if b_transposed else b
         return pl.run_state(lambda total: plgpu.wgmma(total, a, b))(plgpu.ACC.init(sums))  # pyright: ignore[reportReturnType]  # run_state's type is of the ref
 
     def sum_of_stream(
@@ -184,10 +184,7 @@ class Tile:
                 slot = slot_of(step)
                 plgpu.barrier_wait(ready.at[slot])
                 refs = operands(step, slot)
-                a, b = (
-                    plgpu.transpose_ref(ref, (1, 0)) if turned else ref
-                    for ref, turned in zip(refs, transposed, strict=True)
-                )
+                a, b = (ref.transpose((1, 0)) if turned else ref for ref, turned in zip(refs, transposed, strict=True))
                 plgpu.wgmma(sums, a, b)
                 plgpu.wgmma_wait(1)
 

@@ -294,7 +294,7 @@ class _Block:
         else:
 
             def on_chip(acc):
-                accumulate(lambda _, q, keys: plgpu.wgmma(acc, q, plgpu.transpose_ref(keys, (1, 0))), None)
+                accumulate(lambda _, q, keys: plgpu.wgmma(acc, q, keys.transpose((1, 0))), None)
                 return acc[...]
 
             products = pl.run_scoped(on_chip, plgpu.ACC((SIDE, plan.chunk), jnp.float32))
