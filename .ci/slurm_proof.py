@@ -163,7 +163,7 @@ def results(out: Path) -> dict[str, object]:
     for run in sorted((out / "runs").iterdir()):
         record = json.loads((run / "run.json").read_text())
         metrics = hashlib.sha256((run / "metrics.jsonl").read_bytes()).hexdigest()
-        found[run.name] = record["status"], record["metrics"], metrics
+        found[run.name] = record["status"], record.get("metrics"), metrics
     return found
 
 
