@@ -5,7 +5,7 @@ import pytest
 from recscale.scaling.training.preflight import check_settings
 from recscale.sweeps.engine.combinators import split_notes
 from recscale.sweeps.engine.loading import installed, load
-from recscale.sweeps.engine.plan import lay
+from recscale.sweeps.engine.plan import lay, make_plan
 
 
 @pytest.mark.parametrize("name", sorted(installed()))
@@ -17,3 +17,13 @@ def test_no_setting_is_out_of_its_range(name):
         config = lay(base, settings)
         config.size.update({target: None for target in config.size})  # what the planner turns into a shape
         check_settings(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(installed() - {"movielens", "own_log"}))
+def test_every_shape_can_be_traced(name):
+    """`movielens` and `own_log` need a log on disk."""
+    loaded = load(name)
+    points = loaded.points()
+    first = [point for point in points if point.get("seed", points[0].get("seed")) == points[0].get("seed")]
+    assert make_plan(loaded.config(), first, sweep=name).rows
