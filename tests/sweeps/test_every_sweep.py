@@ -20,7 +20,7 @@ def test_no_setting_is_out_of_its_range(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(installed() - {"movielens", "own_log"}))
+@pytest.mark.parametrize("name", sorted(set(installed()) - {"movielens", "own_log"}))
 def test_every_shape_can_be_traced(name):
     """`movielens` and `own_log` need a log on disk."""
     loaded = load(name)
