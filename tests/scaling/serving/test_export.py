@@ -8,14 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from flax import nnx
 from small_models import small_config
 
 from recscale.models import build, list_models
 from recscale.models.inputs import CandidateSide, Content, Field, History, Schema, Sequence, Task, UserSide
+from recscale.models.inputs.examples import random_inputs
 from recscale.models.inputs.tables import EmbeddingTables, embed_candidates, embed_user, table_lookup
 from recscale.scaling.serving.export import export_model
+from recscale.scaling.serving.export_command import export
 from recscale.scaling.serving.served import load
+from recscale.scaling.training import get_config, train
+from recscale.scaling.training import load as run_model
 
 NAMES = [*list_models(), "din+rankmixer"]
 FAST = ("rankmixer", "pkm", "hyformer")
@@ -186,3 +191,24 @@ def test_other_folders_are_left_alone(exported, tmp_path):
         export_model(*make("rankmixer"), tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no exported model"):
         load(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_model_that_a_run_left_is_exported_by_the_command(tmp_path):
+    config = get_config("rankmixer", "known_truth")
+    config.data.update(preset="smoke", holdout_rows=512)
+    config.model.update(tokens=4, width=16, hidden=16, layers=1)
+    config.training.update(requests=64, examples=64 * 40, warmup_examples=640)
+    train(config, tmp_path / "run")
+    result = CliRunner().invoke(export, [str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0 and "rankmixer for cpu" in result.output
+    model, _, schema = run_model(tmp_path / "run")
+    served = load(tmp_path / "out")
+    assert served.manifest["run_id"] and served.manifest["metrics"]["logloss"] > 0
+    inputs = random_inputs(schema, 3, 5)
+    user, candidates = inputs.user, inputs.candidates
+    histories = {name: {part: array for part, array in vars(h).items() if array is not None}
+                 for name, h in user.histories.items()}  # fmt: skip
+    state = served.encode_user({"fields": user.fields, "histories": histories})
+    wanted = model.score(model.encode_user(user), candidates).logits
+    np.testing.assert_allclose(served.score(state, {"fields": candidates.fields}), wanted, atol=1e-5, rtol=1e-5)
