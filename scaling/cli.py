@@ -41,6 +41,7 @@ HELP = {
     "decisions": "How often small runs order settings as large ones do.",
     "published": "Laws that papers print, and whether a fitted exponent lies inside theirs.",
     "plot": "Draw a fitted law and its runs.",
+    "report": "One page of studies, to be explored in a browser.",
     "train": "Train one run.",
     "evaluate": "Measure a trained model on a part of a log.",
     "predict": "Score the rows of a file with a trained model.",
