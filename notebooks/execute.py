@@ -17,7 +17,7 @@ import pandas as pd
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
-NOTEBOOKS = ("quickstart", "any_table", "reuse_a_module")
+NOTEBOOKS = ("quickstart", "any_table", "own_log", "reuse_a_module")
 TABLE = HERE / "runs" / "quickstart.parquet"
 TIMEOUT_S = 600
 
