@@ -80,8 +80,6 @@ def test_known_truth_by_name(tmp_path):
 def test_an_endless_stream_has_no_passes(change):
     with pytest.raises(ValueError, match="known_truth is an endless stream"):
         make_source({"name": "known_truth", "preset": "smoke"} | change, requests=8)
-    with pytest.raises(ValueError, match="hosts must be 1"):
-        make_source({"name": "known_truth", "preset": "smoke"}, requests=8, hosts=2)
 
 
 @pytest.mark.parametrize(("name", "other"), [("stored", "known_truth"), ("known_truth", "stored_log")])

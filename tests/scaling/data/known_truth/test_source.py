@@ -12,6 +12,7 @@ from recscale.scaling.data.known_truth.evaluate import evaluate
 from recscale.scaling.data.known_truth.expectations import logit
 from recscale.scaling.data.known_truth.source import KnownTruthSource
 from recscale.scaling.data.source import Source
+from recscale.scaling.records.sealed import sealed
 
 SMALL = dict(quanta=64, history_max=8, blocks=4, clusters=4, pair_items=32)
 FINITE = ("logloss", "excess_logloss", "ne", "auc", "gauc", "calibration", "base_rate", "entropy_floor", "asymptote")
@@ -42,7 +43,7 @@ def small_card(folder):
     world = build_world(preset("smoke", **SMALL))
     constants = card(world, rows=2**14)
     path = folder / f"known_truth_card_{world.config.truth_hash}_{2**20}.json"
-    path.write_text(json.dumps(constants))
+    path.write_text(sealed({"name": path.name, "card": constants}))
     return constants
 
 

@@ -161,8 +161,8 @@ def test_card_depends_on_the_world_alone_and_is_stored(world, constants, tmp_pat
     (path,) = tmp_path.iterdir()
     monkeypatch.setattr("recscale.scaling.data.known_truth.card._CARDS", {})
     stored = json.loads(path.read_text())
-    assert stored.pop("check")
-    assert card(world, rows=4096, cache_dir=tmp_path) == fresh == stored
+    assert stored["check"] and stored["name"] == path.name
+    assert card(world, rows=4096, cache_dir=tmp_path) == fresh == stored["card"]
 
 
 # Metrics -------------------------------------------------------------------------------------------------------
