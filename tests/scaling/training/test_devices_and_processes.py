@@ -31,12 +31,12 @@ CASES = [
     (
         "tokenmixer_large",
         ["model.tokenizer=cut", "model.tokens=8", "model.heads=8", "model.width=16", "model.hidden=32",
-         "model.layers=2", "model.experts=4", "model.active=2"],
+         "model.layers=2", "model.experts=4", "model.active=3"],
         "data=2,fsdp=2,expert=2",
     ),
     (
         "longer+rankmixer",
-        ["data.overrides.history_max=16", "model.backbone.tokens=4", "model.backbone.width=16",
+        ["data.overrides.history_max=16", "model.backbone.tokens=8", "model.backbone.width=16",
          "model.backbone.hidden=32", "model.backbone.layers=1"],
         "data=4,tensor=2",
     ),
