@@ -24,6 +24,7 @@ GROUP = "recscale.commands"
 # entry points.
 HELP = {
     "sweep": "Plan, launch, collect, fit and plot a sweep file; resumes what stopped.",
+    "paper": "Run the orderings a paper published, and judge each of them.",
     "plan": "Show every run of a sweep file with predicted size, memory and time.",
     "launch": "Run a plan; done runs are skipped, stopped ones resume.",
     "status": "Show how far the runs of a folder are.",
