@@ -16,7 +16,7 @@ VENV_RAY ?= .venv-ray
 AOT_JAX ?= 0.10.2 0.11.2 newest
 NEWER_JAX := $(wordlist 2,$(words $(AOT_JAX)),$(AOT_JAX))
 
-.PHONY: quickstart test test-slow lint notebooks aot-tpu aot-gpu newer-jax newer-jax-installed clean
+.PHONY: quickstart test test-slow mutants lint notebooks aot-tpu aot-gpu newer-jax newer-jax-installed clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/recscale sweep quickstart --out runs/quickstart $(ARGS)
@@ -26,6 +26,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
+
+# Which one-line faults the fast tests notice, on a random sample: tests/mutants.py says how. Takes hours, decides nothing.
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -76,7 +76,7 @@ setup(
     extras_require={
         "lab": LAB,
         "tests": TESTS,
-        "dev": [*LAB, *LAB_TESTS, *STYLE],
+        "dev": [*LAB, *LAB_TESTS, *STYLE, "pytest-cov>=6"],
         "notebooks": [*LAB, "nbclient>=0.11", "nbformat>=5.10", "ipykernel>=6.29"],
         "tpu": [*LAB, "jax[tpu]>=0.10"],
         "cuda": [*LAB, "jax[cuda13]>=0.10"],

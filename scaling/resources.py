@@ -176,6 +176,10 @@ class Meter:
     def kwh(self) -> float | None:
         return None if self._watts is None else self._joules / 3.6e6
 
+    def resume_from(self, kwh: float | None) -> None:
+        """Counts the energy of earlier processes in."""
+        self._joules += 3.6e6 * (kwh or 0.0)
+
     def sample(self) -> None:
         """Adds the time since the last sample, at the mean of both powers."""
         if self._watts is None:

@@ -5,6 +5,10 @@
 
 Passes until validation stops improving, then a decay; L2 on the touched embedding rows, under row-wise Adagrad or Adam.
 Of the two settings the one with the better validation logloss counts. 80,000 rows carry no exponent: this is a table.
+
+The sweep was not run as a whole: no figure of it has been committed. One seed of DCNv2 under the first setting had test
+logloss .5510, AUC .7954, GAUC .7147, under the second with a weight decay of .01 .5533, .7969, .7215; a logistic
+regression on user and item has .5584, .7871, .7112, an item bias with the user's own rate .5647, .7797, .6994.
 """
 
 from typing import Any

@@ -107,9 +107,10 @@ class DotSide(nnx.Module):
         self.bottom = bottom
         dense = functools.partial(Dense, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)
         self.project = nnx.Dict({field.name: dense(field.width, D) for field in plan.projected(side)})
+        self.projected = tuple(field.name for field in plan.projected(side))
 
     def __call__(self, fields: dict[str, Array]) -> tuple[Array | None, Array | None]:
-        tokens = [self.project[n](fields[n]) if n in self.project else fields[n] for n in self.names]
+        tokens = [self.project[n](fields[n]) if n in self.projected else fields[n] for n in self.names]
         numeric = None
         if self.bottom is not None:
             numeric = self.bottom(jnp.concatenate([fields[name] for name in self.numeric], axis=-1))

@@ -285,7 +285,8 @@ class Lemur(Ranker):
         flat = jnp.where(items.ids < 0, NO_ID, items.ids).reshape(-1)
         ids, first = jnp.unique(flat, size=places, fill_value=NO_ID, return_index=True)
         # Of key and id alone: neither the order of rows nor their devices decide.
-        order = jax.vmap(lambda each: jax.random.bits(jax.random.fold_in(key, each)))(ids) >> 2
+        own = jax.random.fold_in(key, 2**31)  # no key of a block's dropout
+        order = jax.vmap(lambda each: jax.random.bits(jax.random.fold_in(own, each)))(ids) >> 2
         if self.options.sample_order == "missing_first":
             order = order | (self.bank.read(ids).known.astype(jnp.uint32) << 30)
         order = order | ((ids == NO_ID).astype(jnp.uint32) << 31)

@@ -163,6 +163,15 @@ def conditions(table: pd.DataFrame) -> dict[str, Any]:
         "coverage, worst cell with 7 sizes or more": (float(enough["coverage"].min()), ">=", 0.90),
         "wrong refusals at noise <= .4 %, worst cell": (float(clear["wrong_refusals"].max()), "<=", 0.05),
     }
+    pure = clear[(clear["shape"] == 0) & clear["quantity"].isin(["E", "alpha"]) & (clear["form"] == "power_offset")]
+    grid = laws[(laws["form"] == "chinchilla") & (laws["amounts"] == 5) & (laws["quantity"] == "beta")]
+    measured |= {
+        "E and alpha granted at noise <= .4 %, worst cell": (float(pure["printed"].min()), ">=", 0.95),
+        "coverage of E and alpha there, worst cell": (float(pure["coverage"].min()), ">=", 0.93),
+        "coverage of beta of a 7 x 5 grid, worst cell": (float(grid["coverage"].min()), ">=", 0.90),
+        # Two hundred studies measure a share near 0 to within .02.
+        "largest rise of refusals as noise falls": (_largest_rise(laws), "<=", 0.02),
+    }
     pairs = table[table["quantity"] == "steeper"].set_index("cell")
     if len(pairs):
         measured["compare says yes of one architecture"] = (pairs["printed"]["compare, identical"], "<=", 0.05)
@@ -175,6 +184,15 @@ def conditions(table: pd.DataFrame) -> dict[str, Any]:
         }
         for name, (value, sign, limit) in measured.items()
     }
+
+
+def _largest_rise(laws: pd.DataFrame) -> float:
+    """By how much refusals rise at most from one noise to the next lower one, all else equal."""
+    alike = [field.name for field in dataclasses.fields(Cell) if field.name != "noise"]
+    rises = [0.0]
+    for _, part in laws.groupby([*alike, "quantity"]):
+        rises += list(np.diff(part.sort_values("noise")["printed"].to_numpy(float)))
+    return float(max(rises))
 
 
 def figure(table: pd.DataFrame, path: Path) -> None:

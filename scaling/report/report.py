@@ -22,6 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from recscale.scaling import laws
+from recscale.scaling.laws.published import catalogue
 from recscale.scaling.laws.tables import axes as law_axes
 from recscale.scaling.laws.tables.read import read as read_table
 from recscale.scaling.records import provenance, runs
@@ -75,9 +76,12 @@ def make_report(
         options: passed to `laws.fit` (seed, cluster, weights, huber_delta, profile, ...).
 
     Raises:
-        FileNotFoundError: no runs. ValueError: an unknown column, form or option, or nothing varies.
+        FileNotFoundError: no runs. ValueError: an unknown column, form or option, or nothing varies. KeyError: an
+            unknown published law.
     """
     options = {"bootstrap": bootstrap, **options}
+    if published is not None:
+        catalogue.load(published.law_id)  # an unknown one is named before anything is fitted
     report = fitted(Path(out_dir), form, axes, target, hold_out_largest, truth, options, published)
     paths, figures = _draw(report)
     summary = summarised(report, paths)

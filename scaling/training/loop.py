@@ -121,6 +121,7 @@ class Loop:
         if restored is None:
             return {"segment": 0, "step": 0}, fresh, None, []
         self.clock.resume_from(restored.position["wall_s"])
+        self.meter.resume_from(restored.position.get("energy_kwh"))
         return restored.position, restored.state, restored.trunk, unstack(restored.position["interval"])
 
     def _unfit(self, position: dict[str, Any]) -> str | None:
@@ -220,6 +221,7 @@ class Loop:
             "data": self.ledger.data,
             "metrics": self.ledger.marks(),
             "wall_s": self.clock.wall_s,
+            "energy_kwh": self.meter.kwh,
             "interval": stack(interval),
             **self._position(),
         }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small_models
 from flax import nnx
+from in_float64 import in_float64
 
 from recscale.models import build, count
 from recscale.models.inputs import Content, Field, Schema, Sequence, Task
@@ -75,7 +76,7 @@ def _check_variant(name, schema, config):
     assert total == once + 6 * counted.forward_flops_candidate
     # Drawn here, because compiling an initialisation takes longer than the rest.
     values = jax.tree.map(lambda leaf: 0.3 * np.random.default_rng(0).standard_normal(leaf.shape, np.float32), state)
-    out = jax.jit(lambda s, i: nnx.merge(graph, s)(i).logits)(values, inputs)
+    out = in_float64(lambda s, i: nnx.merge(graph, s)(i).logits)(values, inputs)
     assert out.shape == (2, 3, len(schema.tasks)) and jnp.isfinite(out).all()
 
 

@@ -169,10 +169,10 @@ def _windows(operand, indices, sizes, mode, index_map, collapsed, operand_batch,
     window = [axis for axis in range(operand.ndim) if axis not in (*collapsed, *operand_batch)]
     index = []
     for axis in range(operand.ndim):
-        start = starts[..., axis].reshape(*lead, *(1,) * len(window))
+        start = starts[..., axis].reshape((*lead, *(1,) * len(window)))
         along = [-1 if other == axis else 1 for other in window]
         index.append(start + np.arange(sizes[axis]).reshape(along) if axis in window else start)
-    inside = inside.reshape(*lead, *(1,) * len(window))
+    inside = inside.reshape((*lead, *(1,) * len(window)))
     places = [axis for axis in range(rank) if axis not in offset_dims] + list(offset_dims)
     return tuple(index), inside, np.argsort(places)
 
@@ -297,7 +297,7 @@ def _split(params, key):
 
 @contextlib.contextmanager
 def keys_drawn_from():
-    """The list that every key is added to which random numbers are drawn from while the block runs."""
+    """A list that gets, of every draw while the block runs, the keys it is made from."""
     _observers.append([])
     try:
         yield _observers[-1]
@@ -310,13 +310,20 @@ _observers = []
 
 def _bits(params, key):
     for observer in _observers:
-        observer.extend(key.reshape(-1).tolist())
+        observer.append(key.reshape(-1).tolist())
     shape, dtype = params["shape"], np.dtype(f"uint{params['bit_width']}")
     drawn = [
         np.random.Generator(np.random.PCG64(int(one))).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
         for one in key.reshape(-1)
     ]
     return np.stack(drawn).reshape(*key.shape, *shape)
+
+
+def _gamma(params, key, alpha):
+    drawn = np.empty(alpha.shape)
+    for i in np.ndindex(key.shape):
+        drawn[i] = np.random.Generator(np.random.PCG64(int(key[i]))).gamma(alpha[i])
+    return np.log(drawn) if params["log_space"] else drawn
 
 
 def _quotient(a, b):
@@ -437,6 +444,7 @@ _WITH_PARAMS = {
     "random_seed": lambda params, seed: _mixed(np.asarray(seed).astype(np.uint64)),
     "random_split": _split,
     "random_bits": _bits,
+    "random_gamma": _gamma,
 }
 
 # primitive -> (parameters, operands) -> all results

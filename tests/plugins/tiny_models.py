@@ -53,12 +53,28 @@ SIZES = {
 }
 
 
+def config_type(name):
+    """The dataclass of the flags that `SIZES` changes: of a sequence encoder its own."""
+    config = freeze_config(name)
+    return type(config[0] if isinstance(config, tuple) else config)
+
+
 def config_of(name, changed=None):
     """The tiny configuration with some flags changed, those of the encoder where there is one."""
     first, _, backbone = name.partition("+")
     config = SIZES[first] | (changed or {})
     if isinstance(freeze_config(name), tuple):
         return dict(encoder=config, backbone=SIZES[backbone or "dlrm_mlp"])
+    return config
+
+
+def smooth_config_of(name):
+    """The tiny configuration without rectifiers, which leave some inputs without influence on so few units."""
+    fields = config_type(name).__dataclass_fields__
+    smooth = {"activation": "gelu"} if "activation" in fields and fields["activation"].default == "relu" else {}
+    config = config_of(name, smooth)
+    if isinstance(freeze_config(name), tuple) and "+" not in name:
+        return config | dict(backbone=config["backbone"] | {"activation": "gelu"})
     return config
 
 
@@ -101,7 +117,12 @@ def shaken(model):
 
 def model_of(name, changed=None):
     """To be traced: the tiny model."""
-    return shaken(build(name, schema_of(name), config_of(name, changed), rngs=nnx.Rngs(0)))
+    return shaken_model(name, config_of(name, changed))
+
+
+def shaken_model(name, config):
+    """To be traced: the model of a whole configuration."""
+    return shaken(build(name, schema_of(name), config, rngs=nnx.Rngs(0)))
 
 
 @functools.cache

@@ -33,6 +33,8 @@ def test_a_constant_power_gives_power_times_time():
     for _ in range(4):
         meter.sample()
     assert meter.kwh == pytest.approx(0.1)
+    meter.resume_from(0.3)
+    assert meter.kwh == pytest.approx(0.4)
     silent = resources.Meter(None)
     with silent.running():
         pass

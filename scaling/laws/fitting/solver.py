@@ -32,6 +32,7 @@ from .starts import starting_points
 
 VERSION = "1"
 SMALL_BATCH, LARGE_BATCH = 8, 100  # the two compiled batch sizes: one fit, and blocks of resampled fits
+MOST_IN_SMALL_BATCHES = 160  # a large batch takes as long as its slowest refinement, so profiles come in small ones
 MAX_ROWS_IN_LARGE_BATCH = 8192  # keeps the memory of a block below a few hundred megabytes
 MAX_ITERATIONS = 400
 # A start counts as converged when its objective is within this of the best one.
@@ -247,7 +248,7 @@ def refine(
     start_inside = np.where(free > 0, np.clip(phi, low, high), phi)
 
     program = _program(problem.form.family, problem.kind)
-    small = count <= 8 * SMALL_BATCH or rows > MAX_ROWS_IN_LARGE_BATCH
+    small = count <= MOST_IN_SMALL_BATCHES or rows > MAX_ROWS_IN_LARGE_BATCH
     batch = SMALL_BATCH if small else LARGE_BATCH
     pieces = []
     with jax.enable_x64(True), jax.default_device(cpu_device()):

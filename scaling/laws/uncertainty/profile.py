@@ -120,18 +120,26 @@ def _evaluated(found: Squares, index: np.ndarray, cuts: np.ndarray):
     values = np.clip(values, problem.low[index][:, None], problem.high[index][:, None])
     k, m = values.shape
     at = np.repeat(index, m)
-    phi, rise = _held(found, np.tile(found.phi, (k * m, 1)), at, values.ravel())
+    held = values.ravel()
+    phi, rise = _held(found, np.tile(found.phi, (k * m, 1)), at, held)
+    place = np.arange(k * m).reshape(k, m)
+    # Neighbours on either side, and which of them have changed since a point was last refitted from there.
+    sides = [(place[:, 1:].ravel(), place[:, :-1].ravel()), (place[:, :-1].ravel(), place[:, 1:].ravel())]
+    news = [np.ones(k * m, bool), np.ones(k * m, bool)]
     for _ in range(_SWEEPS):
-        gained = False
-        for step in (1, -1):
-            cube = phi.reshape(k, m, p)
-            neighbour = cube[:, np.clip(np.arange(m) - step, 0, m - 1)].reshape(-1, p)
-            other, level = _held(found, neighbour, at, values.ravel())
-            better = level < rise - _SAME * (found.rss + rise) - ROUNDING**2
-            phi = np.where(better[:, None], other, phi)
-            rise = np.where(better, level, rise)
-            gained = gained or bool(better.any())
-        if not gained:
+        for side, (points, neighbours) in enumerate(sides):
+            look = news[side][neighbours]
+            news[side][:] = False
+            points, neighbours = points[look], neighbours[look]
+            if not len(points):
+                continue
+            other, level = _held(found, phi[neighbours], at[points], held[points])
+            better = level < rise[points] - _SAME * (found.rss + rise[points]) - ROUNDING**2
+            gained = points[better]
+            phi[gained], rise[gained] = other[better], level[better]
+            for changed in news:
+                changed[gained] = True
+        if not any(changed.any() for changed in news):
             break
     return values, phi.reshape(k, m, p), rise.reshape(k, m)
 

@@ -10,7 +10,7 @@ from flax import nnx
 from recscale.models import build, count
 from recscale.models.baselines.dcnv2 import CrossLayer, CrossOptions
 from recscale.models.inputs.examples import random_inputs
-from recscale.models.inputs.schema import reference_schema
+from recscale.models.inputs.schema import Field, Schema, reference_schema
 
 
 def rows(schema, inputs, keep=lambda field: True):
@@ -67,6 +67,12 @@ def test_dot_interaction(schema):
     x = np.concatenate([tables[:, :user], numeric[0], tables[:, user:], numeric[1], gram[:, i, j]], axis=-1)
     expected = head(relu_mlp(x, [model.first]), model.towers)
     np.testing.assert_allclose(model(inputs).logits.reshape(6, 2), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_field_may_be_called_items():
+    schema = Schema(tuple(Field(name, "candidate", width, 9) for name, width in (("items", 4), ("keys", 6))))
+    model = build("dlrm_mlp", schema, dict(widths=(3,), interaction="dot", interaction_width=4), rngs=nnx.Rngs(0))
+    assert jax.eval_shape(model, random_inputs(schema, 2, 3)).logits.shape == (2, 3, 1)
 
 
 def test_dot_interaction_needs_one_width(schema):

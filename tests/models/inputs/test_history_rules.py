@@ -136,3 +136,11 @@ def test_random_suffixes_cut_short_histories_too():
     length = np.asarray(suffixes([8] * 500, 8)[1].length)
     assert set(length) == set(range(1, 9)) and ((length == 1) | (length == 8)).mean() > 0.4
     assert set(np.asarray(suffixes([12] * 500, 12)[1].length)) == {8, 12}
+
+
+def test_histories_are_cut_by_draws_of_their_own():
+    user = random_inputs(two_sequences(), 1, 1).user
+    both = user.replace(histories={name: history([64] * 500, 64) for name in ("a", "b")})
+    cut = jax.jit(lambda u, k: random_suffixes(u, k, 0.5, 0.5))(both, jax.random.key(0))
+    a, b = (np.asarray(cut.histories[name].length, float) for name in ("a", "b"))
+    assert abs(np.corrcoef(a, b)[0, 1]) < 0.15 and set(a) == set(b)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from drawn import normal
 from flax import nnx
+from in_float64 import in_float64
 
 from recscale.models import build, count
 from recscale.models.inputs import Field, Schema, reference_schema
@@ -111,7 +112,7 @@ def test_every_flag_builds_counts_and_runs(flags):
     graph, state = nnx.split(model)
     flops = count_flops(lambda s, i: nnx.merge(graph, s)(i).logits, state, inputs)
     assert flops == 6 * counted.forward_flops_candidate
-    out = jax.jit(lambda i: token_model(**flags)(i).logits)(inputs)
+    out = in_float64(lambda i: token_model(**flags)(i).logits)(inputs)
     assert out.shape == (3, 2, 1) and jnp.isfinite(out).all()
 
 
@@ -145,7 +146,7 @@ def test_without_mixing_the_logit_is_additive_in_the_tokens():
             return model(inputs.replace(candidates=inputs.candidates.replace(fields=fields))).logits.sum()
 
         a, b = inputs.candidates.fields["t0"], inputs.candidates.fields["t2"]
-        return jax.jit(jax.jacfwd(jax.grad(logit), argnums=1))(a, b)
+        return in_float64(jax.jacfwd(jax.grad(logit), argnums=1))(a, b)
 
     assert (mixed_derivative("none") == 0).all()
     assert jnp.abs(mixed_derivative("mix")).max() > 1e-4
@@ -164,7 +165,7 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     inputs = random_inputs(token_schema(), 2, 1)
     plain = model(inputs).logits
     np.testing.assert_array_equal(plain, model(inputs).logits)
-    draw = jax.jit(jax.vmap(lambda key: model(inputs, key=key).logits))
+    draw = in_float64(jax.vmap(lambda key: model(inputs, key=key).logits))
     samples = draw(jax.random.split(jax.random.key(0), 4000))
     assert float(samples.std(axis=0).min()) > 0.01
     error = jnp.abs(samples.mean(axis=0) - plain) / (samples.std(axis=0) / 4000**0.5)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from drawn import filled
 from flax import nnx
+from in_float64 import in_float64
 
 from recscale.models import build, count, freeze_config
 from recscale.models.baselines import din
@@ -59,7 +60,7 @@ def inputs():
 
 
 def token_of(encoder, inputs):
-    tokens = jax.jit(lambda i: tuple(encoder(i)))(inputs)
+    tokens = in_float64(lambda i: tuple(encoder(i)))(inputs)
     assert tokens[0] is None and tokens[1].shape[:3] == (R, C, 1)
     return tokens[1][:, :, 0]
 

@@ -56,6 +56,7 @@ FLAGS = [
     ("pkm", dict(score="tucker")),
     ("pkm", dict(score_scale="learned")),
     ("dcnv2", dict(rank=3, experts=2)),
+    ("dcnv2", dict(batch_norm=True)),
     ("dhen_lite", dict(ensemble="weighted")),
     ("ug_rankmixer", dict(compensation="per_token")),
     ("longer", dict(query_strategy="learnable")),

@@ -1,10 +1,13 @@
 """WSD programs: branches from one trunk, decays that end at zero, bad settings named."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recscale.scaling.training.schedule import NEVER, Segment, program, rate_factor
+from recscale.models.counts import Count, Flops, Params
+from recscale.scaling.training.schedule import NEVER, Segment, program, rate_factor, train_flops_per_row
 
 
 def test_branches_leave_one_trunk():
@@ -33,10 +36,21 @@ def test_rate_warms_up_stays_and_decays_to_zero():
     trunk = rate_factor(steps, jnp.int32(NEVER), jnp.int32(1), 10, "linear")
     np.testing.assert_allclose(trunk[:10], np.arange(1, 11) / 10, rtol=1e-6)
     np.testing.assert_array_equal(trunk[10:], np.ones(90))
+    done = np.arange(1, 21) / 21
+    expected = {"linear": 1 - done, "sqrt": 1 - np.sqrt(done), "cosine": 0.5 + 0.5 * np.cos(np.pi * done)}
     for shape in ("linear", "sqrt", "cosine"):
         branch = np.asarray(rate_factor(steps, jnp.int32(80), jnp.int32(20), 10, shape))
         assert (np.diff(branch[80:]) < 0).all() and 0 < branch[99] < 0.06
         np.testing.assert_array_equal(branch[:80], trunk[:80])
+        np.testing.assert_allclose(branch[80:], expected[shape], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_a_row_pays_its_share_of_the_request_and_all_of_its_own(candidates):
+    counts = Count.of(Params(10, 2, 1, 0, 4), Flops(user=60, candidate=80), 50)
+    assert (counts.train_flops_user, counts.train_flops_candidate) == (180, 240)
+    source = types.SimpleNamespace(candidates=candidates)
+    assert train_flops_per_row(counts, source) == 180 / candidates + 240
 
 
 @pytest.mark.parametrize(

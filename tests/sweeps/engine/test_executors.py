@@ -92,6 +92,7 @@ def test_short_jobs_share_an_allocation_where_there_are_many(tmp_path):
     assert [len(pack) for pack in queue._packs(jobs, resources(job(2000)))] == [1] * 100
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_go_out_as_arrays_with_limits(call, tmp_path, slurm, last_json):
     """A day of 1,000 runs, imagined: nothing is trained; each command within the seconds that a person waits."""
     path, out = tmp_path / "thousand.py", tmp_path / "out"

@@ -47,6 +47,20 @@ def test_a_row_holds_the_resolved_run_its_counts_and_its_price():
     assert f"{counts['dense_params']:,}" in plan_table([row | {"job": row["group_id"]}])
 
 
+def test_a_budget_buys_requests_with_all_their_candidates():
+    """The user side is paid once per request: 4 candidates a request make a row cheaper."""
+    made = {}
+    for candidates in (1, 4):
+        config = base()
+        config.training.candidates, config.training.requests = candidates, 64 // candidates
+        (made[candidates],) = make_plan(config, by_flop_budget([1e9]), sweep="test").rows
+        counts, examples = made[candidates]["counts"], made[candidates]["predicted"]["examples"]
+        per_row = counts["train_flops_user"] / candidates + counts["train_flops_candidate"]
+        asked = made[candidates]["config"]["training"]["examples"]
+        assert asked == round(1e9 / per_row) and examples == -(-asked // 64) * 64
+        assert made[candidates]["predicted"]["train_flops"] == pytest.approx(per_row * examples)
+
+
 def test_seeds_rates_and_budgets_share_a_group_and_trunks_share_all_but_the_budget():
     points = product(axis("training.examples", [1024, 2048]), axis("training.lr", [1e-3, 1e-2]), seeds(2))
     rows = plan(points).rows

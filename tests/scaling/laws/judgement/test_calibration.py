@@ -169,6 +169,9 @@ def test_the_rival_finds_the_law_and_stands_beside_it(cell):
 def test_the_conditions_of_the_calibration_hold():
     _, found = law_calibration.calibrate(studies=40, pairs=40, rivals=0, small=True, workers=1)
     # Forty studies measure a share of .93 to within .04.
-    loose = {"coverage, pooled": 0.90, "coverage, worst cell with 7 sizes or more": 0.82}
+    least = {name: 0.90 if "pooled" in name else 0.82 for name in found if name.startswith("coverage")}
     for name, one in found.items():
-        assert one["value"] >= loose[name] if name in loose else one["holds"], (name, one)
+        if name in least or name.startswith("largest rise"):
+            assert one["value"] >= least[name] if name in least else one["value"] <= 0.05, (name, one)
+        else:
+            assert one["holds"], (name, one)

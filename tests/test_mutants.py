@@ -1,0 +1,70 @@
+"""The mutation job: what it changes, and which tests it tries on a change."""
+
+import ast
+import importlib.util
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+SOURCE = '''"""Sum 1 + 1."""
+
+LIMIT = 5
+
+
+def f(x: float = 2.0, y: int = 3) -> float:
+    """Docs < and +."""
+    if x < LIMIT and not y:
+        raise ValueError(f"x < {x + 1}")
+    note(x)
+    return total(x, axis=0).sum() if y else -x * 2
+'''
+
+
+@pytest.fixture(scope="module")
+def mutants():
+    spec = importlib.util.spec_from_file_location("mutants", Path(__file__).with_name("mutants.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_faults_are_small_changes_of_what_runs(mutants):
+    found = mutants.faults(SOURCE)
+    data = SOURCE.encode()
+    changes = {(line, data[start:stop].decode(), text) for line, start, stop, text in found}
+    assert changes == {
+        (3, "5", "6"),
+        (6, "2.0", "4.0"),
+        (6, "3", "4"),
+        (8, "x < LIMIT and not y", "(x < LIMIT or not y)"),
+        (8, "x < LIMIT", "(x <= LIMIT)"),
+        (8, "not y", "(y)"),
+        (10, "note(x)", "pass"),
+        (11, "total(x, axis=0).sum() if y else -x * 2", "(-x * 2 if y else total(x, axis=0).sum())"),
+        (11, "total(x, axis=0).sum()", "total(x, axis=0).mean()"),
+        (11, "total(x, axis=0)", "total(x)"),
+        (11, "0", "1"),
+        (11, "-x * 2", "(-x / 2)"),
+        (11, "-x", "(x)"),
+        (11, "2", "3"),
+    }
+    for _, start, stop, text in found:
+        ast.parse(data[:start] + text.encode() + data[stop:])
+
+
+def test_tests_that_execute_a_line_come_first_and_those_beside_them_after(mutants):
+    near, far = "tests/models/test_a.py", "tests/scaling/test_b.py"
+    seconds = {f"{near}::one": 5.0, f"{near}::two": 1.0, f"{far}::three": 0.1, "tests/test_c.py::four": 0.1}
+    executed = defaultdict(lambda: defaultdict(set))
+    executed["models/a.py"][7] = {f"{near}::two", f"{far}::three"}
+    assert mutants.tests_of("models/a.py", 7, executed, seconds) == [f"{near}::two", f"{near}::one", f"{far}::three"]
+    # A line that runs on import: whoever executes any of the module.
+    assert len(mutants.tests_of("models/a.py", 1, executed, seconds)) == 3
+    assert mutants.tests_of("models/other.py", 1, executed, seconds) == []
+
+
+def test_the_table_counts_what_was_noticed(mutants):
+    done = [dict(folder="models", by="FAILED x"), dict(folder="models", by=None), dict(folder="pallas_kernels", by="x")]
+    lines = mutants.table(done).splitlines()
+    assert lines[2:] == ["| models | 2 | 1 (50%) |", "| pallas_kernels | 1 | 1 (100%) |", "| all | 3 | 2 (67%) |"]
