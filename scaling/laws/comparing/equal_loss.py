@@ -6,6 +6,7 @@ both have reached, where nothing is extrapolated, so neither a floor nor two dec
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from recscale.scaling.laws.judgement import gates
@@ -76,4 +77,6 @@ def equal_loss(comparison: Comparison) -> EqualLossVerdict:
 def _share(found: EqualLoss) -> Share:
     assert found.multiplier is not None
     own = found.interval
-    return Share(found.metric, 1 / found.multiplier, own and Interval(1 / own.high, 1 / own.low, own.kind))
+    # A factor whose interval reaches down to 0 leaves the share without an upper end.
+    ends = own and Interval(1 / own.high, 1 / own.low if own.low else math.inf, own.kind)
+    return Share(found.metric, 1 / found.multiplier, ends)

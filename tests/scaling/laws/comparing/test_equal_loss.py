@@ -1,10 +1,13 @@
 """What one architecture needs of another's parameters for the same loss: the known share, and when nothing is said."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from recscale.scaling.laws import compare
+from recscale.scaling.laws.comparing.compare import Interval
 from recscale.scaling.laws.comparing.equal_loss import equal_loss
 
 
@@ -39,3 +42,10 @@ def test_nothing_is_said_on_what_it_does_not_rest_on():
     assert "paired seeds" in verdict(ladder(0.6, seeds=3)).reasons[0]
     found = verdict(ladder(0.6, lr_bracketed=None))
     assert found.answer == "cannot tell" and any("learning-rate" in reason for reason in found.reasons)
+
+
+def test_an_interval_that_reaches_down_to_zero_leaves_the_share_open():
+    found = compare(ladder(1.0), "thrifty", "plain", axis="dense_params", bootstrap=200)
+    wide = [dataclasses.replace(one, interval=Interval(0.0, 2.0, "made up")) for one in found.multipliers]
+    verdict = equal_loss(dataclasses.replace(found, multipliers=wide))
+    assert verdict.answer == "cannot tell" and verdict.middle.interval.high == np.inf
