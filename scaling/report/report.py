@@ -80,6 +80,8 @@ def make_report(
             unknown published law.
     """
     options = {"bootstrap": bootstrap, **options}
+    if not Path(out_dir).is_dir():
+        raise FileNotFoundError(f"there is no folder {out_dir}; name the --out folder of a sweep")
     if published is not None:
         catalogue.load(published.law_id)  # an unknown one is named before anything is fitted
     report = fitted(Path(out_dir), form, axes, target, hold_out_largest, truth, options, published)
@@ -107,8 +109,6 @@ def fitted(
     published: Published | None,
 ) -> Report:
     """The runs of a sweep's folder with their laws; arguments and errors as `make_report`'s."""
-    if not out.is_dir():
-        raise FileNotFoundError(f"there is no folder {out}; name the --out folder of a sweep")
     table = views.with_rows_of_a_pass(read_table(out))
     known = _truth(truth, table, out)
     view_form, joint_form, columns, joint_axes = _forms(form, axes, table)

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling.records import runs
+from recscale.scaling.records.planned import PLAN
 
-from .captions import refusal_text, series_text
+from .captions import series_text
 from .contents import Report
 from .redo import redo_command
 from .series import FITTED, HELD_OUT, Series, predict
 from .views import AXES
-from .wording import architecture_words, axis_words, shortened
+from .wording import architecture_words, axis_words, gate_words
 
 _POINTS, _INTERVALS = 60, 80  # of a fitted curve, of a learning curve
 _DIGITS = 6
@@ -43,19 +44,24 @@ def study_data(report: Report, name: str) -> dict[str, Any]:
 
 
 def answer(series: Series, known: Series | None = None) -> str:
-    """One sentence for somebody who has not read the rest: what halving the excess takes, or that there is no law.
+    """One sentence for somebody who has not read the rest: what halving the excess takes, or why there is no law, and
+    how far the metric came.
 
     known: the fit with the log's exact floor, which comes first where there is one.
     """
     name, words = architecture_words(series.architecture), axis_words(series.axis)
-    for law, floor in ((known, " over the log's exact floor"), (series, "")):
+    cells = series.cells(FITTED, HELD_OUT)
+    if len(cells) < 2:
+        return f"{name}: no law, fewer than two sizes finished."
+    first, last = cells.iloc[0], cells.iloc[-1]
+    span = f"{_short(last.x / first.x)}x the {words} took the {series.target}"
+    came = f"{span} from {first['mean']:.4f} to {last['mean']:.4f}"
+    for law, floor in ((known, "known"), (series, "fitted")):
         exponent = None if law is None else law.exponent()
         if exponent is not None and exponent.value is not None and exponent.value > 0:
             times = _times(exponent.value, exponent.interval)
-            return f"{name}: halving the excess loss{floor} takes {times} the {words}."
-    cells = series.cells(FITTED, HELD_OUT)["mean"]
-    ends = f" The {series.target} goes from {cells.iloc[0]:.4g} to {cells.iloc[-1]:.4g}." if len(cells) > 1 else ""
-    return f"{name}: no law along {words}.{ends} {shortened(refusal_text(series), 160)}."
+            return f"{name}: halving the excess takes {times} the {words} (floor {floor}). In these runs {came}."
+    return f"{name}: no law. {came}, but {gate_words(gate.id for gate in series.fit.refusals)}."
 
 
 def _times(exponent: float, interval: tuple[float, float] | None) -> str:
@@ -68,7 +74,7 @@ def _times(exponent: float, interval: tuple[float, float] | None) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
+    return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"
 
 
 def _law(series: Series) -> dict[str, Any]:
@@ -89,6 +95,8 @@ def _runs(report: Report, records: Mapping[str, Mapping[str, Any]]) -> list[dict
     roles = {axis: dict(zip(frame["run_id"], frame["role"], strict=True)) for axis, frame in frames
              if "run_id" in frame.columns}  # fmt: skip
     columns = [column for column in AXES if column in report.table.columns]
+    planned = (report.out / PLAN).exists()
+    without = f"recscale launch {report.out}" if planned else "the folder of this run is not here"
     found = []
     for number, row in enumerate(report.table.to_dict("records")):
         run = str(row.get("run_id", number))
@@ -104,7 +112,7 @@ def _runs(report: Report, records: Mapping[str, Mapping[str, Any]]) -> list[dict
                 "loss": row.get(report.first.target),
                 "seconds": row.get("wall_s"),
                 "x": {column: row[column] for column in columns},
-                "redo": redo_command(records[run]) if run in records else f"recscale launch {report.out}",
+                "redo": redo_command(records[run]) if run in records else without,
             }
         )
     return [_clean(run) for run in found]

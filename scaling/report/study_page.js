@@ -69,7 +69,10 @@
         traces.push({ ...group, x: curve.x, y: over(curve.y, floor).map((y, k) => (keep(curve.x[k]) ? y : null)),
           mode: "lines", line: { color: one.colour, dash, width: 2 }, hoverinfo: "skip", showlegend: false });
     }
-    const runs = one.study.runs.filter((run) => run.architecture === one.architecture && run.x[axis] > 0 && run.loss !== null);
+    // Fitted ones first: the key shows the look of the first.
+    const role = (run) => ["fitted", "held out"].indexOf(run.roles[axis]);
+    const runs = one.study.runs.filter((run) => run.architecture === one.architecture && run.x[axis] > 0 && run.loss !== null &&
+      (byId("beside").checked || role(run) >= 0)).sort((a, b) => (role(b) === 0) - (role(a) === 0));
     traces.push({ ...group, x: runs.map((run) => run.x[axis]), y: over(runs.map((run) => run.loss), floor), mode: "markers",
       marker: { color: one.colour, symbol: runs.map((run) => one.marker + (run.roles[axis] === "fitted" ? "" : "-open")), size: 8,
         line: { width: 1, color: one.colour } },
@@ -82,11 +85,12 @@
     const axis = byId("axis").value, excess = byId("measure").value !== "loss";
     const scale = (id) => (byId(id).checked ? "log" : "linear");
     const target = studies[0].target + { loss: "", known: " minus the known floor", fitted: " minus the fitted floor" }[byId("measure").value];
-    const number = { exponentformat: "SI", automargin: true };
+    const number = { tickformat: ".4~s", nticks: 6, automargin: true };
+    byId("beside-part").hidden = !series.some((one) => one.study.runs.some((run) => !["fitted", "held out"].includes(run.roles[axis])));
     Plotly.react("laws", series.flatMap((one) => tracesOf(one, axis)), {
       margin: { t: 10, r: 10, l: 10, b: 10 }, hovermode: "closest", legend: { orientation: "h", y: -0.25 },
       xaxis: { ...number, type: scale("logx"), title: { text: byId("axis").selectedOptions[0].text } },
-      yaxis: { ...number, type: excess ? "log" : scale("logy"), title: { text: target } },
+      yaxis: { ...number, tickformat: ".4~g", type: excess ? "log" : scale("logy"), title: { text: target } },
     }, config);
     byId("texts").replaceChildren(...series.filter((one) => one.study.axes[axis]?.laws[one.architecture]).map((one) => {
       const line = document.createElement("li");
@@ -108,7 +112,7 @@
     byId("learning-part").hidden = !studies.some((study) => study.learning.some((line) => line.x.length));
     if (byId("learning-part").hidden) return;
     Plotly.react("learning", traces, { margin: { t: 10, r: 10, l: 10, b: 10 }, legend: { orientation: "h", y: -0.25 },
-      xaxis: { type: "log", exponentformat: "SI", automargin: true, title: { text: "training examples" } },
+      xaxis: { type: "log", tickformat: ".4~s", nticks: 6, automargin: true, title: { text: "training examples" } },
       yaxis: { automargin: true, title: { text: "progressive logloss" } } }, config);
   }
 
@@ -158,6 +162,11 @@
 
   // Shows a run of the table in the plot above.
   function point(id) {
+    const drawn = () => byId("laws").data.some((trace) => (trace.customdata || []).some((run) => run[0] === id));
+    if (!drawn()) {
+      byId("beside").checked = true;
+      draw();
+    }
     byId("laws").data.forEach((trace, curveNumber) => {
       const pointNumber = (trace.customdata || []).findIndex((run) => run[0] === id);
       if (pointNumber >= 0) {
@@ -171,7 +180,7 @@
     order = { key: head.dataset.key, down: order.key === head.dataset.key && !order.down };
     table();
   }));
-  for (const id of ["axis", "measure", "logx", "logy"]) byId(id).addEventListener("change", draw);
+  for (const id of ["axis", "measure", "logx", "logy", "beside"]) byId(id).addEventListener("change", draw);
   byId("filter").addEventListener("input", table);
   draw();
   byId("laws").on("plotly_click", (event) => {

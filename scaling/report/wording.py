@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from recscale.scaling.data.metrics import describe
 
 AXIS_WORDS = {
@@ -11,6 +13,26 @@ AXIS_WORDS = {
     "examples": "training examples",
     "history_length": "history length",
     "memory_slots": "memory slots",
+}
+# What one of an axis is, for somebody who meets the word here first.
+AXIS_MEANINGS = {
+    "dense_params": "weights outside embedding tables and memories",
+    "active_params": "weights that one row passes through",
+    "train_flops": "arithmetic operations of the whole training",
+    "examples": "rows trained on",
+    "history_length": "past events of a user that a model reads",
+    "memory_slots": "vectors of a table that a model writes and reads by content",
+}
+# What a gate finds, in words that need no statistics; the first that refuses a law is told.
+GATE_WORDS = {
+    "degenerate": "nothing that matters varies",
+    "trend": "that is no more than noise",
+    "span": "the sizes are too few or too close together",
+    "dof": "there are too few runs",
+    "clusters": "there are too few sizes",
+    "form": "another curve describes these runs as well as a law does",
+    "floor": "where it would level off cannot be told from these runs",
+    "width": "these runs leave the law's constants open",
 }
 # Architectures of which no equation is public: what is drawn is ours and says so.
 RECONSTRUCTIONS = ("lmn",)
@@ -25,6 +47,17 @@ def architecture_words(name: str) -> str:
     """The architecture's name; presets and compositions of a reconstruction are reconstructions."""
     bases = {part.split("_")[0] for part in name.split("+")}
     return f"{name} (reconstruction)" if bases & set(RECONSTRUCTIONS) else name
+
+
+def axis_meaning(column: str) -> str:
+    """What the axis counts, as a clause; empty for an unknown column."""
+    return AXIS_MEANINGS.get(column, "")
+
+
+def gate_words(gates: Iterable[str]) -> str:
+    """Why there is no law, by the first of these gates that has plain words."""
+    refusing = set(gates)
+    return next((words for gate, words in GATE_WORDS.items() if gate in refusing), "its constants are not pinned down")
 
 
 def target_words(column: str) -> str:

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from recscale.scaling.report.redo import redo_command
 from recscale.scaling.report.report_command import report
 from recscale.scaling.training.config import get_config, resolved
 
+COMMITTED = Path(__file__).parents[3] / "notebooks" / "runs"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -51,7 +53,12 @@ def page(folder):
     result = CliRunner().invoke(report, arguments)
     assert result.exit_code == 0, result.output
     text = file.read_text(encoding="utf-8")
-    return text, json.loads(re.search(r'id="studies">(.*?)</script>', text, re.DOTALL).group(1))
+    return text, data_of(text)
+
+
+def data_of(text):
+    """The studies a page holds."""
+    return json.loads(re.search(r'id="studies">(.*?)</script>', text, re.DOTALL).group(1))
 
 
 def test_the_page_is_small_and_loads_nothing(page):
@@ -66,10 +73,12 @@ def test_the_first_screen_answers_in_words(page):
     first = text[text.index("<h1>") : text.index('<div class="controls">')]
     assert "What do more dense parameters buy?" in first
     for name, times in (("dcnv2", 2 ** (1 / 0.55)), ("rankmixer", 2 ** (1 / 0.75))):
-        sentence = rf"{name}: halving the excess loss over the \S+ exact floor takes (\S+)x \[(\S+), (\S+)\] the dense"
+        sentence = rf"{name}: halving the excess takes (\S+)x \[(\S+), (\S+)\] the dense parameters \(floor known\)"
         middle, low, high = map(float, re.search(sentence, first).groups())
         assert low <= middle <= high and middle == pytest.approx(times, rel=0.2)
-    assert re.search(r"flat: dlrm_mlp: no law along dense parameters\. The logloss goes from 0\.\d+ to 0\.\d+\.", first)
+    assert re.search(
+        r"flat: dlrm_mlp: no law\. 15x the \w+ \w+ took the logloss from 0\.\d+ to 0\.\d+, but the sizes", first
+    )
 
 
 def test_every_run_is_there_and_only_granted_laws_have_a_curve(page, folder):
@@ -113,18 +122,21 @@ CHECKS = """
 window.addEventListener("load", () => setTimeout(() => {
   const found = { errors: window.seen, width: document.documentElement.scrollWidth, inner: window.innerWidth };
   found.marks = document.querySelectorAll("#laws .scatterlayer .point").length;
+  found.hidden = document.getElementById("beside-part").hidden;
+  document.getElementById("beside").click();
+  found.with_left_out = document.querySelectorAll("#laws .scatterlayer .point").length;
   const rows = () => document.querySelectorAll("#rows tr").length;
   found.all = rows();
   document.querySelector("#rows tr").click();
   found.hover = [...document.querySelectorAll("#laws .hoverlayer text")].map((text) => text.textContent).join(" ");
   found.run = document.querySelector("#rows tr").dataset.run;
   const filter = document.getElementById("filter");
-  filter.value = "rankmixer";
+  filter.value = "rankmixer fitted";
   filter.dispatchEvent(new Event("input"));
   found.filtered = rows();
-  const axis = document.getElementById("measure");
-  axis.value = "fitted";
-  axis.dispatchEvent(new Event("change"));
+  const measure = document.getElementById("measure");
+  measure.value = "known";
+  measure.dispatchEvent(new Event("change"));
   found.scale = document.getElementById("laws").layout.yaxis.type;
   parent.postMessage(JSON.stringify(found), "*");
 }, 1500));
@@ -132,15 +144,37 @@ window.addEventListener("load", () => setTimeout(() => {
 """
 
 
+PAGES = {"quickstart": ["quickstart"], "ladder": ["mixer_ladder"], "two": ["quickstart", "mixer_ladder"]}
+WATCH = """<script>window.seen = [];
+for (const kind of ["error", "warn"]) console[kind] = (...words) => window.seen.push(words.join(" "));
+for (const kind of ["error", "unhandledrejection"])
+  window.addEventListener(kind, (e) => window.seen.push(e.message || String(e.reason)));
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def shown_pages(page, tmp_path_factory):
+    """name -> text: the page of made-up studies, and pages of committed tables."""
+    out = tmp_path_factory.mktemp("pages")
+    for name, tables in PAGES.items():
+        sources = [str(COMMITTED / f"{table}.parquet") for table in tables]
+        # Comparing takes seconds a pair; the quickstart has one.
+        options = ["--bootstrap", "100", *([] if name == "quickstart" else ["--no-compare"])]
+        result = CliRunner().invoke(report, [*sources, "--out", str(out / name), *options])
+        assert result.exit_code == 0, result.output
+    return {"made_up": page[0]} | {name: (out / name).read_text(encoding="utf-8") for name in PAGES}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1440])
-def test_a_browser_shows_and_filters_the_page(page, tmp_path, width):
+@pytest.mark.parametrize("name", ["made_up", *PAGES])
+def test_a_browser_shows_and_filters_the_page(shown_pages, tmp_path, name, width):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"SKIPPED: none of {', '.join(BROWSERS)} is installed")
-    text, data = page
-    watch = "<script>window.seen = []; window.addEventListener('error', (e) => window.seen.push(e.message));</script>"
-    (tmp_path / "page.html").write_text(text.replace("<head>", "<head>" + watch).replace("</body>", CHECKS + "</body>"))
+    text = shown_pages[name]
+    assert len(text.encode()) <= 6 * 2**20
+    (tmp_path / "page.html").write_text(text.replace("<head>", "<head>" + WATCH).replace("</body>", CHECKS + "</body>"))
     # Browsers have a least width of their own; a frame inside has the one it is given.
     (tmp_path / "frame.html").write_text(
         f"<iframe src='page.html' style='width:{width}px;height:900px;border:0'></iframe><pre></pre><script>"
@@ -152,7 +186,22 @@ def test_a_browser_shows_and_filters_the_page(page, tmp_path, width):
     shown = subprocess.run([*command, *options, address], capture_output=True, text=True, timeout=180, check=True)
     found = json.loads(html.unescape(re.search(r"<pre>(\{.*?\})</pre>", shown.stdout).group(1)))
     assert found["errors"] == [] and found["width"] <= found["inner"] == width
-    drawn = sum(run["loss"] is not None for study in data["studies"] for run in study["runs"])
-    assert found["marks"] == drawn and found["all"] == sum(len(study["runs"]) for study in data["studies"])
+    runs_of = [run for study in data_of(text)["studies"] for run in study["runs"]]
+    fitted = sum(run["roles"].get("dense_params") in ("fitted", "held out") for run in runs_of)
+    assert found["marks"] == fitted and found["with_left_out"] == sum(run["loss"] is not None for run in runs_of)
+    assert found["hidden"] == (fitted == len(runs_of)) and found["all"] == len(runs_of)
     assert found["run"] in found["hover"] and 0 < found["filtered"] < found["all"] and found["scale"] == "log"
     subprocess.run([*command, f"--screenshot={tmp_path / f'page_{width}.png'}", address], timeout=180, check=True)
+
+
+@pytest.mark.slow
+def test_the_first_screen_of_the_committed_studies(shown_pages):
+    first = {
+        name: text[text.index("<h1>") : text.index('<div class="controls">')] for name, text in shown_pages.items()
+    }
+    assert re.search(
+        r"For the same logloss dlrm_mlp needs 1\.\d+ \[\S+, \S+\] times the dense parameters of rankmixer",
+        first["quickstart"],
+    )
+    assert first["ladder"].count("no law. ") == 4 and "F_95" not in first["ladder"] and "e+" not in first["ladder"]
+    assert "quickstart: rankmixer: halving" in first["two"] and "mixer_ladder: rankmixer: no law" in first["two"]
