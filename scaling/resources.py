@@ -69,12 +69,15 @@ def computation(flops: Mapping[str, float], clock: Mapping[str, float | None], p
     return found
 
 
-def memory(counts: Mapping[str, int], state: Mapping[str, int]) -> dict[str, Any]:
-    """Parameters (`counts`), bytes of the parts of the state, and the peaks of this process and its first device."""
+def memory(counts: Mapping[str, int], state: Mapping[str, int], temporary: int | None = None) -> dict[str, Any]:
+    """Parameters (`counts`), bytes of the parts of the state, the most that a step holds besides (`temporary`, as its
+    compiler says: activations, gradients, what a collective needs), and the peaks of this process and its first device.
+    """
     import jax
 
     found = {name: figure(value, "count", "counted") for name, value in counts.items()}
     found |= {name: figure(value, "B", "counted") for name, value in state.items()}
+    found["activation_bytes"] = figure(temporary, "B", "counted")
     held = jax.local_devices()[0].memory_stats() or {}
     found["peak_device_bytes"] = figure(held.get("peak_bytes_in_use"), "B", "measured")
     scale = 1 if sys.platform == "darwin" else 1024

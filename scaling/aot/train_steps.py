@@ -17,6 +17,7 @@ from recscale.scaling.counting.schemas import REFERENCE, load_schema
 from recscale.scaling.records import overrides
 from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.training import get_config
+from recscale.scaling.training.preflight import device_bytes
 from recscale.scaling.training.step import make_trainer
 
 from .devices import Devices
@@ -109,7 +110,7 @@ def train_step_program(
                 continue
             mesh: Any = jax.sharding.AbstractMesh(tuple(wider.values()), tuple(wider))
             shapes = make_trainer(config, source, [(0, config.training.lr)], 1, mesh).state_shapes()
-            if _bytes(shapes) + _bytes(shapes.params) <= _SHARE * room:
+            if device_bytes(shapes) + device_bytes(shapes.params) <= _SHARE * room:
                 return parallel.mesh_text(wider)
         return ""
 
@@ -137,19 +138,16 @@ def _memory(args: tuple[Any, ...]) -> dict[str, Any]:
     """Bytes of a device before anything is computed: of the state, of the batch, and of the gradients to come; and the
     largest array of the state by name, with its bytes on a device."""
     state, batch = args
-    sizes = {jax.tree_util.keystr(path): _bytes(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    sizes = {
+        jax.tree_util.keystr(path): device_bytes(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
     largest = max(sizes, key=lambda name: sizes[name])
     return {
-        "state_bytes": _bytes(state),
-        "batch_bytes": _bytes(batch),
-        "gradient_bytes": _bytes(state.params),
+        "state_bytes": device_bytes(state),
+        "batch_bytes": device_bytes(batch),
+        "gradient_bytes": device_bytes(state.params),
         "largest_array": f"{largest} with {byte_text(sizes[largest])}",
     }
-
-
-def _bytes(tree: Any) -> int:
-    """Of the part one device holds of arrays, or of their shapes, that say how they are split."""
-    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def family_programs(rows: int) -> list[Program]:

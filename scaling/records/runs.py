@@ -322,6 +322,7 @@ _RESOURCES = (
     "device_hours",
     "peak_host_bytes",
     "peak_device_bytes",
+    "activation_bytes",
     "energy_kwh",
     "co2e_kg",
     "cost_usd",

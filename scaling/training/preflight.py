@@ -182,12 +182,15 @@ def check_places(*folders: Path) -> None:
 
 def state_bytes(shapes: Any, mesh: Mesh | None = None) -> int:
     """Bytes of a tree of arrays or shapes; on a mesh those on the devices of this process."""
-    leaves = jax.tree.leaves(shapes)
     if mesh is None:
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    return len(mesh.local_devices) * sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
-    )
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    return len(mesh.local_devices) * device_bytes(shapes)
+
+
+def device_bytes(shapes: Any) -> int:
+    """Bytes of the part that one device holds of arrays, or of shapes that say how they are split."""
+    leaves = jax.tree.leaves(shapes)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def batch_bytes(source: Source) -> int:

@@ -10,10 +10,11 @@ import jax
 from recscale.models.counts import Count
 from recscale.pallas_kernels import targets
 from recscale.scaling import resources
+from recscale.scaling.counting.xla_cost import compiled_cost
 from recscale.scaling.data.source import Source
 
 from .clock import Clock
-from .preflight import state_bytes
+from .preflight import device_bytes, state_bytes
 from .schedule import train_flops_per_row
 from .step import Trainer, TrainState
 
@@ -62,7 +63,10 @@ def run_resources(
         "optimizer_bytes": (state.moments, state.slots, state.value_slots),
     }
     parameters = {name: getattr(counts, name) for name in _PARAMETERS}
-    found |= resources.memory(parameters, {name: state_bytes(part) // replicas for name, part in arrays.items()})
+    temporary = None if trainer.compiled is None else compiled_cost(trainer.compiled).temporary_bytes
+    state_parts = {name: state_bytes(part) // replicas for name, part in arrays.items()}
+    state_parts["optimizer_bytes_per_device"] = device_bytes(arrays["optimizer_bytes"]) // replicas
+    found |= resources.memory(parameters, state_parts, temporary)
     hours = resources.value_of(found, "device_hours")
     share = None if energy_kwh is None else energy_kwh / replicas
     found |= resources.energy_and_money(hours, batch_rows * steps, stated, share)

@@ -130,6 +130,7 @@ class Trainer:
         self._logits = _jit(self._on_mesh(logits), of_output)
         counts = functools.partial(self._evaluate, lambda output: slot_counts(output.stats))
         self._counts = _jit(self._on_mesh(counts), of_output)
+        self._ran: tuple[Any, Any] | None = None  # the function that trained, and its arguments as shapes
 
     def state_shapes(self) -> TrainState:
         """The state as shapes alone; on a mesh each with the sharding it has there."""
@@ -173,7 +174,7 @@ class Trainer:
         loss [P], logloss [P, Y], prediction [P, Y] and label [Y] means, rate [P], stats [P, ...]: all the model reports
         but the vectors over memory slots.
         """
-        return self._step(state, batch)
+        return self._run(self._step, state, batch)
 
     def steps(
         self, state: TrainState, count: int, room: int, record: Any | None = None
@@ -187,7 +188,12 @@ class Trainer:
         Returns the new state (the old one is donated) and the metrics of `step`, every one [room, ...]; those beyond
         `count` are zero.
         """
-        return self._steps(state, parallel.put_everywhere(np.int32(count), state.step.sharding), record, room)
+        count_there = parallel.put_everywhere(np.int32(count), state.step.sharding)
+        return self._run(self._steps, state, count_there, record, room)
+
+    def _run(self, function: Callable[..., Any], *args: Any) -> tuple[TrainState, dict[str, Any]]:
+        self._ran = self._ran or (function, jax.tree.map(_as_shape, args))
+        return function(*args)
 
     def put(self, batch: Batch) -> Batch:
         """A host batch on the device, or on the mesh with its requests split; of several processes each gives its own
@@ -221,14 +227,21 @@ class Trainer:
         return self._memory.sub_keys
 
     @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled | None:
+        """The program that trained, looked up and not compiled again; None before the first step."""
+        if self._ran is None:
+            return None
+        function, args = self._ran
+        return function.lower(*args).compile()
+
+    @property
     def communication(self) -> dict[str, int] | None:
-        """{collective: bytes of its operands on a device, a step} of a source on the device, as compiled for the mesh;
-        {} on one device, None where the step takes batches of the host."""
+        """{collective: bytes of its operands on a device, a step} as compiled for the mesh; {} on one device, None
+        where nothing was trained."""
         if self.mesh is None:
             return {}
-        if not self.source.on_device:
-            return None
-        return collective_bytes(self._step.lower(self.state_shapes(), None).compile().as_text())
+        text = None if self.compiled is None else self.compiled.as_text()
+        return None if text is None else collective_bytes(text)
 
     def model_state(self, state: TrainState) -> tuple[Any, ...]:
         """The first replica's model as `nnx.merge` takes it."""
@@ -443,3 +456,11 @@ def make_trainer(
 def _jit(function: Callable[..., Any], out_shardings: Any, **options: Any) -> Any:
     """`jax.jit`; without `out_shardings` where they are None."""
     return jax.jit(function, **options, **({} if out_shardings is None else {"out_shardings": out_shardings}))
+
+
+def _as_shape(leaf: Any) -> Any:
+    """What stands for an argument of a jitted function when its program is looked up."""
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    bound = leaf.sharding if leaf.committed else None
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=bound, weak_type=leaf.weak_type)

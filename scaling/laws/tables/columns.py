@@ -26,7 +26,7 @@ NUMBERS = (
     "lr_dense", "lr_embedding", "lr_trials", "batch_rows", "warmup_examples", "logloss", "ne", "auc", "gauc",
     "calibration", "metric_window_rows", "metric_se", "excess_logloss", "entropy_floor", "asymptote", "wall_s",
     "step_ms", "rows_per_s", "mfu", "input_wait_share", "examples_seen", "replicas", "device_hours", "peak_host_bytes",
-    "peak_device_bytes", "communication_bytes", "energy_kwh", "co2e_kg", "cost_usd",
+    "peak_device_bytes", "activation_bytes", "communication_bytes", "energy_kwh", "co2e_kg", "cost_usd",
 )  # fmt: skip
 
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)

@@ -14,8 +14,12 @@ from jax.sharding import PartitionSpec as P
 from recscale import models
 from recscale.models import registry
 from recscale.scaling import parallel
+from recscale.scaling.bench.fixed_batch import FixedBatch
 from recscale.scaling.counting.abstract import abstract_model
 from recscale.scaling.counting.schemas import load_schema
+from recscale.scaling.training import get_config
+from recscale.scaling.training.preflight import device_bytes, state_bytes
+from recscale.scaling.training.step import make_trainer
 
 
 class Mesh:
@@ -122,6 +126,18 @@ def test_the_table_knows_every_axis_of_every_architecture():
         for path, variable in nnx.to_flat_state(nnx.state(model)):
             names = variable.get_metadata().get("logical_axes") or ()
             assert set(names) <= set(parallel.RULES), (name, path, names)
+
+
+def test_a_device_holds_its_part_of_the_optimiser_and_no_more():
+    config = get_config("rankmixer")
+    config.model.update({"tokens": 4, "width": 64, "hidden": 128, "layers": 1})
+    mesh = jax.sharding.AbstractMesh((8,), ("fsdp",))
+    shapes = make_trainer(config, FixedBatch(load_schema("reference"), 64), [(0, 1e-3)], 1, mesh).state_shapes()
+    for part in (shapes.moments, shapes.slots):
+        whole = [leaf for leaf in jax.tree.leaves(part) if leaf.sharding.is_fully_replicated]
+        split = state_bytes(part) - state_bytes(whole)
+        assert device_bytes(part) == split // 8 + state_bytes(whole)  # nothing is padded: what does not divide is whole
+        assert state_bytes(whole) < 0.05 * state_bytes(part)
 
 
 SCRIPT = """

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -67,6 +68,13 @@ def test_one_compilation_serves_the_first_step_the_trunk_and_the_decay(plain, tr
     assert trainers[0]._steps._cache_size() == 1
 
 
+def test_what_a_step_holds_is_looked_up_and_not_compiled_again(plain, trainers, caplog):
+    vars(trainers[0]).pop("compiled")
+    with jax.log_compiles():
+        assert trainers[0].compiled is not None
+    assert "XLA compilation" not in caplog.text
+
+
 def test_record_holds_what_a_table_needs(plain):
     folder, record = plain
     assert record["status"] == "done"
@@ -81,6 +89,7 @@ def test_record_holds_what_a_table_needs(plain):
     assert used["wall_seconds"]["source"] == used["peak_host_bytes"]["source"] == "measured"
     absent = ("peak_device_bytes", "energy_kwh", "cost_usd", "mfu", "input_wait_share")  # a CPU, and nobody said
     assert {used[name]["source"] for name in absent} == {"absent"} and used["communication_bytes"]["value"] == 0
+    assert used["activation_bytes"]["source"] == "counted" and used["activation_bytes"]["value"] > 0
     row = records.run_row(record)
     for column in ("run_id", "shape_id", "architecture", "dense_params", "train_flops", "examples", "logloss", "auc"):
         assert row[column] is not None, column
