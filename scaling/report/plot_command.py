@@ -11,7 +11,7 @@ import click
 
 from recscale.scaling.laws.tables.axes import parse_axes
 
-_FIGURES = ("law", "study", "isoflop", "frontier", "recovery", "usage", "experts", "curves")
+_FIGURES = ("law", "study", "isoflop", "frontier", "recovery", "usage", "resources", "reach", "experts", "curves")
 _STYLES = ("report", "column", "page", "talk")
 
 
@@ -38,6 +38,7 @@ _STYLES = ("report", "column", "page", "talk")
     help="One figure instead of the report [default: law]; study: the law and its excess side by side.",
 )
 @click.option("--excess", is_flag=True, help="Of a law: metric minus the floor.")
+@click.option("--at", type=float, help="Of reach: the value of the target [default: the best that all reach].")
 @click.option("--style", type=click.Choice(_STYLES), default="report", show_default=True, help="Width and type size.")
 @click.option("--save", type=click.Path(path_type=Path), help="File of the figure: .pdf, .svg or .png.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, last.")
@@ -54,6 +55,7 @@ def plot(
     no_hold_out: bool,
     kind: str | None,
     excess: bool,
+    at: float | None,
     style: str,
     save: Path | None,
     as_json: bool,
@@ -72,6 +74,9 @@ def plot(
             raise click.UsageError(f"a figure has one axis, --axes names {len(asked)}: {axes}")
         columns = list(asked.values() if isinstance(asked, dict) else asked)
         options = {"x": next(iter(columns), None), "y": target, "style": style, "excess": excess}
+        if at is not None and kind != "reach":
+            raise click.UsageError("--at says which value is reached, so it goes with --figure reach")
+        options |= {} if at is None else {"at": at}
         path = _draw(kind or "law", sources, save, options, fit)
         click.echo(f"{kind or 'law'}  {path}")
         return

@@ -7,6 +7,7 @@ frontier    metric against training FLOPs, with the rows that no cheaper run bea
 recovery    share of the signal a model recovered, of each kind the log has: columns recovered_* of known-truth runs
 usage       share of slots in use beside what even routing would use, and the divergence from even use
 experts     share of rows that open an expert, per layer and token: run folders of models with experts
+resources, reach    what quality costs: see `resource_figures`
 curves      progressive loss against examples: run folders
 """
 
@@ -29,6 +30,7 @@ from recscale.scaling.records.number_text import amount
 from . import frame
 from .frame import GREY, CaptionLine, mark_of, sign
 from .panel import axis_in_words
+from .resource_figures import reach_figure, resources_figure
 from .ticks import label_log_axis
 from .views import varying_axes
 from .wording import architecture_words, axis_words, target_words
@@ -238,5 +240,7 @@ OF_TABLES: dict[str, Callable[..., Figure]] = {
     "frontier": frontier_figure,
     "recovery": recovery_figure,
     "usage": usage_figure,
+    "resources": resources_figure,
+    "reach": reach_figure,
 }
 OF_FOLDERS: dict[str, Callable[..., Figure]] = {"experts": experts_figure, "curves": curves_figure}

@@ -13,6 +13,13 @@ AXIS_WORDS = {
     "examples": "training examples",
     "history_length": "history length",
     "memory_slots": "memory slots",
+    "device_hours": "device hours",
+    "energy_kwh": "energy (kWh)",
+    "cost_usd": "cost ($)",
+    "communication_bytes": "bytes sent",
+    "peak_device_bytes": "peak bytes of a device",
+    "peak_host_bytes": "peak bytes of the host",
+    "activation_bytes": "bytes of a step besides its state",
 }
 # What one of an axis is, for somebody who meets the word here first.
 AXIS_MEANINGS = {

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from recscale.scaling.records import runs
-from recscale.scaling.report import study_figures
+from recscale.scaling.report import resource_figures, study_figures
 from recscale.scaling.report.frame import MARKERS
 from recscale.scaling.report.plot_command import plot
 
@@ -69,6 +69,31 @@ def test_isoflop_groups_have_their_minima():
     )
     assert found == pytest.approx(wanted, rel=0.05)
     assert left.get_xlabel().startswith("dense parameters")
+
+
+def test_what_quality_costs_is_read_off_measured_cells_and_what_is_absent_is_named(make_runs):
+    table = make_runs(diverged=False).assign(device_hours=lambda t: t["dense_params"] / 1e6, energy_kwh=0.0)
+    table.loc[table.index[:5], "device_hours"] = np.nan
+    figure = resource_figures.resources_figure(table)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["training FLOPs (train_flops)", "device hours (device_hours)"]
+    words = " ".join(" ".join(text.get_text() for text in figure.texts).split())
+    assert f"device hours in 5 of {len(table)} runs, energy (kWh) in {len(table)} of {len(table)} runs" in words
+    cells = table.groupby(["architecture", "dense_params"], as_index=False)[["train_flops", "logloss"]].mean()
+    own = cells[cells["architecture"] == "rankmixer"]
+    kept = resource_figures.pareto_set(own, "train_flops", "logloss")
+    beaten = [((own["train_flops"] <= cost) & (own["logloss"] < loss)).any() for cost, loss in
+              own[["train_flops", "logloss"]].to_numpy()]  # fmt: skip
+    assert set(kept.index) == set(own.index[~np.array(beaten)]) and len(kept) > 3
+    assert kept["logloss"].is_monotonic_decreasing
+
+    (ax,) = resource_figures.reach_figure(table, x="train_flops").axes
+    level = cells.groupby("architecture")["logloss"].min().max()
+    assert [line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == ":"] == [pytest.approx(level)]
+    least = resource_figures.least_to_reach(own, "train_flops", "logloss", level)
+    assert least == own.loc[own["logloss"] <= level, "train_flops"].min()
+    assert resource_figures.least_to_reach(own, "train_flops", "logloss", 0.1) is None
+    with pytest.raises(ValueError, match="absent, not zero"):
+        resource_figures.resources_figure(table, x="energy_kwh")
 
 
 @pytest.fixture
