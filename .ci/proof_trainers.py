@@ -6,7 +6,7 @@ from pathlib import Path
 from recscale.scaling.records.runs import write_record
 from recscale.scaling.training import run_id, train_group
 
-PAUSE_S, SPIN_S = 2.5, 6.0
+PAUSE_S, SPIN_S = 2.5, 3.0
 
 
 def slow(specs, folder, *, progress, cache_dir):

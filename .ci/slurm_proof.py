@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-SKIPPED = 77
+SKIPPED, BEGAN = 77, time.monotonic()
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "munged")
 
@@ -35,7 +35,8 @@ def get_config():
     config.data.holdout_rows = 2048
     config.model.tokens, config.model.width, config.model.hidden = 4, 16, 32
     config.training.requests = 64
-    config.training.examples = 64_000
+    config.training.examples = 32_000
+    config.training.log_every_examples = 1_600
     config.training.checkpoint_every_s = 0.5
     return config
 def get_sweep():
@@ -64,6 +65,7 @@ SlurmdPort=36818
 ReturnToService=2
 JobRequeue=1
 KillWait=5
+SchedulerParameters=sched_interval=2,bf_interval=5
 MpiDefault=none
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=8000
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -154,7 +156,7 @@ def until(what: str, condition, seconds: float = 240.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}; the queue is {queue()}"
         time.sleep(0.5)
-    print(f"  {what}", flush=True)
+    print(f"  {time.monotonic() - BEGAN:.0f} s: {what}", flush=True)
 
 
 def results(out: Path) -> dict[str, object]:
@@ -214,16 +216,15 @@ def two_cores(tool: str, folder: Path, file: Path) -> None:
     print(f"two jobs of a node with two cores ran on cores {cores}, with {shown} of one", flush=True)
 
 
-def prove(tool: str, folder: Path) -> None:
-    file, whole, out = folder / "two_jobs.py", folder / "local", folder / "slurm"
-    file.write_text(SWEEP)
-    began = time.monotonic()
+def prove(tool: str, folder: Path, file: Path, local: subprocess.Popen) -> None:
+    whole, out = folder / "local", folder / "slurm"
+    recscale(tool, "plan", file, "--out", out)
+    assert local.wait(120) == 0, "the local pool failed"
     if len(os.sched_getaffinity(0)) > 1:
         two_cores(tool, folder, file)
-    recscale(tool, "launch", file, "--out", whole)
-    recscale(tool, "plan", file, "--out", out)
-    # Slurm counts limits in minutes and looks at them twice a minute: 60 to 90 s are left, of 110 that a job takes.
-    asked = ("timeout_min=2", "slurm_signal_delay_s=60", "mem_gb=2")
+    # Slurm counts limits in minutes and looks at them twice a minute: the signal comes 15 to 45 s after the start of a
+    # job that takes a minute.
+    asked = ("timeout_min=1", "slurm_signal_delay_s=15", "mem_gb=2")
     first = submit(tool, out, "slow", *asked)
     assert len(first) == 2, first
     assert submit(tool, out, "slow", *asked) == {}
@@ -248,7 +249,7 @@ def prove(tool: str, folder: Path) -> None:
     done = recscale(tool, "sweep", file, "--out", out, "--executor", "slurm", *options, "--wait", "--no-report")
     assert done["statuses"] == {"done": 4}, done
     assert results(out) == results(whole), "the runs differ from those of the local pool"
-    print(f"every run equals that of the local pool, bit for bit; {time.monotonic() - began:.0f} s in all", flush=True)
+    print(f"every run equals that of the local pool, bit for bit; {time.monotonic() - BEGAN:.0f} s in all", flush=True)
 
 
 def trainer_path(name: str) -> str:
@@ -265,10 +266,15 @@ def main() -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     folder = Path(tempfile.mkdtemp(prefix="slurm-proof-"))
     os.environ |= compiled_once(folder)
+    file = folder / "two_jobs.py"
+    file.write_text(SWEEP)
     try:
         install()
-        with cluster(folder):
-            prove(tool, folder)
+        with (
+            subprocess.Popen([tool, "launch", file, "--out", folder / "local"], stdout=subprocess.DEVNULL) as local,
+            cluster(folder),
+        ):
+            prove(tool, folder, file, local)
     except NotHere as reason:
         print(f"the Slurm stage was SKIPPED: {reason}")
         return SKIPPED
