@@ -128,7 +128,8 @@ def ending_together() -> Iterator[None]:
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         if not isinstance(error, jax.errors.JaxRuntimeError | ValueError | OSError):
             traceback.print_exc()
-        reason = "another process of this run was lost" if lost else f"this process failed: {error}"
+        said = str(error).partition("\n")[0] if lost else str(error)
+        reason = f"{'another process of this run was lost, or its program failed' if lost else 'it failed'}: {said}"
         print(
             f"process {jax.process_index()} of {jax.process_count()} stops: {reason}. Start all of them again: the run "
             "goes on from its newest checkpoint",
