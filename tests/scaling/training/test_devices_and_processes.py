@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -19,10 +20,11 @@ from recscale.scaling.data.made_up_shop import write_shop
 from recscale.scaling.parallel import make_mesh, own_share
 from recscale.scaling.training.train_command import train as train_command
 
+STEPS = f"{os.path.dirname(__file__)}/two_processes.py"
 TRAIN = [sys.executable, "-c", "from recscale.scaling.cli import main; main()", "train"]
 # Adam divides by the size of the gradient: near 0 that would magnify the order of sums.
 SETTINGS = ["data.preset=smoke", "data.holdout_rows=128", "training.requests=64", "training.examples=256",
-            "training.schedule=constant", "training.eps=1e-3", "training.log_every_examples=64",
+            "training.schedule=constant", "training.eps=1e-3", "training.log_every_examples=192",
             "training.checkpoint_every_s=0"]  # fmt: skip
 
 RANKMIXER = ("rankmixer", ["model.tokens=4", "model.width=16", "model.hidden=32", "model.layers=1"])
@@ -36,8 +38,8 @@ CASES = [
     ),
     (
         "longer+rankmixer",
-        ["data.overrides.history_max=16", "model.backbone.tokens=8", "model.backbone.width=16",
-         "model.backbone.hidden=32", "model.backbone.layers=1"],
+        ["data.overrides.history_max=8", "model.backbone.tokens=8", "model.backbone.width=16",
+         "model.backbone.hidden=32", "model.backbone.layers=1", "model.encoder.inner=0", "model.encoder.head_dim=16"],
         "data=4,tensor=2",
     ),
     (
@@ -117,9 +119,24 @@ def assert_equal_runs(one, other):
     assert a["metrics"]["logloss"] == pytest.approx(b["metrics"]["logloss"], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case[0], marks=pytest.mark.slow if i else ()) for i, case in enumerate(CASES)]
-)
+def test_a_step_over_two_processes_equals_one_device():
+    where = f"127.0.0.1:{free_port()}"
+    quick = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"  # compiles faster
+    env = os.environ | {"XLA_FLAGS": quick, "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, STEPS, where, str(i)], env=env, **pipes) for i in (0, 1)]
+    losses, leaves = runpy.run_path(STEPS)["three_steps"]()
+    for process in started:
+        said, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-3000:]
+        found_losses, found = json.loads(said.splitlines()[-1])  # Gloo talks, too
+        np.testing.assert_allclose(found_losses, losses, atol=1e-5, rtol=1e-5)
+        for mine, theirs in zip(leaves, found, strict=True):
+            np.testing.assert_allclose(theirs, mine, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [pytest.param(case, id=case[0]) for case in CASES])
 def test_two_processes_of_four_devices_equal_eight_and_one(case, tmp_path):
     one, eight, two = (tmp_path / name for name in ("one", "eight", "two"))
     train(one, case)
@@ -127,9 +144,10 @@ def test_two_processes_of_four_devices_equal_eight_and_one(case, tmp_path):
     assert "status done" in said[0] and "status" not in said[1]  # the first process alone speaks
     assert record(two)["placement"] == {"mesh": case[2], "devices": 8, "processes": 2}
     assert_equal_runs(one, two)
-    if case is not CASES[0]:  # the fast stage does without
-        train(eight, case, mesh=case[2], devices=8)
-        assert_equal_runs(one, eight)
+    train(eight, case, mesh=case[2], devices=8)
+    assert_equal_runs(one, eight)
+    sent = record(eight)["resources"]["communication_bytes_per_step"]
+    assert sent["source"] == "counted" and sent == record(two)["resources"]["communication_bytes_per_step"]
 
 
 @pytest.mark.slow
