@@ -1,7 +1,7 @@
 """Published orderings as data, and what runs of one's own say of each: held, failed, inside noise, or not to be built.
 
 An ordering names two arms of a sweep (the note `arm` of their runs). Runs that share stream, seed and size are pairs;
-of their differences in logloss a mean and its 95 % Student-t interval are taken.
+of their differences in logloss, or another loss, a mean and its 95 % Student-t interval are taken.
 
     held            the interval lies on the published side of 0
     failed          it lies on the other side
@@ -35,7 +35,7 @@ class Ordering:
 
     id: short name. better, worse: arms. published: the difference as printed, in `unit`, None where only the direction
     is. source: table, figure or section; at: size and data it was published at. lacking: what it needs that is not in
-    the package, empty where it can be run.
+    the package, empty where it can be run. metric: the column that decides, lower is better.
     """
 
     id: str
@@ -46,12 +46,13 @@ class Ordering:
     at: str
     unit: str = "AUC points x 100"
     lacking: str = ""
+    metric: str = "logloss"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """An ordering and what was measured. difference: of logloss, worse minus better, so above 0 where it held, and its
-    interval; auc: of AUC, better minus worse, in points x 100; None where nothing was. why: of a refusal."""
+    """An ordering and what was measured. difference: of its metric, worse minus better, so above 0 where it held, and
+    its interval; auc: of AUC, better minus worse, in points x 100; None where nothing was. why: of a refusal."""
 
     ordering: Ordering
     outcome: Outcome
@@ -110,7 +111,7 @@ def _judged(table: pd.DataFrame, ordering: Ordering) -> Judged:
     shared = better.index.intersection(worse.index)
     if len(shared) < MIN_PAIRS:
         return Judged(ordering, "not judged", len(shared), why=f"{len(shared)} paired seeds, {MIN_PAIRS} are needed")
-    difference = (worse.loc[shared, "logloss"] - better.loc[shared, "logloss"]).to_numpy(float)
+    difference = (worse.loc[shared, ordering.metric] - better.loc[shared, ordering.metric]).to_numpy(float)
     auc = 100 * (better.loc[shared, "auc"] - worse.loc[shared, "auc"]).to_numpy(float)
     mean, half = float(difference.mean()), _half_width(difference)
     outcome: Outcome = "inside noise" if abs(mean) <= half else "held" if mean > 0 else "failed"
@@ -138,7 +139,7 @@ def orderings_table(judged: Sequence[Judged]) -> pd.DataFrame:
     """One row an ordering: what was published, what was measured, what came of it."""
     rows = [
         asdict(found.ordering)
-        | {"outcome": found.outcome, "pairs": found.pairs, "logloss_difference": found.difference}
+        | {"outcome": found.outcome, "pairs": found.pairs, "difference": found.difference}
         | dict(zip(("low", "high"), found.interval or (None, None), strict=True))
         | {"auc_difference": found.auc, "why": found.why}
         for found in judged
@@ -154,13 +155,14 @@ def lines(judged: Sequence[Judged]) -> list[str]:
     for found in judged:
         counts[found.outcome] = counts.get(found.outcome, 0) + 1
         shown.append(f"{_words(found.ordering):{wide}}  {_published(found.ordering):>9} | {_ours(found)}")
-    head = f"{'ordering':{wide}}  published | ours: logloss x 1,000 saved, 95 % of paired seeds (AUC x 100)"
+    head = f"{'ordering':{wide}}  published | ours: loss x 1,000 saved, 95 % of paired seeds (AUC x 100)"
     tally = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     return [head, *shown, f"{len(judged)} published orderings: {tally}"]
 
 
 def _words(ordering: Ordering) -> str:
-    return f"{ordering.better} above {ordering.worse}"
+    where = "" if ordering.metric == "logloss" else f" ({ordering.metric})"
+    return f"{ordering.better} above {ordering.worse}{where}"
 
 
 def _published(ordering: Ordering) -> str:

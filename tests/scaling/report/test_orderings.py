@@ -45,6 +45,11 @@ def test_pairs_are_of_one_seed_whatever_the_order_of_rows():
     assert verdict(fewer).outcome == "not judged" and "2 paired seeds, 3 are needed" in verdict(fewer).why
 
 
+def test_an_ordering_may_name_the_loss_that_decides():
+    rows = table({"a": [0.1, 0.2, 0.3], "b": [0.2, 0.3, 0.41]}).assign(rare=lambda t: -t["logloss"])
+    assert verdict(rows).outcome == "held" and verdict(rows, metric="rare").outcome == "failed"
+
+
 @pytest.mark.parametrize(
     "change, why",
     [
