@@ -285,6 +285,8 @@ METRICS: dict[str, Metric] = {
         Metric("logloss", "logloss (nats per label)", is_loss=True, in_nats=True, function=_without_groups(logloss)),
         # Known-truth logs only: logloss minus the entropy floor.
         Metric("excess_logloss", is_loss=True),
+        # The same in the least popular tenth of the rows' items.
+        Metric("excess_logloss_rare", "excess logloss of rare items", on_page=False),
         Metric("observed_logloss", in_nats=True, on_page=False),
         Metric("progressive_logloss", "progressive logloss (nats per label)", in_nats=True, on_page=False),
         Metric("ne", "normalised entropy", is_loss=True, function=_without_groups(normalised_entropy)),

@@ -68,8 +68,9 @@ def evaluate_rows(
     or not, times the shrinkage all parts have in common; recovery: corr^2 of a part with the logit's projection on it.
     The projection is term by term for N, by order; for L, M, B and X it is what the logit holds beside the N terms and
     the fitted shares of the others, so that their errors lower it; item_bias_by_popularity: the coefficient of the
-    item's bias by tenth of the item popularity, most popular first (None: no item). With several domains recovery also
-    has N_shared and N_domain0, ..., the terms of all domains and of each alone; with two labels N_common and N_own.
+    item's bias by tenth of the item popularity, most popular first (None: no item), and excess_logloss_rare the mean of
+    KL(p*||p) in the least popular tenth. With several domains recovery also has N_shared and N_domain0, ..., the terms
+    of all domains and of each alone; with two labels N_common and N_own.
     A second label adds the same keys ending in its name; in a cascade its rows count with the probability that the
     first label is 1.
 
@@ -89,6 +90,10 @@ def evaluate_rows(
         seen = np.asarray(mask)[..., task][keep] > 0
         values |= _observed(predicted[seen], p[seen], q[seen], np.asarray(labels)[..., task][keep][seen])
         values |= _recovery(world, task, predicted, rows, keep)
+        if world.config.has_b:
+            rare = _popularity_tenth(world, rows.item_block[keep]) == _DECILES - 1
+            lost = weight * divergence(p, q, predicted)
+            values["excess_logloss_rare"] = float(lost[rare].sum() / weight[rare].sum()) if rare.any() else None
         out |= {f"{name}_{TASK_NAMES[task]}": value for name, value in values.items()} if task else values
     return out
 
@@ -198,14 +203,18 @@ def _recovery(world: World, task: int, predicted: np.ndarray, rows: TruthRows, k
 
 def _by_popularity(world: World, own: np.ndarray, bias: np.ndarray, block: np.ndarray) -> list[float | None]:
     """Coefficient of the item's bias among rows of each tenth of the item popularity, most popular first."""
-    law = popularity(world)
-    tenth = np.minimum((_DECILES * (np.cumsum(law) - 0.5 * law)).astype(np.int64), _DECILES - 1)[block]
-    found = []
+    tenth, found = _popularity_tenth(world, block), []
     for number in range(_DECILES):
         x, y = bias[tenth == number], own[tenth == number]
         spread = float(((x - x.mean()) ** 2).sum()) if len(x) else 0.0
         found.append(float((x - x.mean()) @ (y - y.mean()) / spread) if spread > 0 else None)
     return found
+
+
+def _popularity_tenth(world: World, block: np.ndarray) -> np.ndarray:
+    """Tenth of the item popularity, by impressions, that a popularity block is in: 0 the most popular."""
+    law = popularity(world)
+    return np.minimum((_DECILES * (np.cumsum(law) - 0.5 * law)).astype(np.int64), _DECILES - 1)[block]
 
 
 def _term_recovery(

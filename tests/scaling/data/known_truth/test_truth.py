@@ -234,6 +234,7 @@ def test_knowing_everything_costs_nothing(world, batches, constants, rows):
     tenths = [value for value in best["item_bias_by_popularity"] if value is not None]
     assert len(tenths) >= 5
     np.testing.assert_allclose(tenths, best["coefficients"]["B"], rtol=0.05)
+    assert abs(best["excess_logloss_rare"]) < 1e-12
 
 
 def test_knowing_nothing_costs_the_entropy_of_the_base_rate(world, batches, constants):
