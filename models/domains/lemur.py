@@ -334,13 +334,15 @@ class Lemur(Ranker):
             if self.slow is not None:
                 fresh = fresh._replace(vectors=self.slow(fresh.tokens).astype(jnp.float32))
             fresh = jax.lax.stop_gradient(fresh)
-        return dataclasses.replace(output, losses=losses, stats=output.stats | stats, pending=(fresh,))
+        # Whatever was read of the bank is in one of these; see `StaleBank.write`.
+        read = jnp.isfinite(jnp.stack(list(stats.values()))).all()
+        return dataclasses.replace(output, losses=losses, stats=output.stats | stats, pending=(fresh, read))
 
-    def settle(self, pending: tuple[Fresh | None], ok: Bool[Array, ""]) -> None:
+    def settle(self, pending: tuple[Fresh | None, Bool[Array, ""]], ok: Bool[Array, ""]) -> None:
         """Writes the bank with what the step encoded."""
-        (fresh,) = pending
+        fresh, read = pending
         if fresh is not None:
-            self.bank.write(fresh.ids, fresh.vectors, self.now[...], jnp.broadcast_to(ok, fresh.ids.shape))
+            self.bank.write(fresh.ids, fresh.vectors, self.now[...], jnp.broadcast_to(ok & read, fresh.ids.shape))
         if self.slow is not None:
             moved = momentum(_weights(self.slow), _weights(self.document), jnp.where(ok, self.options.ema_decay, 1.0))
             state = nnx.state(self.slow)
@@ -364,13 +366,15 @@ def _share(of: Array, among: Array) -> Array:
 
 
 def _staleness(before: Snapshots, vectors: tuple[Array, Array, Array], now: Array) -> dict[str, Array]:
-    """Means over the known ids of a step's sample: cosine of the bank's vectors with those made now, also by age, and
-    errors of the bank and of the forecast."""
+    """Means over the known ids of a step's sample, also by age (0 where none has it): cosine of the bank's vectors with
+    those made now, and errors of the bank and of the forecast."""
     (last, made, fresh), known = vectors, before.known
-    ages = probe(last, fresh, known, jnp.where(known, log2_bucket(before.age(now), _AGES), -1), _AGES)
+    age = jnp.where(known, log2_bucket(before.age(now), _AGES), -1)
     held, guessed = (probe(x, fresh, known, jnp.where(known, 0, -1), 1) for x in (last, made))
+    ages, guesses = (probe(x, fresh, known, age, _AGES) for x in (last, made))
     found = {"cosine": held.cosine[0], "error": held.error[0], "forecast_error": guessed.error[0]}
-    found |= {f"cosine_age{2**k - 1}": ages.cosine[k] for k in range(_AGES)}
+    by_age = {"cosine": ages.cosine, "error": ages.error, "forecast_error": guesses.error}
+    found |= {f"{name}_age{2**k - 1}": values[k] for name, values in by_age.items() for k in range(_AGES)}
     return {f"bank/{name}": value for name, value in found.items()}
 
 

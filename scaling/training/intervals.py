@@ -10,6 +10,8 @@ import numpy as np
 
 from recscale.scaling.data.metrics import entropy
 
+_BANK = "model_bank/"
+
 
 class Piece(NamedTuple):
     """Metrics of consecutive steps of a logging interval, still on the device.
@@ -90,11 +92,15 @@ def unstack(stored: dict[str, np.ndarray]) -> list[Piece]:
 def progressive_metrics(lines: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Test-then-train logloss over the last tenth of a run, from its metrics lines.
 
-    Mean over whole logging intervals that end in the last tenth, at least one; with the number of rows it covers.
+    Mean over whole logging intervals that end in the last tenth, at least one; with the number of rows it covers. What
+    a model says of its bank is averaged likewise: bank_cosine, bank_error, ...
     """
     tail = [line for line in lines if line["step"] > 0.9 * steps] or lines[-1:]
     rows = sum(line["rows"] for line in tail)
     if not rows or any(line["logloss"] is None or not math.isfinite(line["logloss"]) for line in tail):
         return {"progressive_logloss": None, "progressive_rows": 0}
     mean = sum(line["logloss"] * line["rows"] for line in tail) / rows
-    return {"progressive_logloss": mean, "progressive_rows": rows}
+    names = [name for name in tail[-1] if name.startswith(_BANK)]
+    values = np.asarray([[line[name] for name in names] for line in tail], float)
+    bank = {name.replace(_BANK, "bank_"): float(value) for name, value in zip(names, values.mean(axis=0), strict=True)}
+    return {"progressive_logloss": mean, "progressive_rows": rows} | bank
