@@ -9,6 +9,7 @@ from flax import nnx
 from in_float64 import in_float64
 
 from recscale.models import build, count
+from recscale.models.domains.stale_bank import BankState
 from recscale.models.inputs import Content, Field, Schema, Sequence, Task
 from recscale.models.inputs.examples import random_inputs
 from recscale.scaling.counting.jaxpr_flops import count_flops
@@ -65,18 +66,21 @@ def _check_variant(name, schema, config):
     def make():
         return build(name, schema, config, rngs=nnx.Rngs(0))
 
-    graph, state = nnx.split(nnx.eval_shape(make))
-    _axes_have_rules(state)
+    # A bank is no parameter; one of zeros was written at step 0.
+    graph, params, bank = nnx.split(nnx.eval_shape(make), nnx.Not(BankState), ...)
+    _axes_have_rules(params)
+    _axes_have_rules(bank)
     inputs = random_inputs(schema, 2, 3)
     counted = count(name, schema, config)
-    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == counted.dense_params
-    once = count_flops(lambda s, u: nnx.merge(graph, s).encode_user(u), state, inputs.user)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == counted.dense_params
+    once = count_flops(lambda p, b, u: nnx.merge(graph, p, b).encode_user(u), params, bank, inputs.user)
     assert once == 2 * counted.forward_flops_user
-    total = count_flops(lambda s, i: nnx.merge(graph, s)(i).logits, state, inputs)
+    total = count_flops(lambda p, b, i: nnx.merge(graph, p, b)(i).logits, params, bank, inputs)
     assert total == once + 6 * counted.forward_flops_candidate
     # Drawn here, because compiling an initialisation takes longer than the rest.
-    values = jax.tree.map(lambda leaf: 0.3 * np.random.default_rng(0).standard_normal(leaf.shape, np.float32), state)
-    out = in_float64(lambda s, i: nnx.merge(graph, s)(i).logits)(values, inputs)
+    values = jax.tree.map(lambda leaf: 0.3 * np.random.default_rng(0).standard_normal(leaf.shape, np.float32), params)
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), bank)
+    out = in_float64(lambda p, b, i: nnx.merge(graph, p, b)(i).logits)(values, empty, inputs)
     assert out.shape == (2, 3, len(schema.tasks)) and jnp.isfinite(out).all()
 
 

@@ -9,6 +9,9 @@ from recscale.scaling.training import get_config
 from recscale.scaling.training.checkpoints import Checkpoints
 from recscale.scaling.training.step import make_trainer
 
+# A step of this model takes half a minute to compile. What it does is checked fast in tests/models/domains.
+pytestmark = pytest.mark.slow
+
 SMALL = dict(tokens=8, width=8, hidden=8, layers=1, content_width=8, encoder_heads=2, encoder_hidden=8,
              query_layers=1, document_layers=1, reader_layers=1)  # fmt: skip
 
@@ -55,7 +58,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trainer, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(again))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("predictor", ["none", "lstm"])
 def test_the_whole_step_needs_no_more_memory_for_more_rows(predictor):
     def needed(blocks):
