@@ -145,6 +145,13 @@ BENCHMARKS = {
             ),
         ),
     ),
+    "bank": Benchmark(
+        "recscale.scaling.bench.step_costs:bank_rows",
+        "A LEMUR training step with a bank of 10,000,000 rows against 10,000; ends with code 1 above 1.1 times.",
+        (_number("rounds", 8, "Turns of each, of 4 timed steps."),),
+        keep_memory="option",
+        passed=lambda result: result["ratio"] <= 1.1,
+    ),
     "known-truth": Benchmark(
         "recscale.scaling.acceptance.known_truth:accept_known_truth",
         "The acceptance experiment of the known-truth log; ends with code 1 if a gate fails.",

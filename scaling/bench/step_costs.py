@@ -1,10 +1,11 @@
-"""What a training step pays for large embedding tables, and for generating its batch.
+"""What a training step pays for large embedding tables, for a large bank, and for generating its batch.
 
 Both are ratios of steps that differ in one thing, run by turns in one process.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -51,6 +52,40 @@ def table_rows(
         "ratio": times["large"]["median_ms"] / times["small"]["median_ms"],
         "large_rows": large,
         "small_rows": SMALL_ROWS,
+        "width": TABLE_WIDTH,
+        "large": times["large"],
+        "small": times["small"],
+    }
+
+
+def bank_rows(
+    *, rows: int = 256, rounds: int = 8, per_round: int = 4, small: int = SMALL_ROWS, large: int = LARGE_ROWS
+) -> dict[str, Any]:
+    """Time of a LEMUR step with a bank of `large` rows over that with `small` ones.
+
+    The batches are the same, drawn before: preset `content` of the known-truth log with 8,192 items, so that the rows
+    of the bank are all that differs. Encoders of one layer, everything else as it comes.
+
+    Returns:
+        ratio of medians, and both times; `large_rows`, `small_rows`, `width` of a row.
+    """
+    config: Any = get_config("lemur", "known_truth")
+    config.data.preset, config.training.requests = "content", rows
+    config.model.update(dict(tokens=8, width=32, hidden=32, layers=1, content_width=TABLE_WIDTH))
+    config.model.update(dict(query_layers=1, document_layers=1))
+    steps = {}
+    for name, items in (("small", small), ("large", large)):
+        source = make_source(config.data.to_dict(), requests=rows, candidates=1)
+        content = source.schema.content
+        if content is None or items < content.items:
+            raise ValueError(f"a bank of {items} rows is smaller than the log's items; give it 8,192 or more")
+        source.schema = dataclasses.replace(source.schema, content=dataclasses.replace(content, items=items))
+        steps[name] = TrainingSteps(config, source, jax.block_until_ready(jax.jit(source.batch)(0)))
+    times = race(steps, rounds=rounds, per_round=per_round)
+    return {
+        "ratio": times["large"]["median_ms"] / times["small"]["median_ms"],
+        "large_rows": large,
+        "small_rows": small,
         "width": TABLE_WIDTH,
         "large": times["large"],
         "small": times["small"],
