@@ -23,6 +23,9 @@ from recscale.sweeps import Sweep, axis, by_dense_params, product, seeds
 from recscale.sweeps.base import power_law
 from recscale.sweeps.domains import mdl_shared_fraction as study
 
+SIZE = 4e4
+RATES = (5e-3, 1e-2, 2e-2)
+
 VARIANTS = (
     {},
     {"scenario_tokens": "none"},
@@ -39,13 +42,15 @@ VARIANTS = (
 
 
 def get_config() -> ConfigDict:
-    return study.get_config()
+    config = study.get_config()
+    config.training.examples = 2_000_000
+    return config
 
 
 def get_sweep() -> Sweep:
     fixed = {"model.tokens": 8, "model.layers": 2}
     variants = [fixed | {f"model.{flag}": value for flag, value in variant.items()} for variant in VARIANTS]
-    return product(by_dense_params([study.SIZE]), variants, axis("training.lr", study.RATES), seeds(5))
+    return product(by_dense_params([SIZE]), variants, axis("training.lr", RATES), seeds(5))
 
 
 def get_report() -> dict:
