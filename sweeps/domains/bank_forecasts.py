@@ -26,7 +26,7 @@ from recscale.scaling.report.orderings import Ordering, as_option
 from recscale.sweeps import Sweep, chain, noted, product, seeds
 from recscale.sweeps.domains import lemur_cold_items as cold
 
-SHAPE = cold.LEMUR | {"model.content_width": 16, "model.width": 24, "model.hidden": 24, "model.sample_order": "hash"}
+SHAPE = cold.LEMUR | {"model.sample_order": "hash"}
 ARMS = {
     "stale": {},
     "linear": {"model.predictor": "linear"},

@@ -20,24 +20,28 @@ Not run yet: no figure of it has been committed.
 from ml_collections import ConfigDict
 
 from recscale.scaling.report.orderings import Ordering, as_option
-from recscale.sweeps import Sweep, by_dense_params, chain, noted, product, seeds
+from recscale.sweeps import Sweep, chain, noted, product, seeds
 from recscale.sweeps.base import known_truth
 
-SIZE = 2.4e4
+SIZE = 2.8e4
 LEMUR = {
     "architecture": "lemur",
     "model.layers": 1,
     "model.tokens": 8,
+    "model.width": 24,
+    "model.hidden": 24,
+    "model.content_width": 16,
     "model.encoder_heads": 2,
     "model.query_layers": 1,
     "model.document_layers": 1,
     "model.reader_layers": 1,
     "model.sample_order": "missing_first",
 }
+NONE = {"model.backbone.layers": 1, "model.backbone.tokens": 8}
 ARMS = {
     "joint": LEMUR,
     "two stages": LEMUR | {"model.ranking_gradient": False},
-    "none": {"architecture": "sum_pooling+rankmixer", "model.backbone.layers": 1, "model.backbone.tokens": 8},
+    "none": {"architecture": "sum_pooling+rankmixer", "size.dense_params": SIZE} | NONE,
 }
 
 
@@ -60,7 +64,7 @@ def get_rates() -> dict:
 
 def get_sweep() -> Sweep:
     arms = chain(*(noted([settings], arm=name) for name, settings in ARMS.items()))
-    return product(by_dense_params([SIZE], training__lr=4e-3), arms, seeds(5))
+    return product([{"training.lr": 4e-3}], arms, seeds(5))
 
 
 def get_report() -> dict:
