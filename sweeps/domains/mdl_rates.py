@@ -1,8 +1,8 @@
-"""The rates of `mdl_shared_fraction`: every architecture at five, one seed, rho = 1/2, on another stream of the log.
+"""The rates of `mdl_shared_fraction`: every architecture at six, one seed, rho = 1/2, on another stream of the log.
 
     recscale sweep mdl_rates --out runs/mdl_rates --no-report
 
-The table says of every architecture whether the best rate lies inside its five (`lr_bracketed`).
+The table says of every architecture whether the best rate lies inside its six (`lr_bracketed`).
 """
 
 from ml_collections import ConfigDict
@@ -18,5 +18,5 @@ def get_config() -> ConfigDict:
 
 
 def get_sweep() -> Sweep:
-    rates = axis("training.lr", (5e-3, 1e-2, 2e-2, 4e-2, 8e-2))
+    rates = axis("training.lr", (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1))
     return product(chain(*map(study.model, study.RATES)), [study.at(0.5)], rates)

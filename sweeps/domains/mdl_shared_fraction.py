@@ -6,7 +6,7 @@ Expected: a shared bottom is best at rho = 1, private heads at rho = 0, and MDL'
 between; published is MDL above all of them. The run table's columns recovered_N_shared and recovered_N_domain0 ... say
 which part of either a model found, recovered_N_common and recovered_N_own the same of the labels.
 
-Equal dense parameters, one block, five paired seeds, one rate an architecture: the best of five at rho = 1/2 on another
+Equal dense parameters, one block, five paired seeds, one rate an architecture: the best of six at rho = 1/2 on another
 stream of the log (`mdl_rates`).
 
     recscale sweep mdl_shared_fraction --out runs/mdl_shared_fraction
@@ -24,7 +24,7 @@ SIZE = 1.2e4
 SHARED = (0.0, 0.25, 0.5, 0.75, 1.0)
 HEADS = {"shared bottom": "shared", "private heads": "private", "MMoE": "mmoe"}
 
-# Best of five trials at rho = 1/2, from notebooks/runs/mdl_rates.parquet.
+# Best of six trials at rho = 1/2, from notebooks/runs/mdl_rates.parquet.
 RATES = dict.fromkeys(("MDL", *HEADS), 1e-2)
 
 
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 
 
 def get_sweep() -> Sweep:
-    searched = dict(lr_rule="best of five on another stream", lr_trials=5, lr_bracketed=True)
+    searched = dict(lr_rule="best of six on another stream", lr_trials=6, lr_bracketed=True)
 
     def runs(name: str, rho: float) -> Sweep:
         points = product(model(name), [at(rho) | {"training.lr": RATES[name]}], seeds(5))
