@@ -357,12 +357,8 @@ def _unit(x: Float[Array, "*rows W"]) -> Float[Array, "*rows W"]:
     return wide * jax.lax.rsqrt(jnp.square(wide).sum(axis=-1, keepdims=True) + 1e-12)
 
 
-def _mean(x: Array, where: Array) -> Array:
-    return jnp.where(where, x, 0).sum() / jnp.maximum(where.sum(), 1)
-
-
 def _share(of: Array, among: Array) -> Array:
-    return _mean((of & among).astype(jnp.float32), among)
+    return (of & among).sum() / jnp.maximum(among.sum(), 1)
 
 
 def _staleness(before: Snapshots, vectors: tuple[Array, Array, Array], now: Array) -> dict[str, Array]:
