@@ -25,7 +25,7 @@ SHARED = (0.0, 0.25, 0.5, 0.75, 1.0)
 HEADS = {"shared bottom": "shared", "private heads": "private", "MMoE": "mmoe"}
 
 # Best of six trials at rho = 1/2, from notebooks/runs/mdl_rates.parquet.
-RATES = dict.fromkeys(("MDL", *HEADS), 1e-2)
+RATES = {"MDL": 0.16, "shared bottom": 0.08, "private heads": 0.04, "MMoE": 0.04}
 
 
 def get_config() -> ConfigDict:
