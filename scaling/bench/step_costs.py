@@ -13,6 +13,7 @@ import jax
 
 from recscale.models.inputs import Field, Schema
 from recscale.scaling.counting.sizing import size
+from recscale.scaling.data.known_truth.source import KnownTruthSource
 from recscale.scaling.data.sources import make_source
 from recscale.scaling.training import get_config
 
@@ -70,12 +71,12 @@ def bank_rows(
         ratio of medians, and both times; `large_rows`, `small_rows`, `width` of a row.
     """
     config: Any = get_config("lemur", "known_truth")
-    config.data.preset, config.training.requests = "content", rows
+    config.training.requests = rows
     config.model.update(dict(tokens=8, width=32, hidden=32, layers=1, content_width=TABLE_WIDTH))
     config.model.update(dict(query_layers=1, document_layers=1))
     steps = {}
     for name, items in (("small", small), ("large", large)):
-        source = make_source(config.data.to_dict(), requests=rows, candidates=1)
+        source = KnownTruthSource("content", requests=rows)
         content = source.schema.content
         if content is None or items < content.items:
             raise ValueError(f"a bank of {items} rows is smaller than the log's items; give it 8,192 or more")
