@@ -161,6 +161,18 @@ class Contrast:
 
 
 @flax.struct.dataclass
+class Pairs:
+    """A loss that puts clicked candidates above unclicked ones of the same request: see `losses.pair_loss`.
+
+    above, below: bool [R, C], which candidates may stand on either side; weight: of the loss.
+    """
+
+    above: Array
+    below: Array
+    weight: float = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
 class Output:
     """What `score` returns.
 
@@ -168,8 +180,8 @@ class Output:
     stats: named diagnostics (arrays of any shape); scalars are logged;
     loss_logits: what the task loss is made of where that is not the logits alone: name -> (weight, logits like
     `logits`), the task loss is the weighted sum of theirs. Only training fills it (auxiliary heads, a second path).
-    contrast: a loss that needs the labels beside other scores; pending: what `Ranker.settle` is to be given once the
-    gradient is taken. Both only in training.
+    contrast, pairs: losses that need the labels, beside other scores or of these; pending: what `Ranker.settle` is to
+    be given once the gradient is taken. All only in training.
     """
 
     logits: Array
@@ -177,6 +189,7 @@ class Output:
     stats: dict[str, Array] = flax.struct.field(default_factory=dict)
     loss_logits: dict[str, tuple[Any, Array]] = flax.struct.field(default_factory=dict)
     contrast: Contrast | None = None
+    pairs: Pairs | None = None
     pending: Any = None
 
 

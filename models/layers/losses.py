@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from recscale.models.inputs.batch import Contrast, Output
+from recscale.models.inputs.batch import Contrast, Output, Pairs
 
 # A score that leaves nothing of what it stands for, without an infinity on the way.
 _NOTHING = -1e30
@@ -52,7 +52,7 @@ def training_loss(
     """What a training step minimises, and the logloss per task [Y] of the logits themselves.
 
     The weighted sum of `masked_bce` over `output.loss_logits` (the logits alone if there are none), plus
-    `output.losses` and the contrast of the first label. Arguments as for `masked_bce`.
+    `output.losses`, the contrast and the pairs of the first label. Arguments as for `masked_bce`.
     """
     loss, per_task = masked_bce(output.logits, labels, mask, task_weights)
     if output.loss_logits:
@@ -61,7 +61,23 @@ def training_loss(
     if output.contrast is not None:
         clicked = (labels[..., 0] > 0.5) & (mask[..., 0] > 0)
         loss = loss + output.contrast.weight * contrastive_loss(output.contrast, clicked)
+    if output.pairs is not None:
+        given = output.logits[..., 0], labels[..., 0], mask[..., 0]
+        loss = loss + output.pairs.weight * pair_loss(*given, output.pairs)
     return loss + sum(output.losses.values(), jnp.zeros((), jnp.float32)), per_task
+
+
+def pair_loss(
+    scores: Float[Array, "R C"], labels: Shaped[Array, "R C"], mask: Shaped[Array, "R C"], pairs: Pairs
+) -> Float[Array, ""]:
+    """Mean softplus(s_j - s_i) over candidates i that were clicked and j that were not, of one request (Bayesian
+    personalised ranking); 0 without a pair."""
+    seen = mask > 0
+    i, j = pairs.above & seen & (labels > 0.5), pairs.below & seen & (labels < 0.5)
+    both = i[:, :, None] & j[:, None, :]
+    scores = jnp.where(seen, scores.astype(jnp.float32), 0.0)
+    each = jax.nn.softplus(scores[:, None, :] - scores[:, :, None])
+    return jnp.where(both, each, 0.0).sum() / jnp.maximum(both.sum(), 1)
 
 
 def contrastive_loss(contrast: Contrast, clicked: Bool[Array, "R C"]) -> Float[Array, ""]:
