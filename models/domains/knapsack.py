@@ -119,6 +119,27 @@ def aucc(
     return float(points.sum() / (gained[-1] * (steps + 1)))
 
 
+def aucc_interval(
+    score: Num[np.ndarray, " N"],
+    reward: Num[np.ndarray, " N"],
+    cost: Num[np.ndarray, " N"],
+    treated: Bool[np.ndarray, " N"],
+    *,
+    draws: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of `aucc` over rows drawn with replacement, `draws` times."""
+    rng = np.random.default_rng(seed)
+    score, reward, cost, treated = (np.asarray(x) for x in (score, reward, cost, treated))
+    found = []
+    for _ in range(draws):
+        rows = rng.integers(0, len(score), len(score))
+        found.append(aucc(score[rows], reward[rows], cost[rows], treated[rows]))
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def _spent(cost: np.ndarray, arms: np.ndarray) -> float:
     return float(np.asarray(cost, np.float64)[np.arange(len(arms)), arms].sum())
 

@@ -1,11 +1,14 @@
 """A synthetic randomised trial of spends, with every counterfactual kept: the regret of a policy on it is exact.
 
-    P(reward | x, j)  = sigmoid(a x + a_0 + (b x + b_0) sqrt(j / (J - 1)))     concave in the arm, steeper for some rows
-    P(uptake | x, j)  = sigmoid(c x + c_0)                                     of an arm that spends
+    P(reward | x, j)  = sigmoid(a x + a_0 + (f(b x) + b_0) sqrt(j / (J - 1)))  concave in the arm, steeper for some rows
+    P(uptake | x, j)  = sigmoid(f(c x) + c_0)                                  of an arm that spends
     cost of an arm    = uptake * spend_j,   spend_j = (j / (J - 1))^2          convex in the arm, 0 for arm 0
+    f(t)              = t + curvature sd(t) ((t / sd(t))^2 - 1) / sqrt 2       t itself without curvature
 
-x is standard normal, arms are drawn with equal chances. A model is shown all features but the `hidden` last, so that
-what it can learn is wrong by an amount that is set. Letters: N rows, J arms, d features.
+x is standard normal, arms are drawn with equal chances. Two things set by how much a model that is linear in what it is
+shown must be wrong: `curvature`, and `hidden` features, the last ones, which are not shown. The second takes knowledge
+away and hardly bends anything: a sigmoid averaged over normal features is nearly one of the others. Letters: N rows,
+J arms, d features.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ POST_TREATMENT = ("exposure", "visit", "conversion")
 
 @dataclasses.dataclass(frozen=True)
 class BudgetTrialConfig:
-    """features d, of which the last `hidden` are not shown; arms J; strength: size of what depends on x."""
+    """features d, of which the last `hidden` are not shown; arms J; strength: size of what depends on x; curvature: of
+    what rewards and uptakes do with it."""
 
     features: int = 8
     hidden: int = 0
     arms: int = 4
     strength: float = 1.0
+    curvature: float = 0.0
     world_seed: int = 0
 
     def __post_init__(self):
@@ -72,9 +77,14 @@ def draw_trial(config: BudgetTrialConfig, rows: int, seed: int) -> BudgetTrial:
     d, J, spend = config.features, config.arms, config.spend
     a, b, c = config.strength * world.standard_normal((3, d)) / np.sqrt(d)
     x = rng.standard_normal((rows, d))
+
+    def bent(weights: np.ndarray) -> np.ndarray:
+        t, sd = x @ weights, np.linalg.norm(weights)
+        return t + config.curvature * sd * ((t / sd) ** 2 - 1) / np.sqrt(2)
+
     level = np.sqrt(np.arange(J) / (J - 1))
-    reward = expit((x @ a - 2.0)[:, None] + (x @ b + 1.0)[:, None] * level)
-    uptake = np.broadcast_to(expit(x @ c)[:, None], (rows, J)) * (spend > 0)
+    reward = expit((x @ a - 2.0)[:, None] + (bent(b) + 1.0)[:, None] * level)
+    uptake = np.broadcast_to(expit(bent(c))[:, None], (rows, J)) * (spend > 0)
     arm = rng.integers(0, J, rows)
     own = np.arange(rows), arm
     return BudgetTrial(

@@ -113,7 +113,7 @@ def _judged(table: pd.DataFrame, ordering: Ordering) -> Judged:
         return Judged(ordering, "not judged", len(shared), why=f"{len(shared)} paired seeds, {MIN_PAIRS} are needed")
     difference = (worse.loc[shared, ordering.metric] - better.loc[shared, ordering.metric]).to_numpy(float)
     auc = 100 * (better.loc[shared, "auc"] - worse.loc[shared, "auc"]).to_numpy(float)
-    mean, half = float(difference.mean()), _half_width(difference)
+    mean, half = float(difference.mean()), half_width(difference)
     outcome: Outcome = "inside noise" if abs(mean) <= half else "held" if mean > 0 else "failed"
     return Judged(ordering, outcome, len(shared), mean, (mean - half, mean + half), float(auc.mean()))
 
@@ -130,7 +130,7 @@ def _unfit(rows: pd.DataFrame, arm: str) -> str:
     return ""
 
 
-def _half_width(values: np.ndarray) -> float:
+def half_width(values: np.ndarray) -> float:
     """Of the 95 % Student-t interval of the mean."""
     return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 

@@ -17,7 +17,7 @@ from recscale.models.domains.budget import (
     nes_gradient,
     policy_value,
 )
-from recscale.models.domains.knapsack import aucc, decide, solve_mckp, spend_up_to
+from recscale.models.domains.knapsack import aucc, aucc_interval, decide, solve_mckp, spend_up_to
 
 LAM = 0.5
 
@@ -158,6 +158,12 @@ def test_area_under_the_cost_curve():
     assert oracle > 0.6
     assert aucc(-lift / price, reward, cost, treated) == pytest.approx(1 - oracle, abs=0.02)
     assert aucc(np.exp(lift / price), reward, cost, treated) == oracle
+    few = slice(4000)
+    columns = [x[few] for x in (lift / price, reward, cost, treated)]
+    low, high = aucc_interval(*columns, draws=40)
+    wider = aucc_interval(*[x[:500] for x in columns], draws=40)
+    assert low < aucc(*columns) < high < low + 0.3 and wider[1] - wider[0] > 1.5 * (high - low)
+    assert aucc_interval(*columns, draws=40) == (low, high)
 
 
 def test_options_that_mean_nothing_are_refused():

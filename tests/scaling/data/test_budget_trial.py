@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from recscale.scaling.data.budget_trial import BudgetTrialConfig, Scaling, draw_trial, feature_columns
 
@@ -19,6 +20,20 @@ def test_what_is_drawn_has_the_chances_that_are_kept():
     again = draw_trial(config, 50_000, 0)
     np.testing.assert_array_equal(again.arm, trial.arm)
     assert (draw_trial(config, 50_000, 1).arm != trial.arm).any()
+
+
+def test_curvature_bends_a_trial_that_is_straight_without_it():
+    straight, bent = (draw_trial(BudgetTrialConfig(curvature=c), 20_000, 0) for c in (0.0, 1.0))
+    np.testing.assert_array_equal(straight.x, bent.x)
+    np.testing.assert_array_equal(straight.arm, bent.arm)
+
+    def left(trial):
+        """Share of the variance of what the dearest arm adds to the logit that no line in x explains."""
+        lift = logit(trial.true_reward[:, -1]) - logit(trial.true_reward[:, 0])
+        x = np.c_[trial.x, np.ones(len(lift))]
+        return (lift - x @ np.linalg.lstsq(x, lift)[0]).var() / lift.var()
+
+    assert left(straight) < 1e-9 and left(bent) == pytest.approx(0.5, abs=0.05)
 
 
 def test_scaling_knows_training_rows_alone():
