@@ -94,6 +94,10 @@ def _number(name: str, default: int, text: str) -> click.Option:
     return click.Option([f"--{name}"], default=default, show_default=True, help=text)
 
 
+def _save() -> click.Option:
+    return click.Option(["--save"], type=click.Path(path_type=Path), help="Parquet file for the rows of every seed.")
+
+
 def _several(name: str, parameter: str, text: str, **settings: Any) -> click.Option:
     return click.Option([parameter, f"--{name}"], multiple=True, help=text, **settings)
 
@@ -119,7 +123,12 @@ BENCHMARKS = {
     "budgets": Benchmark(
         "recscale.scaling.acceptance.budgets:compare_budgets",
         "Regret of budget policies trained in two stages and by their decisions, on a trial with every counterfactual.",
-        (_number("seeds", 5, "Paired seeds."),),
+        (_number("seeds", 5, "Paired seeds."), _save()),
+    ),
+    "cold-start": Benchmark(
+        "recscale.scaling.acceptance.cold_start:compare_cold_start",
+        "Excess loss of PROMO (a reconstruction) on cold items, beside the most that anything could gain there.",
+        (_number("seeds", 5, "Paired seeds."), _save()),
     ),
     "train-step": Benchmark(
         "recscale.scaling.bench.train_step:measure_train_step",

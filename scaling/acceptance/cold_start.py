@@ -1,0 +1,338 @@
+"""PROMO on cold items of the known-truth log, beside the most that anything could gain there.
+
+Two towers are trained on a log whose items have biases and signs, and frozen; PROMO (a reconstruction of arXiv
+2412.18082) trains prompts beside them on the same rows again. Its control trains the towers themselves for as long. A
+row's excess loss is exact, KL(p* || p), so is the bound: Bayes' rule for whoever knows all but the item's bias, and of
+the item its rows in the training log (`known_truth.item_bias`). Rows are grouped by their item's positives in that log.
+
+    recscale bench cold-start
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from flax import nnx
+
+from recscale.models.domains.promo import BEST, COLD, ITEM, NETWORK, USER, WORST, PromoConfig, promo_schema
+from recscale.models.domains.two_tower import TwoTower
+from recscale.models.inputs import Batch, CandidateSide, Schema, UserSide
+from recscale.models.inputs.tables import embed, table_lookup
+from recscale.scaling.data.feedback_lists import (
+    Feedback,
+    Lists,
+    feedback_lists,
+    feedback_value,
+    popular_neighbours,
+)
+from recscale.scaling.data.known_truth.batches import make_batch, make_schema
+from recscale.scaling.data.known_truth.config import KnownTruthConfig
+from recscale.scaling.data.known_truth.exact import truth
+from recscale.scaling.data.known_truth.expectations import divergence
+from recscale.scaling.data.known_truth.item_bias import bayes_logits, fresh_excess, item_weights, rest_of_logit
+from recscale.scaling.data.known_truth.logit_parts import HISTORY_CODE
+from recscale.scaling.data.known_truth.world import World, build_world
+from recscale.scaling.training import get_config
+from recscale.scaling.training.step import Trainer, TrainState, make_trainer
+
+from .paired import paired_differences, require_pairs, study
+
+TWO_TOWER, PROMO = "recscale.models.domains.two_tower:TWO_TOWER", "recscale.models.domains.promo:PROMO"
+# Biases and a history, half each; 2,048 items whose popularity falls as 1 / rank of their block. Signs of the history
+# are given, so taste is known of every item: what is missing of a cold one is its bias.
+WORLD = KnownTruthConfig(
+    b=-1.7, shares=(0.0, 0.5, 0.0, 0.5), codes="oracle_history", code_bits=1, blocks=64, history_max=16,
+    match_groups=1, code_width=8, embedding_width=8, timestamps=False,
+)  # fmt: skip
+GENERATORS: dict[str, Literal["table", "hypernet", "shared"]] = {
+    "promo": "table",
+    "promo_shared": "shared",
+    "promo_hypernet": "hypernet",
+}
+ARMS = ("frozen", "longer", *GENERATORS)
+# Rates tried of everything, on a stream that no seed of a study has.
+BASE_RATES, RATES, TUNING_SEED = (1e-2, 3e-2, 1e-1), (1e-3, 3e-3, 1e-2), 1000
+# Positives of an item in the training log: from each number to the next.
+BUCKETS = {"0": (0, 1), "1-2": (1, 3), "3-9": (3, 10), "<10": (0, 10), "10+": (10, 2**31)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ColdStart:
+    """Sizes: requests of a batch and their candidates, batches of the log, of the evaluation, passes of each training;
+    width of the base's vectors; share of items that are cold, and how many neighbours they borrow from."""
+
+    requests: int = 128
+    candidates: int = 4
+    batches: int = 128
+    holdout: int = 40
+    passes: int = 1
+    width: int = 16
+    cold_share: float = 0.8
+    neighbours: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """Batches of a log, on the host, stacked: user, item, label and truth of rows in the order of time."""
+
+    batches: Batch
+    user: np.ndarray
+    item: np.ndarray
+    label: np.ndarray
+    rest: np.ndarray
+    noise_sd: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+
+    def each(self) -> Iterator[Batch]:
+        """One after the other."""
+        for index in range(len(self.batches.valid)):
+            yield jax.tree.map(lambda x, i=index: x[i], self.batches)
+
+
+class _Batches:
+    """As much of a source as a trainer needs that is handed its batches."""
+
+    on_device, total_rows, batches = False, None, None
+
+    def __init__(self, schema: Schema, sizes: ColdStart):
+        self.schema, self.requests, self.candidates = schema, sizes.requests, sizes.candidates
+
+
+def base_schema(config: KnownTruthConfig) -> Schema:
+    """What the towers see of a log: the ids of user and item, and the signs of the history."""
+    schema = make_schema(config)
+    kept = tuple(field for field in schema.fields if field.name in ("user", "item", HISTORY_CODE))
+    return dataclasses.replace(schema, fields=kept)
+
+
+def draw_log(world: World, log_seed: int, sizes: ColdStart, *, evaluation: bool = False) -> Log:
+    """The first batches of a stream, or of what no training reads of it, with their truth."""
+    make = jax.jit(lambda seed, k: make_batch(world, seed, k, sizes.requests, sizes.candidates, evaluation))
+    count = sizes.holdout if evaluation else sizes.batches
+    drawn = [jax.device_get(make(np.uint32(log_seed), np.int32(k))) for k in range(count)]
+    rows = [truth(world, batch) for batch in drawn]
+    item = np.stack([batch.candidates.ids["item"] for batch in drawn])
+    user = np.broadcast_to(np.stack([batch.user.ids["user"] for batch in drawn])[..., None], item.shape)
+    columns = [
+        user,
+        item,
+        np.stack([batch.labels[..., 0] for batch in drawn]),
+        np.stack([rest_of_logit(row) for row in rows]),
+        *(np.stack([getattr(row, name)[..., 0] for row in rows]) for name in ("noise_sd", "p", "q")),
+    ]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *drawn)
+    return Log(stacked, *(column.reshape(-1) for column in columns))
+
+
+def train(trainer: Trainer, state: TrainState, batches: Sequence[Batch], passes: int) -> TrainState:
+    """So many passes; the rate falls to 0 over the last fifth."""
+    steps = passes * len(batches)
+    falls = max(steps // 5, 1)
+    start = int(state.step)
+    state = _changed(state, decay_from=start + steps - falls, decay_steps=falls)
+    for _ in range(passes):
+        for batch in batches:
+            state, _ = trainer.step(state, batch)
+    return state
+
+
+def _changed(state: TrainState, **values: Any) -> TrainState:
+    """A state with other numbers, bound to where the old ones are, or the step would be compiled anew."""
+    old = {name: getattr(state, name) for name in values}
+    new = {name: jnp.asarray(value, old[name].dtype) for name, value in values.items()}
+    return dataclasses.replace(state, **{name: jax.device_put(x, old[name].sharding) for name, x in new.items()})
+
+
+def logits_of(trainer: Trainer, state: TrainState, batches: Sequence[Batch]) -> np.ndarray:
+    """Of all rows, in order."""
+    return np.concatenate([trainer.batch_logits(state, batch)[0].reshape(-1) for batch in batches])
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Vectors of a trained base: users of every request of the log and of the evaluation, every item, and its lists."""
+
+    users: np.ndarray
+    late_users: np.ndarray
+    items: np.ndarray
+    cold: np.ndarray
+    lists: Lists
+    late_lists: Lists
+
+
+def freeze(trainer: Trainer, state: TrainState, log: Log, late: Log, sizes: ColdStart, users: int) -> Frozen:
+    """What PROMO is given of a base: its vectors, and lists made with its neighbours."""
+    model, tables = nnx.merge(*trainer.model_state(state)), jax.tree.map(lambda t: t[0], state.tables)
+    assert isinstance(model, TwoTower)
+    graph, weights = nnx.split(model)
+
+    @jax.jit
+    def vectors_of(weights: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        model, inputs = nnx.merge(graph, weights), embed(trainer.schema, batch, table_lookup(tables))
+        return model.user_vector(inputs.user), model.item_vector(inputs.candidates)
+
+    made, items = [], np.zeros((trainer.schema.tables()["item"][0], sizes.width), np.float32)
+    for part in (log, late):
+        own, theirs = zip(*(jax.device_get(vectors_of(weights, batch)) for batch in part.each()), strict=True)
+        made.append(np.concatenate(own))
+        items[part.item] = np.concatenate(theirs).reshape(-1, sizes.width)
+    positives = np.bincount(log.item, weights=log.label, minlength=len(items)).astype(np.int64)
+    cold, neighbours = popular_neighbours(items, positives, cold_share=sizes.cold_share, count=sizes.neighbours)
+    request = np.arange(len(log.item)) // sizes.candidates
+    feedback = Feedback(request, log.user, log.item, feedback_value(log.label), log.label > 0)
+    lists, late_lists = feedback_lists(feedback, users, neighbours, then=(late.user, late.item))
+    assert late_lists is not None
+    return Frozen(made[0], made[1], items, cold, lists, late_lists)
+
+
+def prompted(frozen: Frozen, log: Log, sizes: ColdStart, config: PromoConfig, *, late: bool) -> list[Batch]:
+    """Batches of `promo_schema` for a log, or for its evaluation."""
+    lists = frozen.late_lists if late else frozen.lists
+    users = frozen.late_users if late else frozen.users
+    items = log.item.reshape(-1, sizes.requests, sizes.candidates)
+    shape = items.shape
+
+    def vectors(rows: np.ndarray) -> np.ndarray:
+        """Users of listed rows side by side; rows are always of the training log."""
+        found = np.where(rows[..., None] >= 0, frozen.users[np.maximum(rows, 0) // sizes.candidates], 0.0)
+        return found.reshape(*shape, -1).astype(np.float32)
+
+    columns = {BEST: vectors(lists.best), WORST: vectors(lists.worst)}
+    columns |= {ITEM: frozen.items[items], COLD: frozen.cold[items][..., None].astype(np.float32)}
+    labels, own = log.label.reshape(*shape, 1), users.reshape(-1, sizes.requests, users.shape[-1])
+
+    def batch(k: int) -> Batch:
+        ids = {NETWORK: items[k]} if config.generator == "table" else {}
+        candidates = CandidateSide(ids, {name: values[k] for name, values in columns.items()})
+        side, ones = UserSide({}, {USER: own[k]}, {}), np.ones_like(labels[k])
+        return Batch(side, candidates, labels[k], ones, np.ones(items[k].shape, bool))
+
+    return [batch(k) for k in range(len(items))]
+
+
+def trainer_of(
+    name: str, schema: Schema, sizes: ColdStart, rate: float, seed: int, model: Mapping[str, Any]
+) -> Trainer:
+    """Adam at a rate; PROMO's networks as well, those of the batch's items alone. model: flags."""
+    config = get_config(name)
+    config.model.update(dict(model))
+    config.training.optimizer = "adam"
+    if name == PROMO:
+        config.training.embedding_optimizer, config.training.embedding_lr = "rowwise_adam", rate
+        config.training.embedding_init_std = 0.0  # the identity is a network's beginning
+    warm = max(sizes.batches // 20, 1)
+    handed: Any = _Batches(schema, sizes)  # no whole source: batches are handed to the steps
+    return make_trainer(config, handed, [(seed, rate)], warm)
+
+
+class Study:
+    """One log, a base trained on it and frozen, and every arm's logits for the rows of the evaluation."""
+
+    def __init__(self, world: World, sizes: ColdStart, seed: int, logs: tuple[Log, Log], base_rate: float):
+        self.sizes, self.seed, self.items = sizes, seed, world.config.vocabulary
+        self.log, self.late = logs
+        self.rows, self.after = (list(log.each()) for log in logs)
+        model = {"width": sizes.width, "hidden": ()}
+        self.base = trainer_of(TWO_TOWER, base_schema(world.config), sizes, base_rate, seed, model)
+        self.state = train(self.base, self.base.fresh_state(), self.rows, sizes.passes)
+        self.frozen: Frozen | None = None
+
+    def logits(self, arm: str, rate: float) -> np.ndarray:
+        """Of an arm that trains at this rate; "frozen" has none."""
+        if arm == "frozen":
+            return logits_of(self.base, self.state, self.after)
+        if arm == "longer":
+            state = _changed(jax.tree.map(jnp.copy, self.state), rate=[rate])
+            return logits_of(self.base, train(self.base, state, self.rows, self.sizes.passes), self.after)
+        config = PromoConfig(generator=GENERATORS[arm])
+        if self.frozen is None:
+            self.frozen = freeze(self.base, self.state, self.log, self.late, self.sizes, config.users)
+        schema = promo_schema(self.sizes.width, self.items, config)
+        trainer = trainer_of(PROMO, schema, self.sizes, rate, self.seed, {"generator": config.generator})
+        given = prompted(self.frozen, self.log, self.sizes, config, late=False)
+        state = train(trainer, trainer.fresh_state(), given, self.sizes.passes)
+        return logits_of(trainer, state, prompted(self.frozen, self.late, self.sizes, config, late=True))
+
+
+def find_rates(world: World, sizes: ColdStart) -> dict[str, tuple[float, bool]]:
+    """The rate of every arm with the lowest observed logloss on a stream of its own, of three each, and whether it lies
+    inside those tried."""
+
+    def best(loss: Mapping[float, float]) -> tuple[float, bool]:
+        rate = min(loss, key=lambda rate: loss[rate])
+        return rate, min(loss) < rate < max(loss)
+
+    def observed(logits: np.ndarray) -> float:
+        return float(np.mean(np.logaddexp(0.0, logits) - late.label * logits))
+
+    logs = draw_log(world, TUNING_SEED, sizes), draw_log(world, TUNING_SEED, sizes, evaluation=True)
+    late = logs[1]
+    studies = {rate: Study(world, sizes, TUNING_SEED, logs, rate) for rate in BASE_RATES}
+    found = {"frozen": best({rate: observed(study.logits("frozen", 0.0)) for rate, study in studies.items()})}
+    study = studies[found["frozen"][0]]
+    for arm in ARMS[1:]:
+        found[arm] = best({rate: observed(study.logits(arm, rate)) for rate in RATES})
+    return found
+
+
+def one_seed(world: World, sizes: ColdStart, seed: int, rates: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Excess loss of every evaluated row by arm and of Bayes' rule, and the positives of its item ("positives")."""
+    log, late = draw_log(world, seed, sizes), draw_log(world, seed, sizes, evaluation=True)
+    study = Study(world, sizes, seed, (log, late), rates["frozen"])
+    logits = {arm: study.logits(arm, rates[arm]) for arm in ARMS}
+    weights = item_weights(world, log.item, log.rest, log.noise_sd, log.label)
+    logits["bayes"] = bayes_logits(world, late.item, late.rest, late.noise_sd, weights)
+    found = {name: divergence(late.p, late.q, values) for name, values in logits.items()}
+    return found | {"positives": np.bincount(log.item, weights=log.label, minlength=world.config.vocabulary)[late.item]}
+
+
+def compare_cold_start(
+    *,
+    seeds: int = 5,
+    sizes: ColdStart = ColdStart(),  # noqa: B008
+    save: str | Path | None = None,
+) -> dict[str, Any]:
+    """A row for every bucket of positives and arm: mean excess loss over seeds, what it saves on the frozen base with
+    the 95 % interval of paired seeds, and the most that anything could save (`bound`). An ordering is confirmed where
+    the interval lies above 0, refuted where it lies below, and otherwise not resolved.
+
+    Seed k has a log and initial parameters of its own, the same for all arms. save: a parquet file for every seed.
+
+    Raises:
+        ValueError: fewer than two seeds, which have no interval.
+    """
+    require_pairs(seeds)
+    world = build_world(WORLD)
+    found = find_rates(world, sizes)
+    rates = {arm: rate for arm, (rate, _) in found.items()}
+    runs = [row for seed in range(seeds) for row in by_bucket(one_seed(world, sizes, seed, rates), seed)]
+    of_rates = pd.DataFrame([(*pair, arm) for arm, pair in found.items()], columns=["rate", "bracketed", "method"])
+    about = {"seeds": seeds, "world": WORLD.hash, **dataclasses.asdict(sizes), "fresh_excess": fresh_excess(WORLD)}
+    return study(about, pd.DataFrame(runs).merge(of_rates, on="method"), summarise, save)
+
+
+def by_bucket(found: Mapping[str, np.ndarray], seed: int) -> list[dict[str, Any]]:
+    """A row for every bucket of positives and arm of one seed's evaluation."""
+    rows = []
+    for name, (low, high) in BUCKETS.items():
+        kept = (found["positives"] >= low) & (found["positives"] < high)
+        if not kept.any():
+            continue
+        means = {arm: float(found[arm][kept].mean()) for arm in (*ARMS, "bayes")}
+        about = {"positives": name, "seed": seed, "share_of_rows": float(kept.mean())}
+        bound = means["frozen"] - means["bayes"]
+        rows += [about | {"method": arm, "excess": means[arm], "bound": bound} for arm in ARMS]
+    return rows
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `compare_cold_start` from those of every seed."""
+    return paired_differences(runs, "excess", "frozen", ("positives",))
