@@ -16,7 +16,7 @@ VENV_RAY ?= .venv-ray
 AOT_JAX ?= 0.10.2 0.11.2 newest
 NEWER_JAX := $(wordlist 2,$(words $(AOT_JAX)),$(AOT_JAX))
 
-.PHONY: quickstart test test-slow mutants lint notebooks aot-tpu aot-gpu newer-jax newer-jax-installed clean
+.PHONY: quickstart test test-slow mutants lint figures notebooks aot-tpu aot-gpu newer-jax newer-jax-installed clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/recscale sweep quickstart --out runs/quickstart $(ARGS)
@@ -36,8 +36,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# Re-executes the notebooks in place.
-notebooks: $(VENV)/.installed-dev
+# Draws every picture of the README and of the notes again from the committed tables.
+figures: $(VENV)/.installed-dev
+	$(BIN)/python notebooks/draw.py
+
+# The same, and re-executes the notebooks in place.
+notebooks: figures
 	$(BIN)/python notebooks/execute.py
 
 # Compiles kernels and training steps for TPUs (GPUs) on a machine without one; without ARGS all kernels and one step per
