@@ -4,10 +4,12 @@ import dataclasses
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
 
-from recscale.scaling.report import figures, truth, views
+from recscale.scaling.records import runs
+from recscale.scaling.report import figures, study_figures, truth, views
 from recscale.scaling.report.frame import COLOURS
 from recscale.scaling.report.ticks import log_ticks
 
@@ -48,7 +50,8 @@ def texts_of(figure):
     return [text for text in found if text.get_text().strip()]
 
 
-def check(figure):
+def check(figure, ticks=True):
+    """ticks: whether its axes are scales; layers and tokens are counted."""
     figure.canvas.draw()
     width, height = figure.bbox.width, figure.bbox.height
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts_of(figure)]
@@ -57,11 +60,13 @@ def check(figure):
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         apart = a.x1 <= b.x0 + 0.5 or b.x1 <= a.x0 + 0.5 or a.y1 <= b.y0 + 0.5 or b.y1 <= a.y0 + 0.5
         assert apart, f"{one!r} and {other!r} overlap"
-    for ax in figure.axes:
+    for ax in figure.axes if ticks else ():
         for axis in (ax.xaxis, ax.yaxis):
             labels = [label.get_text() for label in drawn_ticks(axis)]
             assert len(labels) >= 3 and len(set(labels)) == len(labels), (axis.axis_name, labels)
             assert box_of(ax).width > 60 and box_of(ax).height > 60
+    pdf = figures.figure_bytes(figure, "pdf")
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf
 
 
 def box_of(ax):
@@ -93,6 +98,74 @@ def test_a_figure_of_one_panel_is_readable(series_of, style):
     view, log = series_of[12, True]
     check(figures.law_figure(many(view, 7), truth=log, style=style))
     check(figures.law_figure(many(view, 2), truth=log, style=style, excess=True))
+
+
+@pytest.fixture(scope="module")
+def study():
+    """(architectures, sizes) -> a table with everything that further figures draw."""
+
+    def of(count, sizes):
+        draw = np.random.default_rng(count)
+        rows = []
+        for k, (name, budget, seed) in enumerate(itertools.product(NAMES[:count], (3e11, 1e12, 3e12), range(2))):
+            best = 2e4 * (budget / 3e11) ** 0.5
+            for size in np.geomspace(best / 8, best * 8, sizes):
+                loss = 0.43 + 0.02 * (1e11 / budget) ** 0.3 + 0.001 * np.log(size / best) ** 2
+                even = 1 - np.exp(-1e5 / size)
+                rows.append({
+                    "run_id": f"{len(rows)}", "architecture": name, "status": "done", "seed": seed,
+                    "dense_params": size, "train_flops": budget, "flops_target": budget,
+                    "logloss": loss + 1e-5 * draw.normal() + 1e-4 * k, "memory_slots": round(size),
+                    "recovered_N1": min(1, 0.2 + size / 1e6), "recovered_L": draw.uniform(),
+                    "memory_usage": even * draw.uniform(0.8, 1), "memory_usage_null": even,
+                    "memory_kl": size / 1e5, "memory_kl_null": size / 2e5,
+                })  # fmt: skip
+        return pd.DataFrame(rows)
+
+    return of
+
+
+STUDY_CASES = list(itertools.product((1, 2, 7), (3, 12), ("report", "column")))
+QUICK = {("usage", 7, 3, "column"), ("isoflop", 2, 12, "report")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "sizes", "style"),
+    [
+        pytest.param(kind, *case, marks=() if (kind, *case) in QUICK else pytest.mark.slow)
+        for kind in study_figures.OF_TABLES
+        for case in STUDY_CASES
+    ],
+)
+def test_every_further_figure_of_a_table_is_readable(study, kind, count, sizes, style):
+    check(study_figures.OF_TABLES[kind](study(count, sizes), style=style))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["report", "column"])
+@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("kind", list(study_figures.OF_FOLDERS))
+def test_every_figure_of_run_folders_is_readable(tmp_path, kind, count, style):
+    for k, name in enumerate(NAMES[:count]):
+        folder = tmp_path / f"run{k}"
+        runs.write_record(folder, {"run_id": f"run{k}", "status": "done", "config": {"architecture": name}})
+        for step in range(1, 40):
+            load = np.full((2, 8, 4), 0.3 + 0.01 * k).tolist()
+            row = {"step": step, "examples": 512 * step, "logloss": 0.6 / step**0.1 + 0.01 * k, "rows": 512}
+            runs.append_metrics(folder, row | {"model_expert_load": load})
+    folders = sorted(tmp_path.iterdir())
+    check(study_figures.OF_FOLDERS[kind](folders, style=style), ticks=kind == "curves")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["report", "column"])
+@pytest.mark.parametrize("levels", [1, 3, 9])
+def test_a_joint_law_is_readable(make_runs, levels, style):
+    examples = np.geomspace(1e4, 1e7, levels)
+    table = make_runs({"longer+rankmixer": (0.03, 0.7)}, examples=examples, data_term=(0.01, 0.7), seeds=1, noise=5e-4)
+    columns = {"N": "dense_params", "D": "examples"}
+    (series,) = views.joint_series(table, "chinchilla", columns, "logloss", True, bootstrap=0, profile=False)
+    check(figures.joint_figure(series, columns, style=style))
 
 
 @pytest.mark.parametrize("most", [3, 5, 8])
