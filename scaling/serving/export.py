@@ -9,6 +9,9 @@
 
 Programs take and give plain dictionaries and lists, so that no class of ours stands in a file. Between the two calls
 lies a flat list of arrays.
+
+With `w8a16` the model's kernels are stored as int8 with a float32 scale per output channel and multiplied as such: a
+weight is off by half a scale at most, 1/254 of the largest of its channel. See `recscale.models.layers.quantisation`.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from jaxtyping import Shaped
 from recscale.models.inputs import CandidateInputs, CandidateSide, Events, History, Schema, UserInputs, UserSide
 from recscale.models.inputs.batch import ItemContent, QueryContent
 from recscale.models.inputs.tables import embed_candidates, embed_user, table_lookup
+from recscale.models.layers.quantisation import quantize
 from recscale.scaling.counting.abstract import abstract_batch
 from recscale.scaling.data.stored_log.source import GrainSource
 from recscale.scaling.records import provenance
@@ -39,19 +43,27 @@ from . import served
 
 SYMBOLS = "R, C"
 _VERSIONS = ("recscale", "jax", "flax", "numpy")
+_INT8 = "int8 kernels, one scale per output channel: each weight within half a scale of the trained one"
 
 
 def export_run(
-    run_dir: Path | str, out: Path | str, *, root: str | None = None, platforms: Sequence[str] = ()
+    run_dir: Path | str,
+    out: Path | str,
+    *,
+    root: str | None = None,
+    platforms: Sequence[str] = (),
+    w8a16: bool = False,
 ) -> dict[str, Any]:
     """Exports the model that a run left; returns the manifest.
 
     Args:
         run_dir: folder of a run. out: folder to write. root: folder of its data set, None = its own.
         platforms: "cpu", "cuda", "tpu": where the programs are to run; none given is the one of this process.
+        w8a16: int8 kernels.
 
     Raises:
-        FileNotFoundError: no run, no model, or no data set. ValueError: `out` holds something else.
+        FileNotFoundError: no run, no model, or no data set. ValueError: `out` holds something else, or the model has no
+            kernel that can be int8.
     """
     trainer, state, source = restore_model(run_dir, root)
     model, tables, schema = loaded(trainer, state, source)
@@ -63,8 +75,9 @@ def export_run(
         "metrics": record.get("metrics", {}),
     }
     vocabularies = source.vocabularies() if isinstance(source, GrainSource) else {}
+    arrays = tables.arrays()
     return export_model(
-        model, tables.arrays(), schema, out, platforms=platforms, about=about, vocabularies=vocabularies
+        model, arrays, schema, out, platforms=platforms, w8a16=w8a16, about=about, vocabularies=vocabularies
     )
 
 
@@ -75,6 +88,7 @@ def export_model(
     out: Path | str,
     *,
     platforms: Sequence[str] = (),
+    w8a16: bool = False,
     about: Mapping[str, Any] | None = None,
     vocabularies: Mapping[str, Shaped[np.ndarray, " n"]] | None = None,
 ) -> dict[str, Any]:
@@ -86,6 +100,8 @@ def export_model(
         vocabularies: table -> values in id order, from id 2 on; "<table>/rows" -> row of each id, where ids are hashed.
     """
     out = _empty(Path(out))
+    if w8a16:
+        model = quantize(model, implementation="xla")  # runs on every platform
     graph, weights = nnx.split(model)
     leaves, tree = jax.tree.flatten(weights)
     named = {f"{k:04d}": leaf for k, leaf in enumerate(leaves)}
@@ -114,6 +130,7 @@ def export_model(
         "platforms": list(exported["score"].platforms),
         "vocabularies": [name for name in vocabularies if not name.endswith("/rows")],
         "schema": schema.to_dict(),
+        "weights": _INT8 if w8a16 else "float",
         "versions": provenance.versions(_VERSIONS),
         "date": provenance.now(),
     }

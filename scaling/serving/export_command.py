@@ -18,13 +18,18 @@ import click
     type=click.Choice(["cpu", "cuda", "tpu"]),
     help="Where the programs are to run; may be given several times [default: as here].",
 )
-def export(run: Path, out: Path, root: str | None, platforms: tuple[str, ...]) -> None:
+@click.option(
+    "--w8a16",
+    is_flag=True,
+    help="Kernels in int8 with a scale per output channel: off by 1/254 of the largest at most.",
+)
+def export(run: Path, out: Path, root: str | None, platforms: tuple[str, ...], w8a16: bool) -> None:
     """Write the model that RUN left as jax.export programs `encode_user` and `score`, for any number of requests and
     candidates, with its tables, its vocabularies, a manifest, and `served.py`, which loads them with jax and numpy.
     """
     from .export import export_run
 
-    manifest = export_run(run, out, root=root, platforms=platforms)
+    manifest = export_run(run, out, root=root, platforms=platforms, w8a16=w8a16)
     size = sum(path.stat().st_size for path in out.iterdir())
     click.echo(f"{manifest['architecture']} for {', '.join(manifest['platforms'])} in {out} ({size / 2**20:.3g} MiB)")
     click.echo(f'load it: cd {out} && python -c \'from served import load; print(load(".").manifest["inputs"])\'')

@@ -1,5 +1,6 @@
 """Exported models: any number of requests and candidates, equal to the model, loaded without flax or this package."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from recscale.models import build, list_models
 from recscale.models.inputs import CandidateSide, Content, Field, History, Schema, Sequence, Task, UserSide
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.inputs.tables import EmbeddingTables, embed_candidates, embed_user, table_lookup
+from recscale.models.layers.quantisation import Int8Kernel, quantize
 from recscale.scaling.serving.export import export_model
 from recscale.scaling.serving.export_command import export
 from recscale.scaling.serving.served import load
@@ -113,6 +115,36 @@ def test_the_artefact_is_the_model_at_odd_numbers_of_requests_and_candidates(exp
         logits = served.score(state, served.lookup_candidates(candidates))
         assert logits.shape == (R, C, 2) and logits.dtype == jnp.float32
         np.testing.assert_allclose(logits, own(user, candidates), atol=1e-5, rtol=1e-5)
+
+
+INT8 = ("rankmixer", "tokenmixer_large", "hyformer", "pkm", "dcnv2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INT8)
+def test_int8_kernels_are_off_by_half_a_scale_at_most(exported, tmp_path, name):
+    folder, model, tables, schema = exported(name)
+    manifest = export_model(model, tables, schema, tmp_path / "int8", w8a16=True)
+    assert "within half a scale" in manifest["weights"] and (tmp_path / "int8" / "weights.npz").stat().st_size < (
+        folder / "weights.npz").stat().st_size  # fmt: skip
+    small = quantize(model, implementation="xla")
+    whole, stored = nnx.state(model), nnx.state(small)
+    found = 0
+    for path, kernel in nnx.iter_modules(small):
+        if isinstance(kernel, Int8Kernel):
+            trained = functools.reduce(lambda at, key: at[key], path, whole)[...]
+            scale = kernel.scale[...][..., None, :]
+            scale = scale.swapaxes(-2, -1) if kernel.transposed else scale
+            assert (jnp.abs(kernel[...] - trained) <= 0.5 * scale * (1 + 1e-5)).all(), path
+            found += 1
+    arrays = np.load(tmp_path / "int8" / "weights.npz")
+    assert found and sum(array.dtype == np.int8 for array in arrays.values()) == found
+    assert len(arrays) == len(jax.tree.leaves(stored))
+    user, candidates = request(schema, 3, 5)
+    served = load(tmp_path / "int8")
+    logits = served.score(served.encode_user(served.lookup_user(user)), served.lookup_candidates(candidates))
+    np.testing.assert_allclose(logits, logits_of(small, tables, schema, user, candidates), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(logits, logits_of(model, tables, schema, user, candidates), atol=0.1)
 
 
 def test_the_manifest_says_what_goes_in(exported):
