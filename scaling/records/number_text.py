@@ -8,11 +8,12 @@ _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def amount(value: float, digits: int = 3) -> str:
-    """A size or count to three digits: 1.72k, 269k, 1.28M; powers of ten from 1e15."""
+    """A size or count to three digits: 1.72k, 269k, 1.28M; from 1e15 on 2.56e19."""
     if not math.isfinite(value):
         return str(value)
     if abs(value) >= 1e15:
-        return f"{value:.{digits - 1}e}"
+        mantissa, power = f"{value:.{digits - 1}e}".split("e")
+        return f"{float(mantissa):.{digits}g}e{int(power)}"
     for scale, suffix in _SUFFIXES:
         if abs(value) >= scale:
             return f"{value / scale:.{digits}g}{suffix}"

@@ -11,7 +11,7 @@
     if (v === null || v === undefined) return "";
     if (typeof v !== "number") return String(v);
     const size = Math.abs(v);
-    for (const [scale, suffix] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
+    for (const [scale, suffix] of [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
       if (size >= scale) return +(v / scale).toPrecision(4) + suffix;
     return String(+v.toPrecision(4));
   };

@@ -481,5 +481,6 @@ def test_numbers_carry_the_digits_they_deserve():
     assert value_text(0.42134, (0.4182, 0.4241)) == "0.4213 [0.4182, 0.4241]"
     assert value_text(0.3512, (0.21, 0.55)) == "0.35 [0.21, 0.55]"
     assert value_text(0.35) == "0.35" and value_text(float("nan")) == "not finite"
-    assert (amount(1720), amount(1_280_000), amount(2.5e9), amount(96)) == ("1.72k", "1.28M", "2.5G", "96")
+    numbers = {1720: "1.72k", 1_280_000: "1.28M", 2.5e9: "2.5G", 96: "96", 1e16: "1e16", 2.56e19: "2.56e19"}
+    assert [amount(number) for number in numbers] == list(numbers.values())
     assert shortened("one two three", 8) == "one two…" and shortened("short", 8) == "short"
