@@ -77,7 +77,7 @@ setup(
         "lab": LAB,
         "tests": TESTS,
         "dev": [*LAB, *LAB_TESTS, *STYLE, "pytest-cov>=6"],
-        "notebooks": [*LAB, "nbclient>=0.11", "nbformat>=5.10", "ipykernel>=6.29"],
+        "notebooks": [*LAB, "equinox>=0.13", "nbclient>=0.11", "nbformat>=5.10", "ipykernel>=6.29"],
         "tpu": [*LAB, "jax[tpu]>=0.10"],
         "cuda": [*LAB, "jax[cuda13]>=0.10"],
         "slurm": [*LAB, "submitit>=1.5"],

@@ -17,7 +17,15 @@ import pandas as pd
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
-NOTEBOOKS = ("quickstart", "any_table", "own_log", "reuse_a_module")
+NOTEBOOKS = (
+    "quickstart",
+    "mixers",
+    "history_length",
+    "memory_slots",
+    "any_table",
+    "own_log",
+    "reuse_a_module",
+)
 TABLE = HERE / "runs" / "quickstart.parquet"
 TIMEOUT_S = 600
 
