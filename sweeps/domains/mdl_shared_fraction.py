@@ -6,7 +6,7 @@ Expected: a shared bottom is best at rho = 1, private heads at rho = 0, and MDL'
 between; published is MDL above all of them. The run table's columns recovered_N_shared and recovered_N_domain0 ... say
 which part of either a model found, recovered_N_common and recovered_N_own the same of the labels.
 
-Equal dense parameters, one block, five paired seeds, one rate an architecture: the best of six at rho = 1/2 on another
+Equal dense parameters, one block, five paired seeds, one rate an architecture, found among six at rho = 1/2 on another
 stream of the log (`mdl_rates`).
 
     recscale sweep mdl_shared_fraction --out runs/mdl_shared_fraction
@@ -24,8 +24,9 @@ SIZE = 1.2e4
 SHARED = (0.0, 0.25, 0.5, 0.75, 1.0)
 HEADS = {"shared bottom": "shared", "private heads": "private", "MMoE": "mmoe"}
 
-# Best of six trials at rho = 1/2, from notebooks/runs/mdl_rates.parquet.
-RATES = {"MDL": 0.16, "shared bottom": 0.08, "private heads": 0.04, "MMoE": 0.04}
+# From six trials at rho = 1/2, notebooks/runs/mdl_rates.parquet: the best, of one seed. MDL's differ by 6 % from .02 to
+# .08, so it has the middle; at .16, its best there, 8 of 25 runs of this study went astray.
+RATES = {"MDL": 0.04, "shared bottom": 0.08, "private heads": 0.04, "MMoE": 0.04}
 
 
 def get_config() -> ConfigDict:
@@ -37,7 +38,7 @@ def get_config() -> ConfigDict:
 
 
 def get_sweep() -> Sweep:
-    searched = dict(lr_rule="best of six on another stream", lr_trials=6, lr_bracketed=True)
+    searched = dict(lr_rule="one of six on another stream", lr_trials=6, lr_bracketed=True)
 
     def runs(name: str, rho: float) -> Sweep:
         points = product(model(name), [at(rho) | {"training.lr": RATES[name]}], seeds(5))
