@@ -1,9 +1,9 @@
 """PROMO on cold items of the known-truth log, beside the most that anything could gain there.
 
-Two towers are trained on a log whose items have biases and signs, and frozen; PROMO (a reconstruction of arXiv
-2412.18082) trains prompts beside them on the same rows again. Its control trains the towers themselves for as long. A
-row's excess loss is exact, KL(p* || p), so is the bound: Bayes' rule for whoever knows all but the item's bias, and of
-the item its rows in the training log (`known_truth.item_bias`). Rows are grouped by their item's positives in that log.
+Two towers are trained on the first half of a log whose items have biases and signs, and frozen; PROMO (a reconstruction
+of arXiv 2412.18082) trains prompts beside them on the second. Its control trains the towers themselves on. A row's
+excess loss is exact, KL(p* || p), so is the bound: Bayes' rule for whoever knows all but the item's bias, and of the
+item its rows in the whole log (`known_truth.item_bias`). Rows are grouped by their item's positives in that log.
 
     recscale bench cold-start
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,28 +51,29 @@ WORLD = KnownTruthConfig(
     b=-1.7, shares=(0.0, 0.5, 0.0, 0.5), codes="oracle_history", code_bits=1, blocks=64, history_max=16,
     match_groups=1, code_width=8, embedding_width=8, timestamps=False,
 )  # fmt: skip
-GENERATORS: dict[str, Literal["table", "hypernet", "shared"]] = {
-    "promo": "table",
-    "promo_shared": "shared",
-    "promo_hypernet": "hypernet",
+# "promo_plain" has neither auxiliary loss, "promo_shared" one network for all items.
+PROMPTS = {
+    "promo": PromoConfig(),
+    "promo_plain": PromoConfig(lambda1=0.0, lambda2=0.0),
+    "promo_shared": PromoConfig(generator="shared"),
 }
-ARMS = ("frozen", "longer", *GENERATORS)
+ARMS = ("frozen", "longer", *PROMPTS)
 # Rates tried of everything, on a stream that no seed of a study has.
-BASE_RATES, RATES, TUNING_SEED = (1e-2, 3e-2, 1e-1), (1e-3, 3e-3, 1e-2), 1000
+BASE_RATES, RATES, TUNING_SEED = (3e-3, 1e-2, 3e-2), (1e-4, 1e-3, 1e-2), 1000
 # Positives of an item in the training log: from each number to the next.
 BUCKETS = {"0": (0, 1), "1-2": (1, 3), "3-9": (3, 10), "<10": (0, 10), "10+": (10, 2**31)}
 
 
 @dataclasses.dataclass(frozen=True)
 class ColdStart:
-    """Sizes: requests of a batch and their candidates, batches of the log, of the evaluation, passes of each training;
-    width of the base's vectors; share of items that are cold, and how many neighbours they borrow from."""
+    """Sizes: requests of a batch and their candidates, batches of the log, of which the base has the first half, and of
+    the evaluation; width of the base's vectors; share of items that are cold, and how many neighbours they borrow from.
+    """
 
     requests: int = 128
     candidates: int = 4
-    batches: int = 128
+    batches: int = 160
     holdout: int = 40
-    passes: int = 1
     width: int = 16
     cold_share: float = 0.8
     neighbours: int = 5
@@ -132,15 +133,14 @@ def draw_log(world: World, log_seed: int, sizes: ColdStart, *, evaluation: bool 
     return Log(stacked, *(column.reshape(-1) for column in columns))
 
 
-def train(trainer: Trainer, state: TrainState, batches: Sequence[Batch], passes: int) -> TrainState:
-    """So many passes; the rate falls to 0 over the last fifth."""
-    steps = passes * len(batches)
+def train(trainer: Trainer, state: TrainState, batches: Sequence[Batch]) -> TrainState:
+    """One pass; the rate falls to 0 over the last fifth."""
+    steps = len(batches)
     falls = max(steps // 5, 1)
     start = int(state.step)
     state = _changed(state, decay_from=start + steps - falls, decay_steps=falls)
-    for _ in range(passes):
-        for batch in batches:
-            state, _ = trainer.step(state, batch)
+    for batch in batches:
+        state, _ = trainer.step(state, batch)
     return state
 
 
@@ -184,7 +184,8 @@ def freeze(trainer: Trainer, state: TrainState, log: Log, late: Log, sizes: Cold
         own, theirs = zip(*(jax.device_get(vectors_of(weights, batch)) for batch in part.each()), strict=True)
         made.append(np.concatenate(own))
         items[part.item] = np.concatenate(theirs).reshape(-1, sizes.width)
-    positives = np.bincount(log.item, weights=log.label, minlength=len(items)).astype(np.int64)
+    known = len(log.item) // 2  # what was known when the base was frozen
+    positives = np.bincount(log.item[:known], weights=log.label[:known], minlength=len(items)).astype(np.int64)
     cold, neighbours = popular_neighbours(items, positives, cold_share=sizes.cold_share, count=sizes.neighbours)
     request = np.arange(len(log.item)) // sizes.candidates
     feedback = Feedback(request, log.user, log.item, feedback_value(log.label), log.label > 0)
@@ -234,7 +235,7 @@ def trainer_of(
 
 
 class Study:
-    """One log, a base trained on it and frozen, and every arm's logits for the rows of the evaluation."""
+    """One log, a base trained on its first half and frozen, and every arm's logits for the rows of the evaluation."""
 
     def __init__(self, world: World, sizes: ColdStart, seed: int, logs: tuple[Log, Log], base_rate: float):
         self.sizes, self.seed, self.items = sizes, seed, world.config.vocabulary
@@ -242,7 +243,8 @@ class Study:
         self.rows, self.after = (list(log.each()) for log in logs)
         model = {"width": sizes.width, "hidden": ()}
         self.base = trainer_of(TWO_TOWER, base_schema(world.config), sizes, base_rate, seed, model)
-        self.state = train(self.base, self.base.fresh_state(), self.rows, sizes.passes)
+        self.half = len(self.rows) // 2
+        self.state = train(self.base, self.base.fresh_state(), self.rows[: self.half])
         self.frozen: Frozen | None = None
 
     def logits(self, arm: str, rate: float) -> np.ndarray:
@@ -251,14 +253,14 @@ class Study:
             return logits_of(self.base, self.state, self.after)
         if arm == "longer":
             state = _changed(jax.tree.map(jnp.copy, self.state), rate=[rate])
-            return logits_of(self.base, train(self.base, state, self.rows, self.sizes.passes), self.after)
-        config = PromoConfig(generator=GENERATORS[arm])
+            return logits_of(self.base, train(self.base, state, self.rows[self.half :]), self.after)
+        config = PROMPTS[arm]
         if self.frozen is None:
             self.frozen = freeze(self.base, self.state, self.log, self.late, self.sizes, config.users)
         schema = promo_schema(self.sizes.width, self.items, config)
-        trainer = trainer_of(PROMO, schema, self.sizes, rate, self.seed, {"generator": config.generator})
+        trainer = trainer_of(PROMO, schema, self.sizes, rate, self.seed, dataclasses.asdict(config))
         given = prompted(self.frozen, self.log, self.sizes, config, late=False)
-        state = train(trainer, trainer.fresh_state(), given, self.sizes.passes)
+        state = train(trainer, trainer.fresh_state(), given[self.half :])
         return logits_of(trainer, state, prompted(self.frozen, self.late, self.sizes, config, late=True))
 
 

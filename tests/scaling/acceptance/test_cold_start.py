@@ -25,7 +25,7 @@ from recscale.scaling.data.feedback_lists import Lists
 from recscale.scaling.data.known_truth.config import replace
 from recscale.scaling.data.known_truth.world import build_world
 
-SIZES = ColdStart(requests=16, candidates=2, batches=3, holdout=2, passes=1, width=4)
+SIZES = ColdStart(requests=16, candidates=2, batches=3, holdout=2, width=4)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_rows_are_told_apart_by_the_positives_of_their_items():
 def test_the_base_is_byte_identical_after_prompts_were_trained(world, log):
     late = draw_log(world, 0, SIZES, evaluation=True)
     base = trainer_of(TWO_TOWER, base_schema(world.config), SIZES, 1e-2, 0, {"width": 4})
-    state = train(base, base.fresh_state(), list(log.each()), 1)
+    state = train(base, base.fresh_state(), list(log.each()))
     before = jax.device_get((state.params, state.tables))
     frozen = freeze(base, state, log, late, SIZES, 2)
     config = PromoConfig(users=2)
@@ -85,7 +85,7 @@ def test_the_base_is_byte_identical_after_prompts_were_trained(world, log):
     plain = logits_of(base, state, list(late.each()))
     fresh = promo.fresh_state()
     np.testing.assert_allclose(logits_of(promo, fresh, asked), plain, rtol=1e-5, atol=1e-6)
-    after = train(promo, fresh, given, 2)
+    after = train(promo, fresh, given)
     assert np.abs(logits_of(promo, after, asked) - plain).max() > 1e-3
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get((state.params, state.tables)))
 
