@@ -25,6 +25,7 @@ NOTEBOOKS = (
     "any_table",
     "own_log",
     "reuse_a_module",
+    "budgets_and_cold_start",
 )
 TABLE = HERE / "runs" / "quickstart.parquet"
 TIMEOUT_S = 600

@@ -1,0 +1,47 @@
+"""Notes of the committed studies of cold items and budgets quote the rows that are committed beside them."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from recscale.scaling.acceptance import budgets, cold_start
+
+RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
+
+
+def saved(row):
+    """x 1,000, with its interval; bold where the interval excludes 0."""
+    text = f"{1e3 * row['saved']:.2f} [{1e3 * row['low']:.2f}, {1e3 * row['high']:.2f}]"
+    return text if row["verdict"] == "not resolved" else f"**{text}**"
+
+
+def cold_start_table():
+    found = cold_start.summarise(pd.read_parquet(RUNS / "cold_start.parquet")).set_index(["positives", "method"])
+    arms = [arm for arm in cold_start.ARMS if arm != "frozen"]
+    lines = ["| positives | rows | excess of the base | bound | " + " | ".join(f"`{arm}`" for arm in arms) + " |"]
+    lines.append("|---" * (4 + len(arms)) + "|")
+    for positives in found.index.unique(0):
+        base = found.loc[(positives, "frozen")]
+        cells = [positives, f"{base['share_of_rows']:.2f}", f"{1e3 * base['excess']:.2f}", f"{1e3 * base['bound']:.2f}"]
+        cells += [saved(found.loc[(positives, arm)]) for arm in arms]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def budgets_table():
+    found = budgets.summarise(pd.read_parquet(RUNS / "budgets.parquet"))
+    methods = [method for method in budgets.METHODS if method != "two_stage"]
+    lines = ["| curvature | hidden | regret, two stages | " + " | ".join(f"`{method}`" for method in methods) + " |"]
+    lines.append("|---" * (3 + len(methods)) + "|")
+    for (curvature, hidden), rows in found.groupby(["curvature", "hidden"], sort=False):
+        rows = rows.set_index("method")
+        base = rows.loc["two_stage"]
+        cells = [f"{curvature:g}", f"{hidden}", f"{1e3 * base['regret']:.2f} ({100 * base['lost_share']:.1f} %)"]
+        lines.append("| " + " | ".join([*cells, *(saved(rows.loc[method]) for method in methods)]) + " |")
+    return lines
+
+
+def test_notes_quote_the_committed_rows():
+    text = (RUNS / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(cold_start_table()) in text
+    assert "\n".join(budgets_table()) in text
