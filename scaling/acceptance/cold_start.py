@@ -304,7 +304,7 @@ def compare_cold_start(
 ) -> dict[str, Any]:
     """A row for every bucket of positives and arm: mean excess loss over seeds, what it saves on the frozen base with
     the 95 % interval of paired seeds, and the most that anything could save (`bound`). An ordering is confirmed where
-    the interval lies above 0, refuted where it lies below, and otherwise not resolved.
+    the interval lies above 0, refuted where it lies below, and otherwise not resolved; see `summarise`.
 
     Seed k has a log and initial parameters of its own, the same for all arms. save: a parquet file for every seed.
 
@@ -336,5 +336,8 @@ def by_bucket(found: Mapping[str, np.ndarray], seed: int) -> list[dict[str, Any]
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `compare_cold_start` from those of every seed."""
-    return paired_differences(runs, "excess", "frozen", ("positives",))
+    """The rows of `compare_cold_start` from those of every seed; an arm whose rate is not bracketed gets no verdict."""
+    found = paired_differences(runs, "excess", "frozen", ("positives",))
+    loose = (found["bracketed"] < 1) & (found["verdict"] != "")
+    found.loc[loose, "verdict"] = "trend: best at an outermost rate"
+    return found

@@ -12,7 +12,7 @@ RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 def saved(row):
     """x 1,000, with its interval; bold where the interval excludes 0."""
     text = f"{1e3 * row['saved']:.2f} [{1e3 * row['low']:.2f}, {1e3 * row['high']:.2f}]"
-    return text if row["verdict"] == "not resolved" else f"**{text}**"
+    return text if row["low"] <= 0 <= row["high"] else f"**{text}**"
 
 
 def cold_start_table():

@@ -1,7 +1,10 @@
 """The study of PROMO: a base that stays what it was, what it is given, and the table of the committed runs."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from recscale.models.domains.promo import BEST, COLD, ITEM, USER, WORST, PromoConfig, promo_schema
@@ -18,6 +21,7 @@ from recscale.scaling.acceptance.cold_start import (
     freeze,
     logits_of,
     prompted,
+    summarise,
     train,
     trainer_of,
 )
@@ -72,6 +76,17 @@ def test_rows_are_told_apart_by_the_positives_of_their_items():
     assert {row["bound"] for row in rows} == {0.5} and {row["seed"] for row in rows} == {3}
 
 
+def test_an_arm_at_an_outermost_rate_gets_no_verdict():
+    means = {"frozen": 1.0, "longer": 0.5, "promo": 0.5}
+    runs = [
+        {"positives": "0", "method": arm, "seed": seed, "excess": mean + 0.01 * seed * (arm != "frozen")}
+        | {"bracketed": arm != "promo"}
+        for arm, mean in means.items() for seed in range(3)
+    ]  # fmt: skip
+    verdicts = summarise(pd.DataFrame(runs)).set_index("method")["verdict"]
+    assert verdicts.to_dict() == {"frozen": "", "longer": "confirmed", "promo": "trend: best at an outermost rate"}
+
+
 @pytest.mark.slow
 def test_the_base_is_byte_identical_after_prompts_were_trained(world, log):
     late = draw_log(world, 0, SIZES, evaluation=True)
@@ -91,13 +106,13 @@ def test_the_base_is_byte_identical_after_prompts_were_trained(world, log):
 
 
 @pytest.mark.slow
-def test_prompts_learn_a_hundred_rows_by_heart():
+def test_prompts_learn_a_hundred_rows_by_heart(log):
     sizes, config, rng = (
         ColdStart(requests=50, candidates=2, batches=300),
         PromoConfig(users=2),
         np.random.default_rng(0),
     )
-    log = Log(None, np.zeros(100, int), np.arange(100), rng.integers(0, 2, 100), *(np.zeros(100),) * 4)
+    log = dataclasses.replace(log, item=np.arange(100), label=rng.integers(0, 2, 100).astype(np.float32))
     vectors = np.concatenate([rng.standard_normal((150, 7)), np.ones((150, 1))], axis=1)
     lists = Lists(*(rng.integers(0, 100, (100, 2)) for _ in range(2)))
     frozen = Frozen(vectors[:50], vectors[:50], vectors[50:], np.ones(100, bool), lists, lists)
