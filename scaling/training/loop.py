@@ -251,6 +251,7 @@ class Loop:
         the best one.
         """
         with self.clock.pause(evaluation=True), jax.transfer_guard("allow"):
+            state = self.trainer.settled(state)
             logits = self.trainer.holdout_logits(state)
             usage = holdout_usage(
                 self.trainer.holdout_slot_counts(state),

@@ -97,6 +97,7 @@ class PassesLoop(Loop):
                 state = self._enter(state, Segment(first, first + length, whole.horizon if decaying else None))
                 state, interval = self._segment(0, part, start, state, best, interval), []
                 with jax.transfer_guard("allow"):
+                    state = self.trainer.settled(state)
                     best = self._validate(state, best)
                 start, trained = stop, trained + 1
                 self._save(0, stop, state, best, [])

@@ -126,6 +126,7 @@ class Trainer:
         self._init = _jit(self._initial_state, of_state, compiler_options=quick)
         self._step = _jit(self._on_mesh(self._train_step), of_step, donate_argnums=0)
         self._steps = _jit(self._many_steps, of_step, donate_argnums=0, static_argnums=3)
+        self._settle = _jit(self._all_paid, of_state)
         logits = functools.partial(self._evaluate, lambda output: output.logits)
         self._logits = _jit(self._on_mesh(logits), of_output)
         counts = functools.partial(self._evaluate, lambda output: slot_counts(output.stats))
@@ -194,6 +195,10 @@ class Trainer:
     def _run(self, function: Callable[..., Any], *args: Any) -> tuple[TrainState, dict[str, Any]]:
         self._ran = self._ran or (function, jax.tree.map(_as_shape, args))
         return function(*args)
+
+    def settled(self, state: TrainState) -> TrainState:
+        """The state to evaluate and to keep: no row of a table owes L2 any more."""
+        return self._settle(state) if self.options.embedding_l2 else state
 
     def put(self, batch: Batch) -> Batch:
         """A host batch on the device, or on the mesh with its requests split; of several processes each gives its own
@@ -267,7 +272,8 @@ class Trainer:
             _, params, values, other = self._memory.split(model)
             rngs = nnx.Rngs(params=jax.random.fold_in(key, _TABLE_STREAM))
             tables = EmbeddingTables(self.schema, rngs=rngs, init_std=options.embedding_init_std).arrays()
-            slots = {n: row_updates.init_slots(options.embedding_optimizer, t) for n, t in tables.items()}
+            l2 = options.embedding_l2 > 0
+            slots = {n: row_updates.init_slots(options.embedding_optimizer, t, l2=l2) for n, t in tables.items()}
             return params, other, options.optimizer.init(params), tables, slots, values, self._memory.init_slots(values)
 
         params, other, moments, tables, slots, values, value_slots = jax.vmap(one)(seeds)
@@ -294,6 +300,8 @@ class Trainer:
         batch = self._generated(state.step) if batch is None else batch
         touched = find_touched(self.schema, batch)
         vectors = jax.vmap(gather_touched, in_axes=(0, None), axis_size=state.rate.shape[0])(state.tables, touched)
+        if options.embedding_l2:
+            vectors = self._paid(vectors, state.slots, touched)
         varied, constant = self._memory_arguments(state, vectors, batch, touched)
         graded = jax.value_and_grad(self._loss, argnums=(0, 1, 2), has_aux=True)
         axes = (0, 0, 0, 0, 0, 0, None, None, None, None)
@@ -359,14 +367,31 @@ class Trainer:
             return batch
         return jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, parallel.batch_spec(self.mesh)))
 
+    def _paid(self, vectors, slots, touched) -> dict[str, jax.Array]:
+        """The touched rows after the L2 they owe."""
+        kind, o = self.options.embedding_optimizer, self.options
+
+        def paid(rows, slots, touched):
+            own = row_updates.take_slots(slots, touched)
+            return row_updates.pay(kind, rows, own, l2=o.embedding_l2, eps=o.embedding_eps)
+
+        each = jax.vmap(paid, in_axes=(0, 0, None))
+        return {name: each(rows, slots[name], touched[name]) for name, rows in vectors.items()}
+
+    def _all_paid(self, state: TrainState) -> TrainState:
+        o = self.options
+        pay = functools.partial(row_updates.pay_all, o.embedding_optimizer, l2=o.embedding_l2, eps=o.embedding_eps)
+        both = {name: jax.vmap(pay)(table, state.slots[name]) for name, table in state.tables.items()}
+        tables, slots = ({name: pair[k] for name, pair in both.items()} for k in (0, 1))
+        return dataclasses.replace(state, tables=tables, slots=slots)
+
     def _updated_tables(self, state: TrainState, touched, vectors, grads, factor, alive) -> tuple[Any, Any]:
         """Every embedding table and its optimiser state after one step on the rows that the batch touched."""
         kind, eps = self.options.embedding_optimizer, self.options.embedding_eps
-        rate, decay = self.options.embedding_rate * factor, self.options.embedding_l2
+        rate, l2 = self.options.embedding_rate * factor, self.options.embedding_l2
 
         def update(table, slots, touched, rows, grad, active):
-            grad = grad + decay * rows if decay else grad
-            return row_updates.update_rows(kind, table, slots, touched, rows, grad, rate, active=active, eps=eps)
+            return row_updates.update_rows(kind, table, slots, touched, rows, grad, rate, active=active, l2=l2, eps=eps)
 
         each = jax.vmap(update, in_axes=(0, 0, None, 0, 0, 0))
         new = {
