@@ -74,7 +74,7 @@ class LabelSpec:
     positive: str | None = None
     valid: str | None = None
     mask: str | None = None
-    weight: float = 1.0
+    weight: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

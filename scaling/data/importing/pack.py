@@ -129,7 +129,7 @@ class Packer:
                 self._known_events(history, self.known)
         return Packed(
             splits=splits,
-            schema=self._schema(len(domains)),
+            schema=self._schema(len(domains), splits["train"][1]),
             rules=self.rules,
             requests=request + 1 if self.has_requests else rows,
             keys=keys,
@@ -402,7 +402,7 @@ class Packer:
         for start in range(0, rows, _PIECE):
             yield start, np.asarray(users[start : start + _PIECE])
 
-    def _schema(self, domains: int) -> Schema:
+    def _schema(self, domains: int, training_rows: int) -> Schema:
         """The model's schema: fields in the order of the file."""
         fields = []
         for spec in self.fields:
@@ -419,7 +419,13 @@ class Packer:
             table = None if table == spec.name else table
             fields.append(Field(spec.name, side, width, vocabulary, table, spec.group or spec.side, bag))
         histories = tuple(self._history_schema(history) for history in self.schema.histories)
-        tasks = tuple(Task(label.name, label.weight) for label in self.schema.labels)
+        # A task's loss is a mean over its observed labels: a rare one would move a shared table far more than it knows.
+        mask = np.load(self.building / "rows" / "label_mask.npy", mmap_mode="r")[:training_rows]
+        observed = np.count_nonzero(mask, axis=0) / max(training_rows, 1)
+        tasks = tuple(
+            Task(label.name, label.weight or float(share) or 1.0)
+            for label, share in zip(self.schema.labels, observed, strict=True)
+        )
         return Schema(tuple(fields), histories, tasks, domains + 1 if self.schema.domain is not None and domains else 1)
 
     def _history_schema(self, history: HistorySpec) -> History:

@@ -62,6 +62,8 @@ def test_rows_equal_a_slow_reader(shop, log):
     assert log.labels[:, 0].tolist() == rows["is_click"].tolist()
     assert log.labels[:, 1].tolist() == (rows["is_buy"] * rows["is_click"]).tolist()
     assert log.label_mask[:, 1].tolist() == rows["is_click"].tolist() and (log.label_mask[:, 0] == 1).all()
+    weights = [task.weight for task in log.schema.tasks]
+    assert weights == [1.0, train["is_click"].mean()], "every observed label counts alike"
     np.testing.assert_allclose(log.column("price")[:, 0], np.log1p(rows["price"]), rtol=1e-6)
     ages = train["age"].dropna()
     expected = ((rows["age"] - ages.mean()) / ages.std(ddof=0)).fillna(0)
