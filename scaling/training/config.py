@@ -81,7 +81,7 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     t.embedding_lr = 0.05
     t.embedding_eps = 1e-8
     t.embedding_init_std = 0.01
-    t.embedding_l2 = 0.0  # adds this share of a touched row to its gradient
+    t.embedding_l2 = 0.0  # l2 / 2 |row|^2 of every row that was ever read, in the loss of every step
     t.value_update = "rows_adam"  # memory values: rows_adam | rows_adagrad | rows_sgd | dense_adam
     t.value_lr_rule = "multiple"  # of training.lr | linear (down to it) | absolute (scheduled) | constant
     t.value_lr = 1.0  # the multiple, or the rate itself
@@ -105,7 +105,10 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
         config.data.preset = ""
         config.data.order = "shuffle"
         t.examples, t.passes, t.warmup_examples = 0, MOST_PASSES, 0
-        t.lr, t.embedding_l2 = 1e-3, 3e-5  # rows come back: what one pass profits from is learnt by heart in two
+        # Rows come back, and what one pass profits from is learnt by heart in two. So dense parameters learn slowly
+        # and fall back, and table rows rest where an L2 holds them, those that are seldom read above all. Chosen on
+        # the validation rows of two logs (a made-up shop of 200,000 rows, MovieLens-100K) as one setting for both.
+        t.lr, t.weight_decay, t.embedding_l2 = 3e-4, 3.0, 1e-3
 
     config.tracking = ConfigDict()
     config.tracking.wandb = "off"  # off | offline | online; a mirror of metrics.jsonl, never the source

@@ -38,7 +38,10 @@ def dense_optimizer(
     }
     require_word("training.optimizer", name, get_args(Optimizer))
     if weight_decay and name == "adam":
-        raise ValueError("training.optimizer 'adam' takes no weight decay; use 'adamw' for the decoupled form")
+        raise ValueError(
+            "training.optimizer 'adam' takes no weight decay; use 'adamw' for the decoupled form, "
+            "or set training.weight_decay=0"
+        )
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts.append(scale[name]())
     if weight_decay:

@@ -23,7 +23,8 @@ SIZE = 6e4
 def get_config() -> ConfigDict:
     config = base_config("din+rankmixer", "stored")
     config.training.requests = 256
-    config.training.passes = 0  # one pass in the log's order, every row of it
+    config.training.passes = 0  # one pass in the log's order, every row of it, with nothing to learn by heart
+    config.training.lr, config.training.weight_decay, config.training.embedding_l2 = 1e-3, 0.0, 0.0
     config.data.order = "time"
     config.training.warmup_examples = None
     return config

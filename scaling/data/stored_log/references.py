@@ -22,7 +22,7 @@ from recscale.scaling.data.metrics import base_rate, evaluate_binary
 from .packed import PackedLog
 
 IDS, TWO_FEATURES = "logistic regression on user and item", "item bias and the user's own rate"
-STRENGTHS = (0.35, 0.5, 0.7, 1.0, 2.0, 4.0)
+STRENGTHS = (0.35, 0.5, 0.7, 1.0, 2.0, 4.0, 8.0)
 # Newest training rows that are fitted at most.
 _MOST_ROWS = 2_000_000
 # Rows at the base rate that a user's own rate starts from.
