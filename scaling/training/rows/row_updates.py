@@ -153,7 +153,7 @@ def row_step(
     assert_never(kind)
 
 
-def _kept(kind: RowOptimizer, slots: Slots, weight: jax.Array, eps: float, b2: float) -> jax.Array:
+def _kept(kind: RowOptimizer, slots: Slots, weight: jax.Array | float, eps: float, b2: float) -> jax.Array:
     """What an L2 of summed `weight` leaves of rows; nothing is taken where no gradient ever came."""
     kept = jnp.exp(-weight / _scale(kind, slots, eps, b2))
     if kind == "rowwise_sgd":
