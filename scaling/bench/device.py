@@ -39,11 +39,11 @@ from typing import Any
 import click
 
 from recscale.scaling.records.files import write_atomically
-from recscale.scaling.records.plain import plain
 from recscale.scaling.records.provenance import command, cores
 
 from . import device_plan, device_summary
 from .device_plan import Job
+from .results_log import ResultsLog
 
 _COMMAND = (sys.executable, "-c", "from recscale.scaling.bench.device_work import serve; serve()")
 # What a process may take to start, before its first item.
@@ -56,44 +56,6 @@ _SAID = 600
 
 class Stopped(Exception):
     """The process was told to end."""
-
-
-class Log:
-    """The results on disk: whole lines, each written in one go.
-
-    Args:
-        path: of the file; a last line that was cut off is dropped.
-
-    Attributes:
-        rows: of this call and those before.
-    """
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_bytes() if path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            write_atomically(path, whole)
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        self._lock, self._open = threading.Lock(), True
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Keeps a row, unless the log is closed or has its id already."""
-        with self._lock:
-            if self._open and row["id"] not in self.ids():
-                os.write(self._file, (json.dumps(plain(row)) + "\n").encode())
-                self.rows.append(row)
-
-    def ids(self) -> set[str]:
-        return {row["id"] for row in self.rows}
-
-    def close(self) -> None:
-        """Nothing is added any more."""
-        with self._lock:
-            if self._open:
-                os.close(self._file)
-            self._open = False
 
 
 def measure_device(
@@ -133,7 +95,7 @@ def measure_device(
             show(line)
         return _result([], 0.0)
     begun = time.monotonic()
-    log = Log(out / "results.jsonl")
+    log = ResultsLog(out / "results.jsonl")
     run = _Run(log, out, begun + budget - min(_RESERVE_S, budget / 10), cpu, show)
     with _ends_when_told():
         try:
@@ -187,7 +149,7 @@ def _ends_when_told() -> Iterator[None]:
 class _Run:
     """One call: its log, folder and last moment."""
 
-    log: Log
+    log: ResultsLog
     out: Path
     deadline: float
     cpu: bool

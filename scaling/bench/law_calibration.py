@@ -9,27 +9,36 @@ design. `compare` is put to pairs of one architecture under two names, and to pa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import multiprocessing
-import os
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
 from recscale.scaling.laws import compare, fit
 from recscale.scaling.records.files import replacing
-from recscale.scaling.records.provenance import command, environment
+from recscale.scaling.records.plain import plain
+from recscale.scaling.records.provenance import command, cores, environment, now
+from recscale.scaling.training.progress import clock
 
 from . import law_rivals
 from .law_studies import Cell, design, study
+from .results_log import ResultsLog
 
 OURS = "recscale"
 QUANTITIES = ("E", "alpha", "beta", "kappa")
+STUDIES, BLOCK = 200, 20  # of a kind; studies that one process does in one go
 CLOSE = 0.1  # a refusal is wrong where the estimate was within this share of the truth
 COMPARED = {"identical": 0.0, "exponents differ by .1": 0.1}
 _PAIR = {"sizes": 8, "seeds": 3, "decades": 3.0, "noise": 2e-4, "alpha": 0.35, "at_centre": 0.01}
@@ -115,37 +124,123 @@ def compared(difference: float, seed: int) -> str:
     return compare(pair(difference, seed), "a", "b", bootstrap=300, seed=seed).evidence
 
 
-def calibrate(
-    studies: int = 200, pairs: int = 40, rivals: int = 40, small: bool = False, workers: int = 0, seed: int = 0
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table of all cells, and the conditions it must meet with what was measured."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Some studies of one kind: of a cell put to a fitter or, without a cell, pairs put to `compare`."""
+
+    fitter: str
+    cell: Cell | None
+    seeds: range
+    kind: str = ""
+
+    @property
+    def id(self) -> str:
+        """What it is, and of which code: a change of the fitter or of the studies makes all of it new."""
+        kind = self.cell.name if self.cell else f"compare, {self.kind}"
+        return f"{_code()}: {self.fitter}, {kind}, seeds {self.seeds.start} to {self.seeds.stop - 1}"
+
+    def done(self) -> dict[str, Any]:
+        """What was told of every study, with the seconds of one core that it took."""
+        start, one = time.process_time(), judged if self.fitter == OURS else of_rival
+        told = [one(self.cell, seed) if self.cell else compared(COMPARED[self.kind], seed) for seed in self.seeds]
+        return plain({"id": self.id, "told": told, "seconds": time.process_time() - start, "date": now()})
+
+
+@functools.cache
+def _code() -> str:
+    """Hash of the sources that decide an outcome."""
+    folder = Path(__file__).parents[1]
+    parts = ("comparing", "fitting", "forms", "judgement", "tables", "uncertainty")
+    files = [*(file for part in parts for file in sorted((folder / "laws" / part).glob("*.py")))]
+    files += [folder / "bench" / f"{name}.py" for name in ("law_calibration", "law_rivals", "law_studies")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def _jobs(studies: int, pairs: int, rivals: int, small: bool, seed: int) -> list[Job]:
+    """In blocks, so that little is lost where a sitting ends, and none keeps one core alone for long."""
     first = seed * 1_000_000
-    jobs = [(cell, range(first, first + studies), OURS) for cell in design(reduced=not small)]
-    jobs += [
-        (cell, range(first, first + rivals), law_rivals.NAME)
-        for cell in design(reduced=False)
-        if rivals and cell.form in law_rivals.FORMS
+    wanted = [(OURS, cell, "", studies) for cell in design(reduced=not small)]
+    wanted += [(law_rivals.NAME, c, "", rivals) for c in design(reduced=False) if c.form in law_rivals.FORMS]
+    wanted += [(OURS, None, kind, pairs) for kind in COMPARED]
+    return [
+        Job(fitter, cell, range(first + at, first + min(at + BLOCK, count)), kind)
+        for fitter, cell, kind, count in wanted
+        for at in range(0, count, BLOCK)
     ]
-    # The longest first, so that no worker ends with one alone.
-    order = sorted(range(len(jobs)), key=lambda k: -jobs[k][0].sizes * jobs[k][0].amounts * jobs[k][0].seeds)
-    workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        told = dict(zip(order, pool.map(_cell, [jobs[k] for k in order]), strict=True))
-        rows = [row for k in range(len(jobs)) for row in told[k]]
-        for name, difference in COMPARED.items() if pairs else ():
-            answers = list(pool.map(partial(compared, difference), range(seed, seed + pairs), chunksize=4))
-            steeper = float(np.mean([answer == "a steeper" for answer in answers]))
-            either = float(np.mean([answer.endswith("steeper") for answer in answers]))
-            rows.append({"cell": f"compare, {name}", "studies": pairs, "quantity": "steeper", "printed": either})
-            rows[-1] |= {"correct": steeper if difference else 1 - either}
-    table = pd.DataFrame(rows)
+
+
+def calibrate(
+    studies: int = STUDIES,
+    pairs: int = 40,
+    rivals: int = 40,
+    small: bool = False,
+    workers: int = 0,
+    seed: int = 0,
+    out: Path | None = None,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table of all cells, and the conditions it must meet with what was measured.
+
+    workers: processes, 0 for one a core. out: folder of `law_calibration.jsonl`, a line a block of studies; what stands
+    there of this code is not done again, and the table's `attrs` say when it was done and how long it took.
+    """
+    jobs = _jobs(studies, pairs, rivals, small, seed)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        log = stack.enter_context(contextlib.closing(ResultsLog((out or scratch) / "law_calibration.jsonl")))
+        known = log.ids()
+        missing = [job for job in jobs if job.id not in known]
+        # Every stretch of them is a sample of all, so that the time left can be told from the time gone.
+        missing = [missing[k] for k in np.random.default_rng(0).permutation(len(missing))]
+        for row in _worked(missing, workers or len(cores()), scratch):
+            log.add(row)
+    rows = {row["id"]: row for row in log.rows}
+    parts: dict[tuple[str, Cell | None, str], list[Any]] = {}
+    for job in jobs:
+        parts.setdefault((job.fitter, job.cell, job.kind), []).extend(rows[job.id]["told"])
+    told = []
+    for (fitter, cell, kind), studied in parts.items():
+        told += summarised(cell, studied, fitter) if cell else [_of_pairs(kind, studied)]
+    table, own = pd.DataFrame(told), [rows[job.id] for job in jobs]
+    table.attrs = {
+        "core_seconds": round(sum(row["seconds"] for row in own)),
+        "made": f"{min(row['date'] for row in own)} to {max(row['date'] for row in own)}",
+    }
     return table, conditions(table)
 
 
-def _cell(job: tuple[Cell, Iterable[int], str]) -> list[dict[str, Any]]:
-    cell, seeds, fitter = job
-    one = judged if fitter == OURS else of_rival
-    return summarised(cell, [one(cell, seed) for seed in seeds], fitter)
+def _of_pairs(kind: str, answers: list[str]) -> dict[str, Any]:
+    steeper, either = (float(np.mean([a.endswith(end) for a in answers])) for end in ("a steeper", "steeper"))
+    row = {"cell": f"compare, {kind}", "studies": len(answers), "quantity": "steeper", "printed": either}
+    return row | {"correct": steeper if COMPARED[kind] else 1 - either}
+
+
+def _worked(jobs: list[Job], workers: int, cache: Path) -> Iterator[dict[str, Any]]:
+    """What comes of the jobs, as it comes, with a bar on standard error."""
+    if not jobs:
+        return
+    columns = (BarColumn(), TextColumn("{task.completed}/{task.total} blocks of studies, {task.fields[left]}"))
+    start = time.perf_counter()
+    with (
+        Progress(*columns, console=Console(stderr=True)) as progress,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _share_programs, (cache,)) as pool,
+    ):
+        bar = progress.add_task("", total=len(jobs), left="compiling")
+        running = [pool.submit(Job.done, job) for job in jobs]
+        try:
+            for done, future in enumerate(as_completed(running), 1):
+                yield future.result()
+                left = (time.perf_counter() - start) * (len(jobs) - done) / done
+                progress.update(bar, completed=done, left=f"about {clock(left)} left")
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _share_programs(cache: Path) -> None:
+    """One process compiles a program for all."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def conditions(table: pd.DataFrame) -> dict[str, Any]:
@@ -234,7 +329,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
 
 def measure(
     calibration: bool = False,
-    studies: int = 200,
+    studies: int = STUDIES,
     pairs: int = 40,
     rivals: int = 40,
     small: bool = False,
@@ -243,17 +338,18 @@ def measure(
 ) -> dict[str, Any]:
     """`recscale bench laws`: speed and recovered constants, or with `calibration` the simulation of this module.
 
-    out: folder for law_calibration.parquet and law_calibration.png; the table's metadata hold the command.
+    out: folder for law_calibration.parquet and .png, and for the studies themselves, so that the same command goes on
+    where it was ended; the table's metadata say what was run.
     """
     if not calibration:
         from .laws import run
 
         return run()
-    table, found = calibrate(studies, pairs, rivals, small, seed=seed)
+    table, found = calibrate(studies, pairs, rivals, small, seed=seed, out=out)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        table.attrs = {"command": command(), "environment": str(environment()), "seed": seed}
+        table.attrs |= {"command": command(), "environment": str(environment()), "seed": seed}
         with replacing(out / "law_calibration.parquet") as target:
             table.to_parquet(target, index=False)
         figure(table, out / "law_calibration.png")
-    return {"conditions": found, "passed": all(one["holds"] for one in found.values())}
+    seconds = table.attrs["core_seconds"]
+    return {"conditions": found, "core_seconds": seconds, "passed": all(one["holds"] for one in found.values())}

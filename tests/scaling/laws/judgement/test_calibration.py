@@ -155,6 +155,23 @@ def test_a_cell_is_summed_up_from_its_studies():
     assert all(row["printed"] == 1.0 for row in told) and told[1]["intervals"] == 3 and told[1]["wrong_refusals"] == 0
 
 
+def test_blocks_of_studies_that_are_on_disk_are_not_made_again(tmp_path, monkeypatch):
+    kinds = [LADDER, replace(LADDER, law="constant"), replace(LADDER, noise=0.001)]
+    kinds += [Cell("chinchilla", "chinchilla", amounts=5, seeds=1)]
+    monkeypatch.setattr(law_calibration, "design", lambda reduced: kinds)
+    jobs = law_calibration._jobs(2, 0, 0, True, 0)
+    assert len({job.id for job in jobs}) == 4 and jobs[0].seeds == range(2)
+    assert [len(job.seeds) for job in law_calibration._jobs(50, 0, 0, True, 0)[:3]] == [20, 20, 10]
+    log = law_calibration.ResultsLog(tmp_path / "law_calibration.jsonl")
+    for job in jobs:
+        log.add(job.done())
+    log.close()
+    monkeypatch.setattr(law_calibration, "judged", None)  # nothing is left to be judged
+    table, found = law_calibration.calibrate(2, pairs=0, rivals=0, small=True, workers=1, out=tmp_path)
+    assert set(table["studies"]) == {2} and found["numbers from noise, worst cell"]["holds"]
+    assert table.attrs["core_seconds"] >= 0 and table["coverage"].dropna().between(0, 1).all()
+
+
 @pytest.mark.parametrize("cell", [replace(LADDER, noise=0.001), Cell("chinchilla", "chinchilla", amounts=5, seeds=1)])
 def test_the_rival_finds_the_law_and_stands_beside_it(cell):
     frame, truth = study(cell, 1)
