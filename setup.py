@@ -52,6 +52,7 @@ setup(
         "recscale.scaling": [
             "py.typed",
             "training/__init__.pyi",
+            "laws/__init__.pyi",
             "data/importing/*.json",
             "data/importing/schemas/*.toml",
             "laws/published/*.json",

@@ -5,13 +5,10 @@ from recscale.scaling.laws import compare, fit, forms, optimum, record
 law = fit(table, form="chinchilla", axes={"N": "dense_params", "D": "examples"}, target="logloss")
 law.params, law.intervals, law.refusals, law.predict({"N": 1e6, "D": 1e8})
 record(law), optimum(law, budget=1e18)
+
+Names are listed in `__init__.pyi` and loaded on first use: a fit does not wait for what compares architectures.
 """
 
-from . import forms
-from .comparing.compare import compare
-from .fitting.fit import fit
-from .fitting.law_fit import LawFit, Refused
-from .fitting.optimum import optimum
-from .fitting.record import record
+import lazy_loader
 
-__all__ = ["LawFit", "Refused", "compare", "fit", "forms", "optimum", "record"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from recscale.scaling.laws.fitting.problem import make_problem
 from recscale.scaling.laws.fitting.solver import solve
@@ -61,7 +61,7 @@ def wilson_interval(right: int, total: int, level: float = 0.95) -> tuple[float,
     """
     if total < 1 or not 0 <= right <= total:
         raise ValueError(f"expected 0 <= right <= total and total >= 1, got {right} of {total}")
-    z = stats.norm.ppf(0.5 + level / 2)
+    z = special.ndtri(0.5 + level / 2)
     p = right / total
     centre = (p + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z * np.sqrt(p * (1 - p) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from recscale.scaling.laws.fitting.problem import Problem, make_problem
 from recscale.scaling.laws.fitting.solver import SHARE_ABSOLUTE, SHARE_RELATIVE, WARM, refine
@@ -206,7 +206,7 @@ def nesting_p_value(small: PairFit, large: PairFit, clusters: np.ndarray) -> flo
     if spare < 1 or small.rss <= tiny:
         return 1.0
     statistic = (small.rss - large.rss) / extra / (max(large.rss, tiny) / spare)
-    return float(stats.f.sf(max(statistic, 0.0), extra, spare))
+    return float(special.fdtrc(extra, spare, max(statistic, 0.0)))
 
 
 def admissible(fit: PairFit, own: PairFit, clusters: np.ndarray) -> tuple[bool, str]:

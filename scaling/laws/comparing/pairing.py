@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 MATCH_COLUMNS = ("flops_target", "match_id")
 
@@ -144,7 +144,7 @@ def _paired_size(size: str, group: pd.DataFrame) -> PairedSize:
     if count < 2:
         return PairedSize(size, count, mean, None, None, None, None)
     sd = float(difference.std(ddof=1))
-    half = float(stats.t.ppf(0.975, count - 1)) * sd / np.sqrt(count)
+    half = float(special.stdtrit(count - 1, 0.975)) * sd / np.sqrt(count)
     return PairedSize(
         size,
         count,

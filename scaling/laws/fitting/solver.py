@@ -229,9 +229,10 @@ def refine(
     rows = _padded(n)
     matrix, constant = problem.form.affine()
 
-    def pad(array, width, fill=0.0):
-        array = np.broadcast_to(np.asarray(array, float), (count, np.shape(array)[-1]))
-        return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
+    def pad(array, width):
+        padded = np.zeros((count, width))
+        padded[:, : np.shape(array)[-1]] = array
+        return padded
 
     phi = pad(starts, size)
     free = pad(np.ones(p) if free is None else free, size)

@@ -16,13 +16,11 @@ from itertools import product
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import qmc
 
-from recscale.scaling.laws.forms.form import EXPONENT_GRID, Linear
+from recscale.scaling.laws.forms.form import EXPONENT_GRID, SOBOL_SEED, Linear, sobol
 
 from .problem import Problem
 
-_SOBOL_SEED = 20240229  # the grid is part of the method: the same for every table and every run
 _CHUNK_ELEMENTS = 2**21  # bounds the memory of a grid block to tens of megabytes
 
 
@@ -34,7 +32,7 @@ def exponent_grid(free: int) -> np.ndarray:
     if free <= 2:
         return np.array(list(product(EXPONENT_GRID, repeat=free)))
     count = 10 if free < 5 else 11  # log2 of the number of points
-    unit = qmc.Sobol(free, scramble=True, rng=_SOBOL_SEED).random_base2(count)
+    unit = sobol(free, count)
     low, high = np.log(EXPONENT_GRID[0]), np.log(EXPONENT_GRID[-1])
     return np.exp(low + unit * (high - low))
 
@@ -122,7 +120,7 @@ def starting_points(problem: Problem, weights: Float[np.ndarray, " n"]) -> Float
     """Search-space starts[s, p] of a problem: eight from the grid, times the form's extra starts."""
     form = problem.form
     if form.starts is not None:
-        natural = form.starts(problem.axes, problem.y, np.random.default_rng(_SOBOL_SEED))
+        natural = form.starts(problem.axes, problem.y, np.random.default_rng(SOBOL_SEED))
         return form.to_search(natural)
     assert form.linear is not None, f"form {form.id} declares neither a linear part nor starts of its own"
     named, values = project(form.linear, problem.axes, problem.y, weights, problem.kind == "log")

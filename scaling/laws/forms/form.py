@@ -28,9 +28,17 @@ ABSENT = -1e3
 # 1e-3, and a degenerate table must be able to run to a large one, where the gates catch it.
 EXPONENT_RANGE = (1e-6, 20.0)
 EXPONENT_GRID = tuple(np.geomspace(0.03, 2.5, 16))
+SOBOL_SEED = 20240229  # starts are part of the method: the same for every table and every run
 
 # Names of a form's axes in a call, in order; None where the call names none.
 Axes = tuple[str, ...] | None
+
+
+def sobol(dims: int, log2_count: int) -> np.ndarray:
+    """Scrambled Sobol points [2^log2_count, dims] in the unit cube, the same every time."""
+    from scipy.stats import qmc  # takes half a second to import, and most forms need none
+
+    return qmc.Sobol(dims, scramble=True, rng=SOBOL_SEED).random_base2(log2_count)
 
 
 @dataclass(frozen=True)

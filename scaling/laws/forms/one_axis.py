@@ -12,17 +12,11 @@ from functools import cache
 
 import jax
 import numpy as np
-from scipy.stats import qmc
 
-from .form import ONE, UNCHECKED, Axes, Family, Form, Linear, Parameter, coefficient, exponent, floor_parameter
+from .form import ONE, UNCHECKED, Axes, Family, Form, Linear, Parameter, coefficient, exponent, floor_parameter, sobol
 
 _MANY_STARTS = 64
 _NEWTON_STEPS = 25
-
-
-def _sobol(dims: int, log2_count: int) -> np.ndarray:
-    """Scrambled Sobol points [2^log2_count, dims] in the unit cube, the same every time."""
-    return qmc.Sobol(dims, scramble=True, rng=20240229).random_base2(log2_count)
 
 
 def _between(unit: np.ndarray, low: float, high: float, log: bool = True) -> np.ndarray:
@@ -131,7 +125,7 @@ def saturating(axes: Axes = None) -> Form:
         return floor + span * 0.5 * (1.0 + xp.tanh(0.5 * q))
 
     def starts(axes, y, generator):
-        unit = _sobol(2, 6)
+        unit = sobol(2, 6)
         low, high = float(y.min()), float(y.max())
         reach = high - low
         floor = low * (1.0 - _between(unit[:, 0], 1e-3, 0.95))
@@ -204,7 +198,7 @@ def broken(axes: Axes = None, breaks: int = 1) -> Form:
         return [np.ones((1, len(axes))), np.exp(np.clip(shape, -300, 300))]
 
     def sampler(axes):
-        unit = _sobol(1 + 3 * breaks, 11)
+        unit = sobol(1 + 3 * breaks, 11)
         low, high = axes[:, 0].min(), axes[:, 0].max()
         found = {"c0": _between(unit[:, 0], -0.2, 1.5, log=False)}
         for i in range(1, breaks + 1):

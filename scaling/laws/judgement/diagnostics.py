@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 from recscale.scaling.laws.fitting.problem import Problem, residuals
 from recscale.scaling.laws.fitting.solver import Solution, refine, solve
@@ -154,7 +154,7 @@ def beaten(found: Squares, rival: tuple[float, int]) -> float:
     extra = max(len(found.phi) - parameters, 1)
     spare = max(found.spread.groups[0].count - int(found.spread.groups[0].between.sum()), 1)
     statistic = (rss - found.rss) / extra / found.spread.noise
-    return float(statistic / stats.f.ppf(LEVEL, extra, spare))
+    return float(statistic / special.fdtri(extra, spare, LEVEL))
 
 
 def held_out_masks(axes: np.ndarray) -> np.ndarray:

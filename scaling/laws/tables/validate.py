@@ -213,9 +213,9 @@ def _copies(table: pd.DataFrame, done: Mapping[int, str]) -> dict[int, str]:
     """Row -> reason for rows equal to an earlier one in every column."""
     left = table.loc[[i for i in range(len(table)) if i not in done]]
     plain = left.apply(lambda column: column.map(repr) if column.dtype == object else column)
-    groups = (
-        plain.groupby(list(plain.columns), dropna=False, sort=False).ngroup() if len(plain) else pd.Series(dtype=int)
-    )
+    if not plain.duplicated().any():
+        return {}
+    groups = plain.groupby(list(plain.columns), dropna=False, sort=False).ngroup()
     first: dict[int, int] = {}
     copies = {}
     for i, group in zip(groups.index.tolist(), groups.tolist(), strict=True):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import special
 
 from recscale.scaling.laws.fitting.problem import Problem, residuals
 
@@ -125,9 +125,9 @@ class Spread:
     def squared_reach(self, contrast: Float[np.ndarray, " p"]) -> float:
         """Squared half-width of the 95% interval of a combination of parameters, were the objective quadratic."""
         own = float(contrast @ self.inverse @ contrast)
-        found = [own * self.variance * stats.f.ppf(LEVEL, 1, self.rows_spare)]
+        found = [own * self.variance * special.fdtri(1, self.rows_spare, LEVEL)]
         for group, scores, between in zip(self.groups, self._scores, self._between, strict=True):
-            quantile = stats.f.ppf(LEVEL, 1, group.spare(contrast))
+            quantile = special.fdtri(1, group.spare(contrast), LEVEL)
             found.append(float(np.sum((scores @ (self.inverse @ contrast)) ** 2)) * quantile)
             if group.clusters and np.all(group.between | (contrast == 0)):
                 found.append(own * between * quantile)

@@ -31,18 +31,22 @@ def seed_noise(frame: pd.DataFrame, same: list[str], y: np.ndarray) -> SeedNoise
     """
     if "seed" not in frame.columns:
         return None
-    groups = pd.DataFrame({**{c: frame[c].to_numpy() for c in same}, "seed": frame["seed"].to_numpy(), "y": y})
-    per_seed = groups.groupby([*same, "seed"], dropna=False, sort=True)["y"].mean().reset_index()
-    table = per_seed.groupby(same, dropna=False)["y"].agg(["mean", "var", "count"])
-    table = table[(table["count"] >= 2) & (table["var"] > 0)]
-    if len(table) < MIN_SEED_SIZES:
+    point = np.unique(frame[same].to_numpy(float), axis=0, return_inverse=True)[1].ravel()
+    pairs, code = np.unique(np.stack([point, pd.factorize(frame["seed"])[0]]), axis=1, return_inverse=True)
+    per_seed = np.bincount(code.ravel(), y) / np.bincount(code.ravel())
+    count = np.bincount(pairs[0])
+    mean = np.bincount(pairs[0], per_seed) / count
+    variance = np.bincount(pairs[0], (per_seed - mean[pairs[0]]) ** 2) / np.maximum(count - 1, 1)
+    repeated = (count >= 2) & (variance > (1e-12 * mean) ** 2)  # above rounding
+    count, mean, variance = count[repeated], mean[repeated], variance[repeated]
+    if len(count) < MIN_SEED_SIZES:
         return None
-    free = table["count"].to_numpy() - 1.0
+    free = count - 1.0
     # E[ln s^2] = ln sigma^2 + digamma(f/2) - ln(f/2): removes the bias of averaging logs of variances.
-    log_sd = 0.5 * (np.log(table["var"].to_numpy()) - special.digamma(free / 2) + np.log(free / 2))
-    log_y = np.log(np.abs(table["mean"].to_numpy()))
+    log_sd = 0.5 * (np.log(variance) - special.digamma(free / 2) + np.log(free / 2))
+    log_y = np.log(np.abs(mean))
     slope = 0.0
-    if np.ptp(log_y) > 0 and len(table) >= 3:
+    if np.ptp(log_y) > 0 and len(count) >= 3:
         slope = float(np.polyfit(log_y, log_sd, 1, w=np.sqrt(free))[0])
     intercept = float(np.average(log_sd - slope * log_y, weights=free))
-    return SeedNoise(intercept, slope, len(table), int(table["count"].sum()))
+    return SeedNoise(intercept, slope, len(count), int(count.sum()))
