@@ -12,8 +12,9 @@ import pandas as pd
 from recscale.scaling.laws.commands import fit_options, leave, read_and_tell, say, show, table_command
 from recscale.scaling.laws.fitting.fit import fit
 from recscale.scaling.laws.fitting.law_fit import Refused
+from recscale.scaling.laws.forms.registry import ONE_AXIS
 from recscale.scaling.laws.grids import Grid
-from recscale.scaling.laws.planning.design import Design, Plan, designed, differences, measured_cost, planned
+from recscale.scaling.laws.planning.design import BEYOND, Design, Plan, designed, differences, measured_cost, planned
 from recscale.scaling.laws.planning.design import plan as plan_runs
 from recscale.scaling.laws.tables.axes import parse_axes
 from recscale.scaling.laws.tables.conditions import rows_where
@@ -29,26 +30,30 @@ _SHOWN, _LONGEST_LIST = 8, 40
     click.option("--like", type=click.Path(path_type=Path), help="For a planned SWEEP: a table whose law it may obey."),
     click.option("--data", default="examples", show_default=True, help="Column of the rows a run was trained on."),
     click.option("--speed", type=float, help="Price runs at 6 FLOPs a parameter and row, so many FLOP/s, instead."),
+    click.option(
+        "--beyond", default=BEYOND, show_default=True, help="Largest run offered, in times the largest fitted."
+    ),
     click.option("--by", default="architecture", show_default=True, help="Column that tells the laws apart."),
-    fit_options("power_offset"),
+    fit_options(ONE_AXIS),
     table=click.argument("place", metavar="TABLE|SWEEP", type=click.Path(path_type=Path)),
 )
 def design(
     place: Path, budget: float, goal: str | None, like: Path | None, data: str,
-    speed: float | None, by: str, form: str, axes: str | None,
+    speed: float | None, beyond: float, by: str, form: str, axes: str | None,
     where: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Expected widths of the constants of the law of TABLE, and of every candidate next run, best first.
 
     For a SWEEP that is planned and not yet trained (a folder with plan.jsonl): the widths it would have if it obeys the
-    law of --like TABLE. Widths are 95 % half-widths in the constants' own units, of each law by itself.
+    law of --like TABLE. Widths are 95 % half-widths in the constants' own units, of each law by itself. They suppose
+    that the law holds wherever runs are offered; a goal is reached where four of five such tables would state it.
     """
     wanted = _goal(goal)
     table = read_and_tell(like if like is not None else place)
     table = table if where is None else table[rows_where(table, where)]
     options |= {"bootstrap": 0, "profile": False}
     prices = {"data": data, "speed": speed}
-    designs, refused = _designs(table, by, form, axes, budget, prices, options)
+    designs, refused = _designs(table, by, form, axes, (budget, beyond), prices, options)
     if like is not None:
         designs = _planned(place, designs, by)
     if wanted is not None:
@@ -83,7 +88,7 @@ def _designs(
     by: str,
     form: str,
     axes: str | None,
-    budget: float,
+    limits: tuple[float, float],
     prices: dict[str, Any],
     options: dict[str, Any],
 ) -> tuple[list[Design], dict[str, str]]:
@@ -95,7 +100,7 @@ def _designs(
         try:
             law.solved()
             cost = measured_cost(law.rows.frame, list(law.rows.columns.values()), **prices)
-            found.append(designed(str(name), law, cost, budget))
+            found.append(designed(str(name), law, cost, *limits))
         except Refused as refusal:
             refused[str(name)] = str(refusal)
     return found, refused
@@ -202,11 +207,12 @@ def _show_plan(found: Plan, designs: list[Design], budget: float, goal: tuple[st
         widths = after.widths()
         line = f"{after.name} with them: " + ", ".join(f"{name} ± {width:.2g}" for name, width in widths.items())
         if goal is not None:
-            verdict = "reaches" if widths[goal[0]] <= goal[1] else "does not reach"
-            line += f"; {verdict} {goal[0]} ± {goal[1]:g}"
+            verdict = "reaches" if after.reaches(*goal) else "does not reach"
+            likely = f"{goal[0]} ± {after.likely_width(goal[0]):.2g} or less in four of five such tables"
+            line += f"; {likely}: {verdict} ± {goal[1]:g}"
         say(line)
     if found.reached is False and not np.isfinite(budget):
-        say("not within 1000 times the largest value and 4 seeds a cell; a floor that is known helps: --fix E=@COLUMN")
+        say("not with 4 seeds a cell; larger runs (--beyond) or a floor that is known (--fix E=@COLUMN) would help")
 
 
 def _point(one: Design, values: np.ndarray) -> dict[str, float]:

@@ -4,10 +4,12 @@ import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from recscale.scaling.laws import fit
 from recscale.scaling.report import captions, figures, frame, truth, views
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -66,3 +68,13 @@ def test_the_notes_quote_granted_numbers_only(ladder):
     # An interval in the notes is that of a granted number.
     intervals = re.findall(r"(?:E|alpha) = (\S+ \[[^\]]+\])", section)
     assert set(intervals) <= granted
+
+
+def test_the_designed_runs_narrow_the_exponent_as_the_notes_say():
+    tables = [pd.read_parquet(RUNS / f"{name}.parquet") for name in ("quickstart", "quickstart_designed")]
+    runs = pd.concat(tables).query("architecture == 'rankmixer'")
+    text = " ".join((RUNS / "README.md").read_text(encoding="utf-8").split())
+    for most, words in ((1.2e5, "half-width of **.015**"), (np.inf, "the half-width is .024")):
+        law = fit(runs[runs["dense_params"] < most], "power", "dense_params", "excess_logloss", bootstrap=0)
+        low, high = law.intervals["alpha"]
+        assert words in text and (high - low) / 2 == pytest.approx(float(words.split()[-1].strip("*")), abs=5e-4)

@@ -8,7 +8,13 @@ with the variance s^2 of repeated seeds and b^2 of shapes around the law, both f
 half-width of a constant is t sqrt((M^-1)_jj). A run is worth the rise of ln det M (a D-optimal design) or, towards a
 goal, the fall of the log variance of that constant; a plan takes the best run per core-hour again and again.
 
+A fit does not know the noise but estimates it, from few shapes, so that its interval may well be a third wider or
+narrower than expected. A goal counts as reached at the width that four of five such tables stay below: residuals of the
+planned rows are simulated and given to the variances that the fit itself has (`uncertainty.curvature`).
+
 The widths are local: taken at the fitted constants, where the law is linear in them. Wide ones are orders of magnitude.
+They suppose that the law holds at every size that is offered. Larger runs than those fitted promise most, and ask
+whether the law goes on: where it bends, they widen the interval. So they are offered on request alone.
 
 Legend: c candidate cells (those that were run among them), d axes, p free parameters.
 """
@@ -21,17 +27,19 @@ from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from recscale.scaling.laws.fitting.law_fit import LawFit
 from recscale.scaling.laws.fitting.problem import Problem, residuals
 from recscale.scaling.laws.tables.validate import require
+from recscale.scaling.laws.uncertainty.curvature import Spread, axis_levels, groupings
 
 _STEP = 1e-5
-_BEYOND = 1000.0  # how far above the largest value of an axis a candidate may lie
+BEYOND = 1.0  # how far above the largest value of an axis a run is offered: further up the law is a guess
 _LONGEST_PLAN = 1000  # runs
 _LEAST_WORTH = 1e-3  # below this a run says nothing that is not known
 _RATIO_BEYOND = 4.0  # how far the ratio of two axes may lie beyond those that were run
+_LIKELY, _TABLES = 0.8, 100  # share of simulated tables whose interval is no wider; how many of them
 _WIDE = ("floor", "exponent", "shape")  # roles whose widths are reported
 MAX_SEEDS = 4
 
@@ -108,6 +116,27 @@ class Design:
             if parameter.role in _WIDE
         }
 
+    def likely_width(self, name: str) -> float:
+        """Half-width of a constant that four of five such tables stay below, as `fit` would state it."""
+        if self._spare < 1:
+            return float("inf")
+        form, cells = self.law.form, np.repeat(np.arange(len(self.counts)), self.counts)
+        axes, slopes = np.log(self.points[cells]), self.slopes[cells]
+        owners = [parameter.slots for parameter in form.parameters]
+        groups = groupings(form.axes, owners, axes, axis_levels(axes[:, 0]))
+        draw = np.random.default_rng(0)
+        noise = self.between**0.5 * draw.standard_normal((_TABLES, len(self.counts)))[:, cells]
+        noise += self.within**0.5 * draw.standard_normal(noise.shape)
+        base = np.linalg.qr(slopes)[0]
+        contrast = (np.array(form.names) == name).astype(float)
+        left = noise - (noise @ base) @ base.T
+        reach = [Spread(slopes, residual, groups).squared_reach(contrast) for residual in left]
+        return float(self._scale(name) * np.sqrt(np.quantile(reach, _LIKELY)))
+
+    def reaches(self, name: str, width: float) -> bool:
+        """Whether the interval of a constant will be so narrow, in four of five tables."""
+        return self.widths()[name] <= width and self.likely_width(name) <= width
+
     def with_run(self, run: int) -> Design:
         """The design with one more seed at a candidate."""
         counts = self.counts.copy()
@@ -145,19 +174,21 @@ class Design:
 
     def _width(self, name: str, variance: np.ndarray | float, spare: np.ndarray | int) -> np.ndarray:
         """Half-width in the constant's own unit from a variance in search space."""
-        parameter, spare = self.law.form[name], np.asarray(spare)
+        quantile, spare = special.stdtrit(np.maximum(spare, 1), 0.975), np.asarray(spare)
+        return np.where(spare > 0, quantile * self._scale(name) * np.sqrt(np.maximum(variance, 0.0)), np.inf)
+
+    def _scale(self, name: str) -> float:
+        """A constant's own unit for one of the search space, at its fitted value."""
         phi = self.law.solved()[1].phi[self.law.form.names.index(name)]
-        scale = np.exp(phi) if parameter.searched == "log" else 1.0
-        quantile = stats.t.ppf(0.975, np.maximum(spare, 1))
-        return np.where(spare > 0, quantile * scale * np.sqrt(np.maximum(variance, 0.0)), np.inf)
+        return float(np.exp(phi)) if self.law.form[name].searched == "log" else 1.0
 
 
-def designed(name: str, law: LawFit, cost: Cost, most_hours: float) -> Design:
+def designed(name: str, law: LawFit, cost: Cost, most_hours: float, beyond: float = BEYOND) -> Design:
     """The design that a fit has, with the runs of at most so many core-hours that may come next.
 
-    Candidates: more seeds of what there is, sizes between neighbours, and larger values in the steps of the ladder.
-    Raises Refused for a fit of which nothing may be read, ValueError for a form whose axes are no resources, or where
-    a coefficient or exponent ran to the end of its search: then no local width means anything.
+    Candidates: more seeds of what there is, sizes between neighbours, and values up to `beyond` times the largest, in
+    the steps of the ladder. Raises Refused for a fit of which nothing may be read, ValueError for a form whose axes are
+    no resources, or where a coefficient or exponent ran to the end of its search: then no local width means anything.
     """
     problem, solution = law.solved()
     if any(slot.transform != "log" for slot in law.form.slots) or law.form.streams:
@@ -169,7 +200,7 @@ def designed(name: str, law: LawFit, cost: Cost, most_hours: float) -> Design:
     run, cells = np.unique(law.rows.stacked, axis=0, return_inverse=True)
     between, within = _noise(problem, solution.phi, cells.ravel(), len(law.form.names))
     columns = [law.rows.columns[slot] for slot in law.form.axes]
-    offered = _candidates(run)
+    offered = _candidates(run, beyond)
     hours = np.array([cost.hours(dict(zip(columns, point, strict=True))) for point in offered])
     offered = offered[hours <= most_hours]
     points, first = np.unique(np.concatenate([run, offered]), axis=0, return_index=True)
@@ -215,15 +246,17 @@ def _slopes(law: LawFit, points: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _candidates(run: np.ndarray) -> np.ndarray:
+def _candidates(run: np.ndarray, farthest: float) -> np.ndarray:
     """Axis values of runs that may come next [c, d], from those that were run."""
     grids = []
     for values in run.T:
         distinct = np.unique(values)
         steps = np.diff(np.log(distinct))
         step = float(np.exp(np.median(steps))) if len(distinct) > 1 else 2.0
-        inside = np.sqrt(distinct[:-1] * distinct[1:]) if run.shape[1] == 1 else []
-        beyond = distinct[-1] * step ** np.arange(1, 1 + int(np.log(_BEYOND) / np.log(max(step, 1.2))))
+        # Quarters of each step of the ladder; of several axes the grid is large enough.
+        parts = np.array([0.25, 0.5, 0.75])[:, None] if run.shape[1] == 1 else np.empty((0, 1))
+        inside = np.sort((distinct[:-1] ** (1 - parts) * distinct[1:] ** parts).ravel())
+        beyond = distinct[-1] * step ** np.arange(1, 1 + int(np.log(farthest) / np.log(max(step, 1.2))))
         grids.append([*distinct, *(float(f"{value:.3g}") for value in (*inside, *beyond))])
     offered = np.array(list(product(*grids)))
     for i, j in combinations(range(run.shape[1]), 2):
@@ -260,12 +293,13 @@ def plan(designs: Sequence[Design], budget: float, goal: tuple[str, float] | Non
     """Adds the run that is worth most per core-hour until the budget (core-hours) is spent or every law reaches the
     goal, a constant's name and half-width.
     """
-    name, wanted = goal if goal is not None else (None, 0.0)
+    name = None if goal is None else goal[0]
     current, runs, left = list(designs), [], budget
+    wanting = [goal is None or not design.reaches(*goal) for design in designs]
     while len(runs) < _LONGEST_PLAN:
         best: tuple[float, int, int] | None = None
         for k, design in enumerate(current):
-            if name is not None and design.widths()[name] <= wanted:
+            if not wanting[k]:
                 continue
             rate = np.where(design.hours <= left, design.gains(name) / design.hours, 0.0)
             top = int(np.argmax(rate))
@@ -278,8 +312,8 @@ def plan(designs: Sequence[Design], budget: float, goal: tuple[str, float] | Non
         runs.append(Step(design.name, tuple(map(float, design.points[top])), float(design.hours[top])))
         left -= float(design.hours[top])
         current[k] = design.with_run(top)
-    reached = None if name is None else all(design.widths()[name] <= wanted for design in current)
-    return Plan(tuple(runs), tuple(current), reached)
+        wanting[k] = goal is None or not current[k].reaches(*goal)
+    return Plan(tuple(runs), tuple(current), None if goal is None else not any(wanting))
 
 
 def differences(designs: Sequence[Design]) -> dict[tuple[str, str], float]:
