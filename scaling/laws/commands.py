@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from recscale.scaling.laws.fitting.law_fit import Settings
+from recscale.scaling.laws.forms.registry import ONE_AXIS, SEVERAL_AXES
 from recscale.scaling.laws.grids import Grid
 from recscale.scaling.laws.tables.read import notes, read
 from recscale.scaling.records.plain import plain
@@ -25,11 +27,11 @@ EXIT_CODES = "Exit codes: 0 something was fitted and printed, 1 wrong input, 2 w
 TABLE = click.argument("table", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 TARGET = click.option("--target", help="Metric column [default: logloss, or loss].")
-CLUSTER = click.option("--cluster", help="Column whose rows are resampled together [default: shape_id].")
+CLUSTER = click.option("--cluster", help="Column whose rows are resampled together [default: shape_id, or the trunk].")
 BOOTSTRAP = click.option(
-    "--bootstrap", default=1000, show_default=True, help="Resampled refits for the intervals; 0 for none."
+    "--bootstrap", default=Settings.bootstrap, show_default=True, help="Resampled refits for the intervals; 0 for none."
 )
-SEED = click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
+SEED = click.option("--seed", default=Settings.seed, show_default=True, help="Seed of the resampling.")
 AXES = click.option(
     "--axes", help="SLOT=COLUMN pairs (N=dense_params,D=examples) or columns in order [default: the form's]."
 )
@@ -74,11 +76,12 @@ KNOWN = (
 )  # fmt: skip
 
 
-def fit_options(form: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Options of a command that fits a law: form (this one by default), axes, metric, rows, clusters, resampling, and
-    what is known of parameters.
+def fit_options(form: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options of a command that fits a law: form (by default this one, or the usual one), axes, metric, rows, clusters,
+    resampling, and what is known of parameters.
     """
-    own = click.option("--form", default=form, show_default=True, help="Form id or alias; see recscale fit --forms.")
+    usual = form or f"{ONE_AXIS} of one axis, {SEVERAL_AXES} otherwise"
+    own = click.option("--form", default=form, help=f"Form id or alias; see recscale fit --forms [default: {usual}].")
     options = (own, AXES, TARGET, CLUSTER, WHERE, BOOTSTRAP, SEED, *KNOWN)
     return lambda command: functools.reduce(lambda function, option: option(function), reversed(options), command)
 

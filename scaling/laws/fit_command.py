@@ -15,7 +15,7 @@ from rich.table import Table
 from recscale.scaling.laws import forms
 from recscale.scaling.laws.commands import EXIT_CODES, JSON, TABLE, fit_options, leave
 from recscale.scaling.laws.fitting.fit import fit as fit_table
-from recscale.scaling.laws.fitting.law_fit import LawFit
+from recscale.scaling.laws.fitting.law_fit import LawFit, Settings
 from recscale.scaling.laws.fitting.record import record as build_record
 from recscale.scaling.laws.judgement.rolling import Rolling, ladder_ends, rolling_origin
 from recscale.scaling.laws.tables.axes import parse_axes
@@ -47,9 +47,14 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
 
 @click.command(epilog=EXIT_CODES)
 @TABLE
-@fit_options("chinchilla")
+@fit_options()
 @click.option("--weights", help="Column of precision weights; a column ending in _se holds standard errors.")
-@click.option("--huber-delta", default=1e-3, show_default=True, help="Width of the Huber loss; inf is least squares.")
+@click.option(
+    "--huber-delta",
+    default=Settings.huber_delta,
+    show_default=True,
+    help="Width of the Huber loss; inf is least squares.",
+)
 @click.option("--residuals", type=click.Choice(["auto", "log", "plain"]), default="auto", show_default=True)
 @click.option(
     "--invalid",
@@ -71,7 +76,7 @@ def _show_forms(context: click.Context, _parameter: click.Parameter, wanted: boo
 )
 def fit(
     table: Path,
-    form: str,
+    form: str | None,
     axes: str | None,
     target: str | None,
     cluster: str | None,

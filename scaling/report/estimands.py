@@ -24,13 +24,14 @@ from recscale.scaling.data.known_truth.expectations import gaussian_constants
 from recscale.scaling.data.known_truth.laws import has_exact, predict
 from recscale.scaling.data.known_truth.world import build_world
 from recscale.scaling.data.metrics import describe
+from recscale.scaling.laws.forms.registry import ONE_AXIS
 
 from .series import FITTED, Quantity, Series, View
 from .truth import Log, Truth
 from .views import fitted_series
 from .wording import axis_words
 
-FORM, TARGET = "power_offset", "logloss"
+FORM, TARGET = ONE_AXIS, "logloss"
 FREE = "what one would conclude on a real log"
 KNOWN = "the exponent of this architecture"
 # Of the options of a report's fits, what these say of the parameters themselves.

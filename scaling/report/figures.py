@@ -53,7 +53,7 @@ def law_figure(
     ax: Axes | None = None,
     figsize: tuple[float, float] | None = None,
     x: str | None = None,
-    y: str = "logloss",
+    y: str | None = None,
     logx: bool = True,
     logy: bool = False,
     excess: bool = False,
@@ -71,7 +71,7 @@ def law_figure(
         source: a view; views of one axis and metric, drawn together; or a run table, which is fitted here.
         ax: axes to draw into, with the settings they have. A key inside, no caption: its texts are of a whole figure.
         figsize: inches of the whole figure, higher only if the panel would have no room left; None is the style's.
-        x, y: of a table: axis (None: the first that varies) and metric column.
+        x, y: of a table: axis (None: the first that varies) and metric column (None: logloss, or loss).
         logx, logy: logarithmic axes. excess: metric minus the true asymptote, or minus each fitted floor, on
             logarithmic axes; an architecture whose floor is refused has none.
         title: None says what is granted, "" is none. labels: architecture -> its name.
@@ -138,7 +138,7 @@ def joint_figure(series: Series, columns: Mapping[str, str], *, style: str = "re
     return figure
 
 
-def view_of(source: Any, x: str | None, y: str, options: Mapping[str, Any]) -> View:
+def view_of(source: Any, x: str | None, y: str | None, options: Mapping[str, Any]) -> View:
     """The view that `law_figure` draws of its source."""
     if isinstance(source, View):
         return source

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-from recscale.scaling.laws.tables.axes import parse_axes
+from recscale.scaling.laws.commands import BOOTSTRAP, CLUSTER, TARGET
+from recscale.scaling.laws.forms.registry import ONE_AXIS
+from recscale.scaling.laws.tables.axes import parse_axes, usual_target
 
 _FIGURES = ("law", "study", "isoflop", "frontier", "recovery", "usage", "resources", "reach", "experts", "curves")
 _STYLES = ("report", "column", "page", "talk")
@@ -17,16 +19,16 @@ _STYLES = ("report", "column", "page", "talk")
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="OUT...")
-@click.option("--form", default="power_offset", show_default=True, help="Law to fit; of several axes: fitted jointly.")
+@click.option("--form", default=ONE_AXIS, show_default=True, help="Law to fit; of several axes: fitted jointly.")
 @click.option(
     "--axes",
     default="",
     metavar="COLUMNS",
     help="Columns to draw, e.g. dense_params,train_flops; or N=dense_params,D=examples. One figure has one.",
 )
-@click.option("--target", default="logloss", show_default=True, help="Metric column.")
-@click.option("--bootstrap", default=1000, show_default=True, help="Resampled refits behind the intervals; 0 for none.")
-@click.option("--cluster", default=None, help="Column whose rows are resampled together; default shape_id.")
+@TARGET
+@BOOTSTRAP
+@CLUSTER
 @click.option("--published", "law_id", metavar="LAW", help="Draw a published law too; ids: recscale published.")
 @click.option("--metric", help="What the target is called in the published law [default: the target].")
 @click.option("--convention", multiple=True, help="What one unit of the axis counts, as the published law says it.")
@@ -46,7 +48,7 @@ def plot(
     sources: tuple[Path, ...],
     form: str,
     axes: str,
-    target: str,
+    target: str | None,
     bootstrap: int,
     cluster: str | None,
     law_id: str | None,
@@ -106,6 +108,7 @@ def _draw(kind: str, sources: Sequence[Path], save: Path | None, options: dict[s
         table = study_figures.study_table(
             {name: views.with_rows_of_a_pass(read(source)) for name, source in named(sources).items()}
         )
+        options["y"] = options["y"] or usual_target(table)
         if kind == "law":
             drawn = figures.law_figure(table, **options, **fit)
         elif kind == "study":

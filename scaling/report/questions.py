@@ -19,9 +19,10 @@ from recscale.scaling.laws.grids import Grid
 from recscale.scaling.laws.isoflop import allocation, approaches
 from recscale.scaling.laws.judgement import specification
 from recscale.scaling.laws.published import beside, catalogue
+from recscale.scaling.laws.tables.axes import usual_cluster
 
 from .series import FITTED, HELD_OUT, Series, View
-from .views import cluster_column, fitted_series
+from .views import fitted_series
 
 _SPECIFICATIONS = 24  # refits an architecture; `recscale specification` takes more
 _BEYOND = (1.0, 10.0)  # budgets of compute, in units of the largest run's
@@ -97,7 +98,7 @@ def _choices(series: Series) -> Grid:
     if exponent is None or exponent.value is None:
         raise Refused(f"the exponent is refused ({', '.join(exponent.gates) if exponent else 'none in this form'})")
     slot = series.fit.form.slots[0].name
-    cluster = cluster_column(series.frame, series.axis)
+    cluster = usual_cluster(series.frame, [series.axis])
     curve = specification.specification_curve(
         series.rows(FITTED), series.fit.form.id, {slot: series.axis}, target=series.target, quantity=exponent.name,
         cluster=cluster, limit=_SPECIFICATIONS,

@@ -22,6 +22,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from recscale.scaling import laws
+from recscale.scaling.laws.fitting.law_fit import Settings
+from recscale.scaling.laws.forms.registry import ONE_AXIS, SEVERAL_AXES
 from recscale.scaling.laws.published import catalogue
 from recscale.scaling.laws.tables import axes as law_axes
 from recscale.scaling.laws.tables.read import read as read_table
@@ -44,7 +46,7 @@ FOLDER = "report"
 FIT, PLOT, PAGE = "fit.json", "loss", "report.html"
 
 # The law drawn on every axis, and the joint law where sizes and examples vary freely.
-VIEW_FORM, JOINT_FORM = "power_offset", "chinchilla"
+VIEW_FORM, JOINT_FORM = ONE_AXIS, SEVERAL_AXES
 
 _PACKAGES = ("recscale", "jax", "numpy", "scipy", "pandas", "matplotlib")
 
@@ -54,8 +56,8 @@ def make_report(
     *,
     form: str = VIEW_FORM,
     axes: Mapping[str, str] | Sequence[str] | str | None = None,
-    target: str = "logloss",
-    bootstrap: int = 1000,
+    target: str | None = None,
+    bootstrap: int = Settings.bootstrap,
     hold_out_largest: bool = True,
     truth: Truth | Mapping[str, Any] | None = None,
     published: Published | None = None,
@@ -68,7 +70,7 @@ def make_report(
         form: a law of one axis, drawn on every axis; or of several axes (chinchilla, kappa, ...): fitted jointly, while
             the axes are drawn with `power_offset`. Where sizes and examples vary freely, chinchilla is always added.
         axes: columns to draw, or slot -> column; None takes every axis that varies.
-        target: metric column.
+        target: metric column; None is logloss, or loss where the table has no logloss.
         bootstrap: resampled refits behind every interval; 0 for none.
         hold_out_largest: leave the largest value of each axis out of its fit and score the prediction.
         published: a published law to draw beside the first axis, and to hold the fitted exponents against.
@@ -102,7 +104,7 @@ def fitted(
     out: Path,
     form: str,
     axes: Mapping[str, str] | Sequence[str] | str | None,
-    target: str,
+    target: str | None,
     hold_out: bool,
     truth: Truth | Mapping[str, Any] | None,
     options: Mapping[str, Any],
@@ -110,6 +112,7 @@ def fitted(
 ) -> Report:
     """The runs of a sweep's folder with their laws; arguments and errors as `make_report`'s."""
     table = views.with_rows_of_a_pass(read_table(out))
+    target = target or law_axes.usual_target(table)
     known = _truth(truth, table, out)
     view_form, joint_form, columns, joint_axes = _forms(form, axes, table)
     drawn = views.make_views(table, form=view_form, axes=columns, target=target, hold_out_largest=hold_out, **options)

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import click
 
+from recscale.scaling.laws.commands import BOOTSTRAP, TARGET
+from recscale.scaling.laws.forms.registry import ONE_AXIS
+
 
 @click.command()
 @click.argument("studies", nargs=-1, required=True, metavar="OUT...", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write.")
-@click.option("--target", default="logloss", show_default=True, help="Metric column.")
-@click.option("--form", default="power_offset", show_default=True, help="Law to fit.")
-@click.option("--bootstrap", default=1000, show_default=True, help="Resampled refits behind the intervals; 0 for none.")
+@TARGET
+@click.option("--form", default=ONE_AXIS, show_default=True, help="Law to fit.")
+@BOOTSTRAP
 @click.option("--no-compare", is_flag=True, help="Leave out which architecture scales better (seconds a pair).")
-def report(studies: tuple[Path, ...], out: Path, target: str, form: str, bootstrap: int, no_compare: bool) -> None:
+def report(
+    studies: tuple[Path, ...], out: Path, target: str | None, form: str, bootstrap: int, no_compare: bool
+) -> None:
     """Write one self-contained page of studies, each the folder of a sweep or a run table: the answers in words, plots
     with every run behind them, the table of runs, learning curves, and all numbers with what is refused.
     """

@@ -20,9 +20,11 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling import laws
+from recscale.scaling.laws.forms.registry import ONE_AXIS
 from recscale.scaling.laws.isoflop import frontier
 from recscale.scaling.laws.judgement.rolling import MIN_TEST, MIN_TRAIN, rolling_origin
 from recscale.scaling.laws.tables import validate as tables
+from recscale.scaling.laws.tables.axes import usual_cluster, usual_target
 from recscale.scaling.records.number_text import amount
 
 from .series import FITTED, HELD_OUT, Series, View
@@ -47,16 +49,16 @@ _FACTS = {
 def make_views(
     table: pd.DataFrame,
     *,
-    form: str = "power_offset",
+    form: str = ONE_AXIS,
     axes: Sequence[str] | None = None,
-    target: str = "logloss",
+    target: str | None = None,
     hold_out_largest: bool = True,
     **options: Any,
 ) -> list[View]:
     """One view per axis, the most important first.
 
     Args:
-        table: run table. form: a law of one axis. target: metric column.
+        table: run table. form: a law of one axis. target: metric column, the usual one by default.
         axes: columns; None takes those of `AXES` that vary over the finished runs.
         hold_out_largest: leave the largest value of each axis out of the fit.
         options: passed to `laws.fit` (bootstrap, seed, cluster, weights, ...).
@@ -64,6 +66,7 @@ def make_views(
     Raises:
         ValueError: a column or form does not exist, the form has several axes, or nothing varies.
     """
+    target = target or usual_target(table)
     tables.require(table, target, "the target")
     chosen = list(axes) if axes is not None else varying_axes(table)
     if not chosen:
@@ -96,7 +99,7 @@ def _scored(series: Series, options: Mapping[str, Any]) -> Series:
         return series
     slot = series.fit.form.slots[0].name
     candidates = list(dict.fromkeys([series.fit.form.id, "power"]))
-    cluster = cluster_column(series.frame, series.axis)
+    cluster = usual_cluster(series.frame, [series.axis])
     found = rolling_origin(
         rows, candidates, {slot: series.axis}, series.target, axis=series.axis, cluster=cluster, **options
     )
@@ -125,8 +128,7 @@ def fitted_series(
 ) -> Series:
     """One architecture's law along an axis, of the rows whose role is fitted; where: what the slice holds fixed."""
     slot = laws.forms.get(form).slots[0].name
-    own = {"cluster": cluster_column(frame, axis), **with_facts(frame, options)}
-    fit = laws.fit(frame, form, {slot: axis}, target, where=f"role == '{FITTED}'", **own)
+    fit = laws.fit(frame, form, {slot: axis}, target, where=f"role == '{FITTED}'", **with_facts(frame, options))
     return Series(name, frame, fit, axis, target, where)
 
 
@@ -135,15 +137,6 @@ def with_facts(frame: pd.DataFrame, options: Mapping[str, Any]) -> dict[str, Any
     known = _FACTS if _OWN_RUNS in frame.columns else {}
     notes = {**known, **options.get("notes", {})}
     return {**options, "notes": notes} if notes else dict(options)
-
-
-def cluster_column(frame: pd.DataFrame, axis: str) -> str | None:
-    """Rows resampled together: a shape; along examples, where one shape gives every row, a trunk."""
-    if axis == "examples":
-        for column in ("trunk_id", "run_id"):
-            if column in frame.columns and frame[column].notna().all():
-                return column
-    return None
 
 
 def _with_roles(

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling.data import metrics
+from recscale.scaling.laws.fitting.law_fit import Settings
 from recscale.scaling.laws.forms import registry
 from recscale.scaling.laws.isoflop.frontier import Excluded, decayed_rows
 from recscale.scaling.laws.judgement import gates
@@ -153,7 +154,7 @@ def compare(
     by: str = "architecture",
     cluster: str | None = None,
     match: str | None = None,
-    bootstrap: int = 1000,
+    bootstrap: int = Settings.bootstrap,
     delta: float = 1e-3,
     margin: float = 0.1,
     paired_seeds_needed: int = 5,

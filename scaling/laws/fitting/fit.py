@@ -17,7 +17,7 @@ from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.forms.power import SUM_COLUMNS
 from recscale.scaling.laws.judgement import diagnostics, gates
 from recscale.scaling.laws.judgement.gates import EVERYTHING, Gate
-from recscale.scaling.laws.tables.axes import resolve_axes
+from recscale.scaling.laws.tables.axes import resolve_axes, usual_cluster, usual_target
 from recscale.scaling.laws.tables.validate import Rows, prepare, require
 from recscale.scaling.laws.uncertainty import bootstrap as resampling
 from recscale.scaling.laws.uncertainty.curvature import groupings
@@ -28,20 +28,21 @@ from recscale.scaling.laws.uncertainty.streams import solve_streams, stream_prob
 
 def fit(
     table: pd.DataFrame,
-    form: str | Form = "chinchilla",
+    form: str | Form | None = None,
     axes: Mapping[str, str] | Sequence[str] | str | None = None,
     target: str | None = None,
-    bootstrap: int = 1000,
+    bootstrap: int = Settings.bootstrap,
     cluster: str | None = None,
     **options,
 ) -> LawFit:
     """Fit a scaling law, min over parameters of sum_i w_i Huber(ln yhat_i - ln y_i), to a table of runs.
 
-    form: id or alias (see `forms.names()`), or the address of a form, `package.module:attribute`.
+    form: id or alias (see `forms.names()`), or the address of a form, `package.module:attribute`; None is power_offset
+    of one axis, chinchilla otherwise.
     axes: slot -> column ({"N": "dense_params", "D": "examples"}); None takes the form's default columns.
     target: metric column; None is logloss, or loss where the table has no logloss.
     bootstrap: resampled refits for intervals, 0 for none.
-    cluster: column whose rows are resampled together; None is shape_id.
+    cluster: column whose rows are resampled together; None is shape_id, or along examples alone the trunk or run.
     options: huber_delta (inf is least squares), residuals ("auto", "log", "plain"), weights (column), seed,
     fixed ({"E": .42}, or {"E": "@asymptote"} for a column of known floors), bounds ({"alpha": (0, 2)}), priors
     ({"alpha": ("normal", .3, .1)}, or "lognormal" with the median and the sd of the logarithm), profile, invalid
@@ -51,10 +52,10 @@ def fit(
     Raises ValueError for an unknown column, form or option. Degenerate or broken tables do not raise: they
     return a fit whose `params` are None with the reasons in `refusals`.
     """
-    settings, form = _resolve(table, form, axes, bootstrap, options)
+    settings, form = _resolve(table, registry.usual(axes) if form is None else form, axes, bootstrap, options)
     columns = resolve_axes(form, axes)
     if target is None:
-        target = "auc" if form.target == "auc" else "loss" if "logloss" not in table and "loss" in table else "logloss"
+        target = "auc" if form.target == "auc" else usual_target(table)
     if settings.residuals == "plain" and target in table and (pd.to_numeric(table[target], errors="coerce") <= 0).any():
         form = form.for_any_metric()
     positive = settings.residuals == "log" or (
@@ -65,7 +66,7 @@ def fit(
         form,
         columns,
         target,
-        cluster=cluster,
+        cluster=cluster or usual_cluster(table, columns.values()),
         weights=settings.weights,
         where=settings.where,
         invalid=settings.invalid,

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from recscale.scaling.laws.fitting.fit import fit
-from recscale.scaling.laws.fitting.law_fit import LawFit, Refused
+from recscale.scaling.laws.fitting.law_fit import LawFit, Refused, Settings
 from recscale.scaling.laws.forms.form import Family, Form, Linear, Slot, coefficient, exponent, floor_parameter
 from recscale.scaling.laws.tables.validate import require
 
@@ -102,7 +102,7 @@ def hierarchy(
     by: str = "architecture",
     cluster: str | None = None,
     where: str | None = None,
-    bootstrap: int = 1000,
+    bootstrap: int = Settings.bootstrap,
     seed: int = 0,
 ) -> Hierarchy:
     """Exponents of every architecture along an axis, by themselves and pooled.
@@ -145,7 +145,7 @@ def _pooled(law: LawFit, names, logs, errors, granted, floors, why: str) -> Hier
     tau2 = max(excess / (w.sum() - np.sum(w**2) / w.sum()), 0.0)
     w = 1 / (v + tau2)
     mean, se = np.sum(w * y) / w.sum(), 1 / np.sqrt(w.sum())
-    t = stats.t.ppf(0.975, spare)
+    t = special.stdtrit(spare, 0.975)
     exponents = []
     for k, name in enumerate(names):
         alone, interval = law.params[f"alpha_{name}"], law.intervals.get(f"alpha_{name}")

@@ -8,7 +8,7 @@ the names of the call's axes or None, and most forms have their own and ignore i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 
 from recscale.pallas_kernels import names as by_name
@@ -16,6 +16,8 @@ from recscale.pallas_kernels import names as by_name
 from .form import Form
 
 GROUP = "recscale.forms"
+# What is fitted where no form is asked for, in the terminal, in figures and on pages alike.
+ONE_AXIS, SEVERAL_AXES = "power_offset", "chinchilla"
 _FORMS = {
     name: f"recscale.scaling.laws.forms.{address}"
     for name, address in {
@@ -49,6 +51,11 @@ _FORMS = {
 def names() -> tuple[str, ...]:
     """Readable ids of every registered form, those that other distributions bring last."""
     return tuple(by_name.available(GROUP, _FORMS))
+
+
+def usual(axes: Collection[str] | str | None) -> str:
+    """The form where none is asked for: that of one axis where one is named."""
+    return ONE_AXIS if isinstance(axes, str) or (axes is not None and len(axes) == 1) else SEVERAL_AXES
 
 
 def full_name(name: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from recscale.scaling.laws.fitting.fit import fit
+from recscale.scaling.laws.fitting.law_fit import Settings
 from recscale.scaling.laws.grids import Grid, between, number
 from recscale.scaling.laws.uncertainty.bootstrap import cluster_counts
 
@@ -50,7 +51,7 @@ def approaches(
     budget: str = "flops_target",
     target: str = "logloss",
     cluster: str | None = None,
-    bootstrap: int = 1000,
+    bootstrap: int = Settings.bootstrap,
     seed: int = 0,
 ) -> tuple[list[Approach], Isoflop | None, list[str]]:
     """All three approaches, the isoFLOP groups where the table has budgets, and remarks on b.

@@ -10,6 +10,7 @@ import click
 from recscale.scaling.laws.commands import fit_options, leave, read_and_tell, refuse, say, show, table_command
 from recscale.scaling.laws.fitting.fit import fit
 from recscale.scaling.laws.fitting.law_fit import Refused
+from recscale.scaling.laws.forms.registry import SEVERAL_AXES
 from recscale.scaling.laws.tables.axes import parse_axes
 
 from .allocation import as_grid, exponents_line, per_unit_of, splits
@@ -22,7 +23,7 @@ from .allocation import as_grid, exponents_line, per_unit_of, splits
         type=float,
         help="Compute of one unit of every axis, the k of k N D [default: median of train_flops / (N D) in the rows].",
     ),
-    fit_options("chinchilla"),
+    fit_options(SEVERAL_AXES),
 )
 def optimum(
     table: Path, budgets: tuple[float, ...], per_unit: float | None, form: str, axes: str | None, target: str | None,

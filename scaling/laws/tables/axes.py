@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+import pandas as pd
 
 from recscale.scaling.laws.forms.form import Form
 
@@ -30,6 +32,22 @@ def parse_axes(text: str | None) -> dict[str, str] | list[str] | None:
             "nor SLOT=COLUMN pairs (N=dense_params,D=examples)"
         )
     return pairs or entries
+
+
+def usual_target(table: pd.DataFrame) -> str:
+    """The metric column where none is asked for."""
+    return "loss" if "logloss" not in table.columns and "loss" in table.columns else "logloss"
+
+
+def usual_cluster(table: pd.DataFrame, axes: Collection[str]) -> str | None:
+    """Rows resampled together where no column is asked for: along examples alone, where one shape gives every row,
+    those of a trunk; None leaves it to the shape.
+    """
+    if list(axes) == ["examples"]:
+        for column in ("trunk_id", "run_id"):
+            if column in table.columns and table[column].notna().all():
+                return column
+    return None
 
 
 def parse_point(text: str) -> dict[str, float]:

@@ -14,12 +14,15 @@ from rich.console import Console
 
 from recscale.scaling.data.known_truth.config import preset
 from recscale.scaling.laws import fit
+from recscale.scaling.laws.fit_command import fit as fit_command
+from recscale.scaling.laws.forms import registry
 from recscale.scaling.laws.tables.axes import parse_axes
 from recscale.scaling.records import runs
 from recscale.scaling.records.number_text import amount, value_text
 from recscale.scaling.report import captions, estimands, truth, views
 from recscale.scaling.report.plot_command import plot
 from recscale.scaling.report.report import make_report, print_summary
+from recscale.scaling.report.report_command import report as page_command
 from recscale.scaling.report.wording import shortened
 
 FAST = dict(bootstrap=60)
@@ -113,6 +116,24 @@ def test_examples_are_clustered_by_trunk(make_runs):
     _, view = roles(table, axes=["examples"])
     assert view.series[0].fit.rows.cluster == "trunk_id"
     assert roles(table.drop(columns="trunk_id"), axes=["examples"])[1].series[0].fit.rows.cluster == "run_id"
+
+
+def test_terminal_figure_and_page_have_the_same_defaults_and_numbers(out, tmp_path):
+    table = pd.read_parquet(out / "runs.parquet").query("architecture == 'rankmixer' and status == 'done'")
+    table.to_parquet(tmp_path / "runs.parquet", index=False)
+    arguments = [str(tmp_path), "--axes", "dense_params", "--bootstrap", "20", "--json"]
+    done = CliRunner().invoke(fit_command, arguments)
+    told = json.loads(done.output.splitlines()[-1])
+    (view,) = views.make_views(table, axes=["dense_params"], hold_out_largest=False, bootstrap=20)
+    drawn = view.series[0].fit
+    assert told["params"]["alpha"] == drawn.params["alpha"] and told["params"]["E"] == drawn.params["E"]
+    assert told["intervals"]["alpha"] == pytest.approx(list(drawn.intervals["alpha"]), rel=1e-12)
+    commands = {c.name: {option.name: option for option in c.params} for c in (fit_command, plot, page_command)}
+    for name in ("bootstrap", "cluster", "target"):
+        assert len({(o.default, o.help) for own in commands.values() if (o := own.get(name))}) == 1
+    assert registry.usual(["dense_params"]) == commands["plot"]["form"].default == commands["report"]["form"].default
+    trunks = table.assign(examples=table.dense_params, trunk_id=table.run_id)
+    assert fit(trunks, axes="examples", bootstrap=0, profile=False).rows.cluster == "trunk_id"
 
 
 def test_of_several_rates_the_best_mean_is_kept_and_said(make_runs):
