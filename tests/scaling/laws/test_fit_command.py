@@ -102,8 +102,8 @@ def test_refusals_are_printed_with_the_reason_and_no_number(folder):
     ("arguments", "words"),
     [
         (["--target", "loglos"], "did you mean 'logloss'"),
-        (["--axes", "N=params"], "no column 'params' for axis N"),
-        (["--axes", "N:dense_params"], "no column 'N:dense_params' for axis N"),
+        (["--axes", "N=params"], "no column 'params' for axis x"),
+        (["--axes", "N:dense_params"], "no column 'N:dense_params' for axis x"),
         (["--axes", "N=,D=examples"], "neither a list of columns"),
         (["--axes", "dense_params,examples,train_flops"], "has 2 axes, found 3 columns"),
         (["--form", "kapa"], "did you mean 'kappa'"),
