@@ -107,7 +107,7 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
         t.examples, t.passes, t.warmup_examples = 0, MOST_PASSES, 0
         # Rows come back, and what one pass profits from is learnt by heart in two. So dense parameters learn slowly
         # and fall back, and table rows rest where an L2 holds them, those that are seldom read above all. Chosen on
-        # the validation rows of two logs (a made-up shop of 200,000 rows, MovieLens-100K) as one setting for both.
+        # the validation rows of the made-up shop (clicks of 200,000 rows, DCNv2): .3484; .3491 with 3e-4, 0 and 3e-4.
         t.lr, t.weight_decay, t.embedding_l2 = 3e-4, 3.0, 1e-3
 
     config.tracking = ConfigDict()
