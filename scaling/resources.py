@@ -108,26 +108,12 @@ def energy_and_money(
     }
 
 
-def dense_bytes(axes: Mapping[str, int], dense_params: int) -> dict[str, float] | None:
-    """Operand bytes a step that a device sends for dense parameters and their gradients in float32, by collective, on a
-    mesh of `data` or `fsdp` alone; None on others.
-
-    `data`: the gradients are summed. `fsdp`: besides, every device gives its part of the parameters to all.
-    """
-    used = {axis: ways for axis, ways in axes.items() if ways > 1}
-    if used.keys() == {"data"}:
-        return {"all-reduce": 4.0 * dense_params}
-    if used.keys() == {"fsdp"}:
-        return {"all-reduce": 4.0 * dense_params, "all-gather": 4.0 * dense_params / used["fsdp"]}
-    return None
-
-
 def network(
     per_step: Mapping[str, int] | None, steps: int, predicted: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """Communication of a device: operand bytes of each kind of collective a step, and of the whole run.
 
-    predicted: see `dense_bytes`; embedding rows come on top.
+    predicted: see `recscale.scaling.parallel.predicted_bytes`.
     """
     total = None if per_step is None else sum(per_step.values())
     found = {
@@ -136,8 +122,8 @@ def network(
     }
     found["communication_bytes_per_step"] = figure(total, "B", "counted")
     found["communication_bytes"] = figure(None if total is None else total * steps, "B", "counted")
-    dense = None if predicted is None else sum(predicted.values())
-    found["communication_bytes_per_step_predicted"] = figure(dense, "B", "estimated")
+    foreseen = None if predicted is None else sum(predicted.values())
+    found["communication_bytes_per_step_predicted"] = figure(foreseen, "B", "estimated")
     return found
 
 

@@ -1,5 +1,6 @@
 """Meshes and the rule table that says which array is split over which of their axes."""
 
+from .communication import predicted_bytes
 from .mesh import MESH_AXES, default_axes, make_mesh, mesh_text, parse_mesh
 from .placing import check_requests, own_share, place_batch, put_everywhere, run_mesh
 from .rules import BATCH_AXES, RULES, batch_spec, batch_ways, replicated, shardings, spec, table_spec
@@ -17,6 +18,7 @@ __all__ = [
     "own_share",
     "parse_mesh",
     "place_batch",
+    "predicted_bytes",
     "put_everywhere",
     "replicated",
     "run_mesh",

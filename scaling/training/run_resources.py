@@ -12,6 +12,7 @@ from recscale.pallas_kernels import targets
 from recscale.scaling import resources
 from recscale.scaling.counting.xla_cost import compiled_cost
 from recscale.scaling.data.source import Source
+from recscale.scaling.parallel import predicted_bytes
 
 from .clock import Clock
 from .preflight import device_bytes, state_bytes
@@ -70,8 +71,9 @@ def run_resources(
     hours = resources.value_of(found, "device_hours")
     share = None if energy_kwh is None else energy_kwh / replicas
     found |= resources.energy_and_money(hours, batch_rows * steps, stated, share)
-    axes = {} if trainer.mesh is None else trainer.mesh.shape
-    return found | resources.network(trainer.communication, steps, resources.dense_bytes(axes, counts.dense_params))
+    mesh = trainer.mesh
+    predicted = None if mesh is None else predicted_bytes(state.params, mesh, batch_rows)
+    return found | resources.network(trainer.communication, steps, predicted)
 
 
 def stated_figures(tracking: Mapping[str, Any]) -> dict[str, float]:
