@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # Tests run on the CPU whatever the machine has; two workers match the smallest machine we support.
 WORKERS ?= 2
 ARGS ?=
+# Every process that is started reads compiled sources instead of compiling them, whatever the shell says: it is seconds of
+# each, and tests and sweeps start many.
+export PYTHONDONTWRITEBYTECODE :=
 # Compilers of the accelerators, each in an environment of its own: their runtimes do not belong in the main one. The
 # version of jax decides the compiler (libtpu, the CUDA plugin), so it is fixed: what compiles today compiles tomorrow.
 # It is the first of AOT_JAX; with the others, which need Python 3.12, kernels are tested and lowered (make newer-jax).

@@ -4,12 +4,17 @@ compiled once. The cache holds the same machine code a fresh compilation gives.
 Checks of an architecture marked `thorough` run at every run on one architecture of each family, and on all the others
 in the slow stage."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import jaxtyping
 import pytest
 from checked_types import of_arrays_only
+
+# It sets up logging as it is imported, and would close what pytest captures by then. Not everywhere installed.
+with contextlib.suppress(ImportError):
+    import submitit  # noqa: F401
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "xla"
 

@@ -5,7 +5,6 @@ import os
 import sys
 
 import pytest
-import submitit  # noqa: F401  # here, not in a test: it sets up logging, which would close what pytest captures
 
 from recscale.scaling.cli import main
 
