@@ -46,7 +46,7 @@ _TOPK = {"model.experts": 8, "model.router": "topk"}
 
 
 def get_config() -> ConfigDict:
-    return known_truth("rankmixer", "dense", requests=256, examples=300_000, lr=5e-3)
+    return known_truth("rankmixer", "dense", requests=256, examples=300_000, lr=1e-2)
 
 
 def get_rates() -> dict:
@@ -56,7 +56,7 @@ def get_rates() -> dict:
 def get_sweep() -> Sweep:
     blocks = [_arm(name, _SHAPE | change) for name, change in {**BLOCKS, **experts()}.items()]
     baselines = [_arm(name, {"architecture": architecture}) for name, architecture in BASELINES.items()]
-    same_size = product(by_dense_params([SIZE], training__lr=5e-3), chain(*blocks, *baselines))
+    same_size = product(by_dense_params([SIZE], training__lr=1e-2), chain(*blocks, *baselines))
     small = product(by_dense_params([SIZE / 8], training__lr=1e-2), _arm("small dense", _SHAPE))
     return product(chain(same_size, small), seeds(5))
 

@@ -57,7 +57,7 @@ BASELINES = {
 
 
 def get_config() -> ConfigDict:
-    return known_truth("tokenmixer_large", "dense", requests=256, examples=300_000, lr=5e-3)
+    return known_truth("tokenmixer_large", "dense", requests=256, examples=300_000, lr=1e-2)
 
 
 def get_rates() -> dict:
@@ -67,7 +67,7 @@ def get_rates() -> dict:
 def get_sweep() -> Sweep:
     variants = [noted([_SHAPE | change], arm=name) for name, change in VARIANTS.items()]
     baselines = [noted([settings], arm=name) for name, settings in BASELINES.items()]
-    return product(by_dense_params([SIZE], training__lr=5e-3), chain(*variants, *baselines), seeds(5))
+    return product(by_dense_params([SIZE], training__lr=1e-2), chain(*variants, *baselines), seeds(5))
 
 
 def get_report() -> dict:

@@ -34,7 +34,7 @@ _SEPARATED = {"architecture": "ug_tokenmixer_large"} | _SHAPE
 
 
 def get_config() -> ConfigDict:
-    return known_truth("tokenmixer_large", "dense", requests=256, examples=300_000, lr=5e-3)
+    return known_truth("tokenmixer_large", "dense", requests=256, examples=300_000, lr=1e-2)
 
 
 def get_rates() -> dict:
@@ -52,7 +52,7 @@ def get_sweep() -> Sweep:
             arms.append(noted([_SEPARATED | user | {"model.compensation": "none"}], arm=f"no compensation {ratio}"))
     towers = {"model.user_tokens": 6, "model.compensation": "none", "model.user_to_candidate": False}
     arms.append(noted([_SEPARATED | towers], arm="two towers"))
-    return product(by_dense_params([SIZE], training__lr=5e-3), chain(*arms), seeds(5))
+    return product(by_dense_params([SIZE], training__lr=1e-2), chain(*arms), seeds(5))
 
 
 def get_report() -> dict:
