@@ -21,6 +21,8 @@ CACHE = Path(__file__).parent.parent / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Most programs of the tests, and of processes they start, run once: compiling them quickly is what counts.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Threads of XLA's CPU client. Interpreted GPU kernels run every warpgroup in a callback of its own, which waits for the
 # others: with fewer threads than that (a machine or a container of one core) they wait for ever.
 os.environ["NPROC"] = str(max(8, int(os.environ.get("NPROC") or os.cpu_count() or 1)))

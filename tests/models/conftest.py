@@ -122,10 +122,8 @@ def random_labels():
 
 @pytest.fixture(autouse=True, scope="module")
 def _settings():
-    """No implicit rank promotion; quick compilation, since these tests compile hundreds of tiny programs."""
+    """No implicit rank promotion."""
     promotion = jax.config.jax_numpy_rank_promotion
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_numpy_rank_promotion", promotion)
-    jax.config.update("jax_disable_most_optimizations", False)

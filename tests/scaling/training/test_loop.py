@@ -9,17 +9,18 @@ import pytest
 from recscale.scaling.records import runs as records
 from recscale.scaling.training import RunSpec, get_config, loop, train, train_group
 
-EXAMPLES = 64 * 60
+STEPS = 24
+EXAMPLES = 64 * STEPS
 
 
 def make_config(**settings):
     config = get_config("rankmixer", "known_truth")
     config.data.preset = "smoke"
-    config.data.holdout_rows = 2048
+    config.data.holdout_rows = 512
     config.model.tokens, config.model.width, config.model.hidden, config.model.layers = 4, 16, 32, 1
     config.training.requests = 64
     config.training.examples = EXAMPLES
-    config.training.warmup_examples = 640
+    config.training.warmup_examples = 64 * 6
     config.training.checkpoint_every_s = 0.0
     with config.unlocked():
         for key, value in settings.items():
@@ -125,21 +126,24 @@ def test_statistics_of_every_expert_reach_the_metrics(tmp_path, router, name, sh
 
 
 def test_results_do_not_depend_on_how_steps_are_divided(tmp_path):
-    """A log that is recorded: logged every 2 steps or every 17, the model is the same to the last bit."""
+    """A log that is recorded: logged every 2 steps or every 7, the model is the same to the last bit."""
 
     def trained(every):
-        config = make_config(data__preset="dense", training__log_every_examples=every * 64)
+        settings = dict(data__preset="dense", data__overrides={"quanta": 24, "code_bits": 3})
+        config = make_config(**settings, training__log_every_examples=every * 64, training__checkpoint_every_s=1e9)
         return train(config, tmp_path / str(every))
 
-    first, second = trained(2), trained(17)
+    first, second = trained(2), trained(7)
     assert losses(first)["excess_logloss"] == losses(second)["excess_logloss"]
-    logged = [{line["step"]: line for line in records.read_metrics(tmp_path / str(every))} for every in (2, 17)]
+    logged = [{line["step"]: line for line in records.read_metrics(tmp_path / str(every))} for every in (2, 7)]
     common = sorted(logged[0].keys() & logged[1].keys())
-    assert common == [34, 48, 60] and [logged[0][s]["rate"] for s in common] == [logged[1][s]["rate"] for s in common]
+    assert common == [14, 19, STEPS] and [logged[0][s]["rate"] for s in common] == [
+        logged[1][s]["rate"] for s in common
+    ]
 
 
 @pytest.mark.parametrize(
-    "events", [pytest.param(2, marks=pytest.mark.slow), 13, pytest.param(27, marks=pytest.mark.slow)]
+    "events", [pytest.param(2, marks=pytest.mark.slow), 6, pytest.param(11, marks=pytest.mark.slow)]
 )
 def test_interrupted_run_ends_bit_identical(plain, tmp_path, events):
     folder, record = plain
@@ -154,7 +158,7 @@ def test_interrupted_run_ends_bit_identical(plain, tmp_path, events):
 
 
 def two_horizons(folder, **settings):
-    settings = dict(training__log_every_examples=2 * 64) | settings
+    settings = dict(training__log_every_examples=4 * 64) | settings
     configs = [make_config(training__examples=n, **settings) for n in (EXAMPLES, 2 * EXAMPLES)]
     return [RunSpec(config, folder / str(config.training.examples)) for config in configs]
 
@@ -162,9 +166,9 @@ def two_horizons(folder, **settings):
 def test_branch_equals_a_run_of_its_own_and_survives_interruption(plain, tmp_path):
     specs = two_horizons(tmp_path)
     with pytest.raises(Interrupted):
-        train_group(specs, tmp_path / "group", progress=interrupt_after(28))  # inside the first branch
+        train_group(specs, tmp_path / "group", progress=interrupt_after(6))  # inside the first branch
     short, long = train_group(specs, tmp_path / "group")
-    alone = make_config(training__log_every_examples=2 * 64)
+    alone = make_config(training__log_every_examples=4 * 64)
     own = train(alone, tmp_path / "alone")
     assert losses(short) == losses(own)
     assert (tmp_path / str(EXAMPLES) / "metrics.jsonl").read_bytes() == (tmp_path / "alone/metrics.jsonl").read_bytes()
@@ -196,20 +200,20 @@ def test_interruption_right_after_the_checkpoint_that_follows_a_branch(tmp_path,
 
 
 def test_a_checkpoint_inside_a_logging_interval_carries_its_metrics(tmp_path, monkeypatch):
-    config = make_config(training__log_every_examples=64 * 20, training__checkpoint_every_s=1e-9)
+    config = make_config(training__log_every_examples=64 * 8, training__checkpoint_every_s=1e-9)
     whole = train(config, tmp_path / "whole")
     save = loop.Checkpoints.save
 
     def save_and_die(self, tick, position, state, trunk):
         save(self, tick, position, state, trunk)
-        if position["step"] == 47:
+        if position["step"] == 18:
             raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(loop.Checkpoints, "save", save_and_die)
         train(config, tmp_path / "killed")
     resumed = train(config, tmp_path / "killed")
-    assert resumed["restored_from"] == 47 and losses(resumed) == losses(whole)
+    assert resumed["restored_from"] == 18 and losses(resumed) == losses(whole)
     lines = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed")]
     assert lines[0] == lines[1] and len(lines[0].splitlines()) == 4
 
@@ -247,7 +251,8 @@ def test_a_program_without_a_living_replica_stops(tmp_path, monkeypatch):
 def test_replicas_equal_single_runs_and_one_may_diverge(plain, tmp_path):
     cases = {"a": (0, 3e-3), "b": (1, 3e-3), "nan": (0, 1e38)}
     specs = [
-        RunSpec(make_config(seed=seed, training__lr=rate), tmp_path / name) for name, (seed, rate) in cases.items()
+        RunSpec(make_config(seed=seed, training__lr=rate, training__checkpoint_every_s=1e9), tmp_path / name)
+        for name, (seed, rate) in cases.items()
     ]
     first, second, broken = train_group(specs, tmp_path / "group")
     assert first["metrics"]["logloss"] == pytest.approx(plain[1]["metrics"]["logloss"], abs=1e-5)

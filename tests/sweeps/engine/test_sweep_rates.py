@@ -49,7 +49,7 @@ from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import chain, noted, product, seeds
 def get_config():
     config = base_config("dlrm_mlp", "known_truth")
-    config.data.preset = "smoke"
+    config.data.preset, config.data.overrides = "dense", {"quanta": 24, "code_bits": 3}
     config.data.holdout_rows = 256
     config.training.requests = 64
     config.training.examples = 256
