@@ -7,7 +7,7 @@ beside it. Experts: eight a token, with lam_rate 1.02 and lam0 1e-4, for runs of
 
     recscale paper rankmixer
 
-Not run yet at this size: no figure of it has been committed.
+What its runs say of each: `notebooks/runs/README.md`.
 """
 
 from ml_collections import ConfigDict
@@ -46,7 +46,7 @@ _TOPK = {"model.experts": 8, "model.router": "topk"}
 
 
 def get_config() -> ConfigDict:
-    return known_truth("rankmixer", "dense", requests=256, examples=300_000, lr=1e-2)
+    return known_truth("rankmixer", "dense", requests=256, examples=300_000, lr=5e-3)
 
 
 def get_rates() -> dict:
@@ -56,7 +56,7 @@ def get_rates() -> dict:
 def get_sweep() -> Sweep:
     blocks = [_arm(name, _SHAPE | change) for name, change in {**BLOCKS, **experts()}.items()]
     baselines = [_arm(name, {"architecture": architecture}) for name, architecture in BASELINES.items()]
-    same_size = product(by_dense_params([SIZE], training__lr=1e-2), chain(*blocks, *baselines))
+    same_size = product(by_dense_params([SIZE], training__lr=5e-3), chain(*blocks, *baselines))
     small = product(by_dense_params([SIZE / 8], training__lr=1e-2), _arm("small dense", _SHAPE))
     return product(chain(same_size, small), seeds(5))
 

@@ -1,4 +1,4 @@
-"""Committed figures say what the fitter finds; what is found at an open interval's end depends on how it was compiled."""
+"""Committed figures say what the fitter finds; at the end of an open interval that depends on the compilation."""
 
 import jax
 import pytest
