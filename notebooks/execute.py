@@ -22,6 +22,8 @@ NOTEBOOKS = (
     "mixers",
     "history_length",
     "memory_slots",
+    "compute_allocation",
+    "what_a_fit_can_say",
     "any_table",
     "own_log",
     "reuse_a_module",
