@@ -28,6 +28,7 @@ NOTEBOOKS = (
     "own_log",
     "reuse_a_module",
     "budgets_and_cold_start",
+    "domains",
 )
 TABLE = HERE / "runs" / "quickstart.parquet"
 TIMEOUT_S = 600

@@ -11,7 +11,7 @@ stream of the log (`mdl_rates`).
 
     recscale sweep mdl_shared_fraction --out runs/mdl_shared_fraction
 
-Not finished: no figure of it has been committed, but for the rates.
+What its runs say: `notebooks/runs/README.md`.
 """
 
 from ml_collections import ConfigDict

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from recscale.scaling.report.orderings import judge
-from recscale.sweeps.domains import bank_forecasts, lemur_cold_items
+from recscale.sweeps.domains import bank_forecasts, lemur_cold_items, mdl_shared_fraction
 
 RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
-STUDIES = {study.__name__.rpartition(".")[2]: study for study in (bank_forecasts, lemur_cold_items)}
+STUDIES = {study.__name__.rpartition(".")[2]: study for study in (bank_forecasts, lemur_cold_items, mdl_shared_fraction)}
 
 
 @pytest.mark.parametrize("name", STUDIES)
