@@ -10,7 +10,8 @@ from recscale.scaling.report.orderings import judge
 from recscale.sweeps.domains import bank_forecasts, lemur_cold_items, mdl_shared_fraction
 
 RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
-STUDIES = {study.__name__.rpartition(".")[2]: study for study in (bank_forecasts, lemur_cold_items, mdl_shared_fraction)}
+FILES = (bank_forecasts, lemur_cold_items, mdl_shared_fraction)
+STUDIES = {file.__name__.rpartition(".")[2]: file for file in FILES}
 
 
 @pytest.mark.parametrize("name", STUDIES)
