@@ -1,7 +1,7 @@
 """Published orderings as data, and what runs of one's own say of each: held, failed, inside noise, or not to be built.
 
-An ordering names two arms of a sweep (the note `arm` of their runs). Runs that share stream, seed and size are pairs;
-of their differences in logloss, or another loss, a mean and its 95 % Student-t interval are taken.
+An ordering names two arms of a sweep (the note `arm` of their runs) or a study. Runs that share stream, seed and size
+are pairs; of their differences in logloss, or another figure, a mean and its 95 % Student-t interval are taken.
 
     held            the interval lies on the published side of 0
     failed          it lies on the other side
@@ -35,7 +35,8 @@ class Ordering:
 
     id: short name. better, worse: arms. published: the difference as printed, in `unit`, None where only the direction
     is. source: table, figure or section; at: size and data it was published at. lacking: what it needs that is not in
-    the package, empty where it can be run. metric: the column that decides, lower is better.
+    the package, empty where it can be run. metric: the column that decides: lower is better, or higher where a minus
+    stands before its name.
     """
 
     id: str
@@ -51,8 +52,8 @@ class Ordering:
 
 @dataclass(frozen=True)
 class Judged:
-    """An ordering and what was measured. difference: of its metric, worse minus better, so above 0 where it held, and
-    its interval; auc: of AUC, better minus worse, in points x 100; None where nothing was. why: of a refusal."""
+    """An ordering and what was measured. difference: of its metric, above 0 where it held, and its interval; auc: of
+    AUC, better minus worse, in points x 100; None where nothing was. why: of a refusal."""
 
     ordering: Ordering
     outcome: Outcome
@@ -105,27 +106,34 @@ def _judged(table: pd.DataFrame, ordering: Ordering) -> Judged:
                 if (text := _unfit(rows, arm))), "")  # fmt: skip
     if why:
         return Judged(ordering, "not judged", why=why)
-    better, worse = (rows.set_index([name for name in _PAIRED_BY if rows[name].notna().all()]) for rows in sides)
+    paired = [name for name in _PAIRED_BY if name in table]
+    better, worse = (rows.set_index([name for name in paired if rows[name].notna().all()]) for rows in sides)
     if better.index.names != worse.index.names:
         return Judged(ordering, "not judged", why="one arm has sizes that match, the other none")
     shared = better.index.intersection(worse.index)
     if len(shared) < MIN_PAIRS:
         return Judged(ordering, "not judged", len(shared), why=f"{len(shared)} paired seeds, {MIN_PAIRS} are needed")
-    difference = (worse.loc[shared, ordering.metric] - better.loc[shared, ordering.metric]).to_numpy(float)
-    auc = 100 * (better.loc[shared, "auc"] - worse.loc[shared, "auc"]).to_numpy(float)
+    column = ordering.metric.removeprefix("-")
+    difference = (worse.loc[shared, column] - better.loc[shared, column]).to_numpy(float)
+    if column != ordering.metric:
+        difference = -difference
+    auc = None
+    if "auc" in table:
+        auc = 100 * float((better.loc[shared, "auc"] - worse.loc[shared, "auc"]).astype(float).mean())
     mean, half = float(difference.mean()), half_width(difference)
     outcome: Outcome = "inside noise" if abs(mean) <= half else "held" if mean > 0 else "failed"
-    return Judged(ordering, outcome, len(shared), mean, (mean - half, mean + half), float(auc.mean()))
+    return Judged(ordering, outcome, len(shared), mean, (mean - half, mean + half), auc)
 
 
 def _unfit(rows: pd.DataFrame, arm: str) -> str:
-    """Why an arm's runs judge nothing; empty where they do."""
+    """Why an arm's runs judge nothing; empty where they do. Runs of a study may have no status, being finished, and
+    no rate that was searched."""
     if not len(rows):
         return f"no run of {arm}"
-    unfinished = rows[rows["status"] != "done"]
+    unfinished = rows[rows["status"] != "done"] if "status" in rows else rows.iloc[:0]
     if len(unfinished):
         return f"{len(unfinished)} of {len(rows)} runs of {arm} {unfinished['status'].iloc[0]}"
-    if not rows["lr_bracketed"].fillna(False).astype(bool).all():
+    if "lr_bracketed" in rows and not rows["lr_bracketed"].fillna(False).astype(bool).all():
         return f"the rate of {arm} was best at the lowest or highest tried"
     return ""
 
@@ -149,19 +157,20 @@ def orderings_table(judged: Sequence[Judged]) -> pd.DataFrame:
 
 def lines(judged: Sequence[Judged]) -> list[str]:
     """What a terminal shows: a line an ordering, then how many came out how."""
-    wide = max(len(_words(found.ordering)) for found in judged)
+    wide = max(len(words(found.ordering)) for found in judged)
     counts: dict[str, int] = {}
     shown = []
     for found in judged:
         counts[found.outcome] = counts.get(found.outcome, 0) + 1
-        shown.append(f"{_words(found.ordering):{wide}}  {_published(found.ordering):>9} | {_ours(found)}")
-    head = f"{'ordering':{wide}}  published | ours: loss x 1,000 saved, 95 % of paired seeds (AUC x 100)"
+        shown.append(f"{words(found.ordering):{wide}}  {_published(found.ordering):>9} | {_ours(found)}")
+    head = f"{'ordering':{wide}}  published | ours: x 1,000, 95 % of paired seeds (AUC x 100)"
     tally = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     return [head, *shown, f"{len(judged)} published orderings: {tally}"]
 
 
-def _words(ordering: Ordering) -> str:
-    where = "" if ordering.metric == "logloss" else f" ({ordering.metric})"
+def words(ordering: Ordering) -> str:
+    """An ordering as a line of text."""
+    where = "" if ordering.metric == "logloss" else f" ({ordering.metric.removeprefix('-')})"
     return f"{ordering.better} above {ordering.worse}{where}"
 
 
@@ -173,4 +182,5 @@ def _ours(found: Judged) -> str:
     if found.difference is None or found.interval is None:
         return f"{found.outcome}: {found.why}"
     low, high = found.interval
-    return f"{value_text(1e3 * found.difference, (1e3 * low, 1e3 * high))} ({found.auc:+.2f}), {found.outcome}"
+    auc = "" if found.auc is None else f" ({found.auc:+.2f})"
+    return f"{value_text(1e3 * found.difference, (1e3 * low, 1e3 * high))}{auc}, {found.outcome}"

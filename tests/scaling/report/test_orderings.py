@@ -48,6 +48,15 @@ def test_pairs_are_of_one_seed_whatever_the_order_of_rows():
 def test_an_ordering_may_name_the_loss_that_decides():
     rows = table({"a": [0.1, 0.2, 0.3], "b": [0.2, 0.3, 0.41]}).assign(rare=lambda t: -t["logloss"])
     assert verdict(rows).outcome == "held" and verdict(rows, metric="rare").outcome == "failed"
+    gained = verdict(rows, metric="-rare")
+    assert gained.outcome == "held" and gained.interval == pytest.approx(verdict(rows).interval)
+
+
+def test_a_study_has_seeds_and_figures_alone():
+    rows = table({"a": [0.1, 0.2, 0.3], "b": [0.2, 0.3, 0.41]})
+    found = verdict(rows[["arm", "seed", "logloss"]])
+    assert found.outcome == "held" and found.auc is None and found.pairs == 3
+    assert lines([found])[1].endswith(", held") and "(+" not in lines([found])[1]
 
 
 @pytest.mark.parametrize(
