@@ -20,7 +20,7 @@ from recscale.scaling.laws.comparing.equal_loss import EqualLossVerdict, equal_l
 from recscale.scaling.records.number_text import amount, value_text
 
 from .estimands import exact_slope, perfect, perfect_learner
-from .frame import mark_of, style
+from .frame import mark_of, panels, style
 from .panel import axis_in_words
 from .series import FITTED, HELD_OUT, Series
 from .series import predict as curve_of
@@ -86,8 +86,7 @@ def judge(
 def verdict_figure(verdict: Verdict) -> Figure:
     """Excess over the asymptote against the axis, on logarithmic axes, with the laws and the perfect learner's line."""
     with style():
-        figure = Figure(figsize=(6.9, 4.4), layout="constrained")
-        ax = figure.subplots()
+        figure, (ax,) = panels(1, "report", (6.9, 4.4))
         for number, series in enumerate(verdict.known):
             _draw(ax, series, number)
         sizes = np.concatenate([series.cells(FITTED, HELD_OUT)["x"] for series in verdict.known])

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.collections import PolyCollection
 
 from recscale.scaling.records import runs
-from recscale.scaling.report import figures, study_figures, truth, views
+from recscale.scaling.report import comparison_figures, figures, study_figures, truth, verdict, views
 from recscale.scaling.report.frame import COLOURS
+from recscale.scaling.report.orderings import Judged, Ordering
 from recscale.scaling.report.ticks import log_ticks
 
 NAMES = ("rankmixer", "dlrm_mlp", "dcnv2", "tokenmixer_large", "longer+rankmixer", "hyformer", "memory_plus")
@@ -176,3 +177,51 @@ def test_a_log_axis_of_any_span_has_three_ticks_apart(most):
         ticks = np.array(log_ticks(low, high, most))
         assert len(ticks) >= 3 and low <= ticks[0] and ticks[-1] <= high, (low, high, ticks)
         assert np.diff(np.log(ticks)).min() >= 0.999 * span / (2 * most)
+
+
+STYLED = [pytest.param(style, marks=() if style == "column" else pytest.mark.slow) for style in ("column", "report")]
+
+
+@pytest.mark.parametrize("style", STYLED)
+def test_what_arms_save_is_readable(style):
+    draw = np.random.default_rng(0)
+    rows = [
+        {"method": method, "case": case, "saved": saved, "low": saved - 2e-3, "high": saved + 3e-3, "bound": 0.04}
+        for case in ("0", "1-2", "3-9", "10+")
+        for method, saved in zip(("frozen", "longer", "promo", "promo_plain"), draw.normal(0, 0.01, 4), strict=True)
+    ]
+    words = dict(title="what prompts save", value="excess logloss", cases="positives of the item", note="Made up.")
+    given = pd.DataFrame(rows)
+    figure = comparison_figures.saved_figure(given, "case", baseline="frozen", bound="bound", style=style, **words)
+    check(figure)
+    points = [line for line in figure.axes[0].get_lines() if line.get_marker() in "os^"]
+    drawn = sorted(y for line in points for y in line.get_ydata())
+    np.testing.assert_allclose(drawn, sorted(1e3 * given.loc[given["method"] != "frozen", "saved"]))
+
+
+@pytest.mark.parametrize("style", STYLED)
+@pytest.mark.parametrize("count", [3, pytest.param(24, marks=pytest.mark.slow)])
+def test_published_orderings_are_readable(count, style):
+    judged = [
+        Judged(
+            Ordering(f"{k}", f"softmax, tau at curvature {k}", "two_stage at curvature 2", 0.1, "table 1", "private"),
+            outcome, 5, difference, (difference - 2e-3, difference + 2e-3),
+        )
+        for k, (outcome, difference) in zip(
+            range(count), itertools.cycle([("held", 4e-3), ("failed", -5e-3), ("inside noise", 1e-3)]), strict=False
+        )
+    ]  # fmt: skip
+    refused = Judged(dataclasses.replace(judged[0].ordering, id="x"), "not judged", why="no run")
+    figure = comparison_figures.orderings_figure([*judged, refused], style=style)
+    check(figure)
+    assert "not drawn: 1 not judged" in [text.get_text() for text in figure.texts]
+    with pytest.raises(ValueError, match="none of 1 orderings is judged"):
+        comparison_figures.orderings_figure([refused])
+
+
+@pytest.mark.parametrize("floor", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_verdict_is_readable(series_of, floor):
+    """floor: with the fitted laws, or with points alone."""
+    view, _ = series_of[12, floor]
+    pair = many(view, 2).series
+    check(verdict.verdict_figure(verdict.Verdict("dense_params", pair, pair, None, None)))
