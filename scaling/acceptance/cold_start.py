@@ -11,7 +11,8 @@ item its rows in the whole log (`known_truth.item_bias`). Rows are grouped by th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ PROMPTS = {
     "promo_shared": PromoConfig(generator="shared"),
 }
 ARMS = ("frozen", "longer", *PROMPTS)
+USERS = PromoConfig().users
 # Rates tried of everything, on a stream that no seed of a study has.
 BASE_RATES, RATES, TUNING_SEED = (3e-3, 1e-2, 3e-2), (1e-4, 1e-3, 1e-2), 1000
 # Positives of an item in the training log: from each number to the next.
@@ -80,22 +82,28 @@ class ColdStart:
 
 
 @dataclasses.dataclass(frozen=True)
-class Log:
-    """Batches of a log, on the host, stacked: user, item, label and truth of rows in the order of time."""
+class Rows:
+    """Batches of a log, on the host, stacked [N, R, C]: user, item and label of rows, in order."""
 
     batches: Batch
     user: np.ndarray
     item: np.ndarray
     label: np.ndarray
-    rest: np.ndarray
-    noise_sd: np.ndarray
-    p: np.ndarray
-    q: np.ndarray
 
     def each(self) -> Iterator[Batch]:
         """One after the other."""
         for index in range(len(self.batches.valid)):
             yield jax.tree.map(lambda x, i=index: x[i], self.batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log(Rows):
+    """A known-truth log, in the order of time, with the truth of its rows."""
+
+    rest: np.ndarray
+    noise_sd: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
 
 
 class _Batches:
@@ -151,14 +159,15 @@ def _changed(state: TrainState, **values: Any) -> TrainState:
     return dataclasses.replace(state, **{name: jax.device_put(x, old[name].sharding) for name, x in new.items()})
 
 
-def logits_of(trainer: Trainer, state: TrainState, batches: Sequence[Batch]) -> np.ndarray:
+def logits_of(trainer: Trainer, state: TrainState, batches: Iterable[Batch]) -> np.ndarray:
     """Of all rows, in order."""
     return np.concatenate([trainer.batch_logits(state, batch)[0].reshape(-1) for batch in batches])
 
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Vectors of a trained base: users of every request of the log and of the evaluation, every item, and its lists."""
+    """Vectors of a trained base, users of every request of the log and of the evaluation and every item, and what was
+    made of them: which items are cold, and the lists of all rows, which number rows of the log."""
 
     users: np.ndarray
     late_users: np.ndarray
@@ -168,8 +177,10 @@ class Frozen:
     late_lists: Lists
 
 
-def freeze(trainer: Trainer, state: TrainState, log: Log, late: Log, sizes: ColdStart, users: int) -> Frozen:
-    """What PROMO is given of a base: its vectors, and lists made with its neighbours."""
+def base_vectors(
+    trainer: Trainer, state: TrainState, parts: Sequence[Rows], width: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """A base's vectors of the users of every request of each part, and of the items in them."""
     model, tables = nnx.merge(*trainer.model_state(state)), jax.tree.map(lambda t: t[0], state.tables)
     assert isinstance(model, TwoTower)
     graph, weights = nnx.split(model)
@@ -179,44 +190,40 @@ def freeze(trainer: Trainer, state: TrainState, log: Log, late: Log, sizes: Cold
         model, inputs = nnx.merge(graph, weights), embed(trainer.schema, batch, table_lookup(tables))
         return model.user_vector(inputs.user), model.item_vector(inputs.candidates)
 
-    made, items = [], np.zeros((trainer.schema.tables()["item"][0], sizes.width), np.float32)
-    for part in (log, late):
+    made, items = [], np.zeros((trainer.schema.tables()["item"][0], width), np.float32)
+    for part in parts:
         own, theirs = zip(*(jax.device_get(vectors_of(weights, batch)) for batch in part.each()), strict=True)
         made.append(np.concatenate(own))
-        items[part.item] = np.concatenate(theirs).reshape(-1, sizes.width)
-    known = len(log.item) // 2  # what was known when the base was frozen
+        items[part.item] = np.concatenate(theirs).reshape(-1, width)
+    return made, items
+
+
+def cold_items(items: np.ndarray, log: Rows, sizes: ColdStart) -> tuple[np.ndarray, np.ndarray]:
+    """Which items are cold by the positives that were known when the base was frozen, and whom each borrows from."""
+    known = len(log.item) // 2
     positives = np.bincount(log.item[:known], weights=log.label[:known], minlength=len(items)).astype(np.int64)
-    cold, neighbours = popular_neighbours(items, positives, cold_share=sizes.cold_share, count=sizes.neighbours)
-    request = np.arange(len(log.item)) // sizes.candidates
-    feedback = Feedback(request, log.user, log.item, feedback_value(log.label), log.label > 0)
-    lists, late_lists = feedback_lists(feedback, users, neighbours, then=(late.user, late.item))
-    assert late_lists is not None
-    return Frozen(made[0], made[1], items, cold, lists, late_lists)
+    return popular_neighbours(items, positives, cold_share=sizes.cold_share, count=sizes.neighbours)
 
 
-def prompted(frozen: Frozen, log: Log, sizes: ColdStart, config: PromoConfig, *, late: bool) -> list[Batch]:
+def prompted(frozen: Frozen, log: Rows, sizes: ColdStart, config: PromoConfig, *, late: bool) -> Iterator[Batch]:
     """Batches of `promo_schema` for a log, or for its evaluation."""
     lists = frozen.late_lists if late else frozen.lists
     users = frozen.late_users if late else frozen.users
-    items = log.item.reshape(-1, sizes.requests, sizes.candidates)
-    shape = items.shape
+    shape = log.batches.valid.shape
+    items, labels = log.item.reshape(shape), log.label.reshape(*shape, 1)
+    best, worst = (array.reshape(*shape, -1) for array in lists)
 
     def vectors(rows: np.ndarray) -> np.ndarray:
         """Users of listed rows side by side; rows are always of the training log."""
         found = np.where(rows[..., None] >= 0, frozen.users[np.maximum(rows, 0) // sizes.candidates], 0.0)
-        return found.reshape(*shape, -1).astype(np.float32)
+        return found.reshape(*shape[1:], -1).astype(np.float32)
 
-    columns = {BEST: vectors(lists.best), WORST: vectors(lists.worst)}
-    columns |= {ITEM: frozen.items[items], COLD: frozen.cold[items][..., None].astype(np.float32)}
-    labels, own = log.label.reshape(*shape, 1), users.reshape(-1, sizes.requests, users.shape[-1])
-
-    def batch(k: int) -> Batch:
+    for k, own in enumerate(users.reshape(*shape[:2], -1)):
+        columns = {BEST: vectors(best[k]), WORST: vectors(worst[k])}
+        columns |= {ITEM: frozen.items[items[k]], COLD: frozen.cold[items[k]][..., None].astype(np.float32)}
         ids = {NETWORK: items[k]} if config.generator == "table" else {}
-        candidates = CandidateSide(ids, {name: values[k] for name, values in columns.items()})
-        side, ones = UserSide({}, {USER: own[k]}, {}), np.ones_like(labels[k])
-        return Batch(side, candidates, labels[k], ones, np.ones(items[k].shape, bool))
-
-    return [batch(k) for k in range(len(items))]
+        side, ones = UserSide({}, {USER: own}, {}), np.ones_like(labels[k])
+        yield Batch(side, CandidateSide(ids, columns), labels[k], ones, np.ones(shape[1:], bool))
 
 
 def trainer_of(
@@ -235,60 +242,88 @@ def trainer_of(
 
 
 class Study:
-    """One log, a base trained on its first half and frozen, and every arm's logits for the rows of the evaluation."""
+    """One log, a base trained on its first half and frozen, and every arm's logits for the rows of the evaluation.
 
-    def __init__(self, world: World, sizes: ColdStart, seed: int, logs: tuple[Log, Log], base_rate: float):
-        self.sizes, self.seed, self.items = sizes, seed, world.config.vocabulary
+    schema: what the base reads, `item` among it. passes: over either half of the log.
+    """
+
+    passes = 1
+
+    def __init__(self, schema: Schema, sizes: ColdStart, seed: int, logs: tuple[Rows, Rows], base_rate: float):
+        self.schema, self.sizes, self.seed, self.base_rate = schema, sizes, seed, base_rate
         self.log, self.late = logs
-        self.rows, self.after = (list(log.each()) for log in logs)
-        model = {"width": sizes.width, "hidden": ()}
-        self.base = trainer_of(TWO_TOWER, base_schema(world.config), sizes, base_rate, seed, model)
-        self.half = len(self.rows) // 2
-        self.state = train(self.base, self.base.fresh_state(), self.rows[: self.half])
-        self.frozen: Frozen | None = None
+        self.rows = list(self.log.each())
+        self.half, self.items = len(self.rows) // 2, schema.tables()["item"][0]
+
+    @functools.cached_property
+    def base(self) -> Trainer:
+        """Of the two towers."""
+        model = {"width": self.sizes.width, "hidden": ()}
+        return trainer_of(TWO_TOWER, self.schema, self.sizes, self.base_rate, self.seed, model)
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """The base as it is frozen."""
+        return train(self.base, self.base.fresh_state(), self.rows[: self.half] * self.passes)
+
+    def vectors(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """The base's, of the users of the log and of the evaluation, and of items."""
+        return base_vectors(self.base, self.state, (self.log, self.late), self.sizes.width)
+
+    @functools.cached_property
+    def frozen(self) -> Frozen:
+        """The base's vectors, and lists made with its neighbours."""
+        log, late = self.log, self.late
+        (users, late_users), items = self.vectors()
+        cold, neighbours = cold_items(items, log, self.sizes)
+        request = np.arange(len(log.item)) // self.sizes.candidates
+        feedback = Feedback(request, log.user, log.item, feedback_value(log.label), log.label > 0)
+        lists, late_lists = feedback_lists(feedback, USERS, neighbours, then=(late.user, late.item))
+        assert late_lists is not None
+        return Frozen(users, late_users, items, cold, lists, late_lists)
+
+    def loss(self, logits: np.ndarray) -> float:
+        """What rates are chosen by: the observed logloss of the evaluation."""
+        return float(np.mean(np.logaddexp(0.0, logits) - self.late.label * logits))
 
     def logits(self, arm: str, rate: float) -> np.ndarray:
         """Of an arm that trains at this rate; "frozen" has none."""
         if arm == "frozen":
-            return logits_of(self.base, self.state, self.after)
+            return logits_of(self.base, self.state, self.late.each())
         if arm == "longer":
             state = _changed(jax.tree.map(jnp.copy, self.state), rate=[rate])
-            return logits_of(self.base, train(self.base, state, self.rows[self.half :]), self.after)
+            state = train(self.base, state, self.rows[self.half :] * self.passes)
+            return logits_of(self.base, state, self.late.each())
         config = PROMPTS[arm]
-        if self.frozen is None:
-            self.frozen = freeze(self.base, self.state, self.log, self.late, self.sizes, config.users)
         schema = promo_schema(self.sizes.width, self.items, config)
         trainer = trainer_of(PROMO, schema, self.sizes, rate, self.seed, dataclasses.asdict(config))
-        given = prompted(self.frozen, self.log, self.sizes, config, late=False)
-        state = train(trainer, trainer.fresh_state(), given[self.half :])
+        given = list(prompted(self.frozen, self.log, self.sizes, config, late=False))
+        state = train(trainer, trainer.fresh_state(), given[self.half :] * self.passes)
         return logits_of(trainer, state, prompted(self.frozen, self.late, self.sizes, config, late=True))
 
 
-def find_rates(world: World, sizes: ColdStart) -> dict[str, tuple[float, bool]]:
-    """The rate of every arm with the lowest observed logloss on a stream of its own, of three each, and whether it lies
-    inside those tried."""
+def find_rates(study_at: Callable[[float], Study]) -> dict[str, tuple[float, bool]]:
+    """The rate of every arm with the lowest loss, of three each, and whether it lies inside those tried.
 
-    def best(loss: Mapping[float, float]) -> tuple[float, bool]:
-        rate = min(loss, key=lambda rate: loss[rate])
-        return rate, min(loss) < rate < max(loss)
+    study_at: a study whose base is trained at a rate, on a stream of its own.
+    """
 
-    def observed(logits: np.ndarray) -> float:
-        return float(np.mean(np.logaddexp(0.0, logits) - late.label * logits))
+    def best(losses: Mapping[float, float]) -> tuple[float, bool]:
+        rate = min(losses, key=lambda rate: losses[rate])
+        return rate, min(losses) < rate < max(losses)
 
-    logs = draw_log(world, TUNING_SEED, sizes), draw_log(world, TUNING_SEED, sizes, evaluation=True)
-    late = logs[1]
-    studies = {rate: Study(world, sizes, TUNING_SEED, logs, rate) for rate in BASE_RATES}
-    found = {"frozen": best({rate: observed(study.logits("frozen", 0.0)) for rate, study in studies.items()})}
+    studies = {rate: study_at(rate) for rate in BASE_RATES}
+    found = {"frozen": best({rate: study.loss(study.logits("frozen", 0.0)) for rate, study in studies.items()})}
     study = studies[found["frozen"][0]]
     for arm in ARMS[1:]:
-        found[arm] = best({rate: observed(study.logits(arm, rate)) for rate in RATES})
+        found[arm] = best({rate: study.loss(study.logits(arm, rate)) for rate in RATES})
     return found
 
 
 def one_seed(world: World, sizes: ColdStart, seed: int, rates: Mapping[str, float]) -> dict[str, np.ndarray]:
     """Excess loss of every evaluated row by arm and of Bayes' rule, and the positives of its item ("positives")."""
     log, late = draw_log(world, seed, sizes), draw_log(world, seed, sizes, evaluation=True)
-    study = Study(world, sizes, seed, (log, late), rates["frozen"])
+    study = Study(base_schema(world.config), sizes, seed, (log, late), rates["frozen"])
     logits = {arm: study.logits(arm, rates[arm]) for arm in ARMS}
     weights = item_weights(world, log.item, log.rest, log.noise_sd, log.label)
     logits["bayes"] = bayes_logits(world, late.item, late.rest, late.noise_sd, weights)
@@ -313,12 +348,18 @@ def compare_cold_start(
     """
     require_pairs(seeds)
     world = build_world(WORLD)
-    found = find_rates(world, sizes)
+    logs = draw_log(world, TUNING_SEED, sizes), draw_log(world, TUNING_SEED, sizes, evaluation=True)
+    found = find_rates(lambda rate: Study(base_schema(WORLD), sizes, TUNING_SEED, logs, rate))
     rates = {arm: rate for arm, (rate, _) in found.items()}
     runs = [row for seed in range(seeds) for row in by_bucket(one_seed(world, sizes, seed, rates), seed)]
-    of_rates = pd.DataFrame([(*pair, arm) for arm, pair in found.items()], columns=["rate", "bracketed", "method"])
     about = {"seeds": seeds, "world": WORLD.hash, **dataclasses.asdict(sizes), "fresh_excess": fresh_excess(WORLD)}
-    return study(about, pd.DataFrame(runs).merge(of_rates, on="method"), summarise, save)
+    return study(about, with_rates(runs, found), summarise, save)
+
+
+def with_rates(runs: Sequence[Mapping[str, Any]], found: Mapping[str, tuple[float, bool]]) -> pd.DataFrame:
+    """A table of runs with the rate of each arm, and whether it lies inside those tried."""
+    of_rates = pd.DataFrame([(*pair, arm) for arm, pair in found.items()], columns=["rate", "bracketed", "method"])
+    return pd.DataFrame(runs).merge(of_rates, on="method")
 
 
 def by_bucket(found: Mapping[str, np.ndarray], seed: int) -> list[dict[str, Any]]:
@@ -337,7 +378,11 @@ def by_bucket(found: Mapping[str, np.ndarray], seed: int) -> list[dict[str, Any]
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """The rows of `compare_cold_start` from those of every seed; an arm whose rate is not bracketed gets no verdict."""
-    found = paired_differences(runs, "excess", "frozen", ("positives",))
+    return without_loose_ends(paired_differences(runs, "excess", "frozen", ("positives",)))
+
+
+def without_loose_ends(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `paired_differences` whose arms at an outermost rate have no verdict."""
     loose = (found["bracketed"] < 1) & (found["verdict"] != "")
     found.loc[loose, "verdict"] = "trend: best at an outermost rate"
     return found

@@ -8,19 +8,22 @@ from typing import Any
 
 import pandas as pd
 
+from recscale.scaling.records.files import write_atomically
 from recscale.scaling.report.orderings import half_width
 
 
-def paired_differences(runs: pd.DataFrame, value: str, baseline: str, about: Sequence[str]) -> pd.DataFrame:
+def paired_differences(
+    runs: pd.DataFrame, value: str, baseline: str, about: Sequence[str], *, higher_is_better: bool = False
+) -> pd.DataFrame:
     """A row for every method of every case: means over seeds, and what it saves on the baseline.
 
     Args:
-        runs: a row for each seed, `method` and case; lower is better in the column `value`.
+        runs: a row for each seed, `method` and case; lower is better in the column `value`, unless higher is.
         about: columns that tell cases apart.
 
-    Columns of the result besides the means: saved, the mean over seeds of the baseline's `value` less the method's;
-    low, high, its 95 % Student-t interval; verdict: "confirmed" where the interval lies above 0, "refuted" where it
-    lies below, otherwise "not resolved"; empty for the baseline.
+    Columns of the result besides the means: saved, the mean over seeds of the baseline's `value` less the method's (the
+    other way round where higher is better); low, high, its 95 % Student-t interval; verdict: "confirmed" where the
+    interval lies above 0, "refuted" where it lies below, otherwise "not resolved"; empty for the baseline.
 
     Raises:
         ValueError: fewer than two seeds, which have no interval.
@@ -31,7 +34,7 @@ def paired_differences(runs: pd.DataFrame, value: str, baseline: str, about: Seq
         wide = group.pivot(index="seed", columns="method", values=value)
         means = group.drop(columns=[*about, "seed"]).groupby("method", sort=False).mean()
         for method, found in means.iterrows():
-            saved = (wide[baseline] - wide[method]).to_numpy(float)
+            saved = (1 - 2 * higher_is_better) * (wide[baseline] - wide[method]).to_numpy(float)
             half = half_width(saved)
             low, high = float(saved.mean()) - half, float(saved.mean()) + half
             verdict = "confirmed" if low > 0 else "refuted" if high < 0 else "not resolved"
@@ -55,5 +58,5 @@ def study(
 ) -> dict[str, Any]:
     """What a benchmark returns of a study: its sizes and the rows of its summary. save: a file for its runs."""
     if save is not None:
-        runs.to_parquet(save, index=False)
+        write_atomically(save, runs.to_parquet(index=False))
     return {**about, "rows": summarise(runs).to_dict("records")}

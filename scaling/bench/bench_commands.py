@@ -130,6 +130,16 @@ BENCHMARKS = {
         "Excess loss of PROMO (a reconstruction) on cold items, beside the most that anything could gain there.",
         (_number("seeds", 5, "Paired seeds."), _save()),
     ),
+    "cold-start-log": Benchmark(
+        "recscale.scaling.acceptance.cold_start_log:compare_on_log",
+        "Ranks of items left out of an imported log of ratings (MovieLens), by PROMO (a reconstruction) and its frozen "
+        "base.",
+        (
+            click.Argument(["folder"], type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR"),
+            _number("seeds", 5, "Paired seeds."),
+            _save(),
+        ),
+    ),
     "train-step": Benchmark(
         "recscale.scaling.bench.train_step:measure_train_step",
         "One RankMixer training step (T16 D128 F512 L2, 1,024 rows, float32, Adam) against PyTorch.",

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int, Num
 
 
 class Feedback(NamedTuple):
-    """Rows in the order of time. request: int [n], not descending; user, item: int [n]; value: float [n]; positive:
-    bool [n]."""
+    """Rows in the order of time. request: int [n], not descending; user, item: int [n]; value: float [n], NaN of a row
+    that only asks and gave no feedback; positive: bool [n]."""
 
     request: Int[np.ndarray, " n"]
     user: Int[np.ndarray, " n"]
@@ -42,7 +42,7 @@ def feedback_value(
     alpha: float = 1.0,
     beta: float = 1.0,
 ) -> Float[np.ndarray, " n"]:
-    """alpha * dwell + beta * interactions, each standardised over these rows; without dwell it counts as 0."""
+    """alpha * dwell + beta * interactions, each standardised over the rows that are not NaN; no dwell counts as 0."""
     found = beta * _standardised(interactions)
     return found if dwell is None else found + alpha * _standardised(dwell)
 
@@ -90,6 +90,8 @@ def feedback_lists(
             fill(own, row, int(feedback.item[row]), int(user[row]))
         for row in range(start, stop):  # after all rows of the request were served
             positive, value = bool(feedback.positive[row]), float(feedback.value[row])
+            if np.isnan(value):
+                continue
             # Descending value of the best, ascending of the worst; then the newest, which is the smallest -row.
             key = (-value if positive else value, -row)
             bisect.insort(known[positive].setdefault(int(feedback.item[row]), []), key)
@@ -126,5 +128,5 @@ def _empty(rows: int, users: int) -> Lists:
 
 def _standardised(values: Num[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     values = np.asarray(values, np.float64)
-    spread = values.std()
-    return (values - values.mean()) / (spread if spread > 0 else 1.0)
+    spread = np.nanstd(values)
+    return (values - np.nanmean(values)) / (spread if spread > 0 else 1.0)

@@ -1,6 +1,9 @@
-"""A run table that obeys a stated law: what report, plot and notebook tests read instead of training anything."""
+"""A run table that obeys a stated law, which report, plot and notebook tests read instead of training anything, and a
+real MovieLens-100K copy where there is one."""
 
 import hashlib
+import os
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -114,3 +117,18 @@ def symbols():
 def make_runs():
     """The generator of synthetic run tables."""
     return synthetic_runs
+
+
+@pytest.fixture(scope="session")
+def ml100k():
+    """The real set, opened; skips with a reason where no copy is at hand. Nothing here downloads."""
+    from recscale.scaling.data.stored_log.packed import PackedLog
+
+    here = Path(__file__).parents[2] / "data" / "movielens-100k"
+    root = Path(os.environ.get("RECSCALE_ML100K") or here)
+    if not root.exists():
+        pytest.skip(
+            f"no MovieLens-100K at {here} and RECSCALE_ML100K is not set; "
+            "`recscale data movielens-100k --out data/movielens-100k` gets it"
+        )
+    return PackedLog(root)

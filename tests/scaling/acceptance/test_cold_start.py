@@ -1,24 +1,22 @@
 """The study of PROMO: a base that stays what it was, what it is given, and the table of the committed runs."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-from recscale.models.domains.promo import BEST, COLD, ITEM, USER, WORST, PromoConfig, promo_schema
+from recscale.models.domains.promo import BEST, COLD, ITEM, NETWORK, USER, WORST, PromoConfig, promo_schema
 from recscale.scaling.acceptance import cold_start
 from recscale.scaling.acceptance.cold_start import (
     PROMO,
-    TWO_TOWER,
     ColdStart,
     Frozen,
     Log,
+    Rows,
+    Study,
     base_schema,
     by_bucket,
     draw_log,
-    freeze,
     logits_of,
     prompted,
     summarise,
@@ -28,6 +26,7 @@ from recscale.scaling.acceptance.cold_start import (
 from recscale.scaling.data.feedback_lists import Lists
 from recscale.scaling.data.known_truth.config import replace
 from recscale.scaling.data.known_truth.world import build_world
+from recscale.scaling.training.checkpoints import Checkpoints
 
 SIZES = ColdStart(requests=16, candidates=2, batches=3, holdout=2, width=4)
 
@@ -48,7 +47,7 @@ def test_prompts_get_the_vectors_of_listed_users(log):
     lists = Lists(*(rng.integers(-1, rows, (rows, 2)) for _ in range(2)))
     users, items = rng.standard_normal((rows // 2, 4)), rng.standard_normal((64, 4))
     frozen = Frozen(users, users, items, np.arange(64) >= 13, lists, lists)
-    batches = prompted(frozen, log, SIZES, config, late=False)
+    batches = list(prompted(frozen, log, SIZES, config, late=False))
     row = 37
     k, r, c = np.unravel_index(row, (3, 16, 2))
     dense = batches[k].candidates.dense
@@ -87,22 +86,42 @@ def test_an_arm_at_an_outermost_rate_gets_no_verdict():
     assert verdicts.to_dict() == {"frozen": "", "longer": "confirmed", "promo": "trend: best at an outermost rate"}
 
 
+@pytest.fixture(scope="module")
+def prompts(world, log):
+    """A study, a trainer of prompts, and the batches it is given and asked."""
+    study = Study(base_schema(world.config), SIZES, 0, (log, draw_log(world, 0, SIZES, evaluation=True)), 1e-2)
+    config = PromoConfig()
+    trainer = trainer_of(PROMO, promo_schema(4, study.items, config), SIZES, 1e-2, 0, {})
+    parts = (study.log, study.late)
+    return study, trainer, *(list(prompted(study.frozen, x, SIZES, config, late=x is study.late)) for x in parts)
+
+
 @pytest.mark.slow
-def test_the_base_is_byte_identical_after_prompts_were_trained(world, log):
-    late = draw_log(world, 0, SIZES, evaluation=True)
-    base = trainer_of(TWO_TOWER, base_schema(world.config), SIZES, 1e-2, 0, {"width": 4})
-    state = train(base, base.fresh_state(), list(log.each()))
-    before = jax.device_get((state.params, state.tables))
-    frozen = freeze(base, state, log, late, SIZES, 2)
-    config = PromoConfig(users=2)
-    promo = trainer_of(PROMO, promo_schema(4, 64, config), SIZES, 1e-2, 0, {"users": 2})
-    given, asked = (prompted(frozen, x, SIZES, config, late=x is late) for x in (log, late))
-    plain = logits_of(base, state, list(late.each()))
-    fresh = promo.fresh_state()
-    np.testing.assert_allclose(logits_of(promo, fresh, asked), plain, rtol=1e-5, atol=1e-6)
-    after = train(promo, fresh, given)
-    assert np.abs(logits_of(promo, after, asked) - plain).max() > 1e-3
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get((state.params, state.tables)))
+def test_the_base_is_byte_identical_after_prompts_were_trained(prompts):
+    study, trainer, given, asked = prompts
+    before, plain, fresh = jax.device_get(study.state), study.logits("frozen", 0.0), trainer.fresh_state()
+    np.testing.assert_allclose(logits_of(trainer, fresh, asked), plain, rtol=1e-5, atol=1e-6)
+    after = train(trainer, fresh, given)
+    assert np.abs(logits_of(trainer, after, asked) - plain).max() > 1e-3
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(study.state))
+
+
+@pytest.mark.slow
+def test_stopped_prompts_go_on_to_the_same_bits(prompts, tmp_path):
+    _, trainer, given, _ = prompts
+
+    def run(state, batches):
+        for batch in batches:
+            state, _ = trainer.step(state, batch)
+        return state
+
+    whole, half = run(trainer.fresh_state(), given), run(trainer.fresh_state(), given[:2])
+    first = Checkpoints(tmp_path)
+    first.save(2, {"step": 2, "has_trunk": False}, half, None)
+    first.close()
+    _, restored, _ = Checkpoints(tmp_path).restore(trainer.fresh_state())
+    jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(x) for x in (whole, run(restored, given[2:]))))
+    assert np.abs(whole.tables[NETWORK]).max() > 0
 
 
 @pytest.mark.slow
@@ -112,7 +131,8 @@ def test_prompts_learn_a_hundred_rows_by_heart(log):
         PromoConfig(users=2),
         np.random.default_rng(0),
     )
-    log = dataclasses.replace(log, item=np.arange(100), label=rng.integers(0, 2, 100).astype(np.float32))
+    batches = log.batches.replace(valid=np.ones((1, 50, 2), bool))
+    log = Rows(batches, log.user, np.arange(100), rng.integers(0, 2, 100).astype(np.float32))
     vectors = np.concatenate([rng.standard_normal((150, 7)), np.ones((150, 1))], axis=1)
     lists = Lists(*(rng.integers(0, 100, (100, 2)) for _ in range(2)))
     frozen = Frozen(vectors[:50], vectors[:50], vectors[50:], np.ones(100, bool), lists, lists)

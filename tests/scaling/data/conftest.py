@@ -1,7 +1,4 @@
-"""Hand-written copies of published files, a made-up packed log, and a real MovieLens-100K copy where there is one."""
-
-import os
-from pathlib import Path
+"""Hand-written copies of published files, and a made-up packed log."""
 
 import numpy as np
 import pytest
@@ -11,7 +8,7 @@ from recscale.scaling.data.importing.importer import import_log
 from recscale.scaling.data.importing.shipped import schema_path
 from recscale.scaling.data.stored_log.card import ReadReport
 from recscale.scaling.data.stored_log.histories import history_ends
-from recscale.scaling.data.stored_log.packed import EventStore, LogArrays, PackedLog, write_packed
+from recscale.scaling.data.stored_log.packed import EventStore, LogArrays, write_packed
 
 # 50 lines of ratings: 43 good ones and one of each bad kind. Users 1, 2, 3, 4 have 20, 12, 10 and 1; several share a
 # second; the file is in no order.
@@ -232,16 +229,3 @@ def make_arrays(rows=300, users=9, seed=0):
 @pytest.fixture(scope="session")
 def made_up_log(made_up_arrays, tmp_path_factory):
     return write_packed(made_up_arrays, tmp_path_factory.mktemp("packed") / "made-up")
-
-
-@pytest.fixture(scope="session")
-def ml100k():
-    """The real set, opened; skips with a reason where no copy is at hand. Nothing here downloads."""
-    here = Path(__file__).parents[3] / "data" / "movielens-100k"
-    root = Path(os.environ.get("RECSCALE_ML100K") or here)
-    if not root.exists():
-        pytest.skip(
-            f"no MovieLens-100K at {here} and RECSCALE_ML100K is not set; "
-            "`recscale data movielens-100k --out data/movielens-100k` gets it"
-        )
-    return PackedLog(root)
