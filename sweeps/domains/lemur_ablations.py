@@ -2,12 +2,8 @@
 costs.
 
 Preset `content` of the known-truth log: 8,192 items, most of them rare, whose clicks follow the history (80 % of the
-signal). Content says of every item, with one sign in twenty wrong, what its id would have to be trained for. Published,
-QAUC in percent over no content, private data:
-
-    joint +.81  >  two stages with the same loss +.12  >  none
-    without: gradient into the encoders -.31, history -.25 (long) -.09 (short), SQDC -.17, similarities -.12, session
-    mask -.10.    Shares encoded and trained (1,1) (1,.2) (.2,.2) (.1,.1): .81 .78 .76 .75
+signal). Content says of every item, with one sign in twenty wrong, what its id would have to be trained for. What the
+paper printed is judged by `recscale paper lemur`.
 
 Predictors in place of stale vectors are a reconstruction, and linear and ema its controls: in the only public log of
 the method, forecasts were worse than stale vectors. Columns of the table: recovered_L, and the run's last lines of

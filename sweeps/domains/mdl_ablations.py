@@ -1,14 +1,10 @@
 """What MDL loses without each of its parts, at equal size, and the controls its paper lacks.
 
-Published, click QAUC in percent points (three kinds of page), private data:
-
-    scenario tokens  -.17 -.16 -.15  >  task tokens  -.12 -.11 -.09
-      >  global token -.04 -.06 -.05,  scenario attention -.05 -.04 -.05,  task attention -.04 -.05 +.03
-
-The last three are of the size of seed noise, and one cell reverses. Controls: the same initialisers in front of the
-towers alone (reads="none"), of one attention (reads="last") or of every block, since "no task tokens" also removes
-their networks; token_state="split", in which what a token starts with can only ask; one set of keys for both readers;
-the block as printed. Half of the cross-feature signal is common to the three domains.
+What the paper printed of its five ablations is judged by `recscale paper mdl`; three are of the size of seed noise, and
+one of their cells reverses. Controls: the same initialisers in front of the towers alone (reads="none"), of one
+attention (reads="last") or of every block, since "no task tokens" also removes their networks; token_state="split", in
+which what a token starts with can only ask; one set of keys for both readers; the block as printed. Half of the
+cross-feature signal is common to the three domains.
 
 Equal dense parameters, five paired seeds, three rates for everyone.
 

@@ -107,8 +107,9 @@ def installed() -> dict[str, Path]:
 
 
 def papers() -> dict[str, Path]:
-    """Name -> path of the sweep files that hold a paper's orderings."""
-    return {name: path for name, path in installed().items() if path.parent.name == "papers"}
+    """Name -> path of the files that hold a paper's orderings: sweep files, and others that run a study."""
+    folder = Path(__file__).parents[1] / "papers"
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if "\n\ndef get_" in path.read_text("utf-8")}
 
 
 def _find(name: str) -> Path | None:

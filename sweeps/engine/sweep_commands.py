@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import sys
 import time
@@ -17,6 +18,8 @@ import click
 from recscale.scaling.records.advice import advised
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .executors import Outcome
     from .loading import SweepFile
 
@@ -253,16 +256,38 @@ def paper(name: str | None, planning: _Planning, running: _Running, as_json: boo
     """
     from recscale.pallas_kernels.names import closest
 
-    from .loading import papers
+    from .loading import installed, papers
 
     known = papers()
     if name is None:
         click.echo("\n".join(known))
     elif name in known:
-        _sweep(name, planning, running, False, as_json)
+        if name in installed():
+            _sweep(name, planning, running, False, as_json)
+        else:
+            _study(known[name], planning, as_json)
     else:
         nearest = f"no paper {name!r}; nearest is {closest(name, known)!r} (papers: {', '.join(known)})"
         raise click.BadParameter(nearest, param_hint="NAME")
+
+
+def _study(file: Path, planning: _Planning, as_json: bool) -> None:
+    """The orderings of a paper whose runs are no sweep: its study, unless its table is there, and what it says."""
+    import pandas as pd
+
+    from recscale.scaling.records.runs import TABLE
+    from recscale.scaling.report.orderings import as_option
+
+    if planning.assignments or planning.extend or planning.rates:
+        raise click.UsageError(f"the study of {file.stem} is no sweep: it takes --out, and --data where it reads a log")
+    out = planning.out or Path("runs") / file.stem
+    study = importlib.import_module(f"recscale.sweeps.papers.{file.stem}")
+    if not (out / TABLE).exists():
+        study.run_study(out / TABLE, planning.root)
+    table, orderings = study.get_orderings(pd.read_parquet(out / TABLE))
+    report = _judge(out, table, as_option(orderings))
+    if as_json:
+        _json({"out": str(out), "report": report})
 
 
 def _sweep(file: str, planning: _Planning, running: _Running, no_report: bool, as_json: bool) -> None:
@@ -383,7 +408,7 @@ def _report(out: Path) -> dict[str, Any]:
 
     given = read_sweep(out).get("report", {})
     if "orderings" in given:
-        return _judge(out, given["orderings"])
+        return _judge(out, read(out), given["orderings"])
     options, versus = as_options(given)
     summary = make_report(out, **options)
     print_summary(summary)
@@ -395,17 +420,21 @@ def _report(out: Path) -> dict[str, Any]:
     return summary
 
 
-def _judge(out: Path, orderings: list[dict[str, Any]]) -> dict[str, Any]:
-    """Judges published orderings by the run table, prints them, and leaves a table of them in the report's folder."""
-    from recscale.scaling.laws.tables.read import read
+def _judge(out: Path, table: pd.DataFrame, orderings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Judges published orderings by a run table, prints them, and leaves a table and a figure of them in a report."""
     from recscale.scaling.records.files import write_atomically
+    from recscale.scaling.report.comparison_figures import orderings_figure
+    from recscale.scaling.report.frame import save
     from recscale.scaling.report.orderings import judge, lines, orderings_table
     from recscale.scaling.report.report import FOLDER
 
-    judged = judge(read(out), orderings)
+    judged = judge(table, orderings)
     found = orderings_table(judged)
     write_atomically(out / FOLDER / "orderings.csv", found.to_csv(index=False))
     click.echo("\n".join(["", *lines(judged), f"table: {out / FOLDER / 'orderings.csv'}"]))
+    if any(one.interval is not None for one in judged):
+        figure = orderings_figure(judged, title=f"published orderings: {out.name}")
+        click.echo(f"picture: {save(figure, out / FOLDER / 'orderings.png')}")
     return {"orderings": json.loads(found.to_json(orient="records"))}
 
 

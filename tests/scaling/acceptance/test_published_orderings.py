@@ -17,16 +17,18 @@ def value(paper, **wanted):
 
 
 def test_arms_are_run_or_said_to_be_lacking():
-    for orderings, arms in ((published_orderings.promo(), ARMS), (published_orderings.budgets(), METHODS)):
+    promo = [(published_orderings.promo(ranks=ranks), ARMS) for ranks in (True, False)]
+    for orderings, arms in (*promo, (published_orderings.budgets(), METHODS)):
         assert len({ordering.id for ordering in orderings}) == len(orderings)
         for ordering in orderings:
             assert ({ordering.better, ordering.worse} <= set(arms)) != bool(ordering.lacking), ordering.id
 
 
 def test_figures_are_those_transcribed():
-    for ordering in published_orderings.promo():
+    for ordering in published_orderings.promo(ranks=True):
         kind, _, metric = ordering.id.partition(".")
         if kind == "base":
+            assert ordering.metric == f"-{metric}"
             assert ordering.published == value("PROMO", metric=metric, dataset="MovieLens-100K", baseline="SASRec")
         elif kind == "IF":
             assert ordering.published == -value("PROMO", metric=metric, table_or_figure="ablation")

@@ -1,12 +1,10 @@
-"""A small sweep file, commands called as from a shell, and a Slurm of files that trains nothing."""
+"""A small sweep file, and a Slurm of files that trains nothing."""
 
 import json
 import os
 import sys
 
 import pytest
-
-from recscale.scaling.cli import main
 
 SWEEP = """
 from recscale.scaling.training import get_config as base_config
@@ -52,20 +50,6 @@ def sweep_file(tmp_path):
     path = tmp_path / "tiny.py"
     path.write_text(SWEEP)
     return str(path)
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs `recscale COMMAND ARGUMENTS`, checks its exit code, and returns (standard output, standard error)."""
-
-    def run(*arguments, code=0):
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert left.value.code == code, printed
-        return printed
-
-    return run
 
 
 @pytest.fixture
