@@ -32,7 +32,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from recscale.models.layers.dense import MLP, Dense
+from recscale.models.layers.dense import MLP, Dense, mlp_flops, mlp_params
 from recscale.models.layers.losses import binary_cross_entropy
 from recscale.models.options import Options, require_sizes
 
@@ -108,6 +108,16 @@ class ResponseHeads(nnx.Module):
         """Expected reward and cost of every arm."""
         reward, uptake = self(x)
         return Response(jax.nn.sigmoid(reward), jax.nn.sigmoid(uptake) * spend[None])
+
+
+def response_params(features: int, arms: int, widths: tuple[int, ...]) -> int:
+    """Parameters of `ResponseHeads`."""
+    return mlp_params(features, widths) + 2 * mlp_params((features, *widths)[-1], (arms,))
+
+
+def response_flops(features: int, arms: int, widths: tuple[int, ...]) -> int:
+    """Forward FLOPs of `ResponseHeads` per row."""
+    return mlp_flops(features, widths) + 2 * mlp_flops((features, *widths)[-1], (arms,))
 
 
 def prediction_loss(

@@ -6,18 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from in_float64 import in_float64
 from scipy.stats import norm
 
 from recscale.models.domains.budget import (
     DecisionOptions,
     Response,
+    ResponseHeads,
     Trial,
     decision_loss,
     margin_gradient,
     nes_gradient,
     policy_value,
+    prediction_loss,
+    response_flops,
+    response_params,
 )
 from recscale.models.domains.knapsack import aucc, aucc_interval, decide, solve_mckp, spend_up_to
+from recscale.scaling.counting.jaxpr_flops import count_flops
 
 LAM = 0.5
 
@@ -32,6 +39,45 @@ def random_trial(rows, arms, seed=0):
 def random_response(rows, arms, seed=1):
     rng = np.random.default_rng(seed)
     return Response(*(jnp.asarray(rng.uniform(size=(rows, arms)), jnp.float32) for _ in range(2)))
+
+
+def heads(widths):
+    """A network of 6 features and 4 arms with drawn parameters, and its graph."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: ResponseHeads(6, 4, widths, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(2)
+    return graph, jax.tree.map(lambda x: jnp.asarray(0.4 * rng.standard_normal(x.shape), jnp.float32), state)
+
+
+@pytest.mark.parametrize("widths", [(), (5,), (7, 3)])
+def test_closed_forms_equal_the_network(widths):
+    graph, state = heads(widths)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == response_params(6, 4, widths)
+    x = jnp.ones((10, 6))
+    assert count_flops(lambda s, x: nnx.merge(graph, s)(x), state, x) == 10 * response_flops(6, 4, widths)
+
+
+@pytest.mark.parametrize("estimator", ["nes", "margin", "softmax"])
+def test_a_golden_step(estimator):
+    """Loss and gradient norm of one batch, made by this test on NumPy in float64; "nes" draws other noise there."""
+    graph, state = heads((5,))
+    x, trial = jnp.asarray(np.random.default_rng(3).standard_normal((40, 6)), jnp.float32), random_trial(40, 4)
+    spend = jnp.asarray([0.0, 0.2, 0.5, 1.0])
+
+    def loss(state):
+        model = nnx.merge(graph, state)
+        decision = decision_loss(model.response(x, spend), trial, DecisionOptions(estimator), jax.random.key(0))
+        return prediction_loss(model(x), trial, spend) + decision
+
+    value, grads = in_float64(jax.value_and_grad(loss))(state)
+    norm_of_all = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(grads)))
+    assert (float(value), float(norm_of_all)) == pytest.approx(GOLDEN[estimator], rel=1e-6)
+
+
+GOLDEN = {
+    "nes": (1.0246649107, 0.4623657008),
+    "margin": (-9.4410512099, 6.7350135565),
+    "softmax": (0.8463076512, 0.3402247566),
+}
 
 
 def test_smoothed_gradient_has_its_closed_form():
