@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from . import frame
 from .frame import GREY, CaptionLine, mark_of, sign
 from .orderings import Judged, words
+from .wording import architecture_words
 
 # Okabe and Ito's green, vermilion and grey.
 _OUTCOMES = {"held": frame.COLOURS[2], "failed": frame.COLOURS[1], "inside noise": GREY}
@@ -52,7 +53,10 @@ def saved_figure(
             place = np.arange(len(names)) + step * (k - (len(methods) - 1) / 2)
             mean, low, high = (scale * own[column].to_numpy(float) for column in ("saved", "low", "high"))
             ax.errorbar(place, mean, (mean - low, high - mean), fmt=marker, color=colour, capsize=2, elinewidth=0.8)
-        handles = [sign(method, color=mark_of(k)[0], marker=mark_of(k)[1]) for k, method in enumerate(methods)]
+        handles = [
+            sign(architecture_words(method), color=mark_of(k)[0], marker=mark_of(k)[1])
+            for k, method in enumerate(methods)
+        ]
         if bound is not None:
             most = scale * drawn.groupby(case, sort=False)[bound].first().loc[names].to_numpy(float)
             ax.hlines(most, np.arange(len(names)) - 0.4, np.arange(len(names)) + 0.4, color="black", ls="--")

@@ -24,6 +24,8 @@ from scipy import stats
 
 from recscale.scaling.records.number_text import value_text
 
+from .wording import architecture_words
+
 Outcome = Literal["held", "failed", "inside noise", "not judged", "cannot be built"]
 MIN_PAIRS = 3
 _PAIRED_BY = ("data_seed", "seed", "match_id")
@@ -171,7 +173,7 @@ def lines(judged: Sequence[Judged]) -> list[str]:
 def words(ordering: Ordering) -> str:
     """An ordering as a line of text."""
     where = "" if ordering.metric == "logloss" else f" ({ordering.metric.removeprefix('-')})"
-    return f"{ordering.better} above {ordering.worse}{where}"
+    return f"{architecture_words(ordering.better)} above {architecture_words(ordering.worse)}{where}"
 
 
 def _published(ordering: Ordering) -> str:

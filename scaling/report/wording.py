@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from recscale.scaling.data.metrics import describe
@@ -41,8 +42,8 @@ GATE_WORDS = {
     "floor": "where it would level off cannot be told from these runs",
     "width": "these runs leave the law's constants open",
 }
-# Architectures of which no equation is public: what is drawn is ours and says so.
-RECONSTRUCTIONS = ("lmn",)
+# Methods of which not every equation is public: what is drawn is ours and says so. "nes" is an estimator of budgets.
+RECONSTRUCTIONS = {"lmn", "nes", "promo"}
 
 
 def axis_words(column: str) -> str:
@@ -51,9 +52,8 @@ def axis_words(column: str) -> str:
 
 
 def architecture_words(name: str) -> str:
-    """The architecture's name; presets and compositions of a reconstruction are reconstructions."""
-    bases = {part.split("_")[0] for part in name.split("+")}
-    return f"{name} (reconstruction)" if bases & set(RECONSTRUCTIONS) else name
+    """The name of an architecture or arm; presets, variants and compositions of a reconstruction are ones, too."""
+    return f"{name} (reconstruction)" if RECONSTRUCTIONS & set(re.split(r"[^a-z0-9]+", name.lower())) else name
 
 
 def axis_meaning(column: str) -> str:

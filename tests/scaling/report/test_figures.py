@@ -150,7 +150,9 @@ def test_a_law_may_be_called_one_when_every_rate_is_bracketed(table):
 def test_a_reconstruction_is_called_one(view):
     named = dataclasses.replace(view, series=(dataclasses.replace(view.series[0], architecture="lmn_million"),))
     assert legend_of(plots.study_figure(named))[0] == "lmn_million (reconstruction)"
-    assert architecture_words("rankmixer") == "rankmixer"
+    assert architecture_words("rankmixer") == "rankmixer" and architecture_words("MDL at 0.5") == "MDL at 0.5"
+    for name in ("promo_plain", "recscale.models.domains.promo:PROMO", "nes at curvature 2"):
+        assert architecture_words(name) == f"{name} (reconstruction)"
 
 
 def test_refused_numbers_are_written_as_refusals_and_never_extrapolated(short_view):
