@@ -143,7 +143,13 @@ def split_notes(point: Mapping[str, Any]) -> tuple[Point, dict[str, Any]]:
     return {key: value for key, value in point.items() if not key.startswith(_NOTE)}, notes
 
 
-def rate_search(points: Sequence[Mapping[str, Any]], trials: int = 3, factor: float = 2.0, log_seed: int = 1) -> Sweep:
+# Of a search for rates: how far apart they are.
+RATE_FACTOR = 2.0
+
+
+def rate_search(
+    points: Sequence[Mapping[str, Any]], trials: int = 3, factor: float = RATE_FACTOR, log_seed: int = 1
+) -> Sweep:
     """A search for the learning rate of every shape, on a split of its own, with the same trials for all.
 
     Each point is tried at `trials` rates around its own `training.lr`, `factor` apart, with seed 0 and the rows of
@@ -161,11 +167,16 @@ def rate_search(points: Sequence[Mapping[str, Any]], trials: int = 3, factor: fl
             raise ValueError(f"a rate search starts from a rate, and {own} has no training.lr")
         named = {_NOTE + "match_id": searched_name(point)}
         for trial in range(trials):
-            rate = float(f"{own['training.lr'] * factor ** (trial - (trials - 1) / 2):.2g}")
+            rate = rounded_rate(own["training.lr"] * factor ** (trial - (trials - 1) / 2))
             tried = own | {"training.lr": rate, "seed": 0, "data.log_seed": log_seed} | named
             if tried not in found:
                 found.append(tried)
     return found
+
+
+def rounded_rate(rate: float) -> float:
+    """A rate to two digits, as a search tries it."""
+    return float(f"{rate:.2g}")
 
 
 def searched_for(point: Mapping[str, Any]) -> Point:

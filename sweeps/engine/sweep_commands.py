@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import sys
 import time
@@ -322,34 +323,44 @@ def _sweep(file: str, planning: _Planning, running: _Running, no_report: bool, a
 
 
 def _search_rates(planning: _Planning, loaded: SweepFile, running: _Running, as_json: bool) -> None:
-    """Trains the search for rates that a sweep file asks for, in a folder of the sweep's own."""
+    """Trains the search for rates that a sweep file asks for, in a folder of the sweep's own; it goes on beyond the
+    rates first tried where the best one is the lowest or highest of them."""
     from .rates import FOLDER
 
     asked = dataclasses.replace(planning, out=(planning.out or Path("runs") / loaded.name) / FOLDER, rates=True)
-    out, rows, _ = _plan(str(loaded.path), asked)
-    click.echo(f"rates: {len(rows)} runs planned, about {_job_seconds(rows):.0f} core-seconds (estimated)", err=True)
-    outcome = _run(out, running, planning.free)
-    _tell_handed_over(out, outcome, as_json)
-    if outcome.interrupted:
-        click.echo(_outcome_line(out, outcome))
-        _leave(outcome)
+    for beyond in itertools.chain([False], itertools.repeat(True)):
+        out, rows, new = _plan(str(loaded.path), asked, beyond_edges=beyond)
+        if beyond and not new:
+            return
+        runs = f"{new} runs beyond the rates tried" if beyond else f"{len(rows)} runs"
+        click.echo(f"rates: {runs} planned, about {_job_seconds(rows[-new:]):.0f} core-seconds (estimated)", err=True)
+        outcome = _run(out, running, planning.free)
+        _tell_handed_over(out, outcome, as_json)
+        if outcome.interrupted:
+            click.echo(_outcome_line(out, outcome))
+            _leave(outcome)
 
 
-def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]:
-    """Loads, resolves and writes a plan; returns its folder, all its rows and how many are new."""
+def _plan(file: str, asked: _Planning, *, beyond_edges: bool = False) -> tuple[Path, list[dict[str, Any]], int]:
+    """Loads, resolves and writes a plan; returns its folder, all its rows and how many are new.
+
+    beyond_edges: the further trials of a finished search for rates, as a later stage of its plan.
+    """
     from recscale.scaling.data.sources import use_log
     from recscale.scaling.training.preflight import check_places
 
     from .loading import load
-    from .plan import make_plan, write_plan, write_sweep
-    from .rates import FOLDER, points_of
+    from .plan import make_plan, read_plan, write_plan, write_sweep
+    from .rates import FOLDER, points_beyond, points_of
 
     loaded = load(file)
     out = asked.out or Path("runs") / loaded.name / (FOLDER if asked.rates else "")
     try:
-        points = points_of(loaded, out, search=asked.rates)
+        points = points_beyond(loaded, out) if beyond_edges else points_of(loaded, out, search=asked.rates)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    if beyond_edges and not points:
+        return out, [], 0
     check_places(out, out / "cache")
     config = loaded.config()
     if asked.root is not None:
@@ -360,6 +371,7 @@ def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]
         sweep=loaded.name,
         assignments=asked.assignments,
         given=() if asked.root is None else ("data.root",),
+        stage=1 + max(row["stage"] for row in read_plan(out)) if beyond_edges else 0,
         cache_dir=out / "cache",
         folder=loaded.folder,
     )
@@ -367,7 +379,7 @@ def _plan(file: str, asked: _Planning) -> tuple[Path, list[dict[str, Any]], int]
         click.echo(f"note: {note}", err=True)
     arguments = [str(loaded.path), *(() if asked.root is None else ("--data", str(Path(asked.root).absolute())))]
     arguments += [*(["--rates"] if asked.rates else []), *(p for text in asked.assignments for p in ("--set", text))]
-    rows, new = write_plan(out, planned, extend=asked.extend, arguments=arguments)
+    rows, new = write_plan(out, planned, extend=asked.extend or beyond_edges, arguments=arguments)
     write_sweep(out, loaded.name, loaded.report(), rows)
     return out, rows, new
 

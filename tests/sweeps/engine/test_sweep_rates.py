@@ -8,7 +8,7 @@ import pytest
 from recscale import sweeps
 from recscale.scaling.records.runs import collect
 from recscale.sweeps.engine.plan import read_plan
-from recscale.sweeps.engine.rates import at_found_rates
+from recscale.sweeps.engine.rates import at_found_rates, beyond_edges
 
 POINTS = sweeps.product(
     sweeps.noted(sweeps.axis("model.width", [8]), arm="narrow") + sweeps.noted([{"model.width": 16}], arm="wide"),
@@ -43,6 +43,28 @@ def test_a_diverged_rate_is_never_best_and_none_at_all_is_an_error():
         at_found_rates(POINTS, searched([0.1] * 6, ["diverged"] * 3 + ["done"] * 3))
 
 
+def test_a_search_goes_on_beyond_an_edge_up_to_four_rates_and_not_elsewhere():
+    first = sweeps.rate_search(POINTS, trials=3)
+    table = searched([0.5, 0.4, 0.6, 0.3, 0.4, 0.5])  # narrow: best inside; wide: at the lowest rate
+    further = beyond_edges(first, table)
+    assert [(p["model.width"], p["training.lr"]) for p in further] == [(16, 1e-3), (16, 5e-4)]
+    assert [dict(p, **{"training.lr": 2e-3}) for p in further] == [first[3]] * 2
+
+    def trained(points, losses, status="done"):
+        rows = [{"match_id": p["note.match_id"], "lr_dense": p["training.lr"]} for p in points]
+        return pd.concat([table, pd.DataFrame(rows).assign(logloss=losses, status=status)], ignore_index=True)
+
+    assert not beyond_edges(first, trained(further, [0.31, 0.35]))
+    assert not beyond_edges(first, trained(further, [None, None], "diverged"))
+    table = trained(further, [0.29, 0.28])
+    further = beyond_edges(first, table)
+    assert [p["training.lr"] for p in further] == [2.5e-4, 1.3e-4]
+    table = trained(further, [0.27, 0.26])
+    assert not beyond_edges(first, table)
+    found = at_found_rates(POINTS, table)
+    assert [p["note.lr_bracketed"] for p in found] == [True, True, False, False] and found[2]["note.lr_trials"] == 7
+
+
 SWEEP = """
 from recscale.scaling.report.orderings import Ordering, as_option
 from recscale.scaling.training import get_config as base_config
@@ -72,8 +94,10 @@ def test_a_sweep_searches_its_rates_then_judges_its_orderings(call, tmp_path):
     assert result["runs"] == 6 and (out / "report" / "orderings.csv").exists()
     (judged,) = result["report"]["orderings"]
     rates, table = collect(out / "rates"), collect(out)
-    assert len(rates) == 6 and set(rates["data_seed"]) == {1} and set(table["data_seed"]) == {0}
-    assert set(table["lr_trials"]) == {3} and set(table["arm"]) == {"wide", "narrow"}
+    assert len(rates) == table.groupby("arm")["lr_trials"].first().sum() and set(table["arm"]) == {"wide", "narrow"}
+    assert set(rates["data_seed"]) == {1} and set(table["data_seed"]) == {0}
+    tried = table.groupby("arm")[["lr_trials", "lr_bracketed"]].first()
+    assert ((tried["lr_trials"] == 3) <= tried["lr_bracketed"]).all() and tried["lr_trials"].max() in (5, 7)
     best = rates.loc[rates.groupby("group_id")["logloss"].idxmin()].set_index("shape_id")["lr_dense"]
     assert all(row.lr_dense == best[row.shape_id] for row in table.itertuples())
     assert judged["outcome"] in ("held", "failed", "inside noise", "not judged")
