@@ -241,6 +241,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
         "status": record["status"],
         "reasons": "; ".join(record.get("reasons", [])),
         **{name: counts.get(name) for name in _COUNTS},
+        "backbone_params": _behind(counts),
         "memory_slots": counts.get("memory_slots"),
         "history_length": record.get("history_length"),
         "train_flops": work.get("train_flops"),
@@ -277,6 +278,12 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
     row |= {name: (used.get(name) or {}).get("value") for name in _RESOURCES}
     device = record.get("device") or {}
     return row | {"device": device.get("kind") if isinstance(device, dict) else device}
+
+
+def _behind(counts: dict[str, Any]) -> int | None:
+    """Dense parameters of the backbone behind a sequence encoder; None without one."""
+    encoder = counts.get("encoder_params")
+    return None if encoder is None else counts["dense_params"] - encoder
 
 
 def _varied_settings(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -41,3 +41,10 @@ def test_settings_of_several_types_survive_the_file(tmp_path):
 
 def test_nothing_varied_adds_no_column(tmp_path):
     assert not [name for name in _collected(tmp_path, _record("a"), _record("b")) if "." in name]
+
+
+def test_a_row_names_the_parts_of_a_model():
+    counts = {"dense_params": 100, "encoder_params": 40, "position_params": 10, "head_params": 3}
+    row = runs.run_row(_record("a") | {"counts": counts})
+    assert {name: row[name] for name in counts} == counts and row["backbone_params"] == 60
+    assert runs.run_row(_record("a") | {"counts": {"dense_params": 100}})["backbone_params"] is None
