@@ -40,7 +40,8 @@ class EncoderSpec:
     """A sequence encoder; alone it stands in front of a DLRM-MLP.
 
     build(config, schema, *, rngs, dtype) -> SequenceEncoder; token_shape(config, schema) -> TokenShape;
-    count_params / count_flops(config, schema).
+    count_params / count_flops(config, schema); size_space(schema, config, target_dense_params) -> overrides of the
+    config, hardware-friendly first, or None where it has no size of its own.
     """
 
     config: type
@@ -48,6 +49,7 @@ class EncoderSpec:
     token_shape: Callable[..., TokenShape]
     count_params: Callable[..., Params]
     count_flops: Callable[..., Flops]
+    size_space: Callable[..., Iterable[dict[str, Any]]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

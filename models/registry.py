@@ -13,7 +13,7 @@ What a name means is its spec: a `BackboneSpec`, an `EncoderSpec` or a `RankerSp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -158,28 +158,67 @@ def count(name: str, schema: Schema, config: Mapping[str, Any] | ConfigDict | No
 
 
 def size_space(
-    name: str, schema: Schema, config: Mapping[str, Any] | ConfigDict | None, target_dense_params: float
+    name: str,
+    schema: Schema,
+    config: Mapping[str, Any] | ConfigDict | None,
+    target_dense_params: float,
+    *,
+    encoder_share: float | None = None,
+    fixed: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Overrides of `config` whose `dense_params` lie near the target, hardware-friendly shapes first; lazy.
 
-    A sequence encoder keeps its config; the backbone behind it is sized for the rest.
+    A sequence encoder keeps its config and the backbone behind it is sized for the rest. With `encoder_share` the
+    encoder is sized as well, for that share of the target; with fixed="backbone" the backbone keeps its config, and the
+    encoder in front is sized for the rest.
 
     Raises:
-        ValueError: the encoder alone has more parameters than the target.
+        ValueError: the part that is sized first or not at all has more parameters than the target; both options, a
+            wrong value of one, or either for an architecture without an encoder that has a size of its own.
     """
     encoder, encoder_config, backbone, config, tokens = _resolve(name, schema, config)
+    if encoder_share is not None or fixed is not None:
+        _check_split(name, encoder, encoder_share, fixed)
     if encoder is None:
         yield from backbone.size_space(schema, config, target_dense_params, *tokens)
         return
-    own = encoder.count_params(encoder_config, schema).dense
-    rest = target_dense_params - own
-    if rest <= 0:
-        raise ValueError(
-            f"{name}: the encoder alone has {own} dense parameters, the target is {target_dense_params:g}; "
-            "configure a smaller encoder or raise the target"
-        )
-    for overrides in backbone.size_space(schema, config, rest, *tokens):
-        yield {"backbone": overrides}
+
+    def rest(part: str, dense: int) -> float:
+        if dense >= target_dense_params:
+            raise ValueError(
+                f"{name}: the {part} alone has {dense} dense parameters, the target is {target_dense_params:g}; "
+                f"configure a smaller {part} or raise the target"
+            )
+        return target_dense_params - dense
+
+    fronts: Iterable[dict[str, Any]] = [{}]
+    if fixed is not None:
+        behind = backbone.count_params(config, schema, *tokens).dense
+        yield from ({"encoder": it} for it in _sizes(encoder, schema, encoder_config, rest("backbone", behind)))
+        return
+    if encoder_share is not None:
+        fronts = _sizes(encoder, schema, encoder_config, encoder_share * target_dense_params)
+    for front in fronts:
+        sized = dataclasses.replace(encoder_config, **front)
+        left = rest("encoder", encoder.count_params(sized, schema).dense)
+        for overrides in backbone.size_space(schema, config, left, encoder.token_shape(sized, schema)):
+            yield {"backbone": overrides} | ({"encoder": front} if front else {})
+
+
+def _check_split(name: str, encoder: EncoderSpec | None, encoder_share: float | None, fixed: str | None) -> None:
+    if encoder is None or encoder.size_space is None:
+        lacks = "no sequence encoder in front" if encoder is None else "an encoder without a size of its own"
+        raise ValueError(f"{name} has {lacks}; leave size.encoder_share and size.fixed unset")
+    if encoder_share is not None and fixed is not None:
+        raise ValueError("size.encoder_share and size.fixed are both set; set one of them")
+    if encoder_share is not None and not 0 < encoder_share < 1:
+        raise ValueError(f"size.encoder_share is {encoder_share:g}, expected a number between 0 and 1")
+    if fixed not in (None, "backbone"):
+        raise ValueError(f"size.fixed is {fixed!r}, expected 'backbone'")
+
+
+def _sizes(encoder: EncoderSpec, schema: Schema, config: Any, target: float) -> Iterable[dict[str, Any]]:
+    return encoder.size_space(schema, config, target) if encoder.size_space else ()
 
 
 def freeze_config(name: str, config: Mapping[str, Any] | ConfigDict | None = None) -> Any:

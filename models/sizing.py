@@ -24,6 +24,8 @@ _RATIOS = (0.25, 0.4, 0.6, 0.75, 0.85, 0.93, 1.0, 1.07, 1.15, 1.3, 1.6, 2.5)
 
 # How far from the target a shape may be before all others are preferred; small models come in coarse steps.
 _MISS = 0.25
+# The same of an encoder's share of a size.
+_NEAR = 0.1
 
 Shape = tuple[int, ...]
 
@@ -138,6 +140,32 @@ def _one_fixed(params, layers: int, target: float, grain: int, fixed: int) -> It
     first = solve_affine(lambda w: params((w, *(fixed,) * (layers - 1))), target, grain)
     if first is not None:
         yield (first, *(fixed,) * (layers - 1))
+
+
+def sized_by(
+    sizes: Callable[[Any, int], dict[str, Any]],
+    count_params: Callable[..., Params],
+    multiple: Callable[[Any], int] = lambda config: 1,
+) -> Callable[..., Iterator[dict[str, Any]]]:
+    """The `size_space` of an encoder that grows with one width; friendly widths come first among those within a tenth.
+
+    Args:
+        sizes: (config, width) -> overrides of the config.
+        multiple: what the width has to be a multiple of.
+    """
+
+    def size_space(schema: Schema, config: Any, target: float) -> Iterator[dict[str, Any]]:
+        params = dense_params(count_params, config, schema)
+
+        def miss(width: int) -> float:
+            return abs(params(sizes(config, width)) / target - 1)
+
+        steps = [math.lcm(grain, multiple(config)) for grain in grains(target)]
+        widths = {solve_increasing(lambda n: params(sizes(config, n)), target, step): None for step in steps}
+        for width in sorted(widths, key=lambda width: miss(width) if miss(width) > _NEAR else 0.0):
+            yield sizes(config, width)
+
+    return size_space
 
 
 def dense_params(count_params: Callable[..., Params], config: Any, *given: Any) -> Callable[[dict[str, Any]], int]:

@@ -20,7 +20,7 @@ softmax (False, as printed); `recent` (None) keeps the newest events only.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -44,6 +44,7 @@ from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import Activation, activation
 from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
+from recscale.models.sizing import sized_by
 
 from .encoding import ReadingPlan, builder, masked_softmax, per_event, plan_reading, with_candidates
 
@@ -226,5 +227,10 @@ def partner_fields(schema: Schema, sequence: Sequence, *, needed: bool) -> list[
     return partners
 
 
+def _hidden(config: DINConfig, width: int) -> dict[str, Any]:
+    """Hidden layers of which the first is so wide, in the ratio they are configured in."""
+    return {"hidden": tuple(max(1, round(width * each / config.hidden[0])) for each in config.hidden)}
+
+
 build = builder(DIN, plan_din)
-DIN_SPEC = EncoderSpec(DINConfig, build, token_shape, count_params, count_flops)
+DIN_SPEC = EncoderSpec(DINConfig, build, token_shape, count_params, count_flops, sized_by(_hidden, count_params))

@@ -7,7 +7,7 @@ joined.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,13 +16,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from recscale.models.counts import Flops
+from recscale.models.counts import Flops, Params
 from recscale.models.inputs.flat import FlatPlan, plan_flat
 from recscale.models.inputs.history import EventPlan, HistoryOptions, TokenShape, plan_events
 from recscale.models.inputs.schema import Schema
 from recscale.models.layers.param import Init
 from recscale.models.options import require_sizes
 from recscale.models.ranker import SequenceEncoder
+from recscale.models.sizing import sized_by
 
 # A score that leaves nothing after the softmax and is below every other, without an infinity on the way.
 INVISIBLE = -1e30
@@ -77,6 +78,11 @@ def builder(
 def candidate_token(config: EncoderOptions, schema: Schema) -> TokenShape:
     """One candidate token of width D, the `token_shape` of most encoders."""
     return TokenShape(candidate=1, width=config.width)
+
+
+def sized_by_width(count_params: Callable[..., Params]) -> Callable[..., Iterator[dict[str, Any]]]:
+    """The `size_space` of most encoders: widths D of whole heads."""
+    return sized_by(lambda config, width: {"width": width}, count_params, lambda config: config.heads)
 
 
 def masked_softmax(

@@ -54,7 +54,7 @@ from recscale.models.layers.per_token import activation
 from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading
+from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading, sized_by_width
 
 # ln(seconds) per bucket.
 _BUCKET_STEP = 0.301
@@ -273,4 +273,11 @@ def count_flops(config: HSTUConfig, schema: Schema) -> Flops:
     return plan.flops(embed, query, (L - 1) * layer + 2 * S * D * both, L * one)
 
 
-HSTU_SPEC = EncoderSpec(HSTUConfig, builder(HSTU, plan_hstu), candidate_token, count_params, count_flops)
+HSTU_SPEC = EncoderSpec(
+    HSTUConfig,
+    builder(HSTU, plan_hstu),
+    candidate_token,
+    count_params,
+    count_flops,
+    sized_by_width(count_params),
+)

@@ -50,7 +50,7 @@ from recscale.models.layers.norms import Norm
 from recscale.models.layers.per_token import Activation
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading
+from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading, sized_by_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +229,8 @@ def count_flops(config: TransformerOptions, schema: Schema) -> Flops:
     return plan.flops(embed, query, user, 4 * S * D + 2 * D * D)
 
 
+_SIZES = sized_by_width(count_params)
 SEQUENCE_TRANSFORMER = EncoderSpec(
-    SequenceTransformerConfig, builder(SequenceTransformer), candidate_token, count_params, count_flops
+    SequenceTransformerConfig, builder(SequenceTransformer), candidate_token, count_params, count_flops, _SIZES
 )
-SASREC = EncoderSpec(SASRecConfig, builder(SASRec), user_token, count_params, count_flops)
+SASREC = EncoderSpec(SASRecConfig, builder(SASRec), user_token, count_params, count_flops, _SIZES)

@@ -43,7 +43,7 @@ from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 from recscale.pallas_kernels.hybrid_attention import hybrid_attention
 
-from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading
+from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading, sized_by_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,4 +156,6 @@ def count_flops(config: STCAConfig, schema: Schema) -> Flops:
     return plan.flops(embed, query, user, (L + 1) * 6 * r * D * D + 2 * sum(range(2, L + 2)) * D * D + L * read)
 
 
-STCA_SPEC = EncoderSpec(STCAConfig, builder(STCA), candidate_token, count_params, count_flops)
+STCA_SPEC = EncoderSpec(
+    STCAConfig, builder(STCA), candidate_token, count_params, count_flops, sized_by_width(count_params)
+)

@@ -27,7 +27,7 @@ from recscale.models.inputs.history import EventReader
 from recscale.models.layers.history_attention import KeyValues, TargetRead
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading
+from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading, sized_by_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,5 +83,10 @@ def count_flops(config: TargetAttentionConfig, schema: Schema) -> Flops:
 
 
 TARGET_ATTENTION = EncoderSpec(
-    TargetAttentionConfig, builder(TargetAttention), candidate_token, count_params, count_flops
+    TargetAttentionConfig,
+    builder(TargetAttention),
+    candidate_token,
+    count_params,
+    count_flops,
+    sized_by_width(count_params),
 )

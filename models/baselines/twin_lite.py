@@ -44,7 +44,16 @@ from recscale.models.layers.matmul import contract
 from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
-from .encoding import INVISIBLE, EncoderOptions, ReadingPlan, builder, candidate_token, masked_softmax, plan_reading
+from .encoding import (
+    INVISIBLE,
+    EncoderOptions,
+    ReadingPlan,
+    builder,
+    candidate_token,
+    masked_softmax,
+    plan_reading,
+    sized_by_width,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,4 +185,11 @@ def plan_twin_lite(config: TwinLiteConfig, schema: Schema) -> TwinLitePlan:
     return plan
 
 
-TWIN_LITE = EncoderSpec(TwinLiteConfig, builder(TwinLite, plan_twin_lite), candidate_token, count_params, count_flops)
+TWIN_LITE = EncoderSpec(
+    TwinLiteConfig,
+    builder(TwinLite, plan_twin_lite),
+    candidate_token,
+    count_params,
+    count_flops,
+    sized_by_width(count_params),
+)

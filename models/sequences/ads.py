@@ -61,6 +61,7 @@ from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import Activation
 from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
+from recscale.models.sizing import sized_by
 
 from .ads_scorers import CANScorer, MHAScorer, can_params
 
@@ -398,4 +399,11 @@ def _generator(width: int, hidden: int, out: int) -> int:
     return width * hidden + hidden + hidden * out + out
 
 
-ADS_SPEC = EncoderSpec(ADSConfig, builder(ADS, plan_ads), token_shape, count_params, count_flops)
+ADS_SPEC = EncoderSpec(
+    ADSConfig,
+    builder(ADS, plan_ads),
+    token_shape,
+    count_params,
+    count_flops,
+    sized_by(lambda config, width: {"width": width}, count_params, lambda config: config.head_dim or 1),
+)

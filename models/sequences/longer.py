@@ -38,8 +38,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,7 @@ from recscale.models.layers.norms import Norm, norm_params
 from recscale.models.layers.per_token import Activation
 from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
+from recscale.models.sizing import sized_by
 
 # The fields of each global token; () is the learnable vector.
 Globals = tuple[tuple[Field, ...], ...]
@@ -430,4 +431,22 @@ def _width(fields: tuple[Field, ...]) -> int:
     return sum(field.width for field in fields)
 
 
-LONGER = EncoderSpec(LongerConfig, builder(Longer, plan_longer), token_shape, count_params, count_flops)
+_WIDTHS = sized_by(lambda config, width: {"event_width": width}, count_params, lambda config: config.inner_heads)
+
+
+def size_space(schema: Schema, config: LongerConfig, target: float) -> Iterator[dict[str, Any]]:
+    """Event widths near a number of dense parameters that make merged tokens of whole heads."""
+    for sizes in _WIDTHS(schema, config, target):
+        width = dataclasses.replace(config, **sizes).width
+        if width <= config.head_dim or not width % config.head_dim:
+            yield sizes
+
+
+LONGER = EncoderSpec(
+    LongerConfig,
+    builder(Longer, plan_longer),
+    token_shape,
+    count_params,
+    count_flops,
+    size_space,
+)

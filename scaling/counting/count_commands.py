@@ -73,6 +73,8 @@ def count(model: str, schema_name: str, assignments: tuple[str, ...], xla: bool,
 @click.option("--train-flops", type=float, help="Target of training FLOPs per row, e.g. 1e7.")
 @click.option("--examples", type=float, help="Read --train-flops as the FLOPs of a whole run of so many rows.")
 @click.option("--tolerance", default=0.03, show_default=True, help="Accepted relative error.")
+@click.option("--encoder-share", type=float, help="Share of the target that the sequence encoder is sized for.")
+@click.option("--fixed", type=click.Choice(["backbone"]), help="Size the sequence encoder alone, in front of this.")
 @_SCHEMA
 @_SET
 @_JSON
@@ -82,6 +84,8 @@ def size(
     train_flops: float | None,
     examples: float | None,
     tolerance: float,
+    encoder_share: float | None,
+    fixed: str | None,
     schema_name: str,
     assignments: tuple[str, ...],
     as_json: bool,
@@ -93,7 +97,7 @@ def size(
 
     result = solve(
         model, _schema(model, schema_name), dense_params=dense_params, train_flops=train_flops, examples=examples,
-        config=_config(model, assignments), tolerance=tolerance,
+        config=_config(model, assignments), tolerance=tolerance, encoder_share=encoder_share, fixed=fixed,
     )  # fmt: skip
     per = " of the run" if examples else " per row" if result.quantity == "train_flops" else ""
     click.echo(f"{model}  {_settings(result.overrides)}")

@@ -30,6 +30,9 @@ _USUAL_FLOPS_PER_PARAM = 6.0
 _ROUNDS = 8
 _CONVERGED = 0.01
 
+# Where a search upwards for an encoder's parameters ends.
+_MOST_PARAMS = 1e12
+
 # Small models come in coarse steps: the same FLOPs may need another number of parameters.
 _AROUND = (1.0, 0.97, 1.03, 0.94, 1.06, 0.9, 1.1)
 
@@ -65,6 +68,19 @@ class SizeResult:
     reachable: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """What is sized: a model, what it reads, the settings it starts from, and what its encoder has of the size."""
+
+    model: str
+    schema: Schema
+    base: dict[str, Any]
+    split: Mapping[str, Any]
+
+    def count(self, overrides: Mapping[str, Any]) -> Count:
+        return models.count(self.model, self.schema, _merged(self.base, overrides))
+
+
 @dataclasses.dataclass
 class _Best:
     """The candidate nearest to the target so far."""
@@ -82,6 +98,7 @@ def size(
     examples: float | None = None,
     config: Mapping[str, Any] | ConfigDict | None = None,
     tolerance: float = 0.03,
+    **split: Any,
 ) -> SizeResult:
     """The friendliest shape within `tolerance` of the target, or else the nearest one, marked `reachable=False`.
 
@@ -93,15 +110,16 @@ def size(
         examples: rows of the run `train_flops` refers to.
         config: settings to keep; the solver changes only those `size_space` names.
         tolerance: accepted relative error.
+        split: `encoder_share` or `fixed` of `models.size_space`: what a sequence encoder has of the size.
 
     Raises:
         ValueError: not exactly one target; a target that is not positive; or a closed form that differs from the
             abstract parameter tree.
     """
     quantity, target = _target(dense_params, train_flops, examples)
-    base, scale = _complete(model, config), examples or 1.0
-    (best,) = _shapes(model, schema, base, quantity, target / scale, tolerance, 1)
-    return _result(model, schema, base, quantity, target, best.overrides, scale, tolerance)
+    problem, scale = _Problem(model, schema, _complete(model, config), split), examples or 1.0
+    (best,) = _shapes(problem, quantity, target / scale, tolerance, 1)
+    return _result(problem, quantity, target, best.overrides, scale, tolerance)
 
 
 def size_ladder(
@@ -112,6 +130,7 @@ def size_ladder(
     *,
     config: Mapping[str, Any] | ConfigDict | None = None,
     tolerance: float = 0.03,
+    **split: Any,
 ) -> tuple[dict[float, SizeResult], bool]:
     """The sizes of a ladder, chosen together: of the shapes within the tolerance of each target those, friendliest
     first, in which no setting falls where the target rises.
@@ -124,13 +143,13 @@ def size_ladder(
     rungs = sorted(
         {_target(**{"dense_params": None, "train_flops": None, quantity: t}, examples=None)[1] for t in targets}
     )
-    base = _complete(model, config)
+    problem = _Problem(model, schema, _complete(model, config), split)
     few = 1 if len(rungs) == 1 else _LADDER_SHAPES
-    shapes = [_shapes(model, schema, base, quantity, target, tolerance, few) for target in rungs]
+    shapes = [_shapes(problem, quantity, target, tolerance, few) for target in rungs]
     rising = _rising([[shape.overrides for shape in found] for found in shapes])
     chosen = rising or [found[0].overrides for found in shapes]
     results = {
-        target: _result(model, schema, base, quantity, target, overrides, 1.0, tolerance)
+        target: _result(problem, quantity, target, overrides, 1.0, tolerance)
         for target, overrides in zip(rungs, chosen, strict=True)
     }
     return results, rising is not None
@@ -175,35 +194,27 @@ def _no_fall(small: Mapping[str, Any], large: Mapping[str, Any]) -> bool:
     return all(pair(value, large[name]) for name, value in small.items() if name in large)
 
 
-def _shapes(
-    model: str, schema: Schema, base: dict, quantity: str, target: float, tolerance: float, most: int
-) -> list[_Best]:
+def _shapes(problem: _Problem, quantity: str, target: float, tolerance: float, most: int) -> list[_Best]:
     """The `most` friendliest shapes within the tolerance; if there is none, the nearest.
 
     Raises:
         ValueError: nothing at all is proposed.
     """
     solve = _nearest_params if quantity == "dense_params" else _nearest_flops
-    found = solve(model, schema, base, target, tolerance, most)
+    found = solve(problem, target, tolerance, most)
     if not found:
-        raise ValueError(f"{model} proposes no shape near {target:.3g} {quantity} for this schema and configuration")
+        raise ValueError(
+            f"{problem.model} proposes no shape near {target:.3g} {quantity} for this schema and configuration"
+        )
     return found
 
 
 def _result(
-    model: str,
-    schema: Schema,
-    base: dict,
-    quantity: str,
-    target: float,
-    overrides: Mapping[str, Any],
-    scale: float,
-    tolerance: float,
+    problem: _Problem, quantity: str, target: float, overrides: Mapping[str, Any], scale: float, tolerance: float
 ) -> SizeResult:
     """A chosen shape with its counts, which the abstract parameter tree has to agree with."""
-    chosen = ConfigDict(_merged(base, overrides))
-    count = models.count(model, schema, chosen)
-    _check_tree(model, schema, chosen, count)
+    chosen, count = ConfigDict(_merged(problem.base, overrides)), problem.count(overrides)
+    _check_tree(problem.model, problem.schema, chosen, count)
     achieved = count.dense_params if quantity == "dense_params" else round(count.train_flops_per_row * scale)
     error = achieved / target - 1.0
     return SizeResult(chosen, dict(overrides), count, quantity, target, achieved, error, abs(error) <= tolerance)
@@ -224,25 +235,21 @@ def _target(dense_params: float | None, train_flops: float | None, examples: flo
     return name, value
 
 
-def _nearest_params(model: str, schema: Schema, base: dict, target: float, tolerance: float, most: int) -> list[_Best]:
+def _nearest_params(problem: _Problem, target: float, tolerance: float, most: int) -> list[_Best]:
     def error(count: Count) -> float:
         return count.dense_params / target - 1.0
 
-    found, first = _scan(model, schema, base, target, error, tolerance, most)
-    return found if first is not None else _smallest(model, schema, base, target, error)
+    found, first = _scan(problem, target, error, tolerance, most)
+    return found if first is not None else _smallest(problem, target, error)
 
 
-def _nearest_flops(model: str, schema: Schema, base: dict, target: float, tolerance: float, most: int) -> list[_Best]:
+def _nearest_flops(problem: _Problem, target: float, tolerance: float, most: int) -> list[_Best]:
     """Finds the number of parameters whose FLOPs meet the target, then looks at the shapes around it."""
-    params = target / _USUAL_FLOPS_PER_PARAM
-    for _ in range(_ROUNDS):
-        near = _nearest_params(model, schema, base, params, tolerance, 1)
-        if not near:
-            break
-        count = models.count(model, schema, _merged(base, near[0].overrides))
-        before, params = params, target * count.dense_params / count.train_flops_per_row
-        if abs(params / before - 1.0) < _CONVERGED:
-            break
+    behind = 0
+    if problem.split.get("fixed"):
+        found = problem.count({})
+        behind = found.dense_params - (found.encoder_params or 0)
+    params = _params_in_front(problem, behind, target) if behind else _params_of_flops(problem, target, tolerance)
 
     def error(count: Count) -> float:
         return count.train_flops_per_row / target - 1.0
@@ -250,28 +257,53 @@ def _nearest_flops(model: str, schema: Schema, base: dict, target: float, tolera
     within: list[_Best] = []
     nearest: list[_Best] = []
     for factor in _AROUND:
-        found, _ = _scan(model, schema, base, params * factor, error, tolerance, most - len(within))
+        around = behind + (params - behind) * factor
+        found, _ = _scan(problem, around, error, tolerance, most - len(within))
         within += [shape for shape in found if abs(shape.error) <= tolerance and shape not in within]
         nearest = sorted([*nearest, *found], key=lambda shape: abs(shape.error))[:1]
         if len(within) >= most:
             break
-    return within or nearest or _smallest(model, schema, base, params, error)
+    return within or nearest or _smallest(problem, params, error)
+
+
+def _params_of_flops(problem: _Problem, target: float, tolerance: float) -> float:
+    """Secant steps on FLOPs per parameter, which changes slowly with size."""
+    params = target / _USUAL_FLOPS_PER_PARAM
+    for _ in range(_ROUNDS):
+        near = _nearest_params(problem, params, tolerance, 1)
+        if not near:
+            break
+        count = problem.count(near[0].overrides)
+        before, params = params, target * count.dense_params / count.train_flops_per_row
+        if abs(params / before - 1.0) < _CONVERGED:
+            break
+    return params
+
+
+def _params_in_front(problem: _Problem, behind: int, target: float) -> float:
+    """Bisection on an encoder's parameters: of few of them a history makes any number of FLOPs."""
+
+    def flops(own: float) -> int:
+        near = _nearest_params(problem, behind + own, 0.0, 1)
+        return problem.count(near[0].overrides).train_flops_per_row
+
+    low, high = 1.0, 4.0
+    while flops(high) < target and high < _MOST_PARAMS:
+        low, high = high, 4.0 * high
+    while high / low > 1.0 + _CONVERGED:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if flops(middle) < target else (low, middle)
+    return behind + high
 
 
 def _scan(
-    model: str,
-    schema: Schema,
-    base: dict,
-    params: float,
-    error: Callable[[Count], float],
-    tolerance: float,
-    most: int,
+    problem: _Problem, params: float, error: Callable[[Count], float], tolerance: float, most: int
 ) -> tuple[list[_Best], Count | None]:
     """The first `most` proposals within tolerance, or the nearest; and the count of the very first (None: none)."""
     within: list[_Best] = []
     nearest, first = _Best(), None
-    for overrides in models.size_space(model, schema, base, params):
-        count = models.count(model, schema, _merged(base, overrides))
+    for overrides in models.size_space(problem.model, problem.schema, problem.base, params, **problem.split):
+        count = problem.count(overrides)
         first = first or count
         shape = _Best(error(count), overrides)
         if abs(shape.error) < abs(nearest.error):
@@ -283,20 +315,20 @@ def _scan(
     return within or ([nearest] if first is not None else []), first
 
 
-def _smallest(model: str, schema: Schema, base: dict, params: float, error: Callable[[Count], float]) -> list[_Best]:
+def _smallest(problem: _Problem, params: float, error: Callable[[Count], float]) -> list[_Best]:
     """Where nothing is proposed (the inputs alone need more): of the smallest shapes there are, the nearest."""
     best: list[_Best] = []
     low, high = params, params
     for _ in range(_DOUBLINGS):
         low, high = high, 2.0 * high
-        best, first = _scan(model, schema, base, high, error, 0.0, 1)
+        best, first = _scan(problem, high, error, 0.0, 1)
         if first is not None:
             break
     else:
         return best
     while high / low > _SMALLEST_RATIO:
         middle = math.sqrt(low * high)
-        found, first = _scan(model, schema, base, middle, error, 0.0, 1)
+        found, first = _scan(problem, middle, error, 0.0, 1)
         if first is None:
             low = middle
         else:

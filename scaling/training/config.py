@@ -42,6 +42,9 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     config.size.dense_params = config_dict.placeholder(float)
     config.size.train_flops = config_dict.placeholder(float)  # per row
     config.size.budget_flops = config_dict.placeholder(float)  # whole run: sets training.examples to what it affords
+    # Of a shape's target a sequence encoder has what its own settings take; or this share; or all but the "backbone".
+    config.size.encoder_share = config_dict.placeholder(float)
+    config.size.fixed = config_dict.placeholder(str)
 
     config.data = ConfigDict()
     config.data.name = data
@@ -154,6 +157,8 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     if not plain["training"].get("embedding_l2"):
         plain["training"].pop("embedding_l2", None)
     plain["data"].pop("root", None)
+    for key in ("encoder_share", "fixed"):  # as the targets beside them, of no resolved run
+        plain.get("size", {}).pop(key, None)
     _drop_unset(plain["model"])
     for key in ("embedding_width", "embedding_rows"):
         if not plain["data"].get(key):

@@ -119,7 +119,7 @@ def check_settings(config: ConfigDict) -> None:
             check_requests(parse_mesh(config.training.mesh), config.training.requests // max(parts, 1))
         except ValueError as error:
             wrong.append(f"training.mesh: {error}")
-    targets = {name: value for name, value in config.size.items() if value is not None}
+    targets = {name: value for name, value in config.size.items() if isinstance(value, float)}
     if targets:
         name, value = next(iter(targets.items()))
         asked = ["--dense-params" if name == "dense_params" else "--train-flops", f"{value:g}"]

@@ -206,20 +206,21 @@ class _Planner:
         pin_log(config)
         source, (_, shape) = self._source(config), _targets(config)
         for quantity, target in shape.items():
-            self.ladders.setdefault(self._ladder(config, source.schema, quantity), set()).add(target)
+            ladder = self._ladder(config, source.schema, quantity, _split(config))
+            self.ladders.setdefault(ladder, set()).add(target)
 
     def add(self, config: ConfigDict, pinned: Sequence[str], notes: Mapping[str, Any]) -> None:
         """Plans one run. `pinned` are the model settings the sweep itself sets: a target may not change them. `notes`
         go into its record."""
         source = self._source(config)
-        targets, shape = _targets(config)
-        for name in targets:
+        (targets, shape), split = _targets(config), _split(config)
+        for name in config.size:
             # A resolved run is what is trained, whatever was asked for: targets live beside it, not in its identity.
             config.size[name] = None
         if shape:
             wanted = {key: leaves(config)[key] for key in pinned}
             ((quantity, target),) = shape.items()
-            config.model = self._sized(config, source.schema, quantity, target)
+            config.model = self._sized(config, source.schema, quantity, target, split)
             for key, value in wanted.items():
                 if leaves(config)[key] != value:
                     raise ValueError(
@@ -262,16 +263,20 @@ class _Planner:
                 raise OverrideError(f"data: {error.args[0]}") from error
         return self.sources[key]
 
-    def _ladder(self, config: ConfigDict, schema: Any, quantity: str) -> str:
-        model = resolved(config)["model"]
-        return config_hash({"name": config.architecture, "of": model, "to": quantity, "schema": schema.hash()})
+    def _ladder(self, config: ConfigDict, schema: Any, quantity: str, split: Mapping[str, Any]) -> str:
+        to = {"of": resolved(config)["model"], "to": quantity, "split": dict(split), "schema": schema.hash()}
+        return config_hash({"name": config.architecture} | to)
 
-    def _sized(self, config: ConfigDict, schema: Any, quantity: Any, target: float) -> ConfigDict:
+    def _sized(
+        self, config: ConfigDict, schema: Any, quantity: Any, target: float, split: Mapping[str, Any]
+    ) -> ConfigDict:
         """The architecture's model section for a target; every distinct ladder is solved once."""
-        key = self._ladder(config, schema, quantity)
+        key = self._ladder(config, schema, quantity, split)
         if key not in self.shapes:
             name = config.architecture
-            self.shapes[key], rising = size_ladder(name, schema, quantity, self.ladders[key], config=config.model)
+            self.shapes[key], rising = size_ladder(
+                name, schema, quantity, self.ladders[key], config=config.model, **split
+            )
             if not rising:
                 self.notes.append(f"{name}: no shapes near all sizes in which no setting falls from one to the next")
             for asked, solved in self.shapes[key].items():
@@ -453,10 +458,20 @@ def _targets(config: ConfigDict) -> tuple[dict[str, float], dict[str, float]]:
     Raises:
         ValueError: two targets for one shape.
     """
-    targets = {name: float(value) for name, value in config.size.items() if value is not None}
+    named = ("dense_params", "train_flops", "budget_flops")
+    targets = {name: float(config.size[name]) for name in named if config.size[name] is not None}
     if {"dense_params", "train_flops"} <= targets.keys():
         raise ValueError("size.dense_params and size.train_flops are both set; a shape has one target")
-    return targets, {name: value for name, value in targets.items() if name != "budget_flops"}
+    shape = {name: value for name, value in targets.items() if name != "budget_flops"}
+    if not shape and _split(config):
+        raise ValueError("size.encoder_share and size.fixed split a target, and neither size.dense_params nor "
+                         "size.train_flops is set")  # fmt: skip
+    return targets, shape
+
+
+def _split(config: ConfigDict) -> dict[str, Any]:
+    """What a sequence encoder is to have of a shape's target; empty where it stays as configured."""
+    return {name: config.size[name] for name in ("encoder_share", "fixed") if config.size.get(name) is not None}
 
 
 def _target_error(targets: Mapping[str, float], counts: Any) -> float | None:

@@ -55,6 +55,40 @@ def test_the_backbone_is_sized_for_the_rest(name):
     assert error < 0.03 and set(merged) == {"backbone"}
 
 
+SIZED = ["longer", "din", "target_attention", "sequence_transformer", "sasrec", "hstu", "stca", "twin_lite"]
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_an_encoder_takes_its_share_of_a_size(name):
+    target = 1.2e5 if name == "longer" else 3e5
+    offers = list(itertools.islice(size_space(f"{name}+rankmixer", REFERENCE, None, target, encoder_share=0.4), 300))
+    counts = [count(f"{name}+rankmixer", REFERENCE, offer) for offer in offers]
+    assert min(abs(found.dense_params / target - 1) for found in counts) < 0.03
+    assert counts[0].encoder_params == pytest.approx(0.4 * target, rel=0.12)
+
+
+def test_an_encoder_is_sized_in_front_of_a_fixed_backbone():
+    backbone = {"backbone": {"layers": 1, "width": 32, "hidden": 40}}
+    offers = list(size_space("din+rankmixer", REFERENCE, backbone, 2e5, fixed="backbone"))
+    assert offers and all(set(offer) == {"encoder"} for offer in offers)
+    assert count("din+rankmixer", REFERENCE, backbone | offers[0]).dense_params == pytest.approx(2e5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("rankmixer", {"encoder_share": 0.5}, "no sequence encoder in front"),
+        ("sum_pooling+rankmixer", {"fixed": "backbone"}, "an encoder without a size of its own"),
+        ("din+rankmixer", {"encoder_share": 1.5}, "size.encoder_share is 1.5, expected a number between 0 and 1"),
+        ("din+rankmixer", {"fixed": "encoder"}, "size.fixed is 'encoder', expected 'backbone'"),
+        ("din+rankmixer", {"encoder_share": 0.5, "fixed": "backbone"}, "set one of them"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(name, split, message):
+    with pytest.raises(ValueError, match=message):
+        next(size_space(name, REFERENCE, None, 1e5, **split))
+
+
 @pytest.mark.parametrize("target", [1e7, 1e8, 1e9])
 def test_large_shapes_suit_matrix_units(target):
     shape, _ = best("rankmixer", REFERENCE, target)

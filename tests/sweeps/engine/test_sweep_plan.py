@@ -47,6 +47,26 @@ def test_a_row_holds_the_resolved_run_its_counts_and_its_price():
     assert f"{counts['dense_params']:,}" in plan_table([row | {"job": row["group_id"]}])
 
 
+def test_an_encoder_grows_with_its_share_of_a_ladder_or_alone_to_equal_flops():
+    config = base()
+    config.data.preset = "long"
+    points = product([{"architecture": "din+rankmixer", "model.backbone.layers": 1}], by_dense_params([1e5, 2e5]))
+    shared = make_plan(config, product(points, axis("size.encoder_share", [0.4])), sweep="test").rows
+    assert [row["counts"]["encoder_params"] / row["targets"]["dense_params"] for row in shared] == pytest.approx(
+        [0.4, 0.4], rel=0.1
+    )
+    assert all(abs(row["target_error"]) < 0.03 and not row["config"]["size"].get("encoder_share") for row in shared)
+    plain = make_plan(config, points, sweep="test").rows
+    assert len({row["counts"]["encoder_params"] for row in plain}) == 1
+    backbone = {"model.backbone.layers": 1, "model.backbone.width": 32, "model.backbone.hidden": 40}
+    names = [{"architecture": f"{name}+rankmixer"} | backbone for name in ("din", "stca")]
+    fixed = make_plan(config, product(names, by_train_flops([2e7], size__fixed="backbone")), sweep="test").rows
+    assert all(abs(row["target_error"]) < 0.1 for row in fixed)
+    assert all(row["config"]["model"]["backbone"]["hidden"] == 40 for row in fixed)
+    with pytest.raises(ValueError, match="size.encoder_share and size.fixed split a target"):
+        make_plan(config, [{"architecture": "din+rankmixer", "size.encoder_share": 0.4}], sweep="test")
+
+
 def test_a_budget_buys_requests_with_all_their_candidates():
     """The user side is paid once per request: 4 candidates a request make a row cheaper."""
     made = {}
@@ -78,7 +98,7 @@ def test_a_target_becomes_a_shape_and_stays_beside_the_run():
     for row, target in zip(rows, [3e4, 1e5], strict=True):
         assert row["targets"]["dense_params"] == target
         assert row["target_error"] == pytest.approx(row["counts"]["dense_params"] / target - 1)
-        assert row["config"]["size"] == {"dense_params": None, "train_flops": None, "budget_flops": None}
+        assert set(row["config"]["size"].values()) == {None}
     assert rows[0]["shape_id"] != rows[1]["shape_id"] and rows[0]["group_id"] != rows[1]["group_id"]
     # the same shape written by hand is the same run
     by_hand = [{f"model.{key}": value for key, value in rows[0]["config"]["model"].items()}]
