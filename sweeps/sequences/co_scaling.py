@@ -2,7 +2,9 @@
 
 Three sizes by four lengths of a two-stage and a unified architecture on preset `long` of the known-truth log, half its
 signal in products of fields and half in events: two resources that are separate by construction, so their losses add.
-Signs are given in place of ids, as in `dense` and in `length_ladder`. The report fits a sum of two power laws.
+Signs are given in place of ids, as in `dense` and in `length_ladder`. LONGER's encoder has the same share of every
+size, so that both of its parts grow: the sizes are those at which event widths of whole heads give that. The report
+fits a sum of two power laws.
 
     recscale sweep co_scaling --out runs/co_scaling
 
@@ -15,7 +17,8 @@ from recscale.sweeps import Sweep, architectures, axis, by_dense_params, by_hist
 from recscale.sweeps.sequences.length_ladder import SETTINGS, long_log
 
 LENGTHS = [8, 20, 50, 128]
-SIZES = [4e4, 1e5, 2.5e5]
+SIZES = [3.3e4, 1e5, 3.6e5]
+ENCODER_SHARE = 0.308  # event widths 4, 8 and 16
 
 
 def get_config() -> ConfigDict:
@@ -24,11 +27,12 @@ def get_config() -> ConfigDict:
 
 
 def get_sweep() -> Sweep:
-    # The position table is the same at every length: it is no part of the size axis.
+    # The position table is the same at every length.
     longer = product(
         architectures(["longer+rankmixer"]),
         axis("model.encoder.max_length", [max(LENGTHS)]),
         axis("model.backbone.layers", [1]),
+        axis("size.encoder_share", [ENCODER_SHARE]),
     )
     mixformer = product(architectures(["mixformer"]), [SETTINGS["mixformer"]])
     return product(chain(longer, mixformer), by_dense_params(SIZES), by_history_length(LENGTHS), seeds(3))

@@ -4,9 +4,10 @@ LONGER (arXiv 2505.04421): merge size with and without InnerTrans, which merged 
 Baselines: sum pooling, DIN on 50 and on all events, target attention, Transformer, SASRec, HSTU, TWIN, STCA, OneTrans.
 
 Every run is sized to one number of dense parameters (the backbone takes what the encoder leaves), so a change is not
-also a change of size; FLOPs differ and are in the run table. The published gaps are .0001 to .002 AUC on 1e9 samples
-and more: at this scale a tie is the expected result, and what the null controls (sum pooling; a backbone without
-history) leave is what the history is worth at all.
+also a change of size. Merged tokens are equally wide whatever is merged, so merging changes the backbone's size by 3 %
+at most; InnerTrans without merging, whose block is as wide as a token, by a tenth. FLOPs differ and are in the run
+table. The published gaps are .0001 to .002 AUC on 1e9 samples and more: at this scale a tie is the expected result, and
+what the null controls (sum pooling; a backbone without history) leave is what the history is worth at all.
 
     recscale sweep sequence_ablations --out runs/sequence_ablations
 
@@ -21,6 +22,7 @@ from recscale.sweeps.sequences.length_ladder import long_log
 
 LENGTH = 128
 SIZE = 1.5e5
+WIDTH = 32  # of a merged token
 
 BASELINES = ["sum_pooling", "din", "target_attention", "sequence_transformer", "sasrec", "hstu", "twin_lite", "stca"]
 
@@ -36,8 +38,8 @@ def get_sweep() -> Sweep:
 def _longer() -> Sweep:
     changes = [
         {},
-        *axis("model.encoder.merge", [1, 2, 8]),
-        *product(axis("model.encoder.merge", [2, 4, 8]), axis("model.encoder.inner", [0])),
+        *(_merge(events) for events in (1, 2, 8)),
+        *(_merge(events) | {"model.encoder.inner": 0} for events in (2, 4, 8)),
         *axis("model.encoder.query_strategy", ["uniform", "recent_uniform", "learnable"]),
         *axis("model.encoder.query_share", [0.1, 0.2, 0.8, 1.0]),
         *axis("model.encoder.n_global", [(1, 0), (1, 1)]),
@@ -46,6 +48,10 @@ def _longer() -> Sweep:
         *axis("model.encoder.layers", [1, 4]),
     ]
     return product(architectures(["longer+rankmixer"]), _BACKBONE, changes)
+
+
+def _merge(events: int) -> dict:
+    return {"model.encoder.merge": events, "model.encoder.event_width": WIDTH // events}
 
 
 def _baselines() -> Sweep:
