@@ -170,6 +170,12 @@ def lines(judged: Sequence[Judged]) -> list[str]:
     return [head, *shown, f"{len(judged)} published orderings: {tally}"]
 
 
+def markdown(judged: Sequence[Judged]) -> list[str]:
+    """The same as a table for a note."""
+    rows = [f"| {words(found.ordering)} | {_published(found.ordering)} | {_ours(found)} |" for found in judged]
+    return ["| ordering | published | ours |", "|---|---|---|", *rows]
+
+
 def words(ordering: Ordering) -> str:
     """An ordering as a line of text."""
     where = "" if ordering.metric == "logloss" else f" ({ordering.metric.removeprefix('-')})"

@@ -437,12 +437,13 @@ def _judge(out: Path, table: pd.DataFrame, orderings: list[dict[str, Any]]) -> d
     from recscale.scaling.records.files import write_atomically
     from recscale.scaling.report.comparison_figures import orderings_figure
     from recscale.scaling.report.frame import save
-    from recscale.scaling.report.orderings import judge, lines, orderings_table
+    from recscale.scaling.report.orderings import judge, lines, markdown, orderings_table
     from recscale.scaling.report.report import FOLDER
 
     judged = judge(table, orderings)
     found = orderings_table(judged)
     write_atomically(out / FOLDER / "orderings.csv", found.to_csv(index=False))
+    write_atomically(out / FOLDER / "orderings.md", "\n".join(markdown(judged)) + "\n")
     click.echo("\n".join(["", *lines(judged), f"table: {out / FOLDER / 'orderings.csv'}"]))
     if any(one.interval is not None for one in judged):
         figure = orderings_figure(judged, title=f"published orderings: {out.name}")
