@@ -7,7 +7,7 @@ beside it. Experts: eight a token, with lam_rate 1.02 and lam0 1e-4, for runs of
 
     recscale paper rankmixer
 
-What its runs say of each: `notebooks/runs/README.md`.
+What its runs say of each: `notebooks/runs/papers.md`.
 """
 
 from ml_collections import ConfigDict
