@@ -9,7 +9,7 @@ Stage 1 (host, NumPy): exponents on a grid, the non-negative weighted least-squa
 exactly. Stage 2 (JAX, float64 on the CPU backend inside a scoped `jax.enable_x64`): all starts at once under
 `vmap`, weights min(1, delta/|r|) that majorise Huber, damping scaled by the diagonal, then the same loop with
 the second derivative of Huber itself, which converges to the last digits. Bootstrap draws, profile points and
-jackknife fits are further rows of the same batch, so one program per (family, padded rows, batch) serves
+jackknife fits are further rows of the same batch, so one program per (family, padded rows) serves
 everything.
 
 Legend: n rows (padded to a power of two with weight 0), d axes, P family parameters, b batch entries, g grid
@@ -31,9 +31,9 @@ from .problem import Problem
 from .starts import starting_points
 
 VERSION = "1"
-SMALL_BATCH, LARGE_BATCH = 8, 100  # the two compiled batch sizes: one fit, and blocks of resampled fits
-MOST_IN_SMALL_BATCHES = 160  # a large batch takes as long as its slowest refinement, so profiles come in small ones
-MAX_ROWS_IN_LARGE_BATCH = 8192  # keeps the memory of a block below a few hundred megabytes
+# Of every compiled program. A batch takes as long as its slowest refinement: batches of 100 are no faster, of 770 rows
+# slower, and a program of their own takes longer to compile than a thousand refits.
+BATCH = 8
 MAX_ITERATIONS = 400
 # A start counts as converged when its objective is within this of the best one.
 SHARE_RELATIVE, SHARE_ABSOLUTE = 1e-4, 1e-14
@@ -249,15 +249,13 @@ def refine(
     start_inside = np.where(free > 0, np.clip(phi, low, high), phi)
 
     program = _program(problem.form.family, problem.kind)
-    small = count <= MOST_IN_SMALL_BATCHES or rows > MAX_ROWS_IN_LARGE_BATCH
-    batch = SMALL_BATCH if small else LARGE_BATCH
     pieces = []
     with jax.enable_x64(True), jax.default_device(cpu_device()):
         # NumPy arrays as they are: to make them JAX's one by one takes longer than many a refinement.
         shared = (*shared_rows, matrix, constant, low, high, pull, np.float64(nu))
         switches = Control._make(np.asarray(value) for value in control)
-        for begin in range(0, count, batch):
-            index = np.minimum(np.arange(begin, begin + batch), count - 1)
+        for begin in range(0, count, BATCH):
+            index = np.minimum(np.arange(begin, begin + BATCH), count - 1)
             entries = [array[index] for array in (start_inside, free, weights, targets, scale)]
             out = program(*entries, *shared, switches)
             pieces.append([np.asarray(o)[: count - begin] for o in out])
