@@ -27,6 +27,28 @@ _HEARTBEAT_S = 30
 _START_S = 300
 
 
+# One thread everywhere: XLA, OpenBLAS and OpenMP read these when they start.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NPROC": "1",
+}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Processes that are started inside the block compute on one thread each."""
+    before = {name: os.environ.pop(name, None) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ |= {} if value is None else {name: value}
+
+
 def connect(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> None:
     """Joins this process to the others of its run, if there are any; call before jax computes.
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from recscale.scaling.laws import compare, fit
+from recscale.scaling.processes import one_thread
 from recscale.scaling.records.files import replacing
 from recscale.scaling.records.plain import plain
 from recscale.scaling.records.provenance import command, cores, environment, now
@@ -221,6 +222,8 @@ def _worked(jobs: list[Job], workers: int, cache: Path) -> Iterator[dict[str, An
     columns = (BarColumn(), TextColumn("{task.completed}/{task.total} blocks of studies, {task.fields[left]}"))
     start = time.perf_counter()
     with (
+        # Threads of two processes on two cores wait for each other: what takes one core then takes three.
+        one_thread(),
         Progress(*columns, console=Console(stderr=True)) as progress,
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _share_programs, (cache,)) as pool,
     ):

@@ -15,10 +15,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from recscale.scaling.processes import ONE_THREAD
+
 from . import sweep_turn
 
 PARTS = ("generation", "compile", "step", "holdout", "bookkeeping")
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def measure_sweep(*, rounds: int = 3, rows: int = 262_144, against: Path | None = None) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def _packages(tree: Path) -> Path:
 def _turn(rows: int, packages: Path | None) -> dict[str, Any]:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     given = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
-    given |= {**_ONE_THREAD, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    given |= {**ONE_THREAD, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     if packages is not None:
         given["PYTHONPATH"] = str(packages)
     command = [sys.executable, "-P", sweep_turn.__file__, str(rows)]

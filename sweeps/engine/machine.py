@@ -12,21 +12,13 @@ import subprocess
 import sys
 
 from recscale.scaling.host_memory import free_bytes as free_memory_bytes
-from recscale.scaling.processes import has_tpu
+from recscale.scaling.processes import ONE_THREAD, has_tpu
 from recscale.scaling.records.provenance import cores
 
 __all__ = ["accelerators", "core_flops", "cores", "free_memory_bytes"]
 
 # Share of the free memory a pool may plan to use: the rest is for the launcher, the page cache and other people.
 MEMORY_SHARE = 0.8
-
-# One thread everywhere: XLA, OpenBLAS and OpenMP read these when they start.
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NPROC": "1",
-}
 
 _PROBE = """
 import time, numpy as np

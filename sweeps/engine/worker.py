@@ -38,7 +38,7 @@ from typing import Any
 import click
 
 from recscale.scaling.host_memory import keep_freed_memory
-from recscale.scaling.processes import connect, is_first, scheduled
+from recscale.scaling.processes import ONE_THREAD, connect, is_first, scheduled
 from recscale.scaling.records.locks import EXPIRES_S, hold
 from recscale.scaling.records.planned import read_plan
 
@@ -140,7 +140,7 @@ def environment(accelerator: bool, devices: int = 1) -> dict[str, str]:
         return {}
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false"]
     flags += [f"--xla_force_host_platform_device_count={devices}"] if devices > 1 else []
-    return machine.ONE_THREAD | {"XLA_FLAGS": " ".join(flags).strip()}
+    return ONE_THREAD | {"XLA_FLAGS": " ".join(flags).strip()}
 
 
 def settle(accelerator: bool, core: int | None = None, devices: int = 1) -> None:
