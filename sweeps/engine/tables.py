@@ -83,6 +83,7 @@ def planned_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A plan in the columns of a run table; what only training tells is null."""
     told = [
         row
+        | row.get("notes", {})
         | {"status": "planned", "work": row["predicted"], "history_length": row["config"]["data"].get("history_length")}
         for row in rows
     ]

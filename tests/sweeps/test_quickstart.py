@@ -9,9 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from recscale.scaling import cli
+from recscale.scaling.laws.planning.foresee import foreseen
 from recscale.scaling.report.verdict import judge
+from recscale.scaling.report.views import AXES
 from recscale.sweeps import quickstart, quickstart_rates
 from recscale.sweeps.engine.plan import make_plan
+from recscale.sweeps.engine.tables import planned_table
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "notebooks" / "runs"
@@ -49,6 +52,10 @@ def test_rates_are_the_best_of_the_search_on_rows_of_its_own(plan, searched):
     for row in plan:
         key = row["config"]["architecture"], row["counts"]["dense_params"]
         assert found[key] == (row["config"]["training"]["lr"], row["notes"]["lr_bracketed"])
+
+
+def test_no_gate_is_foreseen_to_close(plan):
+    assert foreseen(planned_table(plan), AXES) == []
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,9 @@ def rule(
 
 
 def _decades(values: np.ndarray) -> float:
-    return float(np.log10(values.max() / values.min()))
+    """Range of the positive values, 0 where there are none."""
+    positive = values[values > 0]
+    return float(np.log10(positive.max() / positive.min())) if len(positive) else 0.0
 
 
 def span(form: Form, slot: str, values: np.ndarray) -> Gate:

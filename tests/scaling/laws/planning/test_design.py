@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -146,3 +147,19 @@ def test_gates_that_a_plan_cannot_pass_are_foreseen():
     good = pd.concat([planned_runs.assign(seed=s, lr_dense=r) for s in (0, 1) for r in (1e-3, 2e-3, 4e-3)])
     good = pd.concat([good, good.assign(dense_params=good.dense_params * 100, shape_id=good.shape_id + "2")])
     assert foreseen(good, ["dense_params"]) == []
+    # A sweep at one rate a size may note that its rates were found elsewhere, and whether between others.
+    one_rate = good[good.lr_dense == 2e-3]
+    assert foreseen(one_rate.assign(lr_bracketed=True), ["dense_params"]) == []
+    for noted in (one_rate, one_rate.assign(lr_bracketed=False), one_rate.assign(lr_bracketed=None)):
+        assert len(told := foreseen(noted, ["dense_params"])) == 1 and "(tuning: " in told[0]
+
+
+def test_an_axis_with_a_zero_is_foreseen_and_divides_by_nothing():
+    planned_runs = pd.DataFrame(
+        {"architecture": "a", "shape_id": list("uvwxyz"), "seed": 0, "lr_dense": 1e-3,
+         "memory_slots": [0, 64, 256, 1024, 4096, 16384]}
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = foreseen(planned_runs, ["memory_slots"])
+    assert "the whole fit will be refused (values: 1 runs have memory_slots 0)" in told[0]
