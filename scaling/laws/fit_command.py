@@ -88,7 +88,8 @@ def fit(
 ) -> None:
     """Fit a scaling law to TABLE: a file (csv, tsv, json, jsonl, parquet, feather), a sweep's or a tracker's folder.
 
-    Refused quantities are printed with the reason and never as a number.
+    Every finished run that --where keeps is fitted; recscale plot takes the best learning rate of every size, and
+    predicts the largest size instead. Refused quantities are printed with the reason and never as a number.
     """
     frame = read(table)
     law = fit_table(frame, form, parse_axes(axes), target, bootstrap, cluster, **options)
@@ -129,6 +130,7 @@ def summary(law: LawFit) -> dict:
         "refusals": [gate.as_dict() for gate in law.refusals],
         "warnings": list(law.warnings),
         "rows": len(law.rows.y),
+        "fitted_to": law.rows.described,
         "clusters": len(law.rows.cluster_labels),
         "excluded": [vars(exclusion) for exclusion in law.rows.exclusions],
         "objective": None if law.solution is None else law.solution.objective,
@@ -181,8 +183,9 @@ def _print(law: LawFit, rolling: Rolling | None) -> None:
     console.print(escape(law.form.equation))
     excluded = law.rows.exclusions
     console.print(
-        f"{len(law.rows.y)} rows, {len(law.rows.cluster_labels)} clusters by {law.rows.cluster}, "
-        f"{len(excluded)} rows excluded"
+        f"fitted to {law.rows.described}; {len(law.rows.cluster_labels)} clusters by {law.rows.cluster}, "
+        f"{len(excluded)} rows excluded",
+        highlight=False,
     )
     for exclusion in excluded[:10]:
         console.print(f"  excluded {escape(exclusion.run_id)}: {escape(exclusion.reason)}")

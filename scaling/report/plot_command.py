@@ -65,7 +65,8 @@ def plot(
     """Fit and draw runs: OUT is the folder of a sweep, of a run, or a run table (.parquet, .csv, ...).
 
     One folder alone is reported: OUT/report/ gets fit.json, loss.png and report.html. Of several, of a file, or with
-    --figure or --save, one figure is drawn: several studies stand in it side by side.
+    --figure or --save, one figure is drawn: several studies stand in it side by side. Fitted is the best learning rate
+    of every size, and the largest size is predicted; recscale fit takes every row.
     """
     fit: dict[str, Any] = {"form": form, "bootstrap": bootstrap, "hold_out_largest": not no_hold_out}
     fit |= {} if cluster is None else {"cluster": cluster}

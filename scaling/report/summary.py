@@ -68,6 +68,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         for what, floor, exponent, words in one["text"]
     ]
     notes = dict.fromkeys([*(one["without"] for one in told.values() if one["without"]), *summary["notes"]])
+    lines += [f"{name}: {row['rows_text']}" for name, row in summary["architectures"].items()]
     lines += [*_refusals(summary), *summary["summary"], *(f"note: {note}" for note in notes)]
     for line in lines:
         console.print(escape(line), highlight=False)
@@ -143,6 +144,7 @@ def _entry(series: Series) -> dict[str, Any]:
         "exponent": _named(series.exponent()),
         "parameters": {q.name: q.as_dict() | {"role": q.role} for q in series.quantities()},
         "fitted_range": list(series.span) if series.span else None,
+        "rows_text": _rows_text(series),
         "fitted_rows": len(fitted),
         "fitted_sizes": int(fitted[series.axis].nunique()),
         "clusters": len(series.fit.rows.cluster_labels),
@@ -156,6 +158,13 @@ def _entry(series: Series) -> dict[str, Any]:
         "warnings": list(series.fit.warnings),
         "text": series_text(series),
     }
+
+
+def _rows_text(series: Series) -> str:
+    """Which rows were fitted, and what became of the others."""
+    counts = series.frame["role"].value_counts().drop(FITTED, errors="ignore")
+    others = ", ".join(f"{count} {role}" for role, count in counts.items())
+    return f"fitted to {series.fit.rows.described}" + (f"; not fitted: {others}" if others else "")
 
 
 def _named(quantity: Quantity | None) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from recscale.pallas_kernels import names
 from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.forms.metric_maps import auc_to_t
 from recscale.scaling.laws.judgement.gates import Gate, rule
+from recscale.scaling.records.number_text import amount
 
 from .columns import numbers
 from .conditions import rows_where
@@ -66,6 +67,25 @@ class Rows:
     def stacked(self) -> np.ndarray:
         """Raw axes [n, d] in slot order."""
         return np.stack(list(self.axes.values()), axis=1)
+
+    @property
+    def described(self) -> str:
+        """Which rows these are; two fits of one table may differ in them."""
+        told = [f"{len(self.y)} rows"]
+        if not len(self.y):
+            return told[0]
+        for slot, column in self.columns.items():
+            values = self.axes[slot]
+            told.append(
+                f"{len(np.unique(values))} values of {column} from {amount(values.min())} to {amount(values.max())}"
+            )
+        keys = [c for c in dict.fromkeys(("shape_id", *self.columns.values())) if c in self.frame]
+        if "architecture" in self.frame and (kinds := self.frame["architecture"].nunique()) > 1:
+            told.append(f"{kinds} architectures as one")
+        if "lr_dense" in self.frame and "lr_dense" not in keys:
+            rates = int(self.frame.groupby(keys, dropna=False)["lr_dense"].nunique().max())
+            told += [f"up to {rates} learning rates a size, good and bad alike"] if rates > 1 else []
+        return ", ".join(told)
 
 
 def require(table: pd.DataFrame, column: str, purpose: str) -> None:

@@ -57,6 +57,16 @@ def test_json_is_one_object_on_the_last_line(folder):
     assert low < told["params"]["alpha"] < high and told["refusals"] == []
     assert told["excluded"] == [{"row": 5, "run_id": "run 5", "reason": "status diverged"}]
     assert told["record"]["runs"]["diverged"] == 1
+    assert told["fitted_to"].startswith("63 rows, 8 values of dense_params from ")
+
+
+def test_a_fit_says_that_it_takes_every_architecture_and_rate(folder, tmp_path):
+    frame = pd.read_parquet(folder / "runs.parquet").assign(architecture="a", lr_dense=1e-3)
+    frame["shape_id"] = frame["dense_params"].astype(str)
+    other = frame.assign(architecture="b", lr_dense=2e-3, run_id=frame["run_id"] + "b")
+    pd.concat([frame, other]).to_parquet(tmp_path / "runs.parquet")
+    shown = run(tmp_path, "--axes", "dense_params", "--bootstrap", "0").output
+    assert "2 architectures as one, up to 2 learning rates a size, good and bad alike" in " ".join(shown.split())
 
 
 def test_a_sweep_folder_is_a_table_and_the_record_is_written(folder, tmp_path):

@@ -470,6 +470,8 @@ def test_the_command_prints_numbers_beside_the_truth_and_json_last(out, summary)
     printed = json.loads(lines[-1])
     assert printed["architectures"]["dcnv2"]["E"]["value"] == summary["architectures"]["dcnv2"]["E"]["value"]
     assert "E given: 0.4255" in result.output and "report.html" in result.output
+    assert "dcnv2: fitted to " in result.output and "values of dense_params from " in result.output
+    assert " held out" in printed["architectures"]["dcnv2"]["rows_text"].partition("; not fitted: ")[2]
 
 
 def test_the_command_can_fit_every_size(out):
