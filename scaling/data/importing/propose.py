@@ -38,7 +38,7 @@ _MEDIAN = {"low": 631_152_000, "high": 4_102_444_800}  # 1990 and 2100, seconds
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What the first rows say of a column."""
+    """What the first rows say of a column; example: its first value."""
 
     name: str
     kind: str
@@ -82,7 +82,7 @@ def _look(connection: duckdb.DuckDBPyConnection, name: str, kind: str, rows: int
     column = quoted(name)
     found = connection.execute(
         f"SELECT count(DISTINCT {column}), 1 - count({column}) / {rows}, min({column}), max({column}), "
-        f"any_value({column}) FROM head"
+        f"arg_min({column}, rowid) FROM head"
     ).fetchall()[0]
     return _Seen(name, kind, *found)
 

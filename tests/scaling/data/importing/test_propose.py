@@ -2,6 +2,7 @@
 
 import tomllib
 
+import duckdb
 import pytest
 from click.testing import CliRunner
 
@@ -32,6 +33,13 @@ def test_a_proposal_can_be_imported_as_it_stands(tmp_path, form):
     assert set(plain["histories"]) == {"history", "viewed"} and plain["histories"]["viewed"]["fields"] == ["item_id"]
     log = import_log(schema, tmp_path / "packed")
     assert len(log) == 2_000 and (log.ends("viewed") > 0).any()
+
+
+def test_an_example_is_the_first_value_whatever_thread_reads_it(tmp_path):
+    path = tmp_path / "log.parquet"
+    values = "CASE WHEN i > 2 THEN 'value ' || i END AS word, i AS user_id"
+    duckdb.sql(f"COPY (SELECT {values} FROM range(150_000) t(i)) TO '{path}' (ROW_GROUP_SIZE 10_000)")
+    assert "for example 'value 3'" in propose_schema([path])
 
 
 def test_atomic_files_say_their_types(write_recbole, tmp_path):
