@@ -30,6 +30,21 @@ os.environ["NPROC"] = str(max(8, int(os.environ.get("NPROC") or os.cpu_count() o
 # The modules under test are decorated with this as they are imported.
 jaxtyping.jaxtyped = of_arrays_only(jaxtyping.jaxtyped)
 
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_for_nobody():
+    """Training tests draw no million rows to know the constants of their log (tests of the constants say how many they
+    want). And JAX words no error that is caught: it does so at each random key of a program it traces, in a time that
+    grows with the program."""
+    tracer = "jax._src.interpreters.partial_eval.DynamicJaxprTracer"
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
+        patch.setattr(f"{tracer}._origin_msg", lambda self: "", raising=False)
+        patch.setattr("recscale.scaling.data.known_truth.card.card_rows", lambda config: 2**14)
+        yield
+        return
+    yield
+
+
 FLAGSHIPS = {"rankmixer", "tokenmixer_large", "mixformer", "pkm", "dcnv2"}
 
 

@@ -348,7 +348,7 @@ class Lemur(Ranker):
             state = nnx.state(self.slow)
             nnx.replace_by_pure_dict(state, moved)
             nnx.update(self.slow, state)
-        self.now[...] += ok.astype(jnp.int32)
+        self.now.set_value(self.now[...] + ok.astype(jnp.int32))
 
 
 def _unit(x: Float[Array, "*rows W"]) -> Float[Array, "*rows W"]:

@@ -126,11 +126,11 @@ class StaleBank(nnx.Module):
             # Always true; it makes every write depend on the reads.
             write = write & jnp.isfinite(before.vectors).all(axis=(-2, -1)) & (before.steps >= -1).all(axis=-1)
             keep = jnp.where(write & (ids < self.older_rows), ids, self.older_rows)
-            older[...] = _put(older[...], keep, self._bits(before.vectors[:, :-1]))
-            older_steps[...] = _put(older_steps[...], keep, before.steps[:, :-1])
+            older.set_value(_put(older[...], keep, self._bits(before.vectors[:, :-1])))
+            older_steps.set_value(_put(older_steps[...], keep, before.steps[:, :-1]))
         ids = jnp.where(write, ids, self.rows)
-        self.vectors[...] = _put(self.vectors[...], ids, new)
-        self.steps[...] = _put(self.steps[...], ids, jnp.broadcast_to(jnp.asarray(now, jnp.int32), ids.shape))
+        self.vectors.set_value(_put(self.vectors[...], ids, new))
+        self.steps.set_value(_put(self.steps[...], ids, jnp.broadcast_to(jnp.asarray(now, jnp.int32), ids.shape)))
 
     def _bits(self, vectors: Array) -> Array:
         """Vectors as they are stored."""

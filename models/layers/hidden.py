@@ -70,7 +70,7 @@ class BatchNorm(nnx.Module):
             mean = jnp.sum(x * weight, axis=0) / count
             variance = jnp.sum(jnp.square(x - mean[None]) * weight, axis=0) / count
             for running, new in ((self.mean, mean), (self.variance, variance)):
-                running[...] += self.momentum * (jax.lax.stop_gradient(new) - running[...])
+                running.set_value(running[...] + self.momentum * (jax.lax.stop_gradient(new) - running[...]))
         y = (x - mean[None]) * jax.lax.rsqrt(variance + self.eps)[None]
         return y * self.gain[...][None] + self.bias[...][None]
 

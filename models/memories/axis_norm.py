@@ -78,7 +78,7 @@ class AxisNorm(nnx.Module):
             variance = jnp.sum(jnp.square(x - mean[None]) * weight, axis=0) / count
             for running, new in ((self.mean, mean), (self.variance, variance)):
                 old = running[...]
-                running[...] = old + self.momentum * (jax.lax.stop_gradient(new) - old)
+                running.set_value(old + self.momentum * (jax.lax.stop_gradient(new) - old))
         return (x - mean[None]) * jax.lax.rsqrt(variance + self.eps)[None]
 
 

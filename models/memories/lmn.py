@@ -220,7 +220,7 @@ class LMN(Ranker):
         if self.reference is not None:
             judged = jnp.sum(valid) >= _JUDGED
             first = jnp.where(judged & (self.reference[...] == 0), variance, self.reference[...])
-            self.reference[...] = first
+            self.reference.set_value(first)
             loss = jnp.where(judged & (variance < _COLLAPSED * first), jnp.nan, loss)
         return loss, variance
 

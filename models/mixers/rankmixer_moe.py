@@ -219,8 +219,8 @@ class ExpertControl(nnx.Module):
         losses = {"gate_penalty": lam * penalty} if training else {}
         if training:
             moved = lam * self.options.lam_rate ** jnp.sign(share - self.options.active_ratio)
-            self.lam[...] = jnp.clip(moved, *_LAM_RANGE)
-            self.closed_for[...] = jnp.where(opened, 0, self.closed_for[...] + 1)
+            self.lam.set_value(jnp.clip(moved, *_LAM_RANGE))
+            self.closed_for.set_value(jnp.where(opened, 0, self.closed_for[...] + 1))
         stats = {
             "lam": lam,
             "gate_mean": penalty,

@@ -111,7 +111,8 @@ def shaken(model):
         if isinstance(variable, nnx.Param | Table):
             rng = np.random.default_rng(zlib.crc32(repr(path).encode()))
             noise = rng.standard_normal(variable.shape, np.float32)
-            variable[...] = variable[...] + 0.3 * noise
+            # `variable[...] =` would make JAX word an error that nobody sees, as long as the program so far
+            variable.set_value(variable[...] + 0.3 * noise)
     return model
 
 

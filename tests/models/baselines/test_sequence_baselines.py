@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from drawn import filled, history_of
 from flax import nnx
+from in_float64 import in_float64
 
 from recscale.models import build, count, freeze_config, registry
 from recscale.models.baselines import hstu, onetrans_lite, sequence_transformer, stca, twin_lite
@@ -117,7 +118,7 @@ def test_every_flag_counts(full_schema, name, flags, dense):
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_is_invisible(full_schema, name):
     lengths, S = (0, 1, 4, 12, 13), 13
-    run = jax.jit(encoder_of(name, full_schema(events=S + 37)).__call__)
+    run = in_float64(encoder_of(name, full_schema(events=S + 37)).__call__)
     inputs = history_of(random_inputs(full_schema(events=S), len(lengths), 2), lengths)
     ((key, old),) = inputs.user.histories.items()
     new = history_of(inputs, lengths, S + 37, seed=8).user.histories[key]
@@ -133,7 +134,7 @@ def test_padding_is_invisible(full_schema, name):
 def test_which_encoders_see_the_order(full_schema, name):
     schema = full_schema(events=6, timestamps=False)
     flags = dict(positions=False) if name == "sequence_transformer" else {}
-    run = jax.jit(encoder_of(name, schema, **flags).__call__)
+    run = in_float64(encoder_of(name, schema, **flags).__call__)
     inputs = history_of(random_inputs(schema, 2, 2), (6, 6))
     ((key, old),) = inputs.user.histories.items()
     turned = inputs.replace(user=inputs.user.replace(histories={key: old.replace(events=old.events[:, ::-1])}))
@@ -150,7 +151,7 @@ def test_an_empty_history_gives_finite_gradients(full_schema):
         def total(state, graph=graph):
             return sum(jnp.sum(x**2) for x in nnx.merge(graph, state)(inputs) if x is not None)
 
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(state))), name
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(in_float64(jax.grad(total))(state))), name
 
 
 # ---- equations
@@ -197,10 +198,10 @@ def test_target_attention_and_twin_follow_their_equations(full_schema, selected)
     early = encoder_of("twin_lite", schema, heads=2, selected=selected, values="all")
     read = encoder_of("target_attention", schema)
     nnx.update(read.read, nnx.state((lambda t: nnx.Dict(query=t.query, key=t.key, value=t.value, out=t.out))(twin)))
-    found = jax.jit(twin.__call__)(inputs).candidate
-    np.testing.assert_allclose(jax.jit(early.__call__)(inputs).candidate, found, rtol=1e-5, atol=1e-5)
+    found = in_float64(twin.__call__)(inputs).candidate
+    np.testing.assert_allclose(in_float64(early.__call__)(inputs).candidate, found, rtol=1e-5, atol=1e-5)
     if selected > 6:
-        np.testing.assert_allclose(jax.jit(read.__call__)(inputs).candidate, found, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(in_float64(read.__call__)(inputs).candidate, found, rtol=1e-4, atol=1e-5)
     x = candidate_vector(inputs, schema)
     for r, length in enumerate((1, 4, 6)):
         for c in range(2):
@@ -217,7 +218,7 @@ def test_cross_features_of_twin_bias_every_head(full_schema, values):
     schema = full_schema(events=6, timestamps=False)
     inputs = history_of(random_inputs(schema, 3, 2), (2, 4, 6))
     encoder = encoder_of("twin_lite", schema, heads=2, values=values, cross=("past_shop", "action"))
-    found = jax.jit(encoder.__call__)(inputs).candidate
+    found = in_float64(encoder.__call__)(inputs).candidate
     x, every = candidate_vector(inputs, schema), np.asarray(inputs.user.histories["clicks"].events, np.float64)
     changed = 0
     for r, length in enumerate((2, 4, 6)):
@@ -249,7 +250,7 @@ def test_hstu_follows_its_equations(full_schema, interleave):
     flags = dict(interleave=True, actions=("past_shop",)) if interleave else {}
     encoder = encoder_of("hstu", schema, time_feature="none", **flags)
     inputs = history_of(random_inputs(schema, 2, 2), (4, 6))
-    history, found = inputs.user.histories["clicks"], jax.jit(encoder.__call__)(inputs).candidate
+    history, found = inputs.user.histories["clicks"], in_float64(encoder.__call__)(inputs).candidate
     x = candidate_vector(inputs, schema)
     for r, length in enumerate((4, 6)):
         events = np.asarray(history.events)[r, :length]
@@ -294,7 +295,7 @@ def test_reordered_stca_is_stca(full_schema):
             token = nnx.merge(graph, state)(inputs.replace(user=inputs.user.replace(histories={"clicks": history})))
             return jnp.sum(jnp.sin(token.candidate)), token.candidate
 
-        graded = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+        graded = in_float64(jax.grad(total, argnums=(0, 1), has_aux=True))
         found.append(jax.tree.leaves(graded(state, inputs.user.histories["clicks"].events)))
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(one).max()))
@@ -313,7 +314,7 @@ def test_sasrec_reads_the_newest_row_of_a_causal_encoder(full_schema):
             x = block(x, sequence_transformer.Visible(block.keys(x), view.length, "causal"))
         return encoder.final_norm(x)[:, :1]
 
-    found, expected = jax.jit(lambda i: (encoder(i).user, whole(i.user)))(inputs)
+    found, expected = in_float64(lambda i: (encoder(i).user, whole(i.user)))(inputs)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -393,7 +394,7 @@ def test_onetrans_is_the_mirror_of_the_published_order(full_schema):
     model = filled(make)
     assert model.rows == (40, 32, 32, 0)
     inputs = history_of(random_inputs(schema, 2, 2), (3, 40))
-    found = jax.jit(model.__call__)(inputs).logits
+    found = in_float64(model.__call__)(inputs).logits
     np.testing.assert_allclose(found, oldest_first(model, inputs, 2), rtol=1e-3, atol=1e-4)
 
 
@@ -403,7 +404,7 @@ def test_padding_is_invisible_to_onetrans(full_schema):
     S, lengths = 40, (0, 1, 31, 33, 40)
     made = freeze_config("onetrans_lite", dict(tokens=4, width=8, layers=2))
     model = filled(lambda: onetrans_lite.build(made, full_schema(events=S + 37), rngs=nnx.Rngs(0)))
-    run = jax.jit(lambda i: model(i).logits)
+    run = in_float64(lambda i: model(i).logits)
     inputs = history_of(random_inputs(full_schema(events=S), len(lengths), 2), lengths)
     expected = run(inputs)
     assert jnp.isfinite(expected).all()

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import filled
 from flax import nnx
+from in_float64 import in_float64
 
 from recscale.models import build, count
 from recscale.models.domains.mdl import MDLBlock, MDLConfig, Tokens, mean_of_active
@@ -43,7 +45,7 @@ def run(blocks, f, s, t, mask=MASK):
 
 def test_what_reads_what_in_every_layer():
     blocks = blocks_of()
-    jacobians = jax.jit(jax.jacrev(lambda s, t: [(f, s1, t1) for f, s1, t1, _ in run(blocks, normal(T, B, D), s, t)],
+    jacobians = in_float64(jax.jacrev(lambda s, t: [(f, s1, t1) for f, s1, t1, _ in run(blocks, normal(T, B, D), s, t)],
                                    argnums=(0, 1)))(*first_tokens()[1:])  # fmt: skip
     for f_by, s_by, t_by in jacobians:
         assert not any(jnp.abs(each).max() for each in f_by)  # features read no domain token
@@ -92,7 +94,7 @@ def domain_schema(full_schema):
 
 
 def split_model(schema, **flags):
-    return nnx.split(build("mdl", schema, SMALL | flags, rngs=nnx.Rngs(0)))
+    return nnx.split(filled(lambda: build("mdl", schema, SMALL | flags, rngs=nnx.Rngs(0))))
 
 
 def inputs_in(schema, domains, seed=1):
@@ -107,7 +109,7 @@ def test_other_scenarios_change_nothing(domain_schema):
     def loss(state, inputs):
         return jnp.square(nnx.merge(graph, state)(inputs).logits)
 
-    total = jax.jit(lambda s, i: (loss(s, i), jax.grad(lambda s: loss(s, i).sum())(s)))
+    total = in_float64(lambda s, i: (loss(s, i), jax.grad(lambda s: loss(s, i).sum())(s)))
     logits, grads = total(state, inputs)
     user = inputs.user.fields | {"seen": 7 + inputs.user.fields["seen"]}
     moved, _ = total(state, inputs.replace(user=inputs.user.replace(fields=user)))
@@ -132,7 +134,7 @@ def test_active_scenarios_alone_give_the_same(domain_schema, flags):
         graphs.append(graph)
 
     def graded(graph):
-        return jax.jit(jax.value_and_grad(lambda s: jnp.square(nnx.merge(graph, s)(inputs).logits).sum()))(state)
+        return in_float64(jax.value_and_grad(lambda s: jnp.square(nnx.merge(graph, s)(inputs).logits).sum()))(state)
 
     (dense, grads), (sparse, own_grads) = map(graded, graphs)
     np.testing.assert_allclose(sparse, dense, rtol=1e-6)

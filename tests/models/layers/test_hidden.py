@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn import normal
+from drawn import filled, normal
 from flax import nnx
+from in_float64 import in_float64
 
 from recscale.models import build, count
 from recscale.models.inputs.examples import random_inputs
@@ -35,14 +36,15 @@ def with_options(config, **options):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_drops_in_training_alone(schema, name):
-    plain = build(name, schema, BASELINES[name], rngs=nnx.Rngs(0))
-    model = build(name, schema, with_options(BASELINES[name], hidden_dropout=0.5), rngs=nnx.Rngs(0))
+    plain = filled(lambda: build(name, schema, BASELINES[name], rngs=nnx.Rngs(0)))
+    model = filled(lambda: build(name, schema, with_options(BASELINES[name], hidden_dropout=0.5), rngs=nnx.Rngs(0)))
     inputs = random_inputs(schema, 2, 3)
-    np.testing.assert_array_equal(model(inputs).logits, plain(inputs).logits)
-    dropped = model(inputs, key=KEY).logits
-    assert not np.allclose(dropped, plain(inputs, key=KEY).logits)
-    np.testing.assert_array_equal(dropped, model(inputs, key=KEY).logits)
-    assert not np.allclose(dropped, model(inputs, key=jax.random.key(4)).logits)
+    served, trained = (in_float64(lambda m, key: m(inputs, key=key).logits, fixed) for fixed in (1, ()))
+    np.testing.assert_array_equal(served(model, None), served(plain, None))
+    dropped = trained(model, KEY)
+    assert not np.allclose(dropped, trained(plain, KEY))
+    np.testing.assert_array_equal(dropped, trained(model, KEY))
+    assert not np.allclose(dropped, trained(model, jax.random.key(4)))
 
 
 @pytest.mark.parametrize("name", ["dlrm_mlp", "dcnv2"])

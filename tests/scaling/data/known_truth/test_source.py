@@ -12,7 +12,6 @@ from recscale.scaling.data.known_truth.evaluate import evaluate
 from recscale.scaling.data.known_truth.expectations import logit
 from recscale.scaling.data.known_truth.source import KnownTruthSource
 from recscale.scaling.data.source import Source
-from recscale.scaling.records.sealed import sealed
 
 SMALL = dict(quanta=64, history_max=8, blocks=4, clusters=4, pair_items=32)
 FINITE = ("logloss", "excess_logloss", "ne", "auc", "gauc", "calibration", "base_rate", "entropy_floor", "asymptote")
@@ -37,14 +36,9 @@ def source(folder):
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_card(folder):
-    """A card of few rows in place of the full one, so that the tests are quick."""
-    world = build_world(preset("smoke", **SMALL))
-    constants = card(world, rows=2**14)
-    path = folder / f"known_truth_card_{world.config.truth_hash}_{2**20}.json"
-    path.write_text(sealed({"name": path.name, "card": constants}))
-    return constants
+@pytest.fixture(scope="module")
+def constants():
+    return card(build_world(preset("smoke", **SMALL)))
 
 
 def test_it_is_a_source(source):
@@ -78,11 +72,11 @@ def test_holdout_is_one_set_of_rows_whatever_the_batch(source, folder):
     np.testing.assert_array_equal(rows[0], rows[1])
 
 
-def test_metrics_of_the_bayes_logit_and_of_a_constant(source, small_card):
+def test_metrics_of_the_bayes_logit_and_of_a_constant(source, constants):
     stored = source.truth
     best = source.evaluate(logit(stored.rows.p, stored.rows.q))
     assert abs(best["excess_logloss"]) < 1e-12
-    assert best["logloss"] == pytest.approx(small_card["entropy_floor"])
+    assert best["logloss"] == pytest.approx(constants["entropy_floor"])
     assert all(np.isfinite(best[name]) for name in FINITE)
     assert best["rows"] == 1000
     constant = source.evaluate(np.full(stored.rows.z.shape, -1.4))

@@ -124,7 +124,7 @@ def test_card_agrees_with_normal_logits(constants):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smoke", "base", "sparse"])
 def test_cards_of_presets_agree_with_normal_logits(name):
-    constants = card(build_world(preset(name)))
+    constants = card(build_world(preset(name)), rows=2**20)
     check_card(name, constants)
     measured = {"smoke": (0.199, 0.4402, 0.736), "base": (0.162, 0.3839, 0.752), "sparse": (0.048, 0.1700, 0.763)}
     rate, floor, auc = measured[name]  # of another world of the same law
@@ -137,7 +137,7 @@ def test_cards_of_presets_agree_with_normal_logits(name):
 def test_dense_card_is_exact_though_its_logits_are_not_normal():
     """Pairs of 64 signs are far from a sum of many independent parts, so only the variance is that of the check."""
     world = build_world(preset("dense_nested"))
-    constants = card(world)
+    constants = card(world, rows=2**20)
     z = np.concatenate([sample(world, 5, index, 4096)[1].z.ravel() for index in range(128)])
     assert z.var() == pytest.approx(constants["variance"]["total"], rel=0.02)
     gap = constants["entropy_floor"] - constants["asymptote"]
