@@ -5,6 +5,7 @@ Checks of an architecture marked `thorough` run at every run on one architecture
 in the slow stage."""
 
 import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def _nothing_for_nobody():
 
 
 FLAGSHIPS = {"rankmixer", "tokenmixer_large", "mixformer", "pkm", "dcnv2"}
+
+
+def pytest_collection_finish():
+    """Modules, and what they hold, are never garbage: looking through them again and again is a tenth of all time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 def pytest_collection_modifyitems(items):

@@ -16,6 +16,7 @@ import ast
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -254,37 +255,57 @@ def draw(number, seed):
 
 
 def nearest(path):
-    """Files of tests by how near they stand to a module, without knowing what they execute: those of its name, those of
-    its folder, those of the folders above."""
+    """[arguments of pytest]: tests by how near they stand to a module, without knowing what they execute. First those
+    of its folder, of its name first; then those of the folders above, of models only for what is built of the module.
+    """
     folder, name = TREE / "tests" / Path(path).parent, Path(path).stem
     if path.startswith("pallas_kernels"):
         folder, name = folder.parent, folder.name
-    found = []
+    stages = []
     while folder != TREE / "tests":
-        found += sorted(folder.glob("test_*.py"), key=lambda file: (name not in file.stem, file.name))
+        whole = len(folder.relative_to(TREE).parts) > 2  # tests/scaling/laws with all below it, of tests/scaling none
+        files = sorted((folder.rglob if whole else folder.glob)("test_*.py"), key=lambda f: (name not in f.stem, f))
+        names = [str(file.relative_to(TREE)) for file in files]
+        stages.append([name for name in names if not any(name in stage for stage in stages)])
         folder = folder.parent
-    return [str(file.relative_to(TREE)) for file in found]
+    if path.startswith("models/") and len(stages) > 1:
+        stages[-1] += ["-k", " or ".join(built_of(path))]
+    return [stage for stage in stages if stage]
 
 
-def attempt(fault, tests, usual, limit):
-    """The fault with its outcome: `by`, the test that noticed it, or None; and how long that took."""
-    path, listed = TREE / fault["path"], WORK / "ids.txt"
-    data = path.read_bytes()
+def built_of(path):
+    """Names of a module and of those below models/ that import it, directly or not: architectures are among them."""
+    texts = {file.stem: file.read_text() for file in (TREE / "models").rglob("*.py")}
+    found, new = set(), {Path(path).stem}
+    while new:
+        found |= new
+        word = re.compile(rf"^ *(?:from|import) .*\b(?:{'|'.join(new)})\b", re.MULTILINE)
+        new = {name for name, text in texts.items() if word.search(text)} - found
+    return sorted(found)
+
+
+def attempt(fault, stages, usual, limit):
+    """The fault with its outcome: `by`, the test that noticed it, or None; and how long that took.
+
+    stages: arguments of pytest, one run after the other until one fails. usual: seconds they take without the fault.
+    """
+    path, began, by = TREE / fault["path"], time.monotonic(), None
+    data, allowed = path.read_bytes(), min(limit, 60 + 10 * usual)
     before = data[fault["start"] : fault["stop"]].decode()
-    listed.write_text("\n".join(tests))
-    began, by = time.monotonic(), None
     try:
         path.write_bytes(data[: fault["start"]] + fault["text"].encode() + data[fault["stop"] :])
-        if tests:
-            allowed = min(limit, 60 + 10 * usual)
-            status, output = _pytest("-x", "-n", "0", "--tb=line", f"@{listed}", timeout=allowed)
+        for stage in stages:
+            left = allowed - (time.monotonic() - began)
+            status, output = _pytest("-x", "-n", "0", "--tb=line", *stage, timeout=max(left, 1.0))
             failed = [line[:160] for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
             by = {None: None if allowed == limit else "too slow", 0: None, 5: None}.get(
                 status, (failed or [f"exit {status}"])[0]
             )
+            if by is not None or status is None:
+                break
     finally:
         path.write_bytes(data)
-    return fault | dict(before=before, by=by, tests=len(tests), seconds=round(time.monotonic() - began, 1))
+    return fault | dict(before=before, by=by, seconds=round(time.monotonic() - began, 1))
 
 
 def table(done):
@@ -320,16 +341,20 @@ def main():
         if time.monotonic() > ends:
             break
         if (fault["path"], fault["start"], fault["text"]) not in tried:
-            tests = tests_of(fault["path"], fault["line"], *measured) if measured else nearest(fault["path"])
-            usual = sum(measured[1][test] for test in tests) if measured else options.limit
-            done.append(attempt(fault, tests, usual, options.limit))
+            stages, usual = nearest(fault["path"]), options.limit
+            if measured:
+                tests = tests_of(fault["path"], fault["line"], *measured)
+                usual = sum(measured[1][test] for test in tests)
+                (WORK / "ids.txt").write_text("\n".join(tests))
+                stages = [[f"@{WORK / 'ids.txt'}"]] if tests else []
+            done.append(attempt(fault, stages, usual, options.limit))
             with results.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
             print(f"{done[-1]['path']}:{done[-1]['line']} {done[-1]['by'] or 'SURVIVED'}", flush=True)
     print(f"\nsample of seed {options.seed}\n\n{table(done)}\n\nsurvivors:")
     for one in done:
         if one["by"] is None:
-            print(f"{one['path']}:{one['line']}  {one['before']!r} -> {one['text']!r} ({one['tests']} tests)")
+            print(f"{one['path']}:{one['line']}  {one['before']!r} -> {one['text']!r}")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,18 @@ def test_tests_that_execute_a_line_come_first_and_those_beside_them_after(mutant
     assert mutants.tests_of("models/other.py", 1, executed, seconds) == []
 
 
+def test_the_nearest_tests_are_those_of_the_folder_and_of_what_is_built_of_a_module(mutants, monkeypatch):
+    monkeypatch.setattr(mutants, "TREE", mutants.ROOT)
+    own, above = mutants.nearest("models/mixers/tokenmixer_block.py")
+    assert own[0] == "tests/models/mixers/test_rankmixer.py" and "tests/models/test_architectures.py" in above
+    names = above[-1].split(" or ")
+    assert {"tokenmixer_block", "tokenmixer_large", "ug_tokenmixer_large"} <= set(names) and "msn" not in names
+    own, laws, _ = mutants.nearest("scaling/laws/fitting/fit.py")
+    assert own == ["tests/scaling/laws/fitting/test_fit_solver.py"]
+    assert "tests/scaling/laws/comparing/test_compare.py" in laws and not set(own) & set(laws)
+    assert mutants.nearest("pallas_kernels/sparse_gather/xla.py")[0][0].startswith("tests/pallas_kernels/test_sparse_g")
+
+
 def test_the_table_counts_what_was_noticed(mutants):
     done = [dict(folder="models", by="FAILED x"), dict(folder="models", by=None), dict(folder="pallas_kernels", by="x")]
     lines = mutants.table(done).splitlines()

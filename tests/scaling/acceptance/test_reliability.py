@@ -25,9 +25,7 @@ def runs(tmp_path_factory):
 
 
 QUICK = [
-    ("finished", "run.json", "cut in half"),
     ("finished", "run.json", "one bit flipped"),
-    ("finished", "metrics.jsonl", "emptied"),
     ("finished", "metrics.jsonl", "deleted"),
     ("finished", "manifest.json", "one bit flipped"),
 ]

@@ -73,6 +73,7 @@ def test_known_truth_fails_with_its_gates(monkeypatch, passed, code):
     assert value["environment"]["command"]
 
 
+@pytest.mark.slow
 def test_reader_prints_nested_figures():
     result = _invoke("reader", "--rows", "300", "--json")
     assert result.exit_code == 0 and "slowest_rows_per_s" in result.output

@@ -5,7 +5,7 @@ import pytest
 from recscale.scaling.bench import reader
 
 
-@pytest.mark.parametrize("history_length", [0, 8])
+@pytest.mark.parametrize("history_length", [pytest.param(0, marks=pytest.mark.slow), 8])
 def test_every_condition_is_reported(history_length):
     found = reader.measure_reader(rows=3_000, fields=4, history_length=history_length, batch=64, threads=(0, 2))
     assert {name.split(",")[0] for name in found["reading"]} == {"time", "shuffle"}

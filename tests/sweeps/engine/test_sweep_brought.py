@@ -128,6 +128,7 @@ def small_log(asked):
 """
 
 
+@pytest.mark.slow
 def test_workers_train_on_a_data_set_that_lies_beside_the_sweep_file(folder, tmp_path):
     (folder / "sizes_of_outside.py").write_text(BESIDE)
     loaded = load(folder / "widths v2.py")
