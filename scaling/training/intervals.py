@@ -12,6 +12,9 @@ from recscale.scaling.data.metrics import entropy
 
 _BANK = "model_bank/"
 
+# Normalised entropy of a logging interval below which a run has learned more than the base rate.
+_STARTED = 0.98
+
 
 class Piece(NamedTuple):
     """Metrics of consecutive steps of a logging interval, still on the device.
@@ -90,17 +93,20 @@ def unstack(stored: dict[str, np.ndarray]) -> list[Piece]:
 
 
 def progressive_metrics(lines: list[dict[str, Any]], steps: int) -> dict[str, Any]:
-    """Test-then-train logloss over the last tenth of a run, from its metrics lines.
+    """Test-then-train logloss over the last tenth of a run, from its metrics lines, and when it started to learn.
 
     Mean over whole logging intervals that end in the last tenth, at least one; with the number of rows it covers. What
-    a model says of its bank is averaged likewise: bank_cosine, bank_error, ...
+    a model says of its bank is averaged likewise: bank_cosine, bank_error, ... examples_to_start: rows trained on at
+    the end of the first interval whose logloss is 2 % below that of the base rate; None where there is none.
     """
+    below = (line["examples"] for line in lines if (line.get("ne") or 1.0) < _STARTED)
+    started = {"examples_to_start": next(below, None)}
     tail = [line for line in lines if line["step"] > 0.9 * steps] or lines[-1:]
     rows = sum(line["rows"] for line in tail)
     if not rows or any(line["logloss"] is None or not math.isfinite(line["logloss"]) for line in tail):
-        return {"progressive_logloss": None, "progressive_rows": 0}
+        return {"progressive_logloss": None, "progressive_rows": 0} | started
     mean = sum(line["logloss"] * line["rows"] for line in tail) / rows
     names = [name for name in tail[-1] if name.startswith(_BANK)]
     values = np.asarray([[line[name] for name in names] for line in tail], float)
     bank = {name.replace(_BANK, "bank_"): float(value) for name, value in zip(names, values.mean(axis=0), strict=True)}
-    return {"progressive_logloss": mean, "progressive_rows": rows} | bank
+    return {"progressive_logloss": mean, "progressive_rows": rows} | bank | started
