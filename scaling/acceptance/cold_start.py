@@ -302,8 +302,10 @@ class Study:
         return logits_of(trainer, state, prompted(self.frozen, self.late, self.sizes, config, late=True))
 
 
-def find_rates(study_at: Callable[[float], Study]) -> dict[str, tuple[float, bool]]:
-    """The rate of every arm with the lowest loss, of three each, and whether it lies inside those tried.
+def find_rates(
+    study_at: Callable[[float], Study], base_rates: Sequence[float] = BASE_RATES, rates: Sequence[float] = RATES
+) -> dict[str, tuple[float, bool]]:
+    """The rate of every arm with the lowest loss, and whether it lies inside those tried.
 
     study_at: a study whose base is trained at a rate, on a stream of its own.
     """
@@ -312,11 +314,11 @@ def find_rates(study_at: Callable[[float], Study]) -> dict[str, tuple[float, boo
         rate = min(losses, key=lambda rate: losses[rate])
         return rate, min(losses) < rate < max(losses)
 
-    studies = {rate: study_at(rate) for rate in BASE_RATES}
+    studies = {rate: study_at(rate) for rate in base_rates}
     found = {"frozen": best({rate: study.loss(study.logits("frozen", 0.0)) for rate, study in studies.items()})}
     study = studies[found["frozen"][0]]
     for arm in ARMS[1:]:
-        found[arm] = best({rate: study.loss(study.logits(arm, rate)) for rate in RATES})
+        found[arm] = best({rate: study.loss(study.logits(arm, rate)) for rate in rates})
     return found
 
 

@@ -49,6 +49,7 @@ METRICS = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")
 ITEM, RATING = "item", "rating"
 # Events a base reads; unrated items beside the one left out; users that are scored at once.
 EVENTS, UNRATED, AT_ONCE = 16, 100, 16
+BASE_RATES, RATES = (3e-4, 1e-3, 3e-3, 1e-2), (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 class Ratings:
@@ -212,7 +213,7 @@ def compare_on_log(
     """
     require_pairs(seeds)
     ratings = Ratings(folder)
-    found = find_rates(lambda rate: LogStudy(ratings, sizes, TUNING_SEED, rate, newest=2))
+    found = find_rates(lambda rate: LogStudy(ratings, sizes, TUNING_SEED, rate, newest=2), BASE_RATES, RATES)
     rates = {arm: rate for arm, (rate, _) in found.items()}
     runs = [row for seed in range(seeds) for row in one_seed(ratings, sizes, seed, rates)]
     about = {"seeds": seeds, "log": ratings.log.identity, **dataclasses.asdict(sizes), "events": EVENTS}

@@ -60,7 +60,7 @@ class Untrained(LogStudy):
     def vectors(self):
         draw, width = np.random.default_rng(0), self.sizes.width
         users = [draw.standard_normal((part.batches.valid[..., 0].size, width)) for part in (self.log, self.late)]
-        return users, draw.standard_normal((ITEMS, width))
+        return users, draw.standard_normal((self.items, width))
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +88,29 @@ def test_what_is_left_out_is_newer_than_all_that_is_trained_on(ratings, study):
     assert not study.log.label.reshape(-1, 3)[:, 1:].any()
 
 
-def test_no_list_holds_what_came_later_or_who_asks(ratings, study):
-    frozen, listed = study.frozen, 0
-    asked = np.concatenate([np.repeat(ratings.time[study.trained], 3), np.repeat(ratings.time[study.asked], ITEMS - 2)])
-    asking = np.concatenate([study.log.user, study.late.user])
-    time, value = np.repeat(ratings.time[study.trained], 3), np.repeat(ratings.value[study.trained], 3)
-    for name in ("best", "worst"):
-        lists = np.concatenate([getattr(frozen.lists, name), getattr(frozen.late_lists, name)])
-        row, place = np.nonzero(lists >= 0)
-        there = lists[row, place]
-        assert (time[there] < asked[row]).all() and (study.log.user[there] != asking[row]).all()
-        assert (there % 3 == 0).all(), "a sampled item is nobody's feedback"
-        assert ((value[there] >= 4) == (name == "best")).all()
-        listed += len(there)
-    assert listed > 1000 and (frozen.late_lists.best >= 0).mean() > 0.1
+def check_lists(study):
+    """Every listed row is a rating, earlier than the request it is listed for, and another user's; how many are."""
+    ratings, frozen, many = study.ratings, study.frozen, study.sizes.candidates
+    every = study.late.batches.valid.shape[-1]
+    asked = np.repeat(ratings.time[study.trained], many), np.repeat(ratings.time[study.asked], every)
+    value = np.repeat(ratings.value[study.trained], many)
+    listed = 0
+    for lists, asking, when in (
+        (frozen.lists, study.log.user, asked[0]),
+        (frozen.late_lists, study.late.user, asked[1]),
+    ):
+        for array, positive in ((lists.best, True), (lists.worst, False)):
+            row, place = np.nonzero(array >= 0)
+            there = array[row, place]
+            assert (asked[0][there] < when[row]).all() and (study.log.user[there] != asking[row]).all()
+            assert (there % many == 0).all(), "a sampled item is nobody's feedback"
+            assert ((value[there] >= 4) == positive).all()
+            listed += len(there)
+    return listed
+
+
+def test_no_list_holds_what_came_later_or_who_asks(study):
+    assert check_lists(study) > 1000 and (study.frozen.late_lists.best >= 0).mean() > 0.1
 
 
 def test_ranks_against_a_double_loop(ratings, study):
@@ -144,7 +153,8 @@ def test_the_table_has_every_arm_and_group(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_set_is_what_it_is_said_to_be(ml100k):
+def test_the_real_set_has_its_ratings_and_no_list_of_it_leaks(ml100k):
     ratings = Ratings(ml100k.folder)
     assert len(ratings.seen) == 943 and ((ratings.value >= 4) == ratings.liked).all()
     assert 940 <= len(ratings.left_out(1)) <= 943
+    assert check_lists(Untrained(ratings, ColdStart(), 0, 1e-2)) > 10**6
