@@ -85,6 +85,17 @@ def forward_program(name: str, schema: Schema, config: Any, requests: int, candi
     return lambda state, inputs: nnx.merge(graph, state)(inputs).logits, (state, inputs)
 
 
+def trace_forward(name: str, schema: Schema, config: Any, requests: int, candidates: int) -> None:
+    """Builds a model and runs a forward pass, both as shapes alone and in one trace; raises what the model raises."""
+
+    def logits(batch: Batch, vectors: dict[str, Any]) -> jax.Array:
+        model = models.build(name, schema, config, rngs=nnx.Rngs(0), dtype=jnp.float32)
+        return model(_inputs(schema, batch, vectors)).logits
+
+    batch = abstract_batch(schema, requests, candidates)
+    jax.eval_shape(logits, batch, abstract_vectors(schema, batch))
+
+
 def train_program(name: str, schema: Schema, config: Any, requests: int, candidates: int) -> tuple[Callable, tuple]:
     """(function, abstract arguments) of forward and backward, with gradients of parameters and looked-up vectors.
 

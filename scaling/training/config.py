@@ -193,6 +193,20 @@ def config_hash(plain: dict[str, Any]) -> str:
         raise TypeError(f"a run configuration holds plain values only: {error}") from error
 
 
+def identities(config: ConfigDict) -> dict[str, str]:
+    """run_id, group_id, shape_id and trunk_id of a configuration, which is resolved once."""
+    plain = resolved(config)
+    shape = {"architecture": plain["architecture"], "model": plain["model"]}
+    sizes = ("history_length", "embedding_width", "embedding_rows")
+    of_trunk = () if plain["training"]["schedule"] == "cosine" else ("training.examples",)
+    return {
+        "run_id": config_hash(plain),
+        "group_id": config_hash(_without(plain, REPLICA_KEYS)),
+        "shape_id": config_hash(shape | {key: plain["data"][key] for key in sizes if key in plain["data"]}),
+        "trunk_id": config_hash(_without(plain, of_trunk)),
+    }
+
+
 def run_id(config: ConfigDict) -> str:
     """Hash of the resolved configuration: the run's name everywhere."""
     return config_hash(resolved(config))
@@ -200,31 +214,27 @@ def run_id(config: ConfigDict) -> str:
 
 def group_id(config: ConfigDict) -> str:
     """Hash of the resolved configuration without the replica keys."""
-    plain = resolved(config)
-    for key in REPLICA_KEYS:
-        *path, last = key.split(".")
-        node = plain
-        for name in path:
-            node = node[name]
-        node.pop(last, None)
-    return config_hash(plain)
+    return identities(config)["group_id"]
 
 
 def shape_id(config: ConfigDict) -> str:
     """Hash of the architecture and its size settings, history length included, without seed, rate or amount of data."""
-    plain = resolved(config)
-    shape = {"architecture": plain["architecture"], "model": plain["model"]}
-    sizes = ("history_length", "embedding_width", "embedding_rows")
-    return config_hash(shape | {key: plain["data"][key] for key in sizes if key in plain["data"]})
+    return identities(config)["shape_id"]
 
 
 def trunk_id(config: ConfigDict) -> str:
     """Hash of one trajectory: the resolved configuration without its number of examples. A cosine schedule decays from
     the start, so there every horizon is a trajectory of its own."""
-    plain = resolved(config)
-    if plain["training"]["schedule"] != "cosine":
-        plain["training"].pop("examples")
-    return config_hash(plain)
+    return identities(config)["trunk_id"]
+
+
+def _without(plain: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A resolved configuration without some of its settings, `section.key` or `key`."""
+    left = {name: dict(value) if isinstance(value, dict) else value for name, value in plain.items()}
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        (left[section] if section else left).pop(name, None)
+    return left
 
 
 def require_word(setting: str, value: str, known: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ from recscale.scaling.records.runs import (
     write_record,
 )
 
-from .config import group_id, resolved, run_id, shape_id, trunk_id
+from .config import identities, resolved, run_id
 from .group import RunSpec
 from .identity import differences, refuse_another_run
 from .intervals import progressive_metrics
@@ -202,10 +202,7 @@ def _record(run: RunSpec, schedule: GroupSchedule, facts: dict[str, Any]) -> dic
     steps, examples = schedule.steps[run.run_dir], schedule.examples(run)
     return {
         **run.labels.get("notes", {}),
-        "run_id": run_id(config),
-        "group_id": group_id(config),
-        "shape_id": shape_id(config),
-        "trunk_id": trunk_id(config),
+        **identities(config),
         "sweep": run.labels.get("sweep"),
         "labels": run.labels,
         "status": "running",

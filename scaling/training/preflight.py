@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from recscale.models.counts import Count
 from recscale.scaling import host_memory
-from recscale.scaling.counting.abstract import forward_program
+from recscale.scaling.counting.abstract import trace_forward
 from recscale.scaling.data.source import Source
 from recscale.scaling.parallel import check_requests, parse_mesh
 from recscale.scaling.records.advice import advised
@@ -147,10 +147,7 @@ def check_shape(config: ConfigDict, source: Source) -> None:
         ValueError: it cannot be built or run; names the architecture and the first cause.
     """
     try:
-        program, arguments = forward_program(
-            config.architecture, source.schema, config.model, source.requests, source.candidates
-        )
-        jax.eval_shape(program, *arguments)
+        trace_forward(config.architecture, source.schema, config.model, source.requests, source.candidates)
     except Exception as error:  # whatever a model raises, this shape is not to be planned
         cause = str(error).strip().splitlines()
         raise ValueError(

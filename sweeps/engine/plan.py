@@ -41,8 +41,8 @@ from recscale.scaling.records.planned import (
     write_sweep,
 )
 from recscale.scaling.records.runs import FINISHED, read_record
-from recscale.scaling.training import group_id, resolved, run_id, shape_id, trunk_id
-from recscale.scaling.training.config import config_hash, data_section, default_warmup
+from recscale.scaling.training import resolved, run_id
+from recscale.scaling.training.config import config_hash, data_section, default_warmup, identities
 from recscale.scaling.training.preflight import (
     check_holdout,
     check_settings,
@@ -245,7 +245,7 @@ class _Planner:
         check_settings(config)
         steps, rows = run_steps(config, source), source.requests * source.candidates
         step_options(config.training, rows, warmup_steps(config, rows, [steps]))
-        model = resolved(config)["model"]
+        model = config.model.to_dict()
         key = config_hash({"name": config.architecture, "of": model, "schema": source.schema.hash(), "rows": rows})
         if key not in self.built:
             check_holdout(config, source)
@@ -289,11 +289,12 @@ class _Planner:
         """Rows of all runs, with what depends on those trained together: an open warm-up, and each job's cost."""
         refuse_without_effect(self.ignored or {})
         self._settle_warmup()
+        named = [(run, identities(run.config)) for run in self.runs.values()]
         groups: dict[str, list[_Run]] = {}
-        for run in self.runs.values():
-            groups.setdefault(group_id(run.config), []).append(run)
+        for run, ids in named:
+            groups.setdefault(ids["group_id"], []).append(run)
         costs = {group: self._cost(runs) for group, runs in groups.items()}
-        rows = {run_id(run.config): self._row(run, costs[group_id(run.config)]) for run in self.runs.values()}
+        rows = {ids["run_id"]: self._row(run, ids, costs[ids["group_id"]]) for run, ids in named}
         return Plan(list(rows.values()), self.notes)
 
     def _settle_warmup(self) -> None:
@@ -334,16 +335,13 @@ class _Planner:
             "row_seconds": seconds / sum(examples),
         }
 
-    def _row(self, run: _Run, cost: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, run: _Run, ids: dict[str, str], cost: dict[str, Any]) -> dict[str, Any]:
         config, targets = run.config, run.targets
         per_row = targets.get("train_flops")
         whole = targets.get("budget_flops", None if per_row is None else per_row * run.examples)
         foreign = brought(config, self.folder)
         row = {
-            "run_id": run_id(config),
-            "group_id": group_id(config),
-            "shape_id": shape_id(config),
-            "trunk_id": trunk_id(config),
+            **ids,
             "sweep": self.sweep,
             "stage": self.stage,
             "config": json.loads(json.dumps(config.to_dict())),  # as it will be read back: no tuples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,16 +153,11 @@ def status_table(states: Sequence[dict[str, Any]]) -> str:
 
 
 def render(lines: Sequence[dict[str, str]]) -> str:
-    """Rows of texts as an aligned table, wide as its content."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in lines[0]:
-        words = name in ("run", "job", "architecture", "state", "reasons")
-        table.add_column(name, justify="left" if words else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line.values())
-    text = io.StringIO()
-    Console(file=text, width=10_000).print(table, markup=False, highlight=False)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    """Rows of texts as an aligned table, wide as its content: words to the left, numbers to the right."""
+    words = ("run", "job", "architecture", "state", "reasons")
+    cells = [dict(zip(lines[0], lines[0], strict=True)), *lines]
+    widths = {name: max(len(line[name]) for line in cells) for name in lines[0]}
+    return "\n".join(
+        "  ".join(f"{line[name]:{'<' if name in words else '>'}{width}}" for name, width in widths.items()).rstrip()
+        for line in cells
+    )

@@ -125,13 +125,10 @@ def test_a_shape_that_cannot_be_built_is_refused(source, architecture, settings)
 def test_a_model_that_builds_but_does_not_run_is_refused(source, monkeypatch):
     preflight.check_shape(config(), source)
 
-    def program(*_):
-        def forward():
-            raise TypeError("dot_general requires contracting dimensions to have the same shape\nand much more")
+    def trace(*_):
+        raise TypeError("dot_general requires contracting dimensions to have the same shape\nand much more")
 
-        return forward, ()
-
-    monkeypatch.setattr(preflight, "forward_program", program)
+    monkeypatch.setattr(preflight, "trace_forward", trace)
     with pytest.raises(ValueError, match="dlrm_mlp cannot be built with these settings: dot_general .* shape$"):
         preflight.check_shape(config(), source)
 
