@@ -60,6 +60,37 @@ def test_settings_that_change_no_result_may_differ_between_launches(call, sweep_
     assert asked == [("tracking.wandb=offline",), ("data.root=/elsewhere", "tracking.project=mine")]
 
 
+STEPS = ("plan.make_plan", "plan.write_plan", "submission.carry_out", "sweep_commands._report")
+
+
+@pytest.mark.parametrize("step", [*STEPS, "recscale.scaling.records.runs.collect"])
+def test_a_sweep_interrupted_anywhere_ends_with_130(call, sweep_file, tmp_path, monkeypatch, step):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    _all_done(monkeypatch, Outcome({"done": 4}, False, 0.0, ()))
+    monkeypatch.setattr(step if step.startswith("recscale") else f"{ENGINE}.{step}", interrupt)
+    call("sweep", sweep_file, "--out", tmp_path / "out", code=130)
+
+
+def test_a_sweep_that_is_not_through_says_so_and_never_ends_with_0(call, sweep_file, tmp_path, monkeypatch):
+    _all_done(monkeypatch, Outcome({"done": 3, "running": 1}, True, 0.0, ()))
+    said = call("sweep", sweep_file, "--out", tmp_path / "out", code=130).out
+    assert "stopped: 3 done, 1 running" in said and "run table" not in said
+    _all_done(monkeypatch, Outcome({"done": 3, "failed": 1}, False, 0.0, ("a",)))
+    assert "the table is PARTIAL: 1 of its 4 runs" in call("sweep", sweep_file, "--out", tmp_path / "out", code=1).out
+
+
+ENGINE = "recscale.sweeps.engine"
+
+
+def _all_done(monkeypatch, outcome):
+    """Nothing is trained, collected or fitted."""
+    monkeypatch.setattr(f"{ENGINE}.submission.carry_out", lambda *_, **__: outcome)
+    monkeypatch.setattr("recscale.scaling.records.runs.collect", lambda *_: [None] * 4)
+    monkeypatch.setattr(f"{ENGINE}.sweep_commands._report", lambda out: {})
+
+
 def test_status_tells_states_apart(call, sweep_file, tmp_path, last_json):
     out = tmp_path / "out"
     call("plan", sweep_file, "--out", out)
