@@ -37,6 +37,7 @@ from jaxtyping import Array, Float
 
 from recscale.models.counts import Flops
 from recscale.models.layers.dense import FFN, Dense, SplitDense
+from recscale.models.layers.layout import laid_out
 from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN, activation
 from recscale.models.options import Options, group_of
 
@@ -258,9 +259,11 @@ class Tokenizer(nnx.Module):
         _, requests, candidates, width = candidate_tokens.shape
         rows = candidate_tokens.reshape(-1, requests * candidates, width)
         if state.tokens is None:
-            return rows
+            return laid_out(rows, None, "batch", None)
         user = jnp.broadcast_to(state.tokens[:, :, None], (state.tokens.shape[0], requests, candidates, width))
-        return jnp.concatenate([user.reshape(-1, requests * candidates, width), rows], axis=0)
+        return laid_out(
+            jnp.concatenate([user.reshape(-1, requests * candidates, width), rows], axis=0), None, "batch", None
+        )
 
     def _fields(
         self, side: SidePlan, projections: Projection | nnx.List[Projection] | None, fields: Mapping[str, Array]
@@ -446,7 +449,9 @@ def _projection(
     if tokens and hidden:
         return PerTokenFFN(tokens, d, hidden, width, init=init, dtype=dtype, rngs=rngs)
     if tokens:
-        return PerTokenDense(tokens, d, width, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)
+        # Devices that split tokens each make all of them: how many a side has is not how many a device holds.
+        axes = ("features", "embed")
+        return PerTokenDense(tokens, d, width, axes=axes, per="fields", init=init, dtype=dtype, rngs=rngs)
     if hidden:
         return FFN(d, hidden, width, init=init, dtype=dtype, rngs=rngs)
     return Dense(d, width, axes=("features", "embed"), init=init, dtype=dtype, rngs=rngs)

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from . import param
+from .layout import laid_out
 from .matmul import contract
 
 
@@ -38,7 +39,9 @@ def mix_token_major(x: Float[Array, "T B D"], heads: int) -> Float[Array, "H B W
     """[T, B, D] -> [H, B, T*D/H]: the same permutation on axes 0 and 2."""
     tokens, rows, width = x.shape
     _check(width, heads)
-    parts = x.reshape(tokens, rows, heads, width // heads).transpose(2, 1, 0, 3)
+    # Devices that split the tokens exchange them here, forward and backward, and nowhere else.
+    parts = laid_out(x.reshape(tokens, rows, heads, width // heads), "tokens", "batch", None, None)
+    parts = laid_out(parts.transpose(2, 1, 0, 3), "tokens", "batch", None, None)
     return parts.reshape(heads, rows, tokens * (width // heads))
 
 

@@ -45,8 +45,8 @@ def activation(name: str) -> Callable[[Array], Array]:
 class PerTokenDense(nnx.Module):
     """x [T, B, in] -> [T, B, out], one matrix per token; T*(in*out + out) parameters, 2*T*in*out FLOPs per row.
 
-    x [B, in] is read by every token. `transposed=True` stores the kernel [T, out, in]; `axes` names (in, out) always.
-    `fans`: the (in, out) that decide the initial scale, where this is a slice of a wider layer.
+    x [B, in] is read by every token. `transposed=True` stores the kernel [T, out, in]; `axes` names (in, out) always,
+    and `per` T. `fans`: the (in, out) that decide the initial scale, where this is a slice of a wider layer.
     """
 
     def __init__(
@@ -59,15 +59,16 @@ class PerTokenDense(nnx.Module):
         init: str = "lecun_normal",
         std_scale: float = 1.0,
         axes: tuple[str, str] = ("embed", "hidden"),
+        per: str = "tokens",
         transposed: bool = False,
         fans: tuple[int, int] | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype, self.transposed = dtype, transposed
-        stored = ("tokens", *(reversed(axes) if transposed else axes))
+        stored = (per, *(reversed(axes) if transposed else axes))
         self.kernel = param.kernel(rngs, (tokens, width, out), stored, init, std_scale, transposed, fans)
-        self.bias = param.constant((tokens, out), ("tokens", axes[1])) if use_bias else None
+        self.bias = param.constant((tokens, out), (per, axes[1])) if use_bias else None
 
     def __call__(self, x: Float[Array, "T B in"] | Float[Array, "B in"]) -> Float[Array, "T B out"]:
         y = product(x, self.kernel, self.dtype, transposed=self.transposed)

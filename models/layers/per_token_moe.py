@@ -295,7 +295,8 @@ class TopKMoE(nnx.Module):
             always = PerTokenSwiGLU(tokens, width, f, init=init, scales=scales, fans=fans, dtype=dtype, rngs=rngs)
         self.shared = always
         self.bias = param.constant((tokens, width), ("tokens", "embed")) if kind == "ffn" else None
-        self.router = param.kernel(rngs, (tokens, width, self.routed), ("tokens", "embed", "experts"), "lecun_normal")
+        # "routes", not "experts": every device routes all rows it has, so only what its experts give is exchanged.
+        self.router = param.kernel(rngs, (tokens, width, self.routed), ("tokens", "embed", "routes"), "lecun_normal")
 
     def __call__(
         self, x: Float[Array, "T B D"], *, training: bool = False, valid: Bool[Array, " B"] | None = None
@@ -332,8 +333,15 @@ class TopKMoE(nnx.Module):
             return self.experts.masked(x, dense), nothing
         if path == "ragged":
             return self.experts.ragged(x, ids, gates), nothing
-        capacity = capacity_of(x.shape[1], self.selected / self.routed, self.capacity_factor)
-        return self.experts.capacity(x, ids, gates, capacity)
+        return self.experts.capacity(x, ids, gates, self._capacity(x.shape[1]))
+
+    def _capacity(self, rows: int) -> int:
+        return capacity_of(rows, self.selected / self.routed, self.capacity_factor)
+
+    def places(self, rows: int) -> int | None:
+        """Rows that all experts of a token compute together in a training step of so many rows, at fixed capacity; None
+        on another path."""
+        return self.routed * self._capacity(rows) if choose_path(self.path, training=True) == "capacity" else None
 
 
 def row_mean(x: Float[Array, "T B ..."], valid: Bool[Array, " B"] | None) -> Float[Array, "T ..."]:

@@ -168,7 +168,7 @@ class ReLUMoE(nnx.Module):
 
 def _relu_router(tokens: int, width: int, experts: int, rngs: nnx.Rngs) -> PerTokenDense:
     """Kernel a tenth of the usual scale and bias 1: gates start near 1, so step 0 is close to the dense model."""
-    router = PerTokenDense(tokens, width, experts, std_scale=0.1, axes=("embed", "experts"), rngs=rngs)
+    router = PerTokenDense(tokens, width, experts, std_scale=0.1, axes=("embed", "routes"), rngs=rngs)
     assert router.bias is not None
     router.bias[...] = jnp.ones_like(router.bias[...])
     return router

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from recscale.models.options import Options
+from recscale.pallas_kernels.targets import partitions
 
 from . import param
 from .dropout import dropout
@@ -87,10 +88,11 @@ def mean_tokens(x: Float[Array, "T B D"]) -> Float[Array, "B D"]:
     """x [T, B, D] -> float32 [B, D], the mean over tokens.
 
     Written as T - 1 additions, which XLA's CPU backend fuses into one pass; its reduction over a leading axis takes
-    four times as long (4 % of a RankMixer step). The derivative is that of the mean.
+    four times as long (4 % of a RankMixer step); over several devices, which may each hold some tokens, as a reduction.
+    The derivative is that of the mean.
     """
     x = x.astype(jnp.float32)
-    if x.shape[0] > _MOST_ADDITIONS:
+    if x.shape[0] > _MOST_ADDITIONS or partitions() > 1:
         return x.mean(axis=0)
     return functools.reduce(operator.add, [x[t] for t in range(x.shape[0])]) / x.shape[0]
 

@@ -1,18 +1,31 @@
 """Meshes and the rule table that says which array is split over which of their axes."""
 
-from .communication import predicted_bytes
+from .communication import Lookup, predicted_bytes
 from .mesh import MESH_AXES, default_axes, make_mesh, mesh_text, parse_mesh
 from .placing import check_requests, own_share, place_batch, put_everywhere, run_mesh
-from .rules import BATCH_AXES, RULES, batch_spec, batch_ways, replicated, shardings, spec, table_spec
+from .rules import (
+    BATCH_AXES,
+    RULES,
+    batch_spec,
+    batch_ways,
+    lay_out,
+    replicated,
+    shardings,
+    spec,
+    split_requests,
+    table_spec,
+)
 
 __all__ = [
     "BATCH_AXES",
     "MESH_AXES",
     "RULES",
+    "Lookup",
     "batch_spec",
     "batch_ways",
     "check_requests",
     "default_axes",
+    "lay_out",
     "make_mesh",
     "mesh_text",
     "own_share",
@@ -24,5 +37,6 @@ __all__ = [
     "run_mesh",
     "shardings",
     "spec",
+    "split_requests",
     "table_spec",
 ]

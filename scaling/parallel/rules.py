@@ -16,11 +16,14 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from recscale.models.layers.layout import Layout
+
 # Mesh axes that split the requests of a batch.
 BATCH_AXES = ("data", "fsdp")
 
 # Logical axis -> mesh axes it is split over together, in this order. An empty tuple keeps it whole.
 RULES: dict[str, tuple[str, ...]] = {
+    "batch": BATCH_AXES,
     "tokens": ("token",),
     "experts": ("expert",),
     "hidden": ("tensor",),
@@ -43,6 +46,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "tasks": (),
     "domains": (),
     "cores": (),
+    "fields": (),
+    "routes": (),
 }
 
 # Fewest columns of a memory's values on a device, where they are split by columns: a vector register's lanes.
@@ -103,10 +108,25 @@ def table_spec(name: str, leading: int, array: Any, mesh: Mesh) -> PartitionSpec
     return spec(axes, array.shape, mesh, rules)
 
 
+def lay_out(mesh: Mesh | None) -> Layout | None:
+    """Splits activations by the names of their axes, an axis without one stays whole; None where XLA does well by
+    itself: it follows requests and parameters, and loses its way where devices exchange tokens."""
+    if mesh is None or mesh.shape.get("token", 1) == 1:
+        return None
+    return lambda x, names: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, x.shape, mesh)))
+
+
 def batch_spec(mesh: Mesh) -> PartitionSpec:
     """How the first axis of a batch, its requests, is split."""
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
     return PartitionSpec(axes[0] if len(axes) == 1 else axes) if axes else PartitionSpec()
+
+
+def split_requests(batch: Any, mesh: Mesh | None) -> Any:
+    """Inside a program: arrays [requests, ...], split over the mesh."""
+    if mesh is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, batch_spec(mesh)))
 
 
 def batch_ways(mesh: Mesh) -> int:

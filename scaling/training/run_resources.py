@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from recscale.models.counts import Count
+from recscale.models.inputs.tables import find_touched
 from recscale.pallas_kernels import targets
 from recscale.scaling import resources
+from recscale.scaling.counting.abstract import abstract_batch
 from recscale.scaling.counting.xla_cost import compiled_cost
 from recscale.scaling.data.source import Source
-from recscale.scaling.parallel import predicted_bytes
+from recscale.scaling.parallel import Lookup, predicted_bytes
 
 from .clock import Clock
 from .preflight import device_bytes, state_bytes
@@ -71,9 +74,22 @@ def run_resources(
     hours = resources.value_of(found, "device_hours")
     share = None if energy_kwh is None else energy_kwh / replicas
     found |= resources.energy_and_money(hours, batch_rows * steps, stated, share)
-    mesh = trainer.mesh
-    predicted = None if mesh is None else predicted_bytes(state.params, mesh, batch_rows)
-    return found | resources.network(trainer.communication, steps, predicted)
+    return found | resources.network(trainer.communication, steps, predicted_communication(trainer, state))
+
+
+def predicted_communication(trainer: Trainer, state: TrainState) -> dict[str, float] | None:
+    """What the formulas say that a step of a state (arrays or shapes) sends; None where they say nothing."""
+    source = trainer.source
+    if trainer.mesh is None or state.values:
+        return None
+    batch = abstract_batch(source.schema, source.requests, source.candidates)
+    touched = jax.eval_shape(functools.partial(find_touched, source.schema), batch)
+    lookups = []
+    for name, rows in touched.items():
+        slots = [slot for slot in jax.tree.leaves(state.slots[name]) if slot.ndim > 1]
+        lookups.append(Lookup(rows.rows.size, state.tables[name], slots))
+    places = trainer.expert_places
+    return predicted_bytes(state.params, trainer.mesh, source.requests * source.candidates, lookups, places)
 
 
 def stated_figures(tracking: Mapping[str, Any]) -> dict[str, float]:

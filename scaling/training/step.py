@@ -25,13 +25,16 @@ from recscale.models.inputs import Batch, Schema
 from recscale.models.inputs.history import random_suffixes
 from recscale.models.inputs.tables import (
     EmbeddingTables,
+    Touched,
     embed,
     find_touched,
     gather_touched,
     table_lookup,
     touched_lookup,
 )
+from recscale.models.layers.layout import laying_out
 from recscale.models.layers.losses import training_loss
+from recscale.models.layers.per_token_moe import TopKMoE
 from recscale.pallas_kernels.dispatch import recording
 from recscale.pallas_kernels.targets import partitioned
 from recscale.scaling import parallel
@@ -107,6 +110,9 @@ class Trainer:
         self._build = lambda rngs: models.build(architecture, self.schema, model_config, rngs=rngs)
         abstract = nnx.eval_shape(lambda: self._build(nnx.Rngs(0)))
         self._graphdef = nnx.split(abstract)[0]
+        layers = [layer for _, layer in nnx.iter_graph(abstract) if isinstance(layer, TopKMoE)]
+        # Rows that the experts of a layer compute in a step, see `TopKMoE.places`.
+        self.expert_places = layers[0].places(source.requests * source.candidates) if layers else None
         self._memory = MemoryValues(abstract, options.values)
         check_remat(abstract, options.remat, self._memory.rows)
         check_parts(options.accumulate, self._memory.rows)
@@ -258,7 +264,8 @@ class Trainer:
 
         @functools.wraps(function)
         def traced(*args: Any) -> Any:
-            with partitioned(1 if self.mesh is None else self.mesh.size), recording(self.kernels):
+            ways = 1 if self.mesh is None else self.mesh.size
+            with partitioned(ways), laying_out(parallel.lay_out(self.mesh)), recording(self.kernels):
                 return function(*args)
 
         return traced
@@ -295,10 +302,10 @@ class Trainer:
             failed_at=jnp.full(replicas, -1, jnp.int32),
         )
 
-    def _train_step(self, state: TrainState, batch: Batch | None) -> tuple[TrainState, dict[str, Any]]:
+    def _train_step(self, state: TrainState, given: Batch | None) -> tuple[TrainState, dict[str, Any]]:
         options = self.options
-        batch = self._generated(state.step) if batch is None else batch
-        touched = find_touched(self.schema, batch)
+        batch: Batch = parallel.split_requests(self.source.batch(state.step), self.mesh) if given is None else given
+        touched = self._found(batch)
         vectors = jax.vmap(gather_touched, in_axes=(0, None), axis_size=state.rate.shape[0])(state.tables, touched)
         if options.embedding_l2:
             vectors = self._paid(vectors, state.slots, touched)
@@ -360,12 +367,12 @@ class Trainer:
         kept = jax.tree.map(lambda m: jnp.zeros((room, *m.shape), m.dtype), metrics)
         return jax.lax.fori_loop(0, count, step, (state, kept))
 
-    def _generated(self, step: jax.Array) -> Batch:
-        """The batch of a step, made on the device."""
-        batch = self.source.batch(step)
-        if self.mesh is None:
-            return batch
-        return jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, parallel.batch_spec(self.mesh)))
+    def _found(self, batch: Batch) -> dict[str, Touched]:
+        """The rows a batch touches. Which of them an id is comes from sorting all ids, so XLA has to be told that these
+        positions are split like the requests: else every device computes the whole batch."""
+        touched = find_touched(self.schema, batch)
+        split = {name: parallel.split_requests(rows.positions, self.mesh) for name, rows in touched.items()}
+        return {name: dataclasses.replace(rows, positions=split[name]) for name, rows in touched.items()}
 
     def _paid(self, vectors, slots, touched) -> dict[str, jax.Array]:
         """The touched rows after the L2 they owe."""

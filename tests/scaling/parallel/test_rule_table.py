@@ -156,7 +156,11 @@ def test_bytes_to_be_sent_follow_from_shapes():
     assert sent == {"all-reduce": 2 * 2 * 32 * 4 * 64 * 4 + held}
     sent, whole, held = predicted(fsdp=8)
     assert sent is not None and sent["all-reduce"] == whole and sent["all-gather"] <= held
-    assert predicted(token=4)[0] is predicted(data=2, expert=4)[0] is None
+    # Two exchanges a layer, of a fourth of all tokens; gains and biases of the two norms of each.
+    tokens = 64 * 4 * 64 * 4
+    sent = {"all-to-all": 2 * 2 * tokens / 4, "all-gather": tokens / 4, "all-reduce": tokens / 4 + 2 * 4 * 64 * 4}
+    assert predicted(token=4)[0] == sent
+    assert predicted(data=2, expert=4)[0] is None
 
 
 SCRIPT = """
@@ -222,28 +226,37 @@ from recscale.scaling import parallel
 from recscale.scaling.bench.fixed_batch import FixedBatch
 from recscale.scaling.resources import collective_bytes
 from recscale.scaling.training import get_config
+from recscale.scaling.training.run_resources import predicted_communication
 from recscale.scaling.training.step import make_trainer
 
-schema = Schema(tuple(Field(f"f{i}", "user" if i < 2 else "candidate", 16) for i in range(4)), (), (Task("click"),))
-config = get_config("rankmixer")
-config.model.update(dict(tokens=4, width=64, hidden=128, layers=2))
-for text in ("data=8", "fsdp=8", "tensor=8", "data=2,tensor=4"):
-    source, mesh = FixedBatch(schema, 64), parallel.run_mesh(text, 64)
+for name, settings, text in CASES:
+    rows = (None, None, None) if "data" in text or "fsdp" in text else (None, 32, 4096)  # or rows come on top
+    fields = [Field(f"f{i}", "user" if i < 2 else "candidate", 16, rows[i % 3]) for i in range(4)]
+    config = get_config(name)
+    config.model.update(settings)
+    source, mesh = FixedBatch(Schema(tuple(fields), (), (Task("click"),)), 64), parallel.run_mesh(text, 64)
     trainer = make_trainer(config, source, [(0, 1e-3)], 1, mesh)
     shapes = trainer.state_shapes()
     compiled = trainer.program.lower(shapes, trainer.put(source.batch(0))).compile()
-    found = collective_bytes(compiled.as_text())
-    expected = parallel.predicted_bytes(shapes.params, mesh, 64)
-    assert found.keys() == expected.keys(), (text, found, expected)
-    for name, size in expected.items():
-        assert abs(found[name] / size - 1) < 0.05, (text, name, found[name], size)
-    print("equal", text, found, expected)
+    found, expected = collective_bytes(compiled.as_text()), predicted_communication(trainer, shapes)
+    print(name, text, found, expected)
+    assert found.keys() == expected.keys()
+    for kind, size in expected.items():
+        assert abs(found[kind] / size - 1) < 0.05, kind
+    print("equal")
 """
+NETWORK = {"tokens": 4, "width": 64, "hidden": 128, "layers": 2}
+MIXER = {"tokenizer": "cut", "tokens": 4, "heads": 4, "width": 64, "hidden": 64, "layers": 2}
+EXPERTS = MIXER | {"experts": 4, "active": 2, "shared_expert": False, "expert_path": "capacity"}
 
 
 @pytest.mark.slow
 def test_bytes_of_collectives_are_those_of_the_formulas():
+    meshes = ["data=8", "fsdp=8", "tensor=8", "data=2,tensor=4", "token=4", "data=2,token=4"]
+    cases = [("rankmixer", NETWORK, mesh) for mesh in meshes]
+    cases += [("tokenmixer_large", MIXER, "token=4"), ("tokenmixer_large", EXPERTS, "expert=4")]
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", BYTES], env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("equal") == 4
+    script = f"CASES = {cases!r}\n{BYTES}"
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count("equal") == len(cases)
