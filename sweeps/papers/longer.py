@@ -9,7 +9,7 @@ seeds here.
 
     recscale paper longer
 
-Not run yet at this size: no figure of it has been committed.
+What its runs say of each: `notebooks/runs/papers.md`.
 """
 
 from typing import Any

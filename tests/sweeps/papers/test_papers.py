@@ -15,7 +15,7 @@ from recscale.sweeps.engine.combinators import split_notes
 from recscale.sweeps.engine.loading import installed, load, papers
 
 RUNS = Path(__file__).parents[3] / "notebooks" / "runs"
-TRAINED = ("rankmixer",)  # papers whose runs are committed
+TRAINED = ("longer", "rankmixer")  # papers whose runs are committed
 STUDIES = {"budgets": ("budgets",), "promo": ("cold_start",)}  # paper -> committed tables
 
 
@@ -48,6 +48,18 @@ def test_the_notes_of_papers_say_what_their_tables_hold(judged):
     note = (RUNS / "papers.md").read_text(encoding="utf-8")
     for found in judged.values():
         assert "\n".join(markdown(found)) in note and lines(found)[-1] in note
+
+
+def test_at_least_forty_published_orderings_have_a_verdict(judged):
+    verdicts = [one for found in judged.values() for one in found if one.interval is not None]
+    assert len(verdicts) >= 40 and {one.pairs for one in verdicts} == {5}
+
+
+def test_the_note_on_longer_says_how_many_seeds_start_and_which_rates_are_at_an_edge():
+    table = pd.read_parquet(RUNS / "paper_longer.parquet")
+    assert (table[table["arm"] == "LONGER"]["logloss"] > 0.693).sum() == 1
+    at_an_edge = table[~table["lr_bracketed"].astype(bool)]
+    assert set(at_an_edge["arm"]) == {"DIN, recent 25", "TWIN", "SumPooling", "no history"}
 
 
 @pytest.mark.parametrize(("paper", "table"), [(paper, table) for paper, tables in STUDIES.items() for table in tables])
