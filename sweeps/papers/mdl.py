@@ -10,7 +10,7 @@ nothing had to be shared. Every arm at every share has a search of its own, five
 
     recscale paper mdl
 
-What its runs say: `notebooks/runs/README.md`.
+Not run yet at this size: no figure of it has been committed.
 """
 
 from typing import Any
