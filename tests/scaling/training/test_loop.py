@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from recscale.scaling.records import runs as records
 from recscale.scaling.training import RunSpec, get_config, loop, train, train_group
@@ -13,8 +14,8 @@ STEPS = 24
 EXAMPLES = 64 * STEPS
 
 
-def make_config(**settings):
-    config = get_config("rankmixer", "known_truth")
+def make_config(architecture="rankmixer", **settings):
+    config = get_config(architecture, "known_truth")
     config.data.preset = "smoke"
     config.data.holdout_rows = 512
     config.model.tokens, config.model.width, config.model.hidden, config.model.layers = 4, 16, 32, 1
@@ -155,6 +156,19 @@ def test_interrupted_run_ends_bit_identical(plain, tmp_path, events):
     resumed = train(make_config(), tmp_path)
     assert losses(resumed) == losses(record) and resumed["restored_from"] > 0 and resumed["discarded"] == []
     assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mdl", "domain_heads"])
+def test_interrupted_run_of_several_domains_ends_bit_identical(tmp_path, name):
+    config = make_config(name, data__overrides=ConfigDict(dict(domains=3, tasks=2)))
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "resumed", progress=interrupt_after(6))
+    resumed = train(config, tmp_path / "resumed")
+    assert losses(resumed) == losses(whole) and resumed["restored_from"] > 0
+    both = [(tmp_path / folder / "metrics.jsonl").read_bytes() for folder in ("whole", "resumed")]
+    assert both[0] == both[1]
 
 
 def two_horizons(folder, **settings):
