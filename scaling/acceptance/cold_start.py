@@ -219,7 +219,9 @@ def prompted(frozen: Frozen, log: Rows, sizes: ColdStart, config: PromoConfig, *
         return found.reshape(*shape[1:], -1).astype(np.float32)
 
     for k, own in enumerate(users.reshape(*shape[:2], -1)):
-        columns = {BEST: vectors(best[k]), WORST: vectors(worst[k])}
+        columns = {BEST: vectors(best[k])}
+        # Only training, by PFPE, asks for the worst.
+        columns[WORST] = np.zeros_like(columns[BEST]) if late else vectors(worst[k])
         columns |= {ITEM: frozen.items[items[k]], COLD: frozen.cold[items[k]][..., None].astype(np.float32)}
         ids = {NETWORK: items[k]} if config.generator == "table" else {}
         side, ones = UserSide({}, {USER: own}, {}), np.ones_like(labels[k])

@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from recscale.scaling.acceptance import budgets, cold_start
+from recscale.scaling.acceptance import budgets, cold_start, cold_start_log
+from recscale.scaling.report.orderings import as_option, judge
+from recscale.sweeps.papers import promo
 
 RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 
 
-def saved(row):
+def saved(row, digits=2):
     """x 1,000, with its interval; bold where the interval excludes 0."""
-    text = f"{1e3 * row['saved']:.2f} [{1e3 * row['low']:.2f}, {1e3 * row['high']:.2f}]"
+    mean, low, high = (f"{1e3 * row[name]:.{digits}f}" for name in ("saved", "low", "high"))
+    text = f"{mean} [{low}, {high}]"
     return text if row["low"] <= 0 <= row["high"] else f"**{text}**"
 
 
@@ -25,6 +28,20 @@ def cold_start_table():
         cells = [positives, f"{base['share_of_rows']:.2f}", f"{1e3 * base['excess']:.2f}", f"{1e3 * base['bound']:.2f}"]
         cells += [saved(found.loc[(positives, arm)]) for arm in arms]
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def ranks_table():
+    found = cold_start_log.summarise(pd.read_parquet(RUNS / "cold_start_movielens.parquet"))
+    arms = [arm for arm in cold_start.ARMS if arm != "frozen"]
+    lines = ["| items left out | users | metric | base | " + " | ".join(f"`{arm}`" for arm in arms) + " |"]
+    lines.append("|---" * (4 + len(arms)) + "|")
+    found = found[found["metric"].isin(["HR@10", "all HR@10"])]
+    for (group, metric), rows in found.groupby(["group", "metric"], sort=False):
+        rows = rows.set_index("method")
+        base = rows.loc["frozen"]
+        cells = [group, f"{base['users']:.0f}", metric, f"{1e3 * base['value']:.1f}"]
+        lines.append("| " + " | ".join([*cells, *(saved(rows.loc[arm], 1) for arm in arms)]) + " |")
     return lines
 
 
@@ -44,6 +61,7 @@ def budgets_table():
 def test_notes_quote_the_committed_rows():
     text = (RUNS / "README.md").read_text(encoding="utf-8")
     assert "\n".join(cold_start_table()) in text
+    assert "\n".join(ranks_table()) in text
     assert "\n".join(budgets_table()) in text
 
 
@@ -61,3 +79,14 @@ def test_readme_quotes_the_committed_runs_on_movielens():
                  for m in ("logloss", "auc", "gauc")]  # fmt: skip
         lines.append(f"| {words} | " + " | ".join(cells) + " |")
     assert "\n".join(lines) in (RUNS.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_note_on_movielens_says_what_is_held_and_by_how_much():
+    text = " ".join((RUNS / "README.md").read_text(encoding="utf-8").split())
+    runs, orderings = promo.get_orderings(pd.read_parquet(RUNS / "cold_start_movielens.parquet"))
+    found = {one.ordering.id: one for one in judge(runs, as_option(orderings)) if one.outcome == "held"}
+    assert set(found) == {f"base.{metric}" for metric in cold_start_log.METRICS}
+    base = runs[runs["arm"] == "frozen"].mean(numeric_only=True)
+    for metric in cold_start_log.METRICS:
+        gain = 100 * found[f"base.{metric}"].difference / base[metric]
+        assert f"{metric} +{gain:.1f} % (" in text and f"{found[f'base.{metric}'].ordering.published})" in text

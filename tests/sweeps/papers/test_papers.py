@@ -16,7 +16,7 @@ from recscale.sweeps.engine.loading import installed, load, papers
 
 RUNS = Path(__file__).parents[3] / "notebooks" / "runs"
 TRAINED = ("longer", "rankmixer")  # papers whose runs are committed
-STUDIES = {"budgets": ("budgets",), "promo": ("cold_start",)}  # paper -> committed tables
+STUDIES = {"budgets": ("budgets",), "promo": ("cold_start", "cold_start_movielens")}  # paper -> committed tables
 
 
 @pytest.mark.parametrize("name", [name for name in papers() if name in installed()])
