@@ -229,7 +229,7 @@ BENCHMARKS = {
         "recscale.scaling.bench.law_calibration:measure",
         "Accuracy and speed of the law fitter on laws that are known.\n\n"
         "With --calibration: how often it refuses what is right, prints what is noise, and states an interval that "
-        "misses the truth, over simulated studies, about 30 core-minutes of them; with --out the same command goes on "
+        "misses the truth, over simulated studies, about 13 core-minutes of them; with --out the same command goes on "
         "where it was ended. Ends with code 1 if a condition fails.",
         (
             click.Option(["--calibration"], is_flag=True, help="Simulate studies instead of timing."),

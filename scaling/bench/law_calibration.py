@@ -222,7 +222,7 @@ def _worked(jobs: list[Job], workers: int, cache: Path) -> Iterator[dict[str, An
     columns = (BarColumn(), TextColumn("{task.completed}/{task.total} blocks of studies, {task.fields[left]}"))
     start = time.perf_counter()
     with (
-        # Threads of two processes on two cores wait for each other: what takes one core then takes three.
+        # The threads of two processes on two cores would wait for each other.
         one_thread(),
         Progress(*columns, console=Console(stderr=True)) as progress,
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _share_programs, (cache,)) as pool,
