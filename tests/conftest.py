@@ -46,6 +46,19 @@ def _nothing_for_nobody():
     yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_the_fitter_are_optimised(request):
+    """They run long and often, unlike all others."""
+    name = "jax_disable_most_optimizations"
+    fits = {"laws", "report", "test_quickstart.py"} & {*request.path.parts}
+    import jax  # which reads the variables above when it is imported
+
+    before = jax.config.values[name]
+    jax.config.update(name, before and not fits)
+    yield
+    jax.config.update(name, before)
+
+
 FLAGSHIPS = {"rankmixer", "tokenmixer_large", "mixformer", "pkm", "dcnv2"}
 
 

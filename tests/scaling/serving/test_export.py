@@ -25,7 +25,7 @@ from recscale.scaling.training import get_config, train
 from recscale.scaling.training import load as run_model
 
 NAMES = [*list_models(), "din+rankmixer"]
-FAST = ("rankmixer", "pkm", "hyformer")
+FAST = ("rankmixer", "hyformer")
 SHAPES = ((3, 5), (1, 1), (7, 2))
 
 pytestmark = pytest.mark.usefixtures("symbols")

@@ -62,6 +62,20 @@ def test_lines_say_what_happened(clock, capsys):
     ]
 
 
+def test_a_bar_of_every_running_job_and_one_of_all(clock, capsys):
+    jobs, bars = [job("a", 10.0), job("b", 10.0)], display.Bars()
+    bars.start(jobs, workers=2)
+    bars.started(jobs[0])
+    bars.progress(jobs[0], event(5, 5.0))
+    shown = {task.description: task.percentage for task in bars._bars.tasks}
+    assert shown == {"all jobs": 25.0, "toy a": 50.0}
+    bars.done(jobs[0], {"r1": "done", "r2": "done"})
+    bars.refresh()
+    bars.stop()
+    assert [task.description for task in bars._bars.tasks] == ["all jobs"]
+    assert "4 runs to train, in 2 jobs on 2 workers" in capsys.readouterr().err
+
+
 def test_clock():
     assert [display.clock(s) for s in (0.4, 59, 200, 7500)] == ["0 s", "59 s", "3 min 20 s", "2 h 05 min"]
 

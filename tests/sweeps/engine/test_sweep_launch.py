@@ -194,6 +194,7 @@ def test_a_job_too_large_for_the_machine_is_refused_by_name(planned, tmp_path):
     assert outcome.statuses == {"failed": 2} and starts(tmp_path) == []
     reasons = read_record(tmp_path / "runs" / outcome.failed[0])["reasons"]
     assert "predicted peak memory 1000.0 GB (estimated) exceeds the 1.0 GB" in reasons[0]
+    assert launch(tmp_path, trainer=TRAINER, workers=1, memory_gb=1000.0).statuses == {"done": 2}  # it just fits
 
 
 def test_two_launchers_do_not_share_a_folder(planned, tmp_path):
@@ -264,7 +265,7 @@ def _alive(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_no_worker_outlives_its_launcher_and_the_next_launch_finishes(planned, tmp_path, number):
     _, rows = planned(jobs=1, seeds=2)
     (tmp_path / "fake.json").write_text(json.dumps({"*": {"step_s": 0.3}}))

@@ -90,7 +90,7 @@ def get_report():
 def test_a_sweep_searches_its_rates_then_judges_its_orderings(call, tmp_path):
     path, out = tmp_path / "orders.py", tmp_path / "out"
     path.write_text(SWEEP)
-    printed = call("sweep", path, "--out", out, "--json")
+    printed = call("sweep", path, "--out", out, "--workers", 1, "--json")
     result = json.loads(printed.out.splitlines()[-1])
     assert result["runs"] == 6 and (out / "report" / "orderings.csv").exists()
     (judged,) = result["report"]["orderings"]

@@ -95,6 +95,7 @@ def test_a_killed_worker_is_replaced_and_ends_with_the_same_bytes(tmp_path, monk
     # compiling is what takes time: once for all three workers here, afresh after every kill in the slow test below
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     loaded = load(_sweep(tmp_path, ["dlrm_mlp"], [12_800, 25_600]))
     planned = make_plan(loaded.config(), loaded.points(), sweep="killed")
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -1,5 +1,6 @@
 """The bound on cold items: Bayes' rule on an item's own feedback, and the closed form for items without any."""
 
+import jax
 import numpy as np
 import pytest
 from scipy.special import expit, logit
@@ -27,7 +28,7 @@ def drawn(world):
     """Rows of a log and of its evaluation: items, rest of the logit, noise, labels, p*, 1 - p*, z."""
 
     def rows(evaluation):
-        batch = make_batch(world, 3, np.int32(0), 4096, 2, evaluation)
+        batch = jax.device_get(jax.jit(lambda: make_batch(world, 3, np.int32(0), 4096, 2, evaluation))())
         found = truth(world, batch)
         columns = batch.candidates.ids["item"], rest_of_logit(found), found.noise_sd[..., 0], batch.labels[..., 0]
         return tuple(np.asarray(x).reshape(-1) for x in (*columns, found.p, found.q, found.z))
