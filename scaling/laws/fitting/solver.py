@@ -12,7 +12,7 @@ the second derivative of Huber itself, which converges to the last digits. Boots
 jackknife fits are further rows of the same batch, so one program per (family, padded rows) serves
 everything.
 
-Legend: n rows (padded to a power of two with weight 0), d axes, P family parameters, b batch entries, g grid
+Legend: n rows (padded with weight 0), d axes, P family parameters, b batch entries, g grid
 points, k terms.
 """
 
@@ -64,8 +64,11 @@ class Solution:
 
 
 def _padded(n: int) -> int:
-    """The next power of two, at least 16, so tables of similar size share one compiled program."""
-    return max(16, 1 << (n - 1).bit_length())
+    """The next power of two, at least 16, so tables of similar size share one compiled program; of large tables, whose
+    refits take longer than the program's compilation, the next quarter of one.
+    """
+    power = max(16, 1 << (n - 1).bit_length())
+    return power if n <= 512 else -(-n // (power // 8)) * (power // 8)
 
 
 def _solve_spd(matrix: jnp.ndarray, rhs: jnp.ndarray) -> jnp.ndarray:
