@@ -50,7 +50,7 @@ def _nothing_for_nobody():
 def _programs_of_the_fitter_are_optimised(request):
     """They run long and often, unlike all others."""
     name = "jax_disable_most_optimizations"
-    fits = {"laws", "report", "test_quickstart.py"} & {*request.path.parts}
+    fits = {"laws", "report", "notebooks", "test_quickstart.py"} & {*request.path.parts}
     import jax  # which reads the variables above when it is imported
 
     before = jax.config.values[name]
