@@ -31,3 +31,8 @@ def laid_out(x: Array, *axes: str | None) -> Array:
     """x with its axes named, as `recscale.models.layers.param` names those of parameters."""
     layout = _layout.get()
     return x if layout is None else layout(x, axes)
+
+
+def is_laid_out() -> bool:
+    """Whether a program is being traced whose arrays are distributed by their axes."""
+    return _layout.get() is not None

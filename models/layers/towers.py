@@ -18,10 +18,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from recscale.models.options import Options
-from recscale.pallas_kernels.targets import partitions
 
 from . import param
 from .dropout import dropout
+from .layout import is_laid_out
 from .matmul import contract
 
 # Above this many tokens one reduction is better than a program with an addition per token.
@@ -88,11 +88,11 @@ def mean_tokens(x: Float[Array, "T B D"]) -> Float[Array, "B D"]:
     """x [T, B, D] -> float32 [B, D], the mean over tokens.
 
     Written as T - 1 additions, which XLA's CPU backend fuses into one pass; its reduction over a leading axis takes
-    four times as long (4 % of a RankMixer step); over several devices, which may each hold some tokens, as a reduction.
+    four times as long (4 % of a RankMixer step); where devices each hold some tokens, as a reduction.
     The derivative is that of the mean.
     """
     x = x.astype(jnp.float32)
-    if x.shape[0] > _MOST_ADDITIONS or partitions() > 1:
+    if x.shape[0] > _MOST_ADDITIONS or is_laid_out():
         return x.mean(axis=0)
     return functools.reduce(operator.add, [x[t] for t in range(x.shape[0])]) / x.shape[0]
 
