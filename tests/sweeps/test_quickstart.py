@@ -83,6 +83,14 @@ def test_the_note_says_what_the_committed_tables_say(verdict):
     assert f"({1e4 * forecast.measured:.1f}e-4) lay {100 * below:.0f} % below" in note
 
 
+def test_the_note_says_what_came_of_worlds_that_nothing_was_tuned_on():
+    section = (RUNS / "README.md").read_text(encoding="utf-8").split("## The quickstart")[1].split("## ")[0]
+    table = pd.read_parquet(RUNS / "quickstart_worlds.parquet")
+    for world, runs in table.groupby("preset_changes"):
+        found = judge(runs, "rankmixer", "dlrm_mlp")
+        assert "\n".join([world, found.lines[0], found.lines[-1]]) in section
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_worlds_that_nothing_was_tuned_on(world, tmp_path):

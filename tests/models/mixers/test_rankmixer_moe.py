@@ -374,3 +374,8 @@ def test_every_flag_counts_and_runs(flags):
 def test_bad_configs_say_what_to_change(flags, message):
     with pytest.raises(ValueError, match=message):
         freeze_config("rankmixer", values(**flags))
+
+
+def test_a_layer_with_a_wrong_path_is_not_made():
+    with pytest.raises(ValueError, match="expert_path is 'sorted', expected one of auto"):
+        layer_of(path="sorted")

@@ -102,6 +102,7 @@ def test_a_sweep_searches_its_rates_then_judges_its_orderings(call, tmp_path):
     best = rates.loc[rates.groupby("group_id")["logloss"].idxmin()].set_index("shape_id")["lr_dense"]
     assert all(row.lr_dense == best[row.shape_id] for row in table.itertuples())
     assert judged["outcome"] in ("held", "failed", "inside noise", "not judged")
+    assert {row["stage"] for row in read_plan(out / "rates")} == {0, 1}  # the second went beyond an edge
     planned = read_plan(out)
     assert call("sweep", path, "--out", out).out.count("6 done") == 1 and read_plan(out) == planned
 
