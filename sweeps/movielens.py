@@ -8,9 +8,9 @@ this is a table. RecBole 1.2.1 on the same rows, labels and split, three seeds (
 .7940, .7179 with dropout and .5665, .7819 without dropout and L2; WideDeep .5558, .7929, .7154.
 
 Measured 2026-11-30 on one core of an AMD EPYC shared with other work, jax 0.10.2, three seeds: DCNv2 .5443, .7990,
-.7253 in 242 s, DLRM .5435, .8003, .7243 in 226 s, RankMixer .5480, .7962, .7181 in 240 s; DIN was not run. Narrower
-ones were worse on validation: DCNv2 of 128 and 64 with rank 32 .5453 against .5351, DLRM of 128 and 64 .5572 against
-.5355, RankMixer of one block and width 32 .5430 against .5392.
+.7253 in 242 s, DLRM .5435, .8003, .7243 in 226 s, RankMixer .5480, .7962, .7181 in 240 s, DIN .5429, .7997, .7028 in
+749 s. Narrower ones were worse on validation: DCNv2 of 128 and 64 with rank 32 .5453 against .5351, DLRM of 128 and 64
+.5572 against .5355, RankMixer of one block and width 32 .5430 against .5392.
 """
 
 from typing import Any

@@ -65,7 +65,7 @@ def test_notes_quote_the_committed_rows():
     assert "\n".join(budgets_table()) in text
 
 
-MOVIELENS = {"dcnv2": "DCNv2", "dlrm_mlp": "DLRM", "rankmixer": "RankMixer"}
+MOVIELENS = {"dcnv2": "DCNv2", "dlrm_mlp": "DLRM", "rankmixer": "RankMixer", "din+dlrm_mlp": "DIN in front of DLRM"}
 
 
 def test_readme_quotes_the_committed_runs_on_movielens():
