@@ -6,17 +6,21 @@ draws faults at random, an equal number in each folder, runs for each the tests 
 cheapest first, up to the first that fails) and prints the share noticed per folder and the faults that survived.
 What was tried is kept in build/mutants, so a run that was stopped goes on; ARGS="--table" prints what is there.
 
-A fault counts as noticed when a test fails, takes ten times as long as it should, or cannot be collected. One whose
-tests take longer than --limit seconds counts as a survivor. Measuring what tests execute takes half an hour; --nearest
-does without, tries the tests that stand nearest to the line, and so finds too many survivors.
+A fault counts as noticed when a test fails, cannot be collected, or takes ten times the processor time it should. One
+whose tests take more than --limit seconds of processor time, or three times as long by the clock, timed out: the table
+has a column of those, and they count as survivors. Measuring what tests execute takes half an hour; --nearest does
+without, tries the tests that stand nearest to the line, and so finds too many survivors.
 """
 
 import argparse
 import ast
+import contextlib
 import json
+import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -152,17 +156,35 @@ def _environment():
     }
 
 
-def _pytest(*arguments, timeout=None, **variables):
-    """Exit status and output; status None if it took longer than `timeout`, with all that it started ended."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *arguments]
-    options = dict(cwd=TREE, env=_environment() | variables, text=True, start_new_session=True)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return None, process.communicate()[0]
-    return process.returncode, output
+def _pytest(*arguments, seconds=None, **variables):
+    """Exit status, output and seconds of processor time. Status None if one process needed more than `seconds` of that,
+    or the clock went on by three times as many. Whatever it started ends with it.
+    """
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", *arguments]
+    limit = None if seconds is None else (math.ceil(seconds),) * 2
+    before, log = os.times(), WORK / "output.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=TREE,
+            env=_environment() | variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_CPU, limit)),
+        )
+        try:
+            status = process.wait(timeout=limit and 3 * limit[0])
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    exceeded = limit is not None and status in (-signal.SIGXCPU, -signal.SIGKILL)
+    return None if exceeded else status, log.read_text(errors="replace"), spent
 
 
 def _commit(folder):
@@ -175,6 +197,7 @@ def copy():
         for old in (TREE, WORK / "measured"):
             shutil.rmtree(old, ignore_errors=True)
         subprocess.run(["git", "clone", "-q", str(ROOT), str(TREE)], check=True)
+    subprocess.run(["git", "checkout", "-q", "."], cwd=TREE, check=True)  # a run that was killed left its fault
 
 
 def measure(workers, ends):
@@ -192,7 +215,8 @@ def measure(workers, ends):
             if time.monotonic() > ends:
                 return None
             files = sorted(map(str, folder.glob("test_*.py")))
-            _, output = _pytest(*watched, *options, f"--junitxml={stem}.part", *files, COVERAGE_FILE=f"{stem}.lines")
+            variables = dict(COVERAGE_FILE=f"{stem}.lines")
+            _, output, _ = _pytest("-q", *watched, *options, f"--junitxml={stem}.part", *files, **variables)
             Path(f"{stem}.log").write_text(output)
             os.replace(f"{stem}.part", f"{stem}.xml")
             print(f"measured {stem.name}: {output.splitlines()[-1]}", flush=True)
@@ -256,7 +280,8 @@ def draw(number, seed):
 
 def nearest(path):
     """[arguments of pytest]: tests by how near they stand to a module, without knowing what they execute. First those
-    of its folder, of its name first; then those of the folders above, of models only for what is built of the module.
+    of its folder, of its name first, then those that name it; then those of the folders above, of models only for what
+    is built of the module.
     """
     folder, name = TREE / "tests" / Path(path).parent, Path(path).stem
     if path.startswith("pallas_kernels"):
@@ -264,7 +289,8 @@ def nearest(path):
     stages = []
     while folder != TREE / "tests":
         whole = len(folder.relative_to(TREE).parts) > 2  # tests/scaling/laws with all below it, of tests/scaling none
-        files = sorted((folder.rglob if whole else folder.glob)("test_*.py"), key=lambda f: (name not in f.stem, f))
+        files = (folder.rglob if whole else folder.glob)("test_*.py")
+        files = sorted(files, key=lambda f: (name not in f.stem, name not in f.read_text(), f))
         names = [str(file.relative_to(TREE)) for file in files]
         stages.append([name for name in names if not any(name in stage for stage in stages)])
         folder = folder.parent
@@ -285,37 +311,41 @@ def built_of(path):
 
 
 def attempt(fault, stages, usual, limit):
-    """The fault with its outcome: `by`, the test that noticed it, or None; and how long that took.
+    """The fault with its outcome: `by`, the test that noticed it, or None; `timed_out`, the test that was running when
+    time was up, or None; and the seconds of processor time.
 
     stages: arguments of pytest, one run after the other until one fails. usual: seconds they take without the fault.
     """
-    path, began, by = TREE / fault["path"], time.monotonic(), None
+    path, spent, by, timed_out = TREE / fault["path"], 0.0, None, None
     data, allowed = path.read_bytes(), min(limit, 60 + 10 * usual)
     before = data[fault["start"] : fault["stop"]].decode()
     try:
         path.write_bytes(data[: fault["start"]] + fault["text"].encode() + data[fault["stop"] :])
         for stage in stages:
-            left = allowed - (time.monotonic() - began)
-            status, output = _pytest("-x", "-n", "0", "--tb=line", *stage, timeout=max(left, 1.0))
-            failed = [line[:160] for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
-            by = {None: None if allowed == limit else "too slow", 0: None, 5: None}.get(
-                status, (failed or [f"exit {status}"])[0]
-            )
-            if by is not None or status is None:
+            left = max(allowed - spent, 1.0)
+            status, output, seconds = _pytest("-x", "-v", "-n", "0", "--tb=line", *stage, seconds=left)
+            spent += seconds
+            if status is None:
+                last = next((line for line in reversed(output.splitlines()) if "::" in line), "collection")
+                by, timed_out = (None, last[:160]) if allowed == limit else ("too slow", None)
+                break
+            if status not in (0, 5):  # 5: nothing was selected
+                failed = [line[:160] for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+                by = (failed or [f"exit {status}"])[0]
                 break
     finally:
         path.write_bytes(data)
-    return fault | dict(before=before, by=by, seconds=round(time.monotonic() - began, 1))
+    return fault | dict(before=before, by=by, timed_out=timed_out, seconds=round(spent, 1))
 
 
 def table(done):
-    """Markdown: share noticed per folder."""
-    rows = ["| folder | faults | noticed |", "|---|---|---|"]
+    """Markdown: share noticed per folder; what timed out was not."""
+    rows = ["| folder | faults | noticed | timed out |", "|---|---|---|---|"]
     for folder in [*FOLDERS, "all"]:
         own = [one for one in done if folder in (one["folder"], "all")]
         if own:
-            noticed = sum(one["by"] is not None for one in own)
-            rows.append(f"| {folder} | {len(own)} | {noticed} ({noticed / len(own):.0%}) |")
+            noticed, late = (sum(one[key] is not None for one in own) for key in ("by", "timed_out"))
+            rows.append(f"| {folder} | {len(own)} | {noticed} ({noticed / len(own):.0%}) | {late} |")
     return "\n".join(rows)
 
 
@@ -324,13 +354,14 @@ def main():
     parser.add_argument("--number", type=int, default=120, help="faults of the sample, all folders together")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--workers", type=int, default=2, help="processes that measure what the tests execute")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds of tests per fault")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds of processor time per fault")
     parser.add_argument(
         "--for", dest="budget", type=float, default=float("inf"), help="begin nothing after so many seconds"
     )
     parser.add_argument("--nearest", action="store_true", help="measure nothing; try the tests that stand nearest")
     parser.add_argument("--table", action="store_true", help="print what was found, try nothing")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the fault under test is taken back, what it started ended
     ends, results = time.monotonic() + options.budget, WORK / f"{_commit(ROOT)[:8]}-seed{options.seed}.jsonl"
     if not options.table:
         copy()
@@ -350,11 +381,15 @@ def main():
             done.append(attempt(fault, stages, usual, options.limit))
             with results.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
-            print(f"{done[-1]['path']}:{done[-1]['line']} {done[-1]['by'] or 'SURVIVED'}", flush=True)
+            print(
+                f"{done[-1]['path']}:{done[-1]['line']} {done[-1]['by'] or 'SURVIVED'} ({done[-1]['seconds']} s)",
+                flush=True,
+            )
     print(f"\nsample of seed {options.seed}\n\n{table(done)}\n\nsurvivors:")
     for one in done:
         if one["by"] is None:
-            print(f"{one['path']}:{one['line']}  {one['before']!r} -> {one['text']!r}")
+            late = f"  timed out: {one['timed_out']}" if one["timed_out"] else ""
+            print(f"{one['path']}:{one['line']}  {one['before']!r} -> {one['text']!r}{late}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_tests_that_execute_a_line_come_first_and_those_beside_them_after(mutant
 def test_the_nearest_tests_are_those_of_the_folder_and_of_what_is_built_of_a_module(mutants, monkeypatch):
     monkeypatch.setattr(mutants, "TREE", mutants.ROOT)
     own, above = mutants.nearest("models/mixers/tokenmixer_block.py")
-    assert own[0] == "tests/models/mixers/test_rankmixer.py" and "tests/models/test_architectures.py" in above
+    assert own[0] == "tests/models/mixers/test_tokenmixer_large.py" and "tests/models/test_architectures.py" in above
     names = above[-1].split(" or ")
     assert {"tokenmixer_block", "tokenmixer_large", "ug_tokenmixer_large"} <= set(names) and "msn" not in names
     own, laws, _ = mutants.nearest("scaling/laws/fitting/fit.py")
@@ -76,7 +76,26 @@ def test_the_nearest_tests_are_those_of_the_folder_and_of_what_is_built_of_a_mod
     assert mutants.nearest("pallas_kernels/sparse_gather/xla.py")[0][0].startswith("tests/pallas_kernels/test_sparse_g")
 
 
+def test_tests_end_by_their_processor_time_or_long_after_it(mutants, monkeypatch, tmp_path):
+    monkeypatch.setattr(mutants, "TREE", tmp_path)
+    monkeypatch.setattr(mutants, "WORK", tmp_path)
+    (tmp_path / "test_spins.py").write_text("def test_it():\n    while True:\n        pass\n")
+    status, output, seconds = mutants._pytest("-v", "test_spins.py", seconds=1.0)
+    assert status is None and 0.5 < seconds < 3
+    (tmp_path / "test_fails.py").write_text("def test_it():\n    assert False\n")
+    status, output, seconds = mutants._pytest("-v", "test_fails.py", seconds=60.0)
+    assert status == 1 and "FAILED test_fails.py::test_it" in output and seconds > 0
+
+
 def test_the_table_counts_what_was_noticed(mutants):
-    done = [dict(folder="models", by="FAILED x"), dict(folder="models", by=None), dict(folder="pallas_kernels", by="x")]
+    done = [
+        dict(folder="models", by="FAILED x", timed_out=None),
+        dict(folder="models", by=None, timed_out="x"),
+        dict(folder="pallas_kernels", by="x", timed_out=None),
+    ]
     lines = mutants.table(done).splitlines()
-    assert lines[2:] == ["| models | 2 | 1 (50%) |", "| pallas_kernels | 1 | 1 (100%) |", "| all | 3 | 2 (67%) |"]
+    assert lines[2:] == [
+        "| models | 2 | 1 (50%) | 1 |",
+        "| pallas_kernels | 1 | 1 (100%) | 0 |",
+        "| all | 3 | 2 (67%) | 1 |",
+    ]
