@@ -189,10 +189,13 @@ _MSN: dict[str, Preset] = {
     "msn_paper_like": ("msn", _msn(16, 768, 2176, 4, 2, 256, 32, 128)),
 }
 
-# Controls that learn no addresses: product keys as drawn, which crowd on a part of the slots (no uniform hash).
+# Controls that learn no addresses: product keys as drawn, which crowd on a part of the slots, and hash tables, whose
+# addresses are uniform: one row a token, and eight of them summed.
 _PKM: dict[str, Preset] = {
     "pkm_random": ("pkm", dict(addressing="random", query_norm="layer")),
     "pkm_hashed": ("pkm", dict(addressing="random", query_norm="layer", memory_topk=1)),
+    "hash_table": ("pkm", dict(addressing="hash", read_weights="none", memory_heads=1, memory_topk=1)),
+    "hash_table_8": ("pkm", dict(addressing="hash", read_weights="none", memory_heads=1, memory_topk=8)),
 }
 
 # A reconstruction: no size of arXiv 2502.05558 is public, and these are no more than usual ones.

@@ -83,6 +83,8 @@ class LMNConfig(LMNOptions, MemoryOptions, HistoryOptions, TowerOptions):
                 f"lmn reads bags by additive scores without batch norm, found value_op={self.value_op!r}, "
                 f"score={self.score!r}, query_norm={self.query_norm!r}"
             )
+        if self.addressing == "hash":
+            raise ValueError("lmn's queries are trained, so a hash of them is no address; set another addressing")
         if self.query_per_token or self.keys_per_token or self.values_per_token:
             raise ValueError("lmn reads events, not tokens: query_, keys_ and values_per_token must be False")
         if self.values_frozen and (self.addressing == "random" or self.memory_loss_to == "values"):

@@ -109,6 +109,8 @@ class MSNConfig(MemoryOptions, ExpertOptions, StackOptions):
             refuse_unused(self, reason, balance_weight=self.balance_weight, router=self.router)
             refuse_unused(self, reason, expert_path=self.expert_path, capacity_factor=self.capacity_factor)
         self.check_capacity()
+        if self.addressing == "hash":
+            raise ValueError("msn's tokens are trained, so a hash of them is no address; take hash_table for a control")
         if self.block_style == "plain":
             reason = "block_style='plain' has no norm; take 'post' or 'pre'"
             refuse_unused(self, reason, norm=self.norm, norm_affine=self.norm_affine, norm_eps=self.norm_eps)

@@ -48,7 +48,8 @@ class MemoryOptions(Options):
         says whether the key norm comes after or before; theta_noise is added to the identity; freeze_base_keys trains
         theta alone.
     key_init: "normal" (std 1/sqrt p) or "uniform" (+-1/sqrt p). value_init_std: None is 1/sqrt d.
-    addressing: "learned"; "random" freezes query and keys as drawn: slots by a hash of the token, a control.
+    addressing: "learned"; "random" freezes query and keys as drawn, a control whose addresses crowd on a part of the
+        slots; "hash" reads slots by a uniform hash of the token's bits, without queries and keys, see `hashing.py`.
     values_frozen: values stay as drawn, a control.
     """
 
@@ -84,7 +85,7 @@ class MemoryOptions(Options):
     freeze_base_keys: bool = False
     key_init: Literal["normal", "uniform"] = "normal"
     value_init_std: float | None = None
-    addressing: Literal["learned", "random"] = "learned"
+    addressing: Literal["learned", "random", "hash"] = "learned"
     values_frozen: bool = False
 
     def __post_init__(self):
@@ -153,6 +154,8 @@ class MemoryOptions(Options):
         if self.read_weights != "softmax":
             reason = f"read_weights={self.read_weights!r} has no temperature; set 'softmax'"
             refuse_unused(self, reason, temperature=self.temperature)
+        if self.addressing == "hash":
+            self._refuse_search()
         if self.value_op != "prevalue":
             refuse_unused(self, "set value_op='prevalue'", prevalue_width=self.prevalue_width)
         if self.value_op != "expert":
@@ -160,6 +163,13 @@ class MemoryOptions(Options):
         if self.value_op != "expansion":
             reason = "set value_op='expansion'"
             refuse_unused(self, reason, expansion=self.expansion, expansion_join=self.expansion_join)
+
+    def _refuse_search(self) -> None:
+        """ValueError for a flag of queries, keys or scores, of which a hash has none."""
+        names = """key_width score query query_per_token query_shared_by_heads query_norm key_norm norm_gain_power
+            score_scale temperature keys_per_token keys_shared_by_heads theta key_init"""
+        for name in names.split():
+            refuse_unused(self, "a hash has no queries and keys; set addressing", **{name: getattr(self, name)})
 
     @property
     def sub_keys(self) -> int:
@@ -236,7 +246,7 @@ def memory_params(options: MemoryOptions, tokens: int, width: int, *, own_values
 def memory_flops(options: MemoryOptions, tokens: int, width: int) -> Flops:
     """FLOPs of one memory: per row, and of theta once per step.
 
-    A random address has no gradient at all, frozen values and frozen base keys one product less.
+    A hash has no product at all, a random address no gradient, frozen values and frozen base keys one product less.
     """
     o, T, D, H, K, p = options, tokens, width, options.memory_heads, options.memory_topk, options.key_width
     d, n, e = o.value_dim(D), o.virtual_sub_keys, o.prevalue_dim(D)
@@ -248,6 +258,8 @@ def memory_flops(options: MemoryOptions, tokens: int, width: int) -> Flops:
         scores = 4 * H * n * p * r + first + 2 * H * m * (K * r * r + K * K * r)
     else:
         first, scores = 0, 4 * n * p * H
+    if o.addressing == "hash":
+        query = first = scores = 0
     bag = 2 * H * K * d
     read, rest = {
         "bag": (bag, 0),

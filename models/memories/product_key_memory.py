@@ -37,6 +37,7 @@ from recscale.models.layers.dense import Dense
 from recscale.models.layers.per_token import activation
 
 from .addressing import Addressing, freeze_module
+from .hashing import HashAddressing
 from .options import MemoryOptions
 from .tucker import TuckerAddressing
 from .usage import read_stats
@@ -83,10 +84,14 @@ class ProductKeyMemory(nnx.Module):
         self.cores, self.values_per_token = cores, options.values_per_token
         self.expansion = options.expansion if op == "expansion" else 1
         self.join, self.act, self.dtype = options.expansion_join, options.expert_activation, dtype
-        address = TuckerAddressing if options.score == "tucker" else Addressing
-        self.address = address(tokens, width, options, dtype=dtype, rngs=rngs)
-        self.hashed = options.addressing == "random"
-        if self.hashed:
+        self.address: Addressing | TuckerAddressing | HashAddressing
+        if options.addressing == "hash":
+            self.address = HashAddressing(options, rngs=rngs)
+        else:
+            search = TuckerAddressing if options.score == "tucker" else Addressing
+            self.address = search(tokens, width, options, dtype=dtype, rngs=rngs)
+        self.fixed = options.addressing != "learned"
+        if options.addressing == "random":
             freeze_module(self.address)
         self.slots = rows = options.slots * (tokens if options.values_per_token else 1)
         d, e, frozen = options.value_dim(width), options.prevalue_dim(width), options.values_frozen
@@ -131,7 +136,7 @@ class ProductKeyMemory(nnx.Module):
         if gate is not None and (self.value_op != "bag" or self.cores > 1):
             raise ValueError(f"a gate needs value_op='bag' and one core, found {self.value_op!r} and {self.cores}")
         flat = None if valid is None else valid.reshape(-1)
-        found = self.address(jax.lax.stop_gradient(x) if self.hashed else x, train=train, valid=flat)
+        found = self.address(jax.lax.stop_gradient(x) if self.fixed else x, train=train, valid=flat)
         reads, lead = found.ids.shape[0], x.shape[:-1]
         weights = self._weights(found.scores)  # [N, H, K] or [N, m, H, K]
         ids = found.ids.reshape(reads, -1)

@@ -129,10 +129,30 @@ def check_settings(config: ConfigDict) -> None:
             f"size.{name} is {value:g}, a target that only the planner of a sweep turns into a shape; find one with "
             f"{advised('recscale', 'size', config.architecture, *asked)}"
         )
+    wrong += _hash_of_trained(config)
     if wrong:
         raise ValueError("; ".join(wrong))
     if config.tracking.wandb == "online":
         require_login()
+
+
+def _hash_of_trained(config: ConfigDict) -> list[str]:
+    """What of a hash table's tokens training or rounding would change, so that a key lost its slots."""
+    model = config.model
+    if model.get("addressing") != "hash":
+        return []
+    kept = {
+        "model.tokenizer": (model.tokenizer, "identity"),
+        "model.norm": (model.norm or "none", "none"),
+        "model.layers": (model.layers, 1),
+        "training.embedding_lr": (config.training.embedding_lr, 0),
+    }
+    return [
+        f"{key} is {value!r}, but addressing='hash' finds a row by the bits of its token, which nothing may change: "
+        f"set {key} to {needed!r}"
+        for key, (value, needed) in kept.items()
+        if value != needed
+    ]
 
 
 def _range(key: str) -> Test:

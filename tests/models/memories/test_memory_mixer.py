@@ -39,7 +39,7 @@ def test_contradicting_flags_are_named():
     assert MemoryMixerConfig(memory_topk=1, addressing="random").memory_topk == 1
     for name in ("pkm_random", "pkm_hashed"):  # pkm's batch norm would move the hash
         memory = abstract_model(name, reference_schema()).blocks[1].memory
-        assert memory.hashed and memory.address.query_norm.kind == "layer"
+        assert memory.fixed and memory.address.query_norm.kind == "layer"
     for message, options in (
         ("never moves a key", dict(theta="left_nxn", freeze_base_keys=True)),
         ("only n = 5 sub-keys", dict(memory_topk=6)),
