@@ -173,7 +173,7 @@ def exponents_of(config: KnownTruthConfig) -> dict[str, float]:
         found |= {"dense_params": config.alpha, "examples": config.alpha / (1.0 + config.alpha)}
     if config.has_l:
         found["history_length"] = config.lam
-    if config.has_m:
+    if config.has_m and config.a:
         found["memory_slots"] = config.a - 1.0
     return found
 

@@ -75,7 +75,7 @@ def _compute(world: World, rows: int) -> dict[str, Any]:
         },
         "exponents": {
             "quanta": config.alpha, "examples": config.alpha / (1 + config.alpha), "history": config.lam,
-            "pairs": config.a - 1,
+            "pairs": config.a - 1 if config.a else None,
         },
     }  # fmt: skip
 

@@ -65,7 +65,8 @@ class KnownTruthConfig:
         b: mean logit of the first label.
         signal: S, variance of the logit with every tail included.
         shares: shares of N, L, M, B in S; must sum to 1. A zero share removes the part and its inputs.
-        alpha, lam, a: exponents of N, L and of the pair popularity of M (missed mass falls as ranks^-(a-1)).
+        alpha, lam, a: exponents of N, L and of the pair popularity of M (missed mass falls as ranks^-(a-1)); with a = 0
+            all pairs are equally likely, none is fresh, and the missed mass falls linearly.
         zipf: exponent of the block popularity.
         quanta: K, number of N terms.
         order_shares: share of the N variance carried by products of 1, 2, 3, 4 signs.
@@ -252,7 +253,10 @@ class KnownTruthConfig:
         return self.quanta_tail() + self.history_tail(task)
 
     def missed_mass(self, ranks: Any) -> Float64[np.ndarray, " ..."]:
-        """Share of rows whose pair is none of the `ranks` (real) most popular: sum over k > ranks of k^-a / zeta(a)."""
+        """Share of rows whose pair is none of the `ranks` (real) most popular: sum over k > ranks of k^-a / zeta(a), or
+        1 - ranks / pair_items where all are alike."""
+        if not self.a:
+            return np.asarray(np.maximum(1.0 - np.asarray(ranks, np.float64) / self.pair_items, 0.0))
         return np.asarray(zeta(self.a, np.asarray(ranks, np.float64) + 1.0) / zeta(self.a, 1.0))
 
     def fresh_share(self) -> float:
@@ -391,7 +395,7 @@ def _check(config: KnownTruthConfig) -> None:
     require(config.alpha > 0, "alpha", "a positive exponent")
     require(config.lam > 0, "lam", "a positive exponent")
     require(config.task_lam > 0, "task_lam", "a positive exponent")
-    require(config.a > 1, "a", "an exponent above 1 (the pair popularity must have a finite sum)")
+    require(config.a > 1 or config.a == 0, "a", "an exponent above 1 (the pair popularity must have a finite sum) or 0")
     require(config.quanta >= 1, "quanta", "at least 1")
     require(power(config.blocks, 1, 2**15), "blocks", "a power of two up to 32768")
     require(1 <= config.code_bits <= BLOCK - 1, "code_bits", "1 to 31")

@@ -390,7 +390,8 @@ def test_prediction_of_ragged_histories_counts_what_they_hold():
 
 def test_pairs_are_two_points_and_not_a_normal():
     """Where a pair is unknown the best prediction of a log of pairs alone is 1/2; where it is known, sigmoid(+-m)."""
-    world = build_world(preset("memory", shares=(0.0, 0.0, 1.0, 0.0), b=0.0, signal=4.0, clusters=4, pair_items=256))
+    pairs = dict(shares=(0.0, 0.0, 1.0, 0.0), b=0.0, signal=4.0, clusters=4, pair_items=256)
+    world = build_world(preset("memory", **pairs))
     p = 1 / (1 + np.exp(-2.0))
     known = -(p * np.log(p) + (1 - p) * np.log(1 - p))
     constants = {"asymptote": known, "v": p * (1 - p)}
@@ -398,6 +399,14 @@ def test_pairs_are_two_points_and_not_a_normal():
     missed = world.config.missed_mass(stored / 16)
     found = predict(world, pairs=stored, constants=constants, exact=True)
     np.testing.assert_allclose(found, known + missed * (np.log(2) - known), atol=1e-9)
+
+    # Pairs alike: what is missed falls linearly, none is fresh, and every rank has the same share of 2^32 words.
+    world = build_world(preset("memory", a=0.0, **pairs))
+    np.testing.assert_allclose(world.config.missed_mass([0, 64, 256, 300]), [1, 0.75, 0, 0])
+    assert world.config.fresh_share() == 0.0
+    np.testing.assert_array_equal(np.diff(world.rank_threshold[:-1].astype(np.int64)), 2**24)
+    found = predict(world, pairs=1024, constants=constants, exact=True)
+    assert float(found) == pytest.approx(known + 0.75 * (np.log(2) - known), abs=1e-9)
 
     # Beside a normal part, half of it unknown: against draws.
     config = preset("memory", shares=(0.5, 0.0, 0.5, 0.0), b=-1.0, signal=2.0)
