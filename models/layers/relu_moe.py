@@ -25,8 +25,8 @@ class ReLURouting(NamedTuple):
     """What a ReLU-routed layer reports about its infer router, as means over the rows that are no padding.
 
     gate: float32 [], mean gate, what the penalty is made of; active: float32 [T], share of open experts on the rows
-    that run on this router; opened: bool [T, E], whether any of those rows opened the expert; cut: float32 [], share of
-    open gates that `serve_cap` or a full capacity cut.
+    that run on this router; opened: float32 [T, E], share of those rows that opened the expert; cut: float32 [], share
+    of open gates that `serve_cap` or a full capacity cut.
     """
 
     gate: Array
@@ -118,9 +118,9 @@ class ReLUMoE(nnx.Module):
         own = jnp.ones(x.shape[1], bool) if valid is None else valid
         if gating.by_train is not None:
             own = own & ~gating.by_train
-        opened = (infer > 0) & own[None, :, None]
         active = row_mean((infer > 0).mean(axis=-1, dtype=jnp.float32), own)
-        routing = ReLURouting(row_mean(infer, valid).mean(), active, opened.any(axis=1), cut)
+        opened = row_mean((infer > 0).astype(jnp.float32), own)
+        routing = ReLURouting(row_mean(infer, valid).mean(), active, opened, cut)
         return y + self.bias[...].astype(self.dtype)[:, None], routing
 
     def _train(self, x: Array) -> Array:

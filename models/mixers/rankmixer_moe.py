@@ -220,12 +220,13 @@ class ExpertControl(nnx.Module):
         if training:
             moved = lam * self.options.lam_rate ** jnp.sign(share - self.options.active_ratio)
             self.lam.set_value(jnp.clip(moved, *_LAM_RANGE))
-            self.closed_for.set_value(jnp.where(opened, 0, self.closed_for[...] + 1))
+            self.closed_for.set_value(jnp.where(opened > 0, 0, self.closed_for[...] + 1))
         stats = {
             "lam": lam,
             "gate_mean": penalty,
             "active_ratio": share,
             "active_ratio_by_token": active,  # [L, T]
+            "expert_share": opened,  # [L, T, E]
             "dead_experts": (self.closed_for[...] >= self.options.dead_window).sum(),
             "cut_share": cut.mean(),
         }

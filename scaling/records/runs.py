@@ -128,6 +128,16 @@ def has_records(out: Path | str) -> bool:
     return any((Path(out) / "runs").glob(f"*/{RECORD}"))
 
 
+def records_in(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """Run folders among these folders, or inside those of sweeps, with their records."""
+    inside = (
+        run
+        for folder in folders
+        for run in ([folder] if (folder / RECORD).exists() else sorted((folder / "runs").glob("*")))
+    )
+    return [(run, record) for run in inside if (record := read_record(run)) is not None]
+
+
 def run_table(out: Path | str, waiting: Collection[str] = ()) -> pd.DataFrame:
     """One row per run: of every line of `out/plan.jsonl`, or where there is no plan of every folder below `out/runs`.
 

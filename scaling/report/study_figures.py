@@ -6,7 +6,7 @@ isoflop     metric against size, a colour per planned budget, with the minima th
 frontier    metric against training FLOPs, with the rows that no cheaper run beats
 recovery    share of the signal a model recovered, of each kind the log has: columns recovered_* of known-truth runs
 usage       share of slots in use beside what even routing would use, and the divergence from even use
-experts     share of rows that open an expert, per layer and token: run folders of models with experts
+experts     share of rows that open each expert, per layer and token: see `expert_activity`, run folders
 resources, reach    what quality costs: see `resource_figures`
 curves      progressive loss against examples: run folders
 """
@@ -28,6 +28,7 @@ from recscale.scaling.records import runs
 from recscale.scaling.records.number_text import amount
 
 from . import frame
+from .expert_activity import experts_figure
 from .frame import GREY, CaptionLine, mark_of, sign
 from .panel import axis_in_words
 from .resource_figures import reach_figure, resources_figure
@@ -171,7 +172,7 @@ def curves_figure(folders: Sequence[Path], *, style: str = "report", **_: Any) -
         figure, (ax,) = frame.panels(1, style, None)
         names: list[str] = []
         drawn = 0
-        for folder, record in _records(folders):
+        for folder, record in runs.records_in(folders):
             rows = [row for row in runs.read_metrics(folder) if row.get("logloss") is not None]
             name = record["config"]["architecture"]
             names += [] if name in names else [name]
@@ -190,48 +191,12 @@ def curves_figure(folders: Sequence[Path], *, style: str = "report", **_: Any) -
     return figure
 
 
-def experts_figure(folders: Sequence[Path], *, style: str = "report", **_: Any) -> Figure:
-    """How often experts are open in the last logging interval, per layer (rows) and token (columns); a panel per run.
-
-    Raises:
-        ValueError: no run reports its experts.
-    """
-    found: list[tuple[str, np.ndarray]] = []
-    for folder, record in _records(folders):
-        lines = [row for row in runs.read_metrics(folder) if row.get("model_expert_load") is not None]
-        if lines:
-            load = np.asarray(lines[-1]["model_expert_load"], float)  # [L, T, E]
-            found.append((f"{record['config']['architecture']} {folder.name}", load.mean(axis=-1)))
-    if not found:
-        raise ValueError(f"no run in {', '.join(map(str, folders))} reports its experts (model_expert_load)")
-    found = found[:4]  # a panel each; name the run's own folder for another
-    with frame.style(style):
-        figure, axes = frame.panels(len(found), style, None)
-        for ax, (name, load) in zip(axes, found, strict=True):
-            image = ax.imshow(load, aspect="auto", cmap="cividis", vmin=0.0, vmax=max(1e-9, float(load.max())))
-            ax.set(xlabel="token", ylabel="layer", title=name, yticks=range(len(load)))
-            ax.grid(False)
-            figure.colorbar(image, ax=ax, label="share of rows that open an expert")
-        frame.lay_out(figure, "activity of experts", [], [])
-    return figure
-
-
 def _groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Finished runs by architecture."""
     done = table[table["status"] == "done"] if "status" in table.columns else table
     if "architecture" not in done.columns:
         return [("runs", done)]
     return [(str(name), group) for name, group in done.groupby("architecture", sort=True)]
-
-
-def _records(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """Run folders among these folders, or inside those of sweeps, with their records."""
-    inside = [run for folder in folders for run in ([folder] if (folder / runs.RECORD).exists() else _runs_in(folder))]
-    return [(run, record) for run in inside if (record := runs.read_record(run)) is not None]
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    return sorted((folder / "runs").glob("*"))
 
 
 # Figures of run tables, and of run folders.

@@ -211,8 +211,14 @@ def cancel(out: Path) -> None:
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--experts",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write how often every expert of every run was open, too (.parquet).",
+)
 @_JSON
-def collect(out: Path, as_json: bool) -> None:
+def collect(out: Path, experts: Path | None, as_json: bool) -> None:
     """Write the run table of OUT (runs.parquet), one row a run, whatever became of it."""
     from recscale.scaling.records.runs import TABLE
     from recscale.scaling.records.runs import collect as collect_runs
@@ -223,6 +229,10 @@ def collect(out: Path, as_json: bool) -> None:
     table = collect_runs(out, waiting_runs(out))
     counts = count(list(table["status"]))
     click.echo(f"{out / TABLE}: {len(table)} runs, {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    if experts is not None:
+        from recscale.scaling.report.expert_activity import activity, save
+
+        click.echo(f"{save(activity([out]), experts)}: how often every expert was open")
     if as_json:
         _json({"out": str(out), "table": str(out / TABLE), "runs": len(table), "statuses": counts})
     lost = list(table.loc[table["status"] == "lost", "run_id"])

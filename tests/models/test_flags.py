@@ -143,6 +143,7 @@ VALUES = {
     "gate_scale": [2.5],
     "experts": [3, 2, 4],
     "lam0": [0.5],
+    "lam_rate": [1e3],
     "mixed_hidden": [7],
     "tokens": [2, 3, 5, 6, 8],
     "width": [16, 12, 20, 10, 6],

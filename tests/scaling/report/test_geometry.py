@@ -149,7 +149,8 @@ def test_every_further_figure_of_a_table_is_readable(study, kind, count, sizes, 
 def test_every_figure_of_run_folders_is_readable(tmp_path, kind, count, style):
     for k, name in enumerate(NAMES[:count]):
         folder = tmp_path / f"run{k}"
-        runs.write_record(folder, {"run_id": f"run{k}", "status": "done", "config": {"architecture": name}})
+        record = {"run_id": f"run{k}", "status": "done", "config": {"architecture": name}, "work": {"batch_rows": 512}}
+        runs.write_record(folder, record)
         for step in range(1, 40):
             load = np.full((2, 8, 4), 0.3 + 0.01 * k).tolist()
             row = {"step": step, "examples": 512 * step, "logloss": 0.6 / step**0.1 + 0.01 * k, "rows": 512}

@@ -101,10 +101,11 @@ def run_folder(tmp_path):
     """A sweep of two runs with metrics; the second reports its experts, [layers, tokens, experts]."""
     for k, name in enumerate(("dcnv2", "rankmixer")):
         folder = tmp_path / "sweep" / "runs" / f"run{k}"
-        runs.write_record(folder, {"run_id": f"run{k}", "status": "done", "config": {"architecture": name}})
+        record = {"run_id": f"run{k}", "status": "done", "config": {"architecture": name}, "work": {"batch_rows": 512}}
+        runs.write_record(folder, record)
         for step in range(1, 30):
             row = {"step": step, "examples": 512 * step, "logloss": 0.6 / step**0.1, "rows": 512}
-            load = np.full((2, 4, 3), 0.25 * (step > 20)) if k else None
+            load = np.full((2, 4, 3), 128.0 * (step > 20)) if k else None
             runs.append_metrics(folder, row | ({} if load is None else {"model_expert_load": load.tolist()}))
     return tmp_path / "sweep"
 
@@ -114,7 +115,7 @@ def test_run_folders_have_learning_curves_and_experts(run_folder):
     assert [len(line.get_xdata()) for line in ax.get_lines()] == [29, 29]
     figure = study_figures.experts_figure([run_folder])
     (image,) = figure.axes[0].get_images()
-    assert image.get_array().shape == (2, 4) and image.get_array().max() == 0.25
+    assert image.get_array().shape == (2, 12) and image.get_array().max() == 0.25
     with pytest.raises(ValueError, match="reports its experts"):
         study_figures.experts_figure([run_folder / "runs" / "run0"])
 
