@@ -281,7 +281,7 @@ def draw(number, seed):
 def nearest(path):
     """[arguments of pytest]: tests by how near they stand to a module, without knowing what they execute. First those
     of its folder, of its name first, then those that name it; then those of the folders above, of models only for what
-    is built of the module.
+    is built of the module. Of a kernel's, only those that name its operation or one that uses it.
     """
     folder, name = TREE / "tests" / Path(path).parent, Path(path).stem
     if path.startswith("pallas_kernels"):
@@ -289,7 +289,11 @@ def nearest(path):
     stages = []
     while folder != TREE / "tests":
         whole = len(folder.relative_to(TREE).parts) > 2  # tests/scaling/laws with all below it, of tests/scaling none
-        files = (folder.rglob if whole else folder.glob)("test_*.py")
+        files = list((folder.rglob if whole else folder.glob)("test_*.py"))
+        if path.startswith("pallas_kernels"):
+            uses = [file for file in (TREE / "pallas_kernels").glob("*/*.py") if name in file.read_text()]
+            operations = {name, *(file.parent.name for file in uses)}
+            files = [file for file in files if any(one in file.read_text() for one in operations)]
         files = sorted(files, key=lambda f: (name not in f.stem, name not in f.read_text(), f))
         names = [str(file.relative_to(TREE)) for file in files]
         stages.append([name for name in names if not any(name in stage for stage in stages)])
