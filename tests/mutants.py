@@ -280,21 +280,27 @@ def draw(number, seed):
 
 def nearest(path):
     """[arguments of pytest]: tests by how near they stand to a module, without knowing what they execute. First those
-    of its folder, of its name first, then those that name it; then those of the folders above, of models only for what
-    is built of the module. Of a kernel's, only those that name its operation or one that uses it.
+    of its folder and those that import it, wherever they are: of its name first, then by import and by mention. Then
+    those of the folders above, of models only for what is built of the module. Of a kernel's, only those that name its
+    operation or one that uses it.
     """
+    texts = {file: file.read_text() for file in (TREE / "tests").rglob("test_*.py")}
+    module = re.compile(rf"\brecscale\.{path.removesuffix('.py').replace('/', '.')}\b")
+    importing = {file for file, text in texts.items() if module.search(text)}
     folder, name = TREE / "tests" / Path(path).parent, Path(path).stem
     if path.startswith("pallas_kernels"):
         folder, name = folder.parent, folder.name
     stages = []
     while folder != TREE / "tests":
         whole = len(folder.relative_to(TREE).parts) > 2  # tests/scaling/laws with all below it, of tests/scaling none
-        files = list((folder.rglob if whole else folder.glob)("test_*.py"))
+        own = set((folder.rglob if whole else folder.glob)("test_*.py"))
+        files = own if stages else own | importing
         if path.startswith("pallas_kernels"):
             uses = [file for file in (TREE / "pallas_kernels").glob("*/*.py") if name in file.read_text()]
             operations = {name, *(file.parent.name for file in uses)}
-            files = [file for file in files if any(one in file.read_text() for one in operations)]
-        files = sorted(files, key=lambda f: (name not in f.stem, name not in f.read_text(), f))
+            files = {file for file in files if any(one in texts[file] for one in operations)}
+        order = {f: (name not in f.stem, f not in importing, f not in own, name not in texts[f], f) for f in files}
+        files = sorted(files, key=order.get)
         names = [str(file.relative_to(TREE)) for file in files]
         stages.append([name for name in names if not any(name in stage for stage in stages)])
         folder = folder.parent
