@@ -310,14 +310,15 @@ def nearest(path):
 
 
 def built_of(path):
-    """Names of a module and of those below models/ that import it, directly or not: architectures are among them."""
+    """Names of a module, of those below models/ that import it, directly or not, and of the architectures in them."""
     texts = {file.stem: file.read_text() for file in (TREE / "models").rglob("*.py")}
     found, new = set(), {Path(path).stem}
     while new:
         found |= new
         word = re.compile(rf"^ *(?:from|import) .*\b(?:{'|'.join(new)})\b", re.MULTILINE)
         new = {name for name, text in texts.items() if word.search(text)} - found
-    return sorted(found)
+    listed = re.findall(r'"(\w+)": "recscale\.models\.[\w.]*?(\w+):', texts["registry"])
+    return sorted(found | {name for name, module in listed if module in found})
 
 
 def attempt(fault, stages, usual, limit):
