@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num, Shaped
-from scipy.stats import rankdata
 
 from recscale.pallas_kernels import names
 from recscale.scaling.records.runs import run_row
@@ -250,8 +249,9 @@ def _midranks(score: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndar
     """
     _, index, rows = np.unique(group, return_inverse=True, return_counts=True)
     # Scores that are not numbers go last; whoever uses the ranks drops their groups.
-    order = rankdata(np.where(np.isnan(score), np.inf, score), method="dense")
-    ranks = rankdata(index * (order.max() + 1) + order)
+    _, order = np.unique(np.where(np.isnan(score), np.inf, score), return_inverse=True)
+    _, place, equal = np.unique(index * (order.max() + 1) + order, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(equal) - (equal - 1) / 2)[place]
     return ranks - (np.cumsum(rows) - rows)[index], index
 
 

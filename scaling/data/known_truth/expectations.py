@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int, Shaped
-from scipy.interpolate import CubicSpline
 from scipy.special import expit, log_expit, ndtri, xlogy
 
 NODES = 41
@@ -62,6 +61,8 @@ def on_grid(function: Callable[[np.ndarray], np.ndarray], z: Float64[np.ndarray,
 
     The error is below 1e-10 for averages of sigmoids and their entropies.
     """
+    from scipy.interpolate import CubicSpline  # a quarter of a second, which no run needs whose card is stored
+
     low, high = float(z.min()) - 0.1, float(z.max()) + 0.1
     grid = np.linspace(low, high, max(8, int(np.ceil((high - low) / _SPLINE_STEP))))
     return CubicSpline(grid, function(grid))(z)
