@@ -121,15 +121,16 @@ class Trainer:
         self._task_weights = tuple(task.weight for task in self.schema.tasks)
         # What served the operations of the compiled functions, and why: operation -> {implementation: reason}.
         self.kernels: dict[str, dict[str, str]] = {}
+        # Random draws of every parameter in one program: LLVM's optimiser takes a minute over it on a CPU (51 s against
+        # 3 s measured on one core), and it runs once.
+        quick = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
+        self._init = jax.jit(self._initial_state, compiler_options=quick)
         of_state = of_step = of_output = None  # the compiler's choice
         if mesh is not None:
             of_output = parallel.replicated(mesh)
             of_state = jax.tree.map(lambda array: array.sharding, self.state_shapes())
             of_step = (of_state, of_output)
-        # Random draws of every parameter in one program: LLVM's optimiser takes a minute over it on a CPU (51 s against
-        # 3 s measured on one core), and it runs once.
-        quick = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
-        self._init = _jit(self._initial_state, of_state, compiler_options=quick)
+            self._placed_init = jax.jit(self._initial_state, out_shardings=of_state, compiler_options=quick)
         self._step = _jit(self._on_mesh(self._train_step), of_step, donate_argnums=0)
         self._steps = _jit(self._many_steps, of_step, donate_argnums=0, static_argnums=3)
         self._settle = _jit(self._all_paid, of_state)
@@ -142,10 +143,9 @@ class Trainer:
     def state_shapes(self) -> TrainState:
         """The state as shapes alone; on a mesh each with the sharding it has there."""
         replicas = len(self.seeds)
-        state = jax.eval_shape(
-            self._initial_state,
-            jax.ShapeDtypeStruct((replicas,), jnp.uint32),
-            jax.ShapeDtypeStruct((replicas,), jnp.float32),
+        # Of the jitted function: it is traced once, for this and for the state itself.
+        state = self._init.eval_shape(
+            jax.ShapeDtypeStruct((replicas,), jnp.uint32), jax.ShapeDtypeStruct((replicas,), jnp.float32)
         )
         mesh = self.mesh
         if mesh is None:
@@ -169,7 +169,8 @@ class Trainer:
 
     def fresh_state(self) -> TrainState:
         """The state before the first step; replica p depends on seeds[p] and rates[p] alone."""
-        state = self._init(np.asarray(self.seeds, np.uint32), np.asarray(self.rates, np.float32))
+        draw = self._init if self.mesh is None else self._placed_init
+        state = draw(np.asarray(self.seeds, np.uint32), np.asarray(self.rates, np.float32))
         # Bound to its device like the states that follow: jit compiles anew where some arguments are bound and some
         # are free.
         return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
