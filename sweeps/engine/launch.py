@@ -172,7 +172,7 @@ class _Pool:
         slot = min(set(range(len(self.slots))) - {w.slot for w in self.workers})
         place = self.slots[slot]
         command = [sys.executable, "-m", "recscale.sweeps.engine.worker", str(self.out), "--trainer", self.trainer]
-        command += ["--parent", str(os.getpid())]
+        command += ["--parent", str(os.getpid()), "--beat", str(_SILENT_S / 12)]
         command += ["--accelerator"] if place.accelerator else ["--devices", str(place.devices)]
         command += [] if place.core is None else ["--core", str(place.core)]
         command += [part for text in self.overrides for part in ("--set", text)]

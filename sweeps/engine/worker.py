@@ -1,6 +1,6 @@
 """A worker process: trains one job after the other, on one thread, and reports in JSON lines.
 
-    python -m recscale.sweeps.engine.worker OUT [--accelerator | --core N] [--devices N] [--parent PID]
+    python -m recscale.sweeps.engine.worker OUT [--accelerator | --core N] [--devices N] [--parent PID] [--beat SECONDS]
                                                 [--trainer MODULE:FUNCTION] [--set K=V ...]
 
 Standard input carries job ids, one a line; the end of input ends the worker at once, whatever it is doing (training is
@@ -49,9 +49,6 @@ TRAINER = "recscale.scaling.training:train_group"
 
 # Seconds between two progress events of a job.
 _EVENT_EVERY_S = 0.25
-
-# Seconds between two signs of life.
-_BEAT_S = 5.0
 
 # A predecessor killed a moment ago may still be dying, one on another machine until its lease expires; after this long
 # somebody else really holds the job.
@@ -160,6 +157,7 @@ def settle(accelerator: bool, core: int | None = None, devices: int = 1) -> None
 @click.option("--core", type=int)
 @click.option("--devices", type=int, default=1)
 @click.option("--parent", type=int)
+@click.option("--beat", type=float, default=5.0, help="Seconds between two signs of life.")
 @click.option("--trainer", default=TRAINER)
 @click.option("--set", "overrides", multiple=True)
 def main(
@@ -168,12 +166,13 @@ def main(
     core: int | None,
     devices: int,
     parent: int | None,
+    beat: float,
     trainer: str,
     overrides: tuple[str, ...],
 ) -> None:
     settle(accelerator, core, devices)
     die_with(parent)
-    events = _Events()
+    events = _Events(beat)
     jobs: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     events.send(event="ready")
@@ -204,7 +203,8 @@ def _run_job(out: Path, job: str, trainer: str, overrides: tuple[str, ...], even
 class _Events:
     """The event stream: standard output, taken away from everything else that prints."""
 
-    def __init__(self):
+    def __init__(self, beat_s: float):
+        self._beat_s = beat_s
         self._stream, self._one = os.fdopen(os.dup(1), "w", encoding="utf-8"), threading.Lock()
         self.job: str | None = None
         os.dup2(2, 1)
@@ -217,7 +217,7 @@ class _Events:
 
     def _beat(self) -> None:
         while True:
-            time.sleep(_BEAT_S)
+            time.sleep(self._beat_s)
             if self.job is not None:
                 self.send(event="beat", job=self.job, cpu_s=time.process_time())
 
