@@ -1,9 +1,9 @@
 """Values spread over forced host devices equal one device: reads, gradients, row updates, in a process of its own."""
 
-import os
 import subprocess
 import sys
 
+import forced_devices
 import jax
 import jax.numpy as jnp
 import pytest
@@ -87,7 +87,7 @@ print("equal")
 
 
 def run(script, *devices):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = forced_devices.environment(8)
     command = [sys.executable, "-c", HEAD + script, *map(str, devices)]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -1,10 +1,10 @@
 """Meshes by their text, and which axes of an array the rule table splits."""
 
 import itertools
-import os
 import subprocess
 import sys
 
+import forced_devices
 import jax
 import numpy as np
 import pytest
@@ -138,6 +138,8 @@ def test_a_device_holds_its_part_of_the_optimiser_and_no_more():
         split = state_bytes(part) - state_bytes(whole)
         assert device_bytes(part) == split // 8 + state_bytes(whole)  # nothing is padded: what does not divide is whole
         assert state_bytes(whole) < 0.05 * state_bytes(part)
+    by_rows = {leaf.sharding.spec for leaf in jax.tree.leaves((shapes.tables, shapes.slots))}
+    assert by_rows == {P(None, "fsdp")}  # every replica's rows, never the replicas or the columns
 
 
 def test_bytes_to_be_sent_follow_from_shapes():
@@ -200,7 +202,7 @@ MSN = ("msn", {"tokens": 4, "width": 16, "hidden": 32, "layers": 2, "memory_slot
 
 
 def _equal_to_one(*cases):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = forced_devices.environment(8)
     script = f"CASES = {cases!r}\n{SCRIPT}"
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -255,7 +257,7 @@ def test_bytes_of_collectives_are_those_of_the_formulas():
     meshes = ["data=8", "fsdp=8", "tensor=8", "data=2,tensor=4", "token=4", "data=2,token=4"]
     cases = [("rankmixer", NETWORK, mesh) for mesh in meshes]
     cases += [("tokenmixer_large", MIXER, "token=4"), ("tokenmixer_large", EXPERTS, "expert=4")]
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = forced_devices.environment(8)
     script = f"CASES = {cases!r}\n{BYTES}"
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -1,10 +1,10 @@
 """8 forced host devices equal 1: loss, parameters, moments, tables and banks after 3 steps, in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 
+import forced_devices
 import pytest
 
 SCRIPT = """
@@ -64,7 +64,7 @@ for parallel in (False, True):
     logits = trainer.holdout_logits(state)
     states.append((jax.device_get(state), jax.device_get(metrics), logits))
     if parallel:
-        text = trainer._step.lower(state, batch).compile().as_text()
+        text = trainer.compiled.as_text()
         assert "all-reduce" in text, "gradients must be reduced over the devices"
 one, eight = states
 for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(eight), strict=True):
@@ -90,7 +90,7 @@ CASES = [
     ],
 )
 def test_eight_devices_equal_one(case):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = forced_devices.environment(8)
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(case)], env=env, capture_output=True, text=True, timeout=300
     )

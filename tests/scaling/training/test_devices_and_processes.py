@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import forced_devices
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -64,7 +65,7 @@ def arguments(out, case, mesh, settings, base, data):
 def begin(out, case, *, mesh="", processes=1, devices=1, settings=(), base=SETTINGS, data=()):
     """Starts `recscale train`, in so many processes of so many forced devices each."""
     command = [*TRAIN, *arguments(out, case, mesh, settings, base, data)]
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env = forced_devices.environment(devices)
     where = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(processes)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     each = [[*where, "--process-id", str(i)] if processes > 1 else [] for i in range(processes)]
@@ -115,8 +116,7 @@ def assert_equal_runs(one, other):
 
 def test_a_step_over_two_processes_equals_one_device():
     where = f"127.0.0.1:{free_port()}"
-    quick = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"  # compiles faster
-    env = os.environ | {"XLA_FLAGS": quick, "JAX_PLATFORMS": "cpu"}
+    env = forced_devices.environment(1, "--xla_backend_optimization_level=0")  # compiles faster
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [subprocess.Popen([sys.executable, STEPS, where, str(i)], env=env, **pipes) for i in (0, 1)]
     losses, leaves = runpy.run_path(STEPS)["three_steps"]()

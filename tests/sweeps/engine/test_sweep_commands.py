@@ -14,6 +14,8 @@ def test_plan_prints_every_run_and_launches_nothing(call, sweep_file, tmp_path, 
     for row in read_plan(out):
         assert row["run_id"] in result.out and row["config"]["training"]["lr"] == 0.01
     assert not (out / "runs").exists()
+    foreseen = last_json(result)["foreseen"]
+    assert foreseen and all(f"foreseen: {line}\n" in result.out for line in foreseen)
     bill = last_json(result)["bill"]
     assert bill["core_hours"]["source"] == "estimated" and bill["core_hours"]["value"] > 0
     assert {bill[name]["source"] for name in ("device_hours", "energy_kwh", "cost_usd")} == {"absent"}

@@ -1,5 +1,6 @@
 """The worker pool: idempotent, alone on its folder, and unimpressed by crashes, kills and orphans."""
 
+import ctypes
 import json
 import os
 import signal
@@ -144,7 +145,7 @@ def test_crashes_errors_and_divergence_stay_with_their_own_job(planned, tmp_path
 def test_a_hung_worker_is_noticed_and_its_job_tried_again(planned, tmp_path, monkeypatch):
     (job,), _ = planned(jobs=1, seeds=1)
     (tmp_path / "fake.json").write_text(json.dumps({job: {"hangs": 1}}))
-    monkeypatch.setattr(launching, "_SILENT_S", 8.0)
+    monkeypatch.setattr(launching, "_SILENT_S", 4.0)
     assert launch(tmp_path, trainer=TRAINER, workers=1).statuses == {"done": 1}
     attempt = json.loads((tmp_path / "groups" / job / "attempts.jsonl").read_text())
     assert "hung and was killed (it said nothing for" in attempt["reason"]
@@ -286,6 +287,21 @@ def test_no_worker_outlives_its_launcher_and_the_next_launch_finishes(planned, t
         steps = [line["step"] for line in read_metrics(tmp_path / "runs" / row["run_id"])]
         assert steps == list(range(1, STEPS + 1))
     assert {state["state"] for state in run_states(tmp_path)} == {"done"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a request to Linux")
+def test_a_worker_asks_the_kernel_to_die_with_its_launcher():
+    call, found = ctypes.CDLL(None).prctl, ctypes.c_int(-1)
+    ask, read, before = 1, 2, signal.getsignal(signal.SIGINT)  # PR_SET_PDEATHSIG, PR_GET_PDEATHSIG
+    try:
+        worker.die_with(os.getppid())
+        call(read, ctypes.byref(found))
+        assert found.value == signal.SIGKILL and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        with pytest.raises(SystemExit, match="the launcher died before"):
+            worker.die_with(os.getpid())
+    finally:
+        call(ask, 0)
+        signal.signal(signal.SIGINT, before)
 
 
 def test_states_before_and_while_training(planned, tmp_path):

@@ -1,12 +1,12 @@
 """The stream: request q is the same bits whatever the batch, the device count or the way it is run."""
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
 from functools import partial
 
+import forced_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +86,7 @@ def test_eager_run_gives_the_same_bits(world, batch):
 
 
 def test_four_devices_and_another_process_give_the_same_bits(world, batch):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    env = forced_devices.environment(4)
     out = subprocess.run([sys.executable, "-c", DIGEST], env=env, capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-2000:]
     assert out.stdout.split() == [digest(world), digest(batch)]
