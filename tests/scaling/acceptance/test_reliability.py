@@ -4,6 +4,7 @@ import functools
 import random
 
 import pytest
+from shared_trainers import shared_trainers
 
 from recscale.scaling import host_memory
 from recscale.scaling.acceptance import reliability
@@ -11,8 +12,9 @@ from recscale.scaling.acceptance import reliability
 
 @pytest.fixture(autouse=True, scope="module")
 def _same_process():
-    """`recscale train` would start Python anew for huge pages, and with it the tests; nor is memory kept in theirs."""
-    with pytest.MonkeyPatch.context() as patch:
+    """`recscale train` would start Python anew for huge pages, and with it the tests; nor is memory kept in theirs. And
+    what is done again is not compiled again."""
+    with shared_trainers(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
         patch.setattr(host_memory, "keep_freed_memory", lambda: False)
         yield

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from shared_trainers import shared_trainers
 
 from recscale.scaling.records import runs as records
 from recscale.scaling.training import RunSpec, get_config, loop, train, train_group
@@ -50,13 +51,9 @@ def interrupt_after(events: int):
     return progress
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def trainers():
-    """The trainers made by the loop while this module's tests run."""
-    made = []
-    with pytest.MonkeyPatch.context() as patch:
-        original = loop.make_trainer
-        patch.setattr(loop, "make_trainer", lambda *a: made.append(original(*a)) or made[-1])
+    with shared_trainers() as made:
         yield made
 
 
@@ -67,13 +64,14 @@ def plain(tmp_path_factory, trainers):
 
 
 def test_one_compilation_serves_the_first_step_the_trunk_and_the_decay(plain, trainers):
-    assert trainers[0]._steps._cache_size() == 1
+    assert next(iter(trainers.values()))._steps._cache_size() == 1
 
 
 def test_what_a_step_holds_is_looked_up_and_not_compiled_again(plain, trainers, caplog):
-    vars(trainers[0]).pop("compiled")
+    trainer = next(iter(trainers.values()))
+    vars(trainer).pop("compiled")
     with jax.log_compiles():
-        assert trainers[0].compiled is not None
+        assert trainer.compiled is not None
     assert "XLA compilation" not in caplog.text
 
 

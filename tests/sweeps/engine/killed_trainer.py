@@ -1,4 +1,5 @@
-"""The real trainer, killed without warning a moment after its second logging interval, the first time it runs a job."""
+"""The real trainer, on a log whose constants come of few rows; and the same, killed without warning a moment after its
+second logging interval, the first time it runs a job."""
 
 import os
 import signal
@@ -6,6 +7,13 @@ import threading
 from pathlib import Path
 
 from recscale.scaling import training
+from recscale.scaling.data.known_truth import card
+
+card.card_rows = lambda config: 2**14
+
+
+def undisturbed(specs, group_dir, **options):
+    return training.train_group(specs, group_dir, **options)
 
 
 def train_group(specs, group_dir, *, progress, cache_dir):

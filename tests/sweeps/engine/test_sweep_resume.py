@@ -15,7 +15,6 @@ from recscale.scaling.records.runs import MEASURED, METRICS, TABLE, collect
 from recscale.sweeps.engine.launch import launch
 from recscale.sweeps.engine.loading import load
 from recscale.sweeps.engine.plan import make_plan, read_plan, write_plan
-from recscale.sweeps.engine.worker import TRAINER
 
 SWEEP = """
 from recscale.scaling.training import get_config as base_config
@@ -95,11 +94,11 @@ def test_a_killed_worker_is_replaced_and_ends_with_the_same_bytes(tmp_path, monk
     # compiling is what takes time: once for all three workers here, afresh after every kill in the slow test below
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    loaded = load(_sweep(tmp_path, ["dlrm_mlp"], [12_800, 25_600]))
+    loaded = load(_sweep(tmp_path, ["dlrm_mlp"], [6_400, 12_800]))
     planned = make_plan(loaded.config(), loaded.points(), sweep="killed")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for out, trainer in [(whole, TRAINER), (killed, f"{Path(__file__).with_name('killed_trainer.py')}:train_group")]:
+    trainers = Path(__file__).with_name("killed_trainer.py")
+    for out, trainer in [(whole, f"{trainers}:undisturbed"), (killed, f"{trainers}:train_group")]:
         write_plan(out, planned)
         assert launch(out, workers=1, trainer=trainer).statuses == {"done": 4}
         collect(out)
