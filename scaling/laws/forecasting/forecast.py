@@ -21,6 +21,8 @@ import pandas as pd
 
 from recscale.scaling.laws.fitting.fit import fit
 from recscale.scaling.laws.fitting.law_fit import LawFit, Refused
+from recscale.scaling.laws.forms import registry
+from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.judgement.rolling import BASELINES, Rolling, rolling_origin
 from recscale.scaling.laws.tables.conditions import rows_where
 from recscale.scaling.laws.tables.validate import require
@@ -31,7 +33,8 @@ RATIOS = (1.0, 2.0, 10.0, 100.0)
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predictions of a table's rows above a cut, and of points nobody has run.
+    """Predictions of a table's rows above a cut, and of points nobody has run; of what the target exceeds the column
+    `over` by, where there is one.
 
     weights: admitted form -> weight; rejected: form -> why not. held_out, points: axis columns, ratio beyond the cut,
     predicted, low, high (missing where refused), and for held-out rows the metric and whether it lies inside.
@@ -41,6 +44,7 @@ class Forecast:
     axis: str
     cut: float
     target: str
+    over: str | None
     weights: dict[str, float]
     rejected: dict[str, str]
     held_out: pd.DataFrame
@@ -65,11 +69,15 @@ def forecast(
     at: Sequence[Mapping[str, float]] = (),
     cluster: str | None = None,
     where: str | None = None,
+    over: str | None = None,
     draws: int = 200,
     seed: int = 0,
 ) -> Forecast:
     """Hold out the rows whose `axis` (the first of `axes`) lies above `cut` (by default the largest third of its
     logarithm), and predict them and the points `at` (slot -> value).
+
+    over: column of known floors. What is fitted and predicted is then the target's excess over it, by forms whose own
+    floor is held at 0: relative errors of the excess count, which those of the loss hide where the floor is most of it.
 
     Raises Refused where no form can be ranked below the cut, ValueError for an unknown column or a cut without rows on
     either side.
@@ -77,6 +85,12 @@ def forecast(
     axis = axis or next(iter(axes.values()))
     require(table, axis, "the axis of the cut")
     table = table if where is None else table[rows_where(table, where)]
+    candidates: list[str | Form] = list(forms)
+    if over is not None:
+        for column in (target, over):
+            require(table, column, "an excess")
+        table = table.assign(**{target: table[target] - table[over]})
+        candidates = [_without_floor(registry.get(name, tuple(axes))) for name in forms]
     values = pd.to_numeric(table[axis], errors="coerce")
     if cut is None:
         cut = float(np.exp(np.log(values.min()) + 2 / 3 * np.log(values.max() / values.min())))
@@ -84,10 +98,12 @@ def forecast(
     if below.empty or (above.empty and not at):
         raise ValueError(f"the cut {cut:g} leaves {len(below)} rows of {axis} below it and {len(above)} above")
     options: dict[str, Any] = {"cluster": cluster, "seed": seed}
-    rolling = rolling_origin(below, forms, axes, target, axis=axis, draws=draws, **options)
+    rolling = rolling_origin(below, candidates, axes, target, axis=axis, draws=draws, **options)
     weights, rejected = _admitted(rolling)
     laws = {
-        name: fit(below, name, rolling.fits[name].rows.columns, target, draws, profile=False, **options)
+        name: fit(
+            below, rolling.fits[name].form, rolling.fits[name].rows.columns, target, draws, profile=False, **options
+        )
         for name in weights
     }
     seen = above[above["status"] == "done"] if "status" in above else above
@@ -99,7 +115,11 @@ def forecast(
     asked = pd.DataFrame([{axes[slot] if slot in axes else slot: x for slot, x in point.items()} for point in at])
     points = _predicted(laws, weights, asked, axis, cut)
     calibration = _calibration(rolling, list(weights), held_out)
-    return Forecast(axis, cut, target, weights, rejected, held_out, points, calibration, laws)
+    return Forecast(axis, cut, target, over, weights, rejected, held_out, points, calibration, laws)
+
+
+def _without_floor(form: Form) -> Form:
+    return form if form.floor is None else form.holding({form.floor: 0.0})
 
 
 def _admitted(rolling: Rolling) -> tuple[dict[str, float], dict[str, str]]:

@@ -42,6 +42,7 @@ _SHOWN = 20
     click.option("--form", "forms", multiple=True, help="Repeatable [default: the usual ones of one or two axes]."),
     AXES,
     click.option("--target", default="logloss", show_default=True, help="Metric column."),
+    click.option("--over", metavar="COLUMN", help="Forecast the target's excess over this column of known floors."),
     click.option("--auc", metavar="COLUMN", help="Go on from the loss to this AUC, in two stages."),
     click.option("--draws", default=200, show_default=True, help="Resampled refits for the bands."),
     CLUSTER,
@@ -56,6 +57,8 @@ def forecast(
 
     Several forms are fitted; those that rolling origin does not reject are stacked.
     """
+    if auc is not None and options["over"] is not None:
+        raise click.UsageError("--auc goes on from the loss itself: leave --over out")
     frame = read_and_tell(table)
     given = parse_axes(axes)
     count = len(given) if given else 1
@@ -74,13 +77,14 @@ def forecast(
 
 def _plain(found: Forecast) -> dict[str, Any]:
     tables = {name: getattr(found, name).to_dict("records") for name in ("held_out", "points", "calibration")}
-    same = {name: getattr(found, name) for name in ("axis", "cut", "target", "weights", "rejected")}
+    same = {name: getattr(found, name) for name in ("axis", "cut", "target", "over", "weights", "rejected")}
     return same | tables
 
 
 def _print(found: Forecast, told: dict[str, Any]) -> None:
     forms = ", ".join(f"{name} ({weight:.2f})" for name, weight in found.weights.items())
-    say(f"{found.target} below {found.axis} = {found.cut:.4g}, stacked over {forms}")
+    what = found.target if found.over is None else f"{found.target} over {found.over},"
+    say(f"{what} below {found.axis} = {found.cut:.4g}, stacked over {forms}")
     say(*(f"{name} rejected: {reason}" for name, reason in found.rejected.items()))
     rows = told.get("auc") or [*told["held_out"], *told["points"]]
     if rows:

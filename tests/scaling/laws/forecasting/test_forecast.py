@@ -90,6 +90,32 @@ def test_the_command_prints_forecast_and_calibration(tmp_path):
     assert few.exit_code == 3 and "no form can be ranked" in few.output
 
 
+def bottleneck(seed=0, floor=0.4):
+    """A table over sizes and rows, whichever is scarcer; its exact floor in a column."""
+    generator, rows = np.random.default_rng(seed), []
+    for size in np.geomspace(1e3, 1e5, 7):
+        for examples in np.geomspace(1e5, 1e6, 4):
+            excess = ((size / 1e3) ** -1.6 + 4 * (examples / 1e5) ** -1.8) ** 0.5 * 4e-3
+            loss = floor + excess * np.exp(0.02 * generator.standard_normal())
+            row = {"shape_id": f"{size:.0f}", "dense_params": size, "examples": examples, "status": "done"}
+            rows.append(row | {"run_id": f"{len(rows)}", "logloss": loss, "best": floor, "auc": 0.7})
+    return pd.DataFrame(rows)
+
+
+def test_the_excess_over_known_floors_is_forecast_beyond_both_axes(tmp_path):
+    bottleneck().to_csv(tmp_path / "runs.csv", index=False)
+    arguments = [str(tmp_path / "runs.csv"), "--axes", "N=dense_params,D=examples", "--cut", "1e5", "--over", "best"]
+    command = [*arguments, "--at", "N=4e5,D=4e6", "--form", "kappa", "--form", "chinchilla", "--draws", "40"]
+    done = CliRunner().invoke(forecast_command, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output.splitlines()[-1])
+    true = (400**-1.6 + 4 * 40**-1.8) ** 0.5 * 4e-3
+    (point,) = told["points"]
+    assert point["low"] < true < point["high"] < 4 * true and told["over"] == "best"
+    assert "logloss over best, below dense_params = 1e+05" in done.output
+    assert CliRunner().invoke(forecast_command, [*arguments, "--auc", "auc"]).exit_code == 2
+
+
 def test_a_trunk_forecasts_what_its_decay_will_give():
     generator, rows = np.random.default_rng(0), []
     for size in np.geomspace(1e4, 1e6, 7):
