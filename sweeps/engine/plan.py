@@ -5,7 +5,7 @@ appends runs derived from finished ones. Lines are data, complete in themselves:
 
     run_id      hash of the resolved configuration
     group_id    the same without seed, rate and number of examples: one shape on one log
-    job         runs of a group planned together: what a worker trains in one program
+    job         runs of a group planned together, lengths only where they share trunks: what one program trains
     shape_id    hash of the architecture and its sizes, the cluster of the law's bootstrap
     trunk_id    one trajectory: runs that differ only in the number of examples
     notes       what the sweep says of a run besides (see `combinators.noted`); absent where it says nothing
@@ -290,11 +290,17 @@ class _Planner:
         refuse_without_effect(self.ignored or {})
         self._settle_warmup()
         named = [(run, identities(run.config)) for run in self.runs.values()]
-        groups: dict[str, list[_Run]] = {}
+        lengths: dict[str, set[int]] = {}
         for run, ids in named:
-            groups.setdefault(ids["group_id"], []).append(run)
-        costs = {group: self._cost(runs) for group, runs in groups.items()}
-        rows = {ids["run_id"]: self._row(run, ids, costs[ids["group_id"]]) for run, ids in named}
+            lengths.setdefault(ids["trunk_id"], set()).add(run.examples)
+        branching = {ids["group_id"] for _, ids in named if len(lengths[ids["trunk_id"]]) > 1}
+        jobs: dict[str, list[_Run]] = {}
+        for run, ids in named:
+            # Without a trunk in common (rates of its own for every length), the short would wait for the longest.
+            ids["job"] = ids["group_id"] if ids["group_id"] in branching else f"{ids['group_id']} {run.examples}"
+            jobs.setdefault(ids["job"], []).append(run)
+        costs = {job: self._cost(runs) for job, runs in jobs.items()}
+        rows = {ids["run_id"]: self._row(run, ids, costs[ids["job"]]) for run, ids in named}
         return Plan(list(rows.values()), self.notes)
 
     def _settle_warmup(self) -> None:
@@ -387,10 +393,12 @@ def write_plan(
                 f"{path} holds another sweep: {differing}. Give this one a folder of its own (--out), or add its runs "
                 "to the plan (--extend)"
             )
-        taken = {row["job"] for row in old}
-        jobs = {group: _job_name(group, taken) for group in dict.fromkeys(row["group_id"] for row in new)}
-        jobs |= {row["group_id"]: row["job"] for row in old if row["part"] == part}
-        new = [row | {"job": jobs[row["group_id"]], "part": part, "arguments": list(arguments)} for row in new]
+        together, taken = {row["run_id"]: row["job"] for row in plan.rows}, {row["job"] for row in old}
+        jobs = {together[row["run_id"]]: row["job"] for row in old if row["part"] == part}
+        for row in new:
+            if row["job"] not in jobs:
+                jobs[row["job"]] = _job_name(row["group_id"], taken)
+        new = [row | {"job": jobs[row["job"]], "part": part, "arguments": list(arguments)} for row in new]
         damaged = path.exists() and len(path.read_bytes().splitlines()) != len(old)
         rows = write_rows(out, [*old, *new]) if new or damaged else old
     return rows, len(new)
@@ -447,7 +455,8 @@ def _same(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], pa
 def _job_name(group: str, taken: set[str]) -> str:
     """A group planned again (more seeds, more horizons) is another program, so another job with its own checkpoints."""
     names = [group, *(f"{group}-{n}" for n in range(2, len(taken) + 3))]
-    return next(name for name in names if name not in taken)
+    taken.add(name := next(name for name in names if name not in taken))
+    return name
 
 
 def _targets(config: ConfigDict) -> tuple[dict[str, float], dict[str, float]]:
@@ -474,11 +483,8 @@ def _split(config: ConfigDict) -> dict[str, Any]:
 
 def _target_error(targets: Mapping[str, float], counts: Any) -> float | None:
     """Relative error of the reached shape against its target, None without a target."""
-    if "dense_params" in targets:
-        return counts.dense_params / targets["dense_params"] - 1
-    if "train_flops" in targets:
-        return counts.train_flops_per_row / targets["train_flops"] - 1
-    return None
+    reached = {"dense_params": counts.dense_params, "train_flops": counts.train_flops_per_row}
+    return next((value / targets[name] - 1 for name, value in reached.items() if name in targets), None)
 
 
 def _given(targets: Mapping[str, Any]) -> str:

@@ -93,6 +93,19 @@ def test_seeds_rates_and_budgets_share_a_group_and_trunks_share_all_but_the_budg
     assert len({row["trunk_id"] for row in cosine}) == 2
 
 
+def test_lengths_without_a_trunk_in_common_are_jobs_apart(tmp_path):
+    lengths, rates = axis("training.examples", [1024, 2048]), axis("training.lr", [2e-3, 1e-3])
+    both = product(lengths, rates, seeds(2))  # every rate at both lengths: each trunk has two branches
+    own = product([a | b for a, b in zip(lengths, rates, strict=True)], seeds(2))
+    rows = {name: write_plan(tmp_path / name, plan(points))[0] for name, points in (("both", both), ("own", own))}
+    assert len({row["job"] for row in rows["both"]}) == 1 and len({row["group_id"] for row in rows["own"]}) == 1
+    jobs = {}
+    for row in rows["own"]:
+        jobs.setdefault(row["job"], []).append(row["predicted"]["examples"])
+    assert list(jobs.values()) == [[1024, 1024], [2048, 2048]]  # seeds stay together
+    assert write_plan(tmp_path / "own", plan(own)) == (rows["own"], 0)
+
+
 def test_a_target_becomes_a_shape_and_stays_beside_the_run():
     rows = plan(by_dense_params([3e4, 1e5])).rows
     for row, target in zip(rows, [3e4, 1e5], strict=True):
