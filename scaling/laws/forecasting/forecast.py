@@ -37,8 +37,9 @@ class Forecast:
     `over` by, where there is one.
 
     weights: admitted form -> weight; rejected: form -> why not. held_out, points: axis columns, ratio beyond the cut,
-    predicted, low, high (missing where refused), and for held-out rows the metric and whether it lies inside.
-    calibration: per ratio, rows and share inside on the rolling cuts and above the cut.
+    predicted, low, high (missing where refused), wide_low and wide_high (the same widened as far as the rolling cuts
+    tell; missing where they do not), and for held-out rows the metric and whether it lies inside low and high.
+    calibration: per ratio, rows and share inside on the rolling cuts and above the cut, and the factor of the widening.
     """
 
     axis: str
@@ -114,7 +115,9 @@ def forecast(
     held_out = held_out.assign(inside=inside.where(held_out["low"].notna()))
     asked = pd.DataFrame([{axes[slot] if slot in axes else slot: x for slot, x in point.items()} for point in at])
     points = _predicted(laws, weights, asked, axis, cut)
-    calibration = _calibration(rolling, list(weights), held_out)
+    calibration = calibrate(_stacked(rolling, list(weights)), held_out)
+    positive = bool((below[target] > 0).all())
+    held_out, points = (widen(part, calibration, positive) for part in (held_out, points))
     return Forecast(axis, cut, target, over, weights, rejected, held_out, points, calibration, laws)
 
 
@@ -164,16 +167,46 @@ def _predicted(
     )
 
 
-def _calibration(rolling: Rolling, admitted: list[str], held_out: pd.DataFrame) -> pd.DataFrame:
-    """Rows and share inside the stacked intervals per ratio beyond the fitted rows."""
+def _stacked(rolling: Rolling, admitted: list[str]) -> pd.DataFrame:
+    """Held-out points of the rolling cuts: actual, ends of the stacked interval, ratio; logarithms where positive."""
     own = rolling.points[rolling.points["form"].isin(admitted)].dropna(subset=["low_95"])
     same_point = own.groupby(["cut", "run_id", "ratio", "actual"], as_index=False)
-    stacked = same_point.agg(low=("low_95", "min"), high=("high_95", "max"))
-    inside = (stacked["actual"] >= stacked["low"]) & (stacked["actual"] <= stacked["high"])
+    return same_point.agg(low=("low_95", "min"), high=("high_95", "max"))
+
+
+def _between(rows: pd.DataFrame, low: float, high: float) -> pd.DataFrame:
+    return rows[(rows["ratio"] > low) & (rows["ratio"] <= high)]
+
+
+def calibrate(stacked: pd.DataFrame, held_out: pd.DataFrame) -> pd.DataFrame:
+    """Per ratio beyond the fitted rows: rows and share inside, and what the rolling cuts would widen intervals by."""
+    inside = stacked["actual"].between(stacked["low"], stacked["high"])
     rows = []
     for low, high in zip(RATIOS, RATIOS[1:], strict=False):
-        past = inside[(stacked["ratio"] > low) & (stacked["ratio"] <= high)]
-        new = held_out[(held_out["ratio"] > low) & (held_out["ratio"] <= high)]["inside"].dropna().astype(bool)
-        shares = [float(part.mean()) if len(part) else None for part in (past, new)]
-        rows.append((f"up to x{high:g}", len(past), shares[0], len(new), shares[1]))
-    return pd.DataFrame(rows, columns=["ratio", "rolling_rows", "rolling_inside", "held_out_rows", "held_out_inside"])
+        past = _between(stacked, low, high)
+        new = _between(held_out, low, high)["inside"].dropna().astype(bool)
+        shares = [float(part.mean()) if len(part) else None for part in (inside[past.index], new)]
+        rows.append((f"up to x{high:g}", len(past), shares[0], len(new), shares[1], _widening(past)))
+    columns = ["ratio", "rolling_rows", "rolling_inside", "held_out_rows", "held_out_inside", "widening"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _widening(past: pd.DataFrame) -> float | None:
+    """Factor on half-widths with which 95 % of past errors, and of one more, would have been inside; at least 1."""
+    place = int(np.ceil((len(past) + 1) * 0.95))
+    if place > len(past):
+        return None
+    half = np.maximum((past["high"] - past["low"]) / 2, 1e-300)
+    score = np.sort((past["actual"] - (past["low"] + past["high"]) / 2).abs() / half)
+    return max(float(score[place - 1]), 1.0)
+
+
+def widen(points: pd.DataFrame, calibration: pd.DataFrame, positive: bool) -> pd.DataFrame:
+    """The points with `wide_low` and `wide_high`, missing where too few errors were seen as far out."""
+    there, back = (np.log, np.exp) if positive else (np.asarray, np.asarray)
+    place = np.searchsorted(RATIOS, points["ratio"].to_numpy(float), side="left") - 1
+    factors = [*calibration["widening"].astype(float), np.nan]
+    factor = np.array([factors[at] if 0 <= at < len(calibration) else np.nan for at in place])
+    low, high = there(points["low"].to_numpy(float)), there(points["high"].to_numpy(float))
+    middle, half = (low + high) / 2, (high - low) / 2 * factor
+    return points.assign(wide_low=back(middle - half), wide_high=back(middle + half))

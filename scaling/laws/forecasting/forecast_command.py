@@ -31,6 +31,7 @@ from .forecast import forecast as predict
 from .second_stage import to_auc
 
 _SHOWN = 20
+_NO_AXES = ("ratio", "predicted", "low", "high", "wide_low", "wide_high")
 
 
 @table_command(
@@ -88,17 +89,27 @@ def _print(found: Forecast, told: dict[str, Any]) -> None:
     say(*(f"{name} rejected: {reason}" for name, reason in found.rejected.items()))
     rows = told.get("auc") or [*told["held_out"], *told["points"]]
     if rows:
-        columns = [c for c in found.points.columns if c not in ("ratio", "predicted", "low", "high")]
+        columns = [c for c in found.points.columns if c not in _NO_AXES]
         columns = columns or [found.axis]
-        headings = [*columns, "beyond", "predicted", "95 %", "measured", *(["AUC", "95 %"] if "auc" in told else [])]
+        headings = [
+            *columns,
+            "beyond",
+            "predicted",
+            "95 %",
+            "widened",
+            "measured",
+            *(["AUC", "95 %"] if "auc" in told else []),
+        ]
         show(Grid("Forecast", headings, [_row(row, columns, "auc" in told) for row in rows[-_SHOWN:]]))
         if len(rows) > _SHOWN:
             say(f"and {len(rows) - _SHOWN} more rows (all are in the JSON)")
     shares = [
-        (r["ratio"], _share(r["rolling_inside"], r["rolling_rows"]), _share(r["held_out_inside"], r["held_out_rows"]))
+        (r["ratio"], _share(r["rolling_inside"], r["rolling_rows"]), _share(r["held_out_inside"], r["held_out_rows"]),
+         "too few rows" if pd.isna(r["widening"]) else f"x{r['widening']:.2f}")
         for r in told["calibration"]
-    ]
-    show(Grid("Share inside the 95 % intervals", ("beyond the fitted rows", "rolling cuts", "above the cut"), shares))
+    ]  # fmt: skip
+    headings = ("beyond the fitted rows", "rolling cuts", "above the cut", "widened")
+    show(Grid("Share inside the 95 % intervals", headings, shares))
 
 
 def _row(row: dict[str, Any], columns: list[str], auc: bool) -> list[str]:
@@ -106,14 +117,14 @@ def _row(row: dict[str, Any], columns: list[str], auc: bool) -> list[str]:
         value = row.get(name)
         return "" if value is None or pd.isna(value) else format(value, spec)
 
-    low, high = cell("low"), cell("high")
+    low, high, wide = cell("low"), cell("high"), f"{cell('wide_low')} to {cell('wide_high')}"
     refused = row["predicted"] is None or pd.isna(row["predicted"])
     told = [
         *(cell(c, ".4g") for c in columns),
         f"x{cell('ratio', '.3g')}",
         number(None) if refused else cell("predicted"),
     ]
-    told += [f"{low} to {high}" if low else "", cell("actual")]
+    told += [f"{low} to {high}" if low else "", wide if cell("wide_low") else "", cell("actual")]
     if auc:
         told += [cell("auc"), f"{cell('auc_low')} to {cell('auc_high')}" if cell("auc_low") else ""]
     return told

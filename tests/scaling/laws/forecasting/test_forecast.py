@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from recscale.scaling.laws import Refused, fit
+from recscale.scaling.laws.forecasting import forecast as forecasting
 from recscale.scaling.laws.forecasting.forecast import forecast
 from recscale.scaling.laws.forecasting.forecast_command import forecast as forecast_command
 from recscale.scaling.laws.forecasting.pool_command import pool
@@ -58,6 +59,19 @@ def test_calibration_is_counted_by_ratio(found):
     assert list(told.index) == ["up to x2", "up to x10", "up to x100"]
     assert told.rolling_rows.sum() > 5 and told.held_out_rows.sum() == found.held_out.inside.notna().sum()
     assert told.loc["up to x10", "rolling_inside"] >= 0.8
+    # Nineteen errors say what one in twenty exceeds; with fewer nothing is widened.
+    assert list(told.widening.notna()) == list(told.rolling_rows >= 19) and (told.widening.dropna() >= 1).all()
+
+
+def test_intervals_that_missed_below_the_cut_are_widened():
+    """Errors of 1 to 20 half-widths: 95 % of them, and of one more, are within 20."""
+    missed = pd.DataFrame({"actual": np.arange(1.0, 21.0), "low": -1.0, "high": 1.0, "ratio": 1.5})
+    held_out = pd.DataFrame({"ratio": [], "inside": []})
+    calibration = forecasting.calibrate(missed, held_out)
+    assert calibration["widening"][0] == 20 and calibration["rolling_inside"][0] == 1 / 20
+    points = pd.DataFrame({"ratio": [1.5, 5.0], "low": np.exp([-1.0, -1.0]), "high": np.exp([1.0, 1.0])})
+    wide = forecasting.widen(points, calibration, positive=True)
+    assert np.log([wide.wide_low[0], wide.wide_high[0]]) == pytest.approx([-20, 20]) and np.isnan(wide.wide_low[1])
 
 
 def test_a_cut_needs_rows_on_both_sides():
