@@ -1,0 +1,63 @@
+"""Six more mixers on the log of `mixers_by_rows`, with 2.5e5 rows: RankMixer's and the MLP's partners at equal size.
+
+One block or layer each, as there. DCNv2 is a cross layer alone, of a rank that grows. RankMixers of two and four
+experts have one active at a token: `active_params` are those of the dense one of that size, `dense_params` more. The
+rate of every shape is the best of three or more on another stream of the log, found first.
+
+    recscale sweep mixers_by_rows_others --out runs/mixers_by_rows_others --no-report
+"""
+
+from ml_collections import ConfigDict
+
+from recscale.sweeps import Sweep, chain, noted, product, quickstart, seeds
+from recscale.sweeps.mixers.mixers_by_rows_rates import CENTRE
+
+ROWS = 250_000
+# Of three sizes of the quickstart: the rank of a cross layer with as many parameters.
+RANKS = {"6.4e3": 12, "2.4e4": 47, "1.15e5": 231}
+MODELS = {
+    "tokenmixer_large": {"model.layers": 1, "model.heads": 4, "model.aux_weight": 0.0},
+    "wukong": {"model.layers": 1},
+    "hiformer": {"model.layers": 1},
+}
+EXPERTS = (2, 4)
+SPARSE = {"model.lam0": 1e-4, "model.lam_rate": 1.02}
+# Where the search begins: the rate near 2.5e3 parameters, and the power of size it falls with.
+CENTRES = {"dcnv2": (1.6e-2, 0.2), "tokenmixer_large": (4e-2, 0.4), "wukong": (2e-2, 0.35), "hiformer": (2e-2, 0.35)}
+
+
+def get_config() -> ConfigDict:
+    config = quickstart.get_config()
+    config.training.examples = ROWS
+    return config
+
+
+def get_sweep() -> Sweep:
+    return product(chain(*(_shapes(size) for size in RANKS)), seeds(5))
+
+
+def get_rates() -> dict:
+    return {"trials": quickstart.TRIALS}
+
+
+def get_report() -> dict:
+    return {"form": "power", "axes": {"N": "dense_params"}, "target": "excess_logloss"}
+
+
+def _shapes(size: str) -> Sweep:
+    """Everybody at one size, with the rate the search begins at."""
+    points = [point | {"training.lr": CENTRE * point["training.lr"]} for point in quickstart.shapes(size)]
+    mixer = points[0]
+    arms = {point["architecture"]: point for point in points}
+    for count in EXPERTS:
+        shares = {
+            "model.experts": count,
+            "model.active_ratio": 1 / count,
+            "model.hidden": count * mixer["model.hidden"],
+        }
+        arms[f"rankmixer_1_{count}"] = mixer | shares | SPARSE
+    arms["dcnv2"] = {"model.cross_layers": 1, "model.widths": (), "model.rank": RANKS[size]}
+    arms |= {name: model | {"size.dense_params": float(size)} for name, model in MODELS.items()}
+    for name, (rate, power) in CENTRES.items():
+        arms[name] |= {"architecture": name, "training.lr": float(f"{rate * (float(size) / 2500) ** -power:.2g}")}
+    return chain(*(noted([point], arm=name, match_id=size) for name, point in arms.items()))
