@@ -61,7 +61,7 @@ class _Worker:
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """Where a worker computes: on a core, on cores of its own choice (a mesh), or on an accelerator."""
+    """Where a worker computes: on a core, wherever the kernel puts it, or on an accelerator."""
 
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     core: int | None = None
@@ -302,7 +302,8 @@ class _Pool:
 
 def _slots(workers: int | None, devices: int = 1) -> list[_Slot]:
     """Where each worker computes: a core each, or an accelerator each where there are any; of jobs on a mesh so many
-    accelerators, or a process of so many forced CPU devices.
+    accelerators, or a process of so many forced CPU devices. Workers that leave cores free are not tied to theirs:
+    another sweep on this machine would take the same ones, and the kernel knows which are idle.
 
     Raises:
         ValueError: this machine has fewer accelerators than a mesh takes.
@@ -324,7 +325,8 @@ def _slots(workers: int | None, devices: int = 1) -> list[_Slot]:
     cores = machine.cores()
     if devices > 1:
         return [_Slot(devices=devices) for _ in range(workers or max(len(cores) // devices, 1))]
-    return [_Slot(core=cores[i % len(cores)]) for i in range(workers or len(cores))]
+    count = workers or len(cores)
+    return [_Slot(core=cores[i % len(cores)] if count >= len(cores) else None) for i in range(count)]
 
 
 def _worker_log(out: Path, slot: int) -> Path:

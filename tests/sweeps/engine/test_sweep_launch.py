@@ -168,6 +168,8 @@ def test_jobs_on_a_mesh_get_the_devices_it_takes(monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: [0, 1, 2, 3])
     assert [(slot.core, slot.devices) for slot in launching._slots(None, 2)] == [(None, 2)] * 2
     assert [slot.core for slot in launching._slots(None)] == [0, 1, 2, 3]
+    assert [slot.core for slot in launching._slots(6)] == [0, 1, 2, 3, 0, 1]
+    assert [slot.core for slot in launching._slots(3)] == [None] * 3  # or two sweeps would share cores beside idle ones
 
 
 def test_a_trainer_that_is_not_there_is_named(planned, tmp_path):
