@@ -87,7 +87,8 @@ def predicted_communication(trainer: Trainer, state: TrainState) -> dict[str, fl
     lookups = []
     for name, rows in touched.items():
         slots = [slot for slot in jax.tree.leaves(state.slots[name]) if slot.ndim > 1]
-        lookups.append(Lookup(rows.rows.size, state.tables[name], slots))
+        ids = sum(place.size for place in rows.positions.values())
+        lookups.append(Lookup(ids, rows.rows.size, state.tables[name], slots))
     places = trainer.expert_places
     return predicted_bytes(state.params, trainer.mesh, source.requests * source.candidates, lookups, places)
 

@@ -25,9 +25,7 @@ from recscale.models.inputs import Batch, Schema
 from recscale.models.inputs.history import random_suffixes
 from recscale.models.inputs.tables import (
     EmbeddingTables,
-    Touched,
     embed,
-    find_touched,
     gather_touched,
     table_lookup,
     touched_lookup,
@@ -48,6 +46,7 @@ from .replicas import finite, map_replicas, per_replica, take_turns
 from .rows import memory_rows, row_updates
 from .rows.memory_state import MemoryValues
 from .rows.memory_usage import slot_counts
+from .rows.touched_rows import touched_rows
 from .step_options import StepOptions, step_options
 
 # Independent random streams of one replica's seed.
@@ -306,7 +305,7 @@ class Trainer:
     def _train_step(self, state: TrainState, given: Batch | None) -> tuple[TrainState, dict[str, Any]]:
         options = self.options
         batch: Batch = parallel.split_requests(self.source.batch(state.step), self.mesh) if given is None else given
-        touched = self._found(batch)
+        touched = touched_rows(self.schema, batch, self.mesh)
         vectors = jax.vmap(gather_touched, in_axes=(0, None), axis_size=state.rate.shape[0])(state.tables, touched)
         if options.embedding_l2:
             vectors = self._paid(vectors, state.slots, touched)
@@ -367,13 +366,6 @@ class Trainer:
         metrics = jax.eval_shape(lambda s: self._step(s, batch(s.step))[1], state)
         kept = jax.tree.map(lambda m: jnp.zeros((room, *m.shape), m.dtype), metrics)
         return jax.lax.fori_loop(0, count, step, (state, kept))
-
-    def _found(self, batch: Batch) -> dict[str, Touched]:
-        """The rows a batch touches. Which of them an id is comes from sorting all ids, so XLA has to be told that these
-        positions are split like the requests: else every device computes the whole batch."""
-        touched = find_touched(self.schema, batch)
-        split = {name: parallel.split_requests(rows.positions, self.mesh) for name, rows in touched.items()}
-        return {name: dataclasses.replace(rows, positions=split[name]) for name, rows in touched.items()}
 
     def _paid(self, vectors, slots, touched) -> dict[str, jax.Array]:
         """The touched rows after the L2 they owe."""

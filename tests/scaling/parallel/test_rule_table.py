@@ -165,6 +165,25 @@ def test_bytes_to_be_sent_follow_from_shapes():
     assert predicted(data=2, expert=4)[0] is None
 
 
+def test_bytes_of_rows_follow_from_what_a_batch_reads():
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, "float32")
+
+    lookup = parallel.Lookup(96, 80, array(1, 4096, 16), [array(1, 4096)])
+
+    def predicted(**axes):
+        return parallel.predicted_bytes(
+            nnx.State({}), jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes)), 64, [lookup]
+        )
+
+    read, trained, ids = 80 * (16 + 1) * 4, 80 * 16 * 4, 96 * 4
+    assert predicted(tensor=4) == {"all-reduce": read}
+    # Where every device holds the table; where none does.
+    assert predicted(data=8) == {"all-reduce": trained, "all-gather": (ids + 64) / 8}
+    assert predicted(fsdp=8) == {"all-reduce": read + trained, "all-gather": (ids + 64) / 8}
+    assert predicted(data=2, tensor=4) == {"all-reduce": read + trained, "all-gather": (ids + 64) / 2}
+
+
 SCRIPT = """
 import jax, numpy as np
 from recscale.scaling import parallel
@@ -232,8 +251,8 @@ from recscale.scaling.training.run_resources import predicted_communication
 from recscale.scaling.training.step import make_trainer
 
 for name, settings, text in CASES:
-    rows = (None, None, None) if "data" in text or "fsdp" in text else (None, 32, 4096)  # or rows come on top
-    fields = [Field(f"f{i}", "user" if i < 2 else "candidate", 16, rows[i % 3]) for i in range(4)]
+    rows = (32, 4096, 4096, None)  # taken whole, and sorted for two fields together
+    fields = [Field(f"f{i}", "user" if i < 2 else "candidate", 16, rows[i], f"t{rows[i]}") for i in range(4)]
     config = get_config(name)
     config.model.update(settings)
     source, mesh = FixedBatch(Schema(tuple(fields), (), (Task("click"),)), 64), parallel.run_mesh(text, 64)
@@ -254,7 +273,7 @@ EXPERTS = MIXER | {"experts": 4, "active": 2, "shared_expert": False, "expert_pa
 
 @pytest.mark.slow
 def test_bytes_of_collectives_are_those_of_the_formulas():
-    meshes = ["data=8", "fsdp=8", "tensor=8", "data=2,tensor=4", "token=4", "data=2,token=4"]
+    meshes = ["data=8", "fsdp=8", "data=2,fsdp=4", "tensor=8", "data=2,tensor=4", "token=4", "data=2,token=4"]
     cases = [("rankmixer", NETWORK, mesh) for mesh in meshes]
     cases += [("tokenmixer_large", MIXER, "token=4"), ("tokenmixer_large", EXPERTS, "expert=4")]
     env = forced_devices.environment(8)
