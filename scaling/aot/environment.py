@@ -16,9 +16,10 @@ _TPU = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
-# Without a driver the plugin refuses to load; without a device nothing can be tuned. ptxas tells registers and spills.
+# Without a driver the plugin refuses to load. ptxas tells registers and spills. Without a device nothing can be tuned,
+# and of XLA's own Triton products, untuned, not all compile: cuBLAS takes them.
 _GPU = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
-_GPU_XLA_FLAG = "--xla_gpu_autotune_level=0"
+_GPU_XLA_FLAGS = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
 
 # Platform -> (module whose presence means that its compiler is installed, make target that installs it).
 _COMPILERS = {"tpu": ("libtpu", "make aot-tpu"), "gpu": ("jax_plugins.xla_cuda13", "make aot-gpu")}
@@ -50,9 +51,8 @@ def prepare(platforms: Collection[str], *, compiler: bool = True) -> None:
         os.environ.update(_TPU)
     if "gpu" in platforms:
         os.environ.update(_GPU)
-        flags = os.environ.get("XLA_FLAGS", "")
-        if _GPU_XLA_FLAG not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} {_GPU_XLA_FLAG}".strip()
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        os.environ["XLA_FLAGS"] = " ".join(flags + [flag for flag in _GPU_XLA_FLAGS if flag not in flags])
     import jax
 
     jax.config.update("jax_platforms", "cpu")

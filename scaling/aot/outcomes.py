@@ -34,6 +34,9 @@ def line(row: dict[str, Any]) -> str:
     remarks = [
         f"{count} {name} of {byte_text(sizes.get(name, 0))}" for name, count in (row["collectives"] or {}).items()
     ]
+    if sizes and row["predicted_bytes"] is not None:
+        sent, predicted = (sum(row[key].values()) for key in ("collective_bytes", "predicted_bytes"))
+        remarks.append(f"in all {byte_text(sent)}, by formula {byte_text(predicted)}")
     if row["registers"] is not None:
         remarks.append(f"{row['registers']} registers")
     if row["status"] not in (COMPILED, LOWERED):

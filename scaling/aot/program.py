@@ -45,7 +45,7 @@ class Program:
         build: devices -> (jitted function, abstract arguments that say where they lie).
         temporaries_bound: bytes of temporaries the program may have; None is any.
         memory: abstract arguments -> bytes a device holds of what has a name: state_bytes, batch_bytes, gradient_bytes,
-            and the largest array of the state.
+            the largest array of the state; and the collectives' bytes by formula.
         fitting: bytes of a device -> text of a mesh on which state and gradients fit, "" if none was found.
         facts: further columns of the row.
     """
@@ -71,7 +71,7 @@ def compile_program(program: Program, target: Target, devices: Devices, *, lower
     flops, bytes_accessed (of the compiler's cost analysis, None where it gives none), collectives (name -> count),
     collective_bytes (name -> bytes of their operands), registers, spill_bytes (GPU kernels), the program's own facts,
     and of a training step state_bytes, batch_bytes, gradient_bytes, activation_bytes (temporaries that are no
-    gradients) and largest_array.
+    gradients), largest_array and predicted_bytes (like collective_bytes, None where no formula holds).
     """
     row = blank_row(program, target)
     start = time.perf_counter()
@@ -115,6 +115,7 @@ def blank_row(program: Program, target: Target) -> dict[str, Any]:
         "temporaries_bound": program.temporaries_bound,
         **dict.fromkeys(("flops", "bytes_accessed", "collectives", "collective_bytes", "registers", "spill_bytes")),
         **dict.fromkeys(("state_bytes", "batch_bytes", "gradient_bytes", "activation_bytes", "largest_array")),
+        "predicted_bytes": None,
         **program.facts,
     }
 

@@ -18,7 +18,8 @@ from recscale.scaling.records import overrides
 from recscale.scaling.records.number_text import byte_text
 from recscale.scaling.training import get_config
 from recscale.scaling.training.preflight import device_bytes
-from recscale.scaling.training.step import make_trainer
+from recscale.scaling.training.run_resources import predicted_communication
+from recscale.scaling.training.step import Trainer, make_trainer
 
 from .devices import Devices
 from .program import Program
@@ -90,26 +91,31 @@ def train_step_program(
     requests = _requests(rows, candidates, axes)
     config.training.requests, config.training.candidates = requests, candidates
 
+    source: Any = ShapesOnly(schema, requests, candidates)
+
+    def trainer(mesh: Any) -> Trainer:
+        return make_trainer(config, source, [(0, config.training.lr)], warmup=1, mesh=mesh)
+
     def build(devices: Devices) -> tuple[Any, tuple[Any, ...]]:
         mesh = parallel.make_mesh(axes, devices)
-        source: Any = ShapesOnly(schema, requests, candidates)
-        trainer = make_trainer(config, source, [(0, config.training.lr)], warmup=1, mesh=mesh)
         split = jax.sharding.NamedSharding(mesh, parallel.batch_spec(mesh))
         batch = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split),
             abstract_batch(schema, requests, candidates),
         )
-        return trainer.program, (trainer.state_shapes(), batch)
+        whole = trainer(mesh)
+        return whole.program, (whole.state_shapes(), batch)
+
+    def memory(args: tuple[Any, ...]) -> dict[str, Any]:
+        return _memory(args) | {"predicted_bytes": predicted_communication(trainer(_abstract(axes)), args[0])}
 
     def fitting(room: int) -> str:
-        source: Any = ShapesOnly(schema, requests, candidates)
         for devices in _MORE_DEVICES:
             fsdp = min(devices, _LARGEST_FSDP)
             wider = {"fsdp": fsdp} | ({"tensor": devices // fsdp} if devices > fsdp else {})
             if requests % fsdp:
                 continue
-            mesh: Any = jax.sharding.AbstractMesh(tuple(wider.values()), tuple(wider))
-            shapes = make_trainer(config, source, [(0, config.training.lr)], 1, mesh).state_shapes()
+            shapes = trainer(_abstract(wider)).state_shapes()
             if device_bytes(shapes) + device_bytes(shapes.params) <= _SHARE * room:
                 return parallel.mesh_text(wider)
         return ""
@@ -129,9 +135,14 @@ def train_step_program(
             "embedding_params": counts.embedding_params,
             "train_flops_per_step": counts.train_flops_per_row * rows,
         },
-        memory=_memory,
+        memory=memory,
         fitting=fitting,
     )
+
+
+def _abstract(axes: Mapping[str, int]) -> Any:
+    """A mesh without devices."""
+    return jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
 
 
 def _memory(args: tuple[Any, ...]) -> dict[str, Any]:

@@ -155,7 +155,9 @@ def test_the_command_sets_the_environment_itself(monkeypatch):
     monkeypatch.setattr(environment, "_installed", lambda module: True)
     environment.prepare({"tpu", "gpu"})
     assert os.environ["TPU_SKIP_MDS_QUERY"] == "1" and os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] == "1"
-    assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_gpu_autotune_level=0"
+    assert os.environ["XLA_FLAGS"] == (
+        "--xla_cpu_enable_fast_math=false --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    )
     for name in (*environment._TPU, *environment._GPU):  # monkeypatch removes only what it knows of
         monkeypatch.delenv(name)
 
