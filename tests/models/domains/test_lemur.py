@@ -324,10 +324,14 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.parametrize("flags", VARIANTS, ids=str)
+def test_every_flag_builds_and_counts(schema, check_variant, flags):
+    check_variant("lemur", schema, SMALL | flags)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", VARIANTS, ids=str)
-def test_every_flag_builds_counts_and_runs(schema, inputs, check_variant, flags):
-    check_variant("lemur", schema, SMALL | flags)
+def test_every_flag_runs(schema, inputs, flags):
     graph, params, other = split(schema, **flags)
     assert np.isfinite(step(graph)(params, other, inputs, KEY)[2])
 

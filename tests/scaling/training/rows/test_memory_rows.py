@@ -12,7 +12,7 @@ from recscale.scaling.data import make_source
 from recscale.scaling.records import runs as records
 from recscale.scaling.training import get_config, train
 from recscale.scaling.training.rows.memory_rows import ValueOptions, init_slots, update_dense, update_rows, value_rate
-from recscale.scaling.training.rows.memory_usage import holdout_usage
+from recscale.scaling.training.rows.memory_usage import holdout_usage, slot_counts
 from recscale.scaling.training.step import make_trainer
 
 M, W = 40, 5
@@ -252,6 +252,12 @@ def test_axes_of_slots_are_known_unless_an_expansion_permutes_them():
     assert found["memory_usage"] == 3 / 64 and found["memory_hits_per_slot"] == pytest.approx(2 * 3 / 64)
     config.model.update({"value_op": "expansion", "expansion": 4})
     assert trainer_of(config, [(0, 1e-3)]).memory_sub_keys is None
+
+
+def test_vectors_over_slots_are_told_from_other_figures():
+    vectors = {"memory1/hits": jnp.ones(8), "memory1/weight": jnp.ones(8), "memory3/hits": jnp.ones(4)}
+    others = {"memory1/usage": jnp.ones(()), "hits": jnp.ones(()), "expert_load": jnp.ones(4)}
+    assert slot_counts(vectors | others).keys() == vectors.keys()
 
 
 class Interrupted(Exception):
