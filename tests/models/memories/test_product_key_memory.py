@@ -63,7 +63,8 @@ def dense_read(memory, x):
     keys, n = address.effective_keys(), memory.n
     s = jnp.einsum("nhap,hamp->nham", q, keys) * address.scale
     scores = (s[:, :, 0, :, None] + s[:, :, 1, None, :]).reshape(*s.shape[:2], n * n)
-    kept = jax.lax.stop_gradient(scores >= jax.lax.top_k(scores, memory.topk)[0][..., -1:])
+    # By place, not by comparing scores with the last kept: a compiled program may round the two differently.
+    kept = jnp.any(jax.nn.one_hot(jax.lax.top_k(scores, memory.topk)[1], n * n, dtype=bool), axis=-2)
     weights = jax.nn.softmax(jnp.where(kept, scores, -jnp.inf), axis=-1)
     return jnp.einsum("nhm,md->nd", weights, memory.values.rows[...]).reshape(*x.shape[:-1], -1)
 

@@ -36,6 +36,8 @@ def test_mistakes_are_one_line(call, sweep_file, tmp_path):
     assert "the nearest key is 'training.lr'" in result.err and "Traceback" not in result.err
     assert not out.exists() or not (out / "plan.jsonl").exists()
     assert "nearest installed name is 'smoke'" in call("plan", "smok", "--out", out, code=1).err
+    assert "--executor" in call("sweep", sweep_file, "--out", out, "--executor", "slurmm", code=2).err
+    assert not (out / "plan.jsonl").exists()
     call("plan", sweep_file, "--out", out)
     result = call("plan", sweep_file, "--out", out, "--set", "training.lr=1", code=1)
     assert "holds another sweep" in result.err and "--extend" in result.err
