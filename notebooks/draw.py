@@ -9,13 +9,18 @@ Drawn twice from one table, a figure is the same file.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 
 from recscale.scaling.bench import law_calibration
-from recscale.scaling.report import figures, truth, verdict, views
+from recscale.scaling.records.number_text import amount
+from recscale.scaling.report import figures, frame, panel, truth, verdict, views
+from recscale.scaling.report.wording import architecture_words
 
 RUNS = Path(__file__).parent / "runs"
 # Table of a ladder: its axis, and whether the largest value is held out (a short ladder would be left with too few).
@@ -24,6 +29,7 @@ LADDERS = {
     "length_ladder": ("history_length", False),
     "memory_slots_ladder": ("memory_slots", False),
 }
+GUIDES = matplotlib.colormaps["viridis_r"]
 
 
 def draw_ladder(name: str, bootstrap: int = 1000) -> None:
@@ -45,9 +51,35 @@ def draw_law_calibration() -> None:
     law_calibration.figure(pd.read_parquet(RUNS / "law_calibration.parquet"), RUNS / "law_calibration.png")
 
 
+def draw_mixers_by_rows() -> None:
+    """Excess of either mixer against its size, a guide for every number of rows; what was forecast, and what came."""
+    runs, check = (pd.read_parquet(RUNS / f"mixers_by_rows{which}.parquet") for which in ("", "_check"))
+    told = [row for row in json.loads((RUNS / "forecast.json").read_text()) if row["by"] == "joint"]
+    with frame.style():
+        figure, axes = frame.panels(len(told), "report", None)
+        for ax, row in zip(axes, told, strict=True):
+            own = runs[runs["architecture"] == row["architecture"]]
+            excess = own["logloss"] - own["asymptote"]
+            for rows in sorted(own["examples"].unique()):
+                cells = excess.groupby(own["dense_params"].where(own["examples"] == rows)).mean()
+                colour = GUIDES(math.log10(rows / 5e4) / 2)
+                ax.plot(cells.index, cells, "o-", color=colour, lw=0.8, label=f"{amount(rows)} rows")
+            (ran,) = check[check["architecture"] == row["architecture"]].to_dict("records")
+            ends = [[row["predicted"] - row["wide_low"]], [row["wide_high"] - row["predicted"]]]
+            name, size = f"forecast, {amount(ran['examples'])} rows", ran["dense_params"]
+            ax.errorbar(size, row["predicted"], ends, fmt="D", mfc="white", color="black", capsize=4, label=name)
+            ax.plot(size, ran["logloss"] - ran["asymptote"], "*", ms=12, color="#D55E00", label="measured")
+            title = architecture_words(row["architecture"])
+            ax.set(title=title, yscale="log", ylabel="excess logloss over the asymptote")
+            panel.axis_in_words(ax, "dense_params")
+            ax.legend(fontsize="small")
+    frame.save(figure, RUNS / "mixers_by_rows.png")
+
+
 FIGURES = {name: partial(draw_ladder, name) for name in LADDERS} | {
     "quickstart": draw_quickstart,
     "law_calibration": draw_law_calibration,
+    "mixers_by_rows": draw_mixers_by_rows,
 }
 
 

@@ -11,7 +11,9 @@ from click.testing import CliRunner
 
 from recscale.scaling.laws import fit
 from recscale.scaling.laws.forecasting.forecast_command import forecast
+from recscale.scaling.laws.isoflop.allocation import per_unit_of, splits
 from recscale.scaling.laws.judgement.specification import FORMS
+from recscale.scaling.records.number_text import amount
 from recscale.sweeps import quickstart
 from recscale.sweeps.mixers import mixers_by_rows, mixers_by_rows_check, mixers_by_rows_rates
 
@@ -94,3 +96,112 @@ def test_the_page_says_what_the_gates_grant():
             assert {gate.id for gate in law.refusals} == {"tuning"}, (name, form)
         law = fit(own, "kappa", axes, bootstrap=200, fixed={"E": "@asymptote"})
         assert law.granted == granted
+
+
+def excess_lines():
+    """Mean excess over the asymptote times 1,000 of every size and number of rows, RankMixer / MLP."""
+    runs = pd.read_parquet(RUNS / "mixers_by_rows.parquet")
+    excess = 1e3 * (runs["logloss"] - runs["asymptote"])
+    means = excess.groupby([runs["match_id"], runs["examples"].round(-3), runs["architecture"]]).mean()
+    rows = sorted(means.index.unique(1))
+    lines = ["| rows | " + " | ".join(amount(each) for each in rows) + " |", "|---" * (1 + len(rows)) + "|"]
+    for size in quickstart.LADDER:
+        cells = [" / ".join(f"{means[size, each, name]:.2f}" for name in WORDS) for each in rows]
+        lines.append(f"| {size} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def outcome_lines():
+    """What the check runs say of every forecast."""
+    check = pd.read_parquet(RUNS / "mixers_by_rows_check.parquet").query("seed == 0").set_index("architecture")
+    lines = ["| | by | measured | in 95 % | in the widened |", "|---|---|---|---|---|"]
+    for row in FORECASTS:
+        run = check.loc[row["architecture"]]
+        over = "--over" in row["command"]
+        loss = run["logloss"] - (run["asymptote"] if over else 0)
+        text = f"{1e3 * loss:.3f}" if over else f"{loss:.5f}"
+        ends = [(row["low"], row["high"]), (row["wide_low"], row["wide_high"])]
+        told = ["" if low is None else "inside" if low <= loss <= high else "outside" for low, high in ends]
+        lines.append(f"| {WORDS[row['architecture']]} | {row['by']} | {text} | " + " | ".join(told) + " |")
+    return lines
+
+
+def test_the_page_says_what_came_of_the_forecast():
+    assert "\n".join(outcome_lines()) in (RUNS / "forecast.md").read_text(encoding="utf-8")
+
+
+def over_asymptote():
+    runs = pd.read_parquet(RUNS / "mixers_by_rows.parquet")
+    return runs.assign(excess=runs["logloss"] - runs["asymptote"])
+
+
+def told(law, name):
+    """A parameter with its interval, or that it is refused."""
+    value, interval = ((law.params or {}) | law.derived).get(name), law.intervals.get(name)
+    return "refused" if value is None else f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def exponent_lines(along, at, headings):
+    """Exponents of the excess along one axis at every value of the other."""
+    lines = ["| | " + " | ".join(headings.values()) + " |", "|---" * (1 + len(headings)) + "|"]
+    for name, words in WORDS.items():
+        runs = over_asymptote()
+        cells = [runs[(runs["architecture"] == name) & (runs[at] == key)] for key in headings]
+        laws = [fit(rows, "power", {"x": along}, "excess", bootstrap=200) for rows in cells]
+        lines.append(f"| {words} | " + " | ".join(told(law, "alpha") for law in laws) + " |")
+    return lines
+
+
+def law_lines():
+    runs = over_asymptote()
+    rows = {each: amount(round(each, -3)) for each in sorted(runs["examples"].unique())}
+    sizes = {each: each for each in quickstart.LADDER}
+    lines = [exponent_lines("dense_params", "examples", rows), exponent_lines("examples", "match_id", sizes)]
+    joint = ["| | alpha | beta | kappa | a | best split of 1e12 FLOP |", "|---|---|---|---|---|---|"]
+    for name, words in WORDS.items():
+        axes = {"N": "dense_params", "D": "examples"}
+        law = fit(runs[runs["architecture"] == name], "kappa", axes, "excess", bootstrap=300, fixed={"E": 0.0})
+        (best,) = splits(law, [1e12], per_unit_of(law)[0])
+        split = f"{amount(best['N'])} parameters, {amount(best['D'])} rows"
+        cells = [told(law, parameter) for parameter in ("alpha", "beta", "kappa", "a")]
+        joint.append(f"| {words} | " + " | ".join([*cells, split]) + " |")
+    return ["\n".join(each) for each in (*lines, joint)]
+
+
+@pytest.mark.slow
+def test_the_note_quotes_the_laws_of_the_table():
+    note = (RUNS / "README.md").read_text(encoding="utf-8")
+    for lines in law_lines():
+        assert lines in note
+
+
+def test_the_note_quotes_the_runs():
+    assert "\n".join(excess_lines()) in (RUNS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_orderings_that_the_note_names():
+    """Of the means over seeds, by size: whether RankMixer is below the MLP by more than 1 %, level, or above."""
+    runs = over_asymptote()
+    means = runs.groupby([runs["examples"].round(-3), "architecture", "dense_params"])["excess"].mean()
+    for rows in means.index.unique(0):
+        share = means[rows, "rankmixer"].to_numpy() / means[rows, "dlrm_mlp"].to_numpy()
+        if rows > 1e6:
+            assert (share < 0.95).all()
+        elif rows > 2e5:
+            assert (share[:5] < 0.95).all() and (share[5:] > 0.99).all()
+        else:
+            assert share[0] > 1.3 and (share[1:] < 0.83).all()
+    (fewest, fewer) = runs.query("architecture == 'rankmixer' and match_id == '2.7e3' and examples < 2e5").groupby(
+        "examples"
+    )["lr_dense"]
+    assert (fewest[1].unique(), fewer[1].unique()) == (0.097, 0.075)
+
+
+def test_what_the_page_says_of_its_outcome():
+    check = pd.read_parquet(RUNS / "mixers_by_rows_check.parquet").set_index("architecture")
+    left = check["logloss"] - check["asymptote"]
+    by = {(row["architecture"], row["by"]): row for row in FORECASTS}
+    assert left["dlrm_mlp"] == pytest.approx(by["dlrm_mlp", "joint"]["predicted"], rel=0.02)
+    widths = [(by[name, "joint, E free"]["high"] - by[name, "joint, E free"]["low"]) / left[name] for name in WORDS]
+    assert [round(width, -1 if width > 99 else 0) for width in widths] == [120, 9]
+    assert (check["entropy_floor"] - check["asymptote"]).round(6).unique() == 0.00008
