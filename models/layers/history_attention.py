@@ -5,6 +5,8 @@ Block: rows O [R, Q, D] (or [R, C, Q, D]) look at several disjoint sets of keys 
     O' = O + softmax(N1(O) W_Q K^T / sqrt(d) + mask) V W_O            K, V = N1(X) W_K, N1(X) W_V of every set
     O'' = O' + act(N2(O') W_1 + b_1) W_2 + b_2
 
+output_norm=True puts a norm of its own around what the attention adds, O' = O + N3(...).
+
 Target read: one query per candidate, token = softmax(x W_Q (e W_K)^T / sqrt(d)) e W_V W_O, without norm and residual.
 
 Letters: R requests, C candidates, Q rows, n keys, D width, H heads, d = D / H, F hidden width.
@@ -54,6 +56,7 @@ class HistoryBlock(nnx.Module):
         hidden: F; None is 4*D.
         norm: "layer" or "rms".
         attention_bias: whether the four projections have biases; None as the network, `use_bias`.
+        output_norm: whether there is a norm behind `out`. out_scale: of the initial weights of `out` and `down`.
         implementation: of the attention, see `recscale.pallas_kernels.dispatch`.
     """
 
@@ -66,16 +69,19 @@ class HistoryBlock(nnx.Module):
         norm: str = "layer",
         use_bias: bool = True,
         attention_bias: bool | None = None,
+        output_norm: bool = False,
         activation: str = "gelu",
         init: str = "lecun_normal",
+        out_scale: float = 1.0,
         implementation: str | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         F, attends = hidden or 4 * width, use_bias if attention_bias is None else attention_bias
 
-        def dense(inputs: int, out: int, axes: tuple[str, str], biased: bool) -> Dense:
-            return Dense(inputs, out, use_bias=biased, init=init, axes=axes, dtype=dtype, rngs=rngs)
+        def dense(inputs: int, out: int, axes: tuple[str, str], biased: bool, scale: float = 1.0) -> Dense:
+            own = {"use_bias": biased, "init": init, "std_scale": scale, "axes": axes}
+            return Dense(inputs, out, **own, dtype=dtype, rngs=rngs)
 
         check_heads(width, heads)
         self.heads, self.act, self.implementation = heads, activation, implementation
@@ -83,10 +89,11 @@ class HistoryBlock(nnx.Module):
         self.query = dense(width, width, ("embed", "heads"), attends)
         self.key = dense(width, width, ("embed", "heads"), attends)
         self.value = dense(width, width, ("embed", "heads"), attends)
-        self.out = dense(width, width, ("heads", "embed"), attends)
+        self.out = dense(width, width, ("heads", "embed"), attends, out_scale)
+        self.output_norm = Norm(width, kind=norm, dtype=dtype) if output_norm else None
         self.ffn_norm = Norm(width, kind=norm, dtype=dtype)
         self.up = dense(width, F, ("embed", "hidden"), use_bias)
-        self.down = dense(F, width, ("hidden", "embed"), use_bias)
+        self.down = dense(F, width, ("hidden", "embed"), use_bias, out_scale)
 
     def keys(self, x: Float[Array, "*lead n D"]) -> KeyValues:
         """x [..., n, D] -> k, v [..., n, H, d]."""
@@ -96,7 +103,8 @@ class HistoryBlock(nnx.Module):
     def __call__(self, x: Float[Array, "*lead Q D"], *seen: Visible) -> Float[Array, "*lead Q D"]:
         """x [R, Q, D] or [R, C, Q, D]; the sets in `seen` must be disjoint."""
         q = split_heads(self.query(self.attention_norm(x)), self.heads)
-        x = x + self.out(attend(q, *seen, implementation=self.implementation))
+        read = self.out(attend(q, *seen, implementation=self.implementation))
+        x = x + (read if self.output_norm is None else self.output_norm(read))
         return x + self.down(activation(self.act)(self.up(self.ffn_norm(x))))
 
 
@@ -175,11 +183,12 @@ def block_params(
     norm: str = "layer",
     use_bias: bool = True,
     attention_bias: bool | None = None,
+    output_norm: bool = False,
 ) -> int:
     """Parameters of `HistoryBlock`: 12*D^2 + 13*D with its defaults."""
     F = hidden or 4 * width
     biases = (width + F) * use_bias + 4 * width * (use_bias if attention_bias is None else attention_bias)
-    return 4 * width * width + 2 * width * F + biases + 2 * norm_params(width, kind=norm)
+    return 4 * width * width + 2 * width * F + biases + (2 + output_norm) * norm_params(width, kind=norm)
 
 
 def block_flops(width: int, rows: int, keys: int, pairs: int, hidden: int | None = None) -> int:

@@ -24,13 +24,15 @@ Closed forms (norm="layer", use_bias=True):
     per candidate = 2*sum_candidate in_g*D + sum_l [24*m_c*D^2 + 4*m_c*(m + n_l)*D]
 
 Undisclosed -> flag (default): layers (2), n_global (m_c, m_u) (1, 3), head_dim (32), norm and use_bias ("layer", True),
-activation ("gelu"), inner (1 block), inner_heads (4), inner_extra_residual (False: the figure draws one around
-InnerTrans), readout ("globals_mean"), init, the time feature. m_c = 2 splits candidate from cross fields. User globals
-are the first fields one by one, the last of them with all remaining fields; `cls` makes the second one the learnable
-vector (and more of them, where the schema has fewer user fields). A position of a global would add nothing to the bias
-of its projection. globals_order="user_first" is the order the figure draws: user globals then see the candidate, so
-all globals are computed per candidate. seq_sees_user_globals=True lets events see user globals. Ablations of the
-paper: merge, inner, query_strategy, queries.
+activation ("gelu"), output_norm (False: no norm behind what attention adds), inner (1 block), inner_heads (4),
+inner_extra_residual (False: the figure draws one around InnerTrans), inner_init (1: scale of the first weights of what
+InnerTrans adds; at 0 it starts as plain joining), readout ("globals_mean"), init, the time feature. m_c = 2 splits
+candidate from cross fields. User globals are the first fields one by one, the last of them with all remaining fields;
+`cls` makes the second one the learnable vector (and more of them, where the schema has fewer user fields). A position
+of a global would add nothing to the bias of its projection. globals_order="user_first" is the order the figure draws:
+user globals then see the candidate, so all globals are computed per candidate. seq_sees_user_globals=True lets events
+see user globals. readout="globals_newest" gives the newest event row in place of the mean, "flatten_all" all of them.
+Ablations of the paper: merge, inner, query_strategy, queries.
 """
 
 from __future__ import annotations
@@ -94,6 +96,7 @@ class LongerConfig(HistoryOptions):
     inner: int = 1
     inner_heads: int = 4
     inner_extra_residual: bool = False
+    inner_init: float = 1.0
     layers: int = 2
     head_dim: int = 32
     queries: int | None = None
@@ -103,9 +106,10 @@ class LongerConfig(HistoryOptions):
     cls: bool = True
     globals_order: Literal["candidate_first", "user_first"] = "candidate_first"
     seq_sees_user_globals: bool = False
-    readout: Literal["globals_mean", "globals", "flatten_all"] = "globals_mean"
+    readout: Literal["globals_mean", "globals_newest", "globals", "flatten_all"] = "globals_mean"
     max_length: int | None = None
     norm: Literal["layer", "rms"] = "layer"
+    output_norm: bool = False
     use_bias: bool = True
     activation: Activation = "gelu"
     init: param.Init = "lecun_normal"
@@ -118,6 +122,10 @@ class LongerConfig(HistoryOptions):
         require_sizes(max_length=self.max_length)
         if self.inner < 0:
             raise ValueError(f"inner is {self.inner}, expected at least 0")
+        if self.inner_init < 0:
+            raise ValueError(f"inner_init is {self.inner_init:g}, expected at least 0")
+        if self.readout == "globals_newest" and self.query_strategy == "learnable":
+            raise ValueError("readout='globals_newest' reads the newest event, and no learnable query is one")
         if len(self.n_global) != 2 or self.n_global[0] not in (1, 2) or self.n_global[1] < 0:
             raise ValueError(f"n_global is {self.n_global}, expected (m_c, m_u) with m_c 1 or 2 and m_u >= 0")
         if self.queries is None and not 0.0 < self.query_share <= 1.0:
@@ -187,12 +195,16 @@ class GlobalTokens(nnx.Module):
         return jnp.stack(made, axis=-2)
 
 
-def make_block(width: int, heads: int, options: LongerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> HistoryBlock:
+def make_block(
+    width: int, heads: int, options: LongerConfig, *, out_scale: float = 1.0, dtype: DTypeLike, rngs: nnx.Rngs
+) -> HistoryBlock:
     """One block, with the flags that all blocks share."""
     return HistoryBlock(
         width,
         heads,
         norm=options.norm,
+        output_norm=options.output_norm,
+        out_scale=out_scale,
         use_bias=options.use_bias,
         activation=options.activation,
         init=options.init,
@@ -210,8 +222,8 @@ class TokenMerge(nnx.Module):
         self.merge, self.width, self.extra_residual = options.merge, A, options.inner_extra_residual
         self.positions = Positions(plan.longest, A_in, rngs=rngs)
         self.mlp = FFN(A_in, A, A, activation=act, init=options.init, dtype=dtype, rngs=rngs)
-        heads = options.inner_heads
-        self.blocks = nnx.List(make_block(A, heads, options, dtype=dtype, rngs=rngs) for _ in range(options.inner))
+        own = functools.partial(make_block, A, options.inner_heads, options, out_scale=options.inner_init, dtype=dtype)
+        self.blocks = nnx.List(own(rngs=rngs) for _ in range(options.inner))
 
     def __call__(self, view: HistoryView) -> tuple[Float[Array, "R S_m D"], Int[Array, " R"]]:
         P, A = self.merge, self.width
@@ -260,6 +272,10 @@ class Longer(SequenceEncoder):
             layers.append(keys)
             seen = Visible(keys.events, length, *visible)
             beside = (Visible(keys.globals),) if self.sees and keys.globals is not None else ()
+            if last and self.readout == "globals_newest":
+                # No other row is read: the newest event, at every strategy the first row.
+                events, kept = events[:, :1], jnp.minimum(kept, 1)
+                seen = seen._replace(q_pos=None if seen.q_pos is None else seen.q_pos[:, :1])
             if not (last and self.readout == "globals"):
                 events = self._run(block, events, seen, *beside)
             if rows is not None and keys.globals is not None:
@@ -312,7 +328,7 @@ class Longer(SequenceEncoder):
                 share = 1.0 / jnp.maximum(kept, 1).astype(jnp.float32)
                 mean = events.astype(jnp.float32).sum(axis=1, keepdims=True) * share[:, None, None]
                 events = mean.astype(events.dtype)
-            elif events.shape[1] < self.queries:
+            elif self.readout == "flatten_all" and events.shape[1] < self.queries:
                 # A batch may have fewer columns than the schema; the number of tokens is the schema's.
                 events = jnp.pad(events, [(0, 0), (0, self.queries - events.shape[1]), (0, 0)])
             tokens.append(events)
@@ -336,7 +352,8 @@ def sample_positions(strategy: str, rows: int, length: Int[Array, " R"]) -> Int[
 
 def token_shape(config: LongerConfig, schema: Schema) -> TokenShape:
     """The globals, and what `readout` makes of the event rows."""
-    events = {"globals_mean": 1, "globals": 0, "flatten_all": plan_longer(config, schema).queries}[config.readout]
+    rows = {"globals_mean": 1, "globals_newest": 1, "globals": 0, "flatten_all": plan_longer(config, schema).queries}
+    events = rows[config.readout]
     per_candidate, per_request = _split_globals(config)
     return TokenShape(user=per_request + events, candidate=per_candidate, width=config.width)
 
@@ -344,7 +361,8 @@ def token_shape(config: LongerConfig, schema: Schema) -> TokenShape:
 def count_params(config: LongerConfig, schema: Schema) -> Params:
     """Closed form of the parameter tree."""
     plan, A, D = plan_longer(config, schema), config.event_width, config.width
-    inner, layer = (block_params(width, norm=config.norm, use_bias=config.use_bias) for width in (A, D))
+    flags = {"norm": config.norm, "use_bias": config.use_bias, "output_norm": config.output_norm}
+    inner, layer = (block_params(width, **flags) for width in (A, D))
     dense = plan.events.params + plan.longest * plan.events.width
     dense += plan.events.width * A + A * A + 2 * A + config.inner * inner
     dense += sum((_width(fields) + 1) * D for fields in (*plan.candidate, *plan.user))
@@ -367,7 +385,7 @@ def count_flops(config: LongerConfig, schema: Schema) -> Flops:
     total = Flops(front_flops(config, plan.events) + user, candidate, raw_user, raw_candidate)
     for layer in range(config.layers):
         n = merged if layer == 0 else K
-        rows = 0 if layer == config.layers - 1 and config.readout == "globals" else K
+        rows = {"globals": 0, "globals_newest": 1}.get(config.readout, K) if layer == config.layers - 1 else K
         pairs = (m_u + rows) * n + m_u * m_u + rows * m_u * config.seq_sees_user_globals
         total += Flops(block_flops(D, m_u + rows, m_u + n, pairs), block_flops(D, m_c, m_c, m_c * (m_c + m_u + n)))
     return total

@@ -136,8 +136,8 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
 
     Left out: `tracking`, `training.checkpoint_every_s` and `data.root`, which cannot change a result; the mesh and
     rematerialisation, which change no more than rounding (a run goes on with other devices than it began with); parts
-    of a batch, random suffixes, sizes of tables and what regularises hidden layers where they are off. A warm-up that
-    was left open is the rows it comes to; it stays open where the data decides how long the run is.
+    of a batch, random suffixes, sizes of tables and settings of models that came later where they are off. A warm-up
+    that was left open is the rows it comes to; it stays open where the data decides how long the run is.
     """
     plain = config.to_dict()  # a copy, to the leaves
     examples = plain["training"].get("examples")
@@ -170,10 +170,14 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     return plain
 
 
+# Settings of models that runs without them keep their ids for, where they are at these defaults.
+_LATER = {"hidden_dropout": 0.0, "batch_norm": False, "output_norm": False, "inner_init": 1.0}
+
+
 def _drop_unset(model: dict[str, Any]) -> None:
-    """Takes out of a model's settings, and those of its parts, what regularises hidden layers and is off."""
-    for key in ("hidden_dropout", "batch_norm"):
-        if not model.get(key, True):
+    """Takes out of a model's settings, and those of its parts, what came later and is at its default."""
+    for key, default in _LATER.items():
+        if model.get(key) == default:
             del model[key]
     for part in model.values():
         if isinstance(part, dict):

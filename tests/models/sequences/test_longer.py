@@ -57,9 +57,8 @@ def dense_rows(encoder, inputs, config):
     R, C = next(iter(fields.values())).shape[:2]
     ((_, history),) = user.histories.items()
     lengths = -(-np.asarray(history.length) // config.merge)
-    concat = lambda source: lambda names: jnp.concatenate([source[n] for n in names], axis=-1)  # noqa: E731
-    candidate = encoder.candidate_globals(concat(fields), (R, C))
-    users = jnp.broadcast_to(encoder.user_globals(concat(user.fields), (R,))[:, None], (R, C, 3, h.shape[-1]))
+    candidate = encoder.candidate_globals(fields, (R, C))
+    users = jnp.broadcast_to(encoder.user_globals(user.fields, (R,))[:, None], (R, C, 3, h.shape[-1]))
     order = [users, candidate] if config.globals_order == "user_first" else [candidate, users]
     m, K = users.shape[2] + candidate.shape[2], min(config.queries, h.shape[1])
     with jax.ensure_compile_time_eval():
@@ -89,7 +88,8 @@ def dense_block(block, rows, keys, mask):
     scores = jnp.einsum("rcihd,rcjhd->rchij", q, k) * q.shape[-1] ** -0.5
     weights = jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1), 0.0)
     o = jnp.einsum("rchij,rcjhd->rcihd", weights, v)
-    x = rows + block.out(o.reshape(*o.shape[:3], -1))
+    read = block.out(o.reshape(*o.shape[:3], -1))
+    x = rows + (read if block.output_norm is None else block.output_norm(read))
     return x + block.down(jax.nn.gelu(block.up(block.ffn_norm(x))))
 
 
@@ -99,6 +99,7 @@ CASES = {
     "half": dict(query_strategy="recent_uniform", layers=3, inner=0),
     "user first": dict(globals_order="user_first"),
     "events see users": dict(seq_sees_user_globals=True, norm="rms", use_bias=False),
+    "newest row": dict(readout="globals_newest", output_norm=True, query_strategy="uniform"),
 }
 
 
@@ -122,7 +123,7 @@ def test_staged_is_the_dense_model(full_schema, case):
     kept_rows = m if first_user else m_c
     grads, (tokens, last) = graded(inputs.candidates.fields, kept_rows, None)
     events = last[:, 0, m:]
-    kept = np.minimum(-(-np.asarray([0, 4, 9, 14]) // 3), 3)
+    kept = np.minimum(-(-np.asarray([0, 4, 9, 14]) // 3), 1 if config.readout == "globals_newest" else 3)
     mean = np.stack([np.asarray(events[r, :n]).sum(0) / max(n, 1) for r, n in enumerate(kept)])
     np.testing.assert_allclose(tokens.user[:, -1], mean, rtol=1e-4, atol=1e-5)
     if first_user:
@@ -172,6 +173,16 @@ def test_worked_mask_table():
         acts = [np.abs(np.asarray(g)).reshape(5, -1).max(1) > 0 for g in (candidate, user, free)]
         acts += list((np.abs(np.asarray(events)).max(axis=(1, 4)) > 0)[:, 0].T)
         assert np.stack(acts).sum() == pairs
+
+
+def test_inner_blocks_may_start_as_nothing(full_schema):
+    schema = full_schema(events=14)
+    reader, h = build_of(schema, **SMALL).reader, []
+    inputs = history_of(random_inputs(schema, 2, 1), (4, 14))
+    for change in (dict(inner=0), dict(inner_init=0.0), dict(inner_init=0.1)):
+        h.append(build_of(schema, **SMALL, **change).front(reader(inputs.user))[0])
+    np.testing.assert_array_equal(h[0], h[1])
+    assert 0 < np.abs(h[2] - h[0]).max() < 0.3
 
 
 # ---- sampling
@@ -239,6 +250,7 @@ FLAGS = [
     dict(seq_sees_user_globals=True, norm="rms", use_bias=False, activation="silu"),
     dict(queries=None, query_share=1.0, max_length=11, remat=True, init="xavier_normal", layers=1),
     dict(recent=6, readout="globals", layers=1, implementation="reference"),
+    dict(readout="globals_newest", output_norm=True),
 ]
 
 
@@ -374,6 +386,8 @@ def test_training_on_ten_thousand_events_fits():
         (dict(merge=0), "merge is 0"),
         (dict(seq_sees_user_globals=True, n_global=(1, 0)), "has no effect without user globals"),
         (dict(max_length=0), "max_length is 0"),
+        (dict(inner_init=-1.0), "inner_init is -1"),
+        (dict(readout="globals_newest", query_strategy="learnable"), "no learnable query is one"),
         (dict(seq_sees_user_globals=True, globals_order="user_first"), "candidate_first"),
     ],
 )
