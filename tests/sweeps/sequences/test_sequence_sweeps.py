@@ -16,6 +16,7 @@ from recscale.scaling.data.known_truth.laws import predict
 from recscale.sweeps import axis, by_history_length, product
 from recscale.sweeps.engine.loading import load
 from recscale.sweeps.engine.plan import make_plan
+from recscale.sweeps.sequences import longer_start, tournament
 
 
 def planned(name, keep=lambda point: True):
@@ -56,6 +57,37 @@ def test_co_scaling_crosses_sizes_and_lengths():
         assert len(own) == len(sizes) * len({row["config"]["data"]["history_length"] for row in own}) == 12
         assert all(abs(row["target_error"]) < 0.1 for row in own)
     assert len({point["seed"] for point in load("co_scaling").points()}) == 3
+
+
+def test_arms_of_longers_start_change_what_they_name_before_one_backbone():
+    file, length = load("longer_start"), by_history_length([128])
+    rows = make_plan(file.config(), product(longer_start.arms([*longer_start.ARMS]), length), sweep="t").rows
+    assert len({row["counts"]["dense_params"] - row["counts"]["encoder_params"] for row in rows}) == 1
+    first = rows[0]["config"]["model"]["encoder"]
+    for row in rows:
+        changed = {key for key, value in row["config"]["model"]["encoder"].items() if value != first[key]}
+        assert changed == set(longer_start.ARMS[row["notes"]["arm"]])
+    points = file.points()
+    assert len({point["seed"] for point in points}) == 5 and len({point["training.lr"] for point in points}) == 3
+
+
+def tournament_rows(protocol):
+    points = [point for name in tournament.NAMES for point in tournament.model(protocol, name)]
+    return make_plan(load("tournament").config(), product(points, by_history_length([128])), sweep="t").rows
+
+
+def test_the_tournaments_encoders_have_one_backbone_and_equal_flops():
+    rows = tournament_rows("equal FLOPs")
+    cost = [row["predicted"]["train_flops"] for row in rows]
+    assert len(rows) == 8 and max(cost) < 1.3 * min(cost)
+    backbones = [row["config"]["model"]["backbone"] for row in rows if "backbone" in row["config"]["model"]]
+    assert len(backbones) == 6 and all(backbone == backbones[0] for backbone in backbones)
+
+
+@pytest.mark.slow
+def test_the_tournaments_models_are_of_one_size_whatever_the_share():
+    rows = tournament_rows("equal total")
+    assert len(rows) == 24 and all(abs(row["target_error"]) < 0.04 for row in rows)
 
 
 def test_every_ablation_is_a_model():

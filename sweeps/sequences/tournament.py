@@ -1,0 +1,72 @@
+"""Eight ways to read a history of 16 to 512 events, in two protocols, five paired seeds: loss, and when a run starts.
+
+The log of `length_ladder`. In "equal FLOPs" one RankMixer stands behind encoders of about equal training FLOPs at 128
+events (with 8 candidates a request; the run table has them at every length), and HyFormer and MixFormer, which have no
+encoder, spend as much in all. In "equal total" all have 4e4 dense parameters, and every share of them is tried for an
+encoder. Three rates each, at every length. LONGER is as `longer_start` recommends. `examples_to_start` says after how
+many rows a run was first 2 % below the base rate's logloss, null where it never was.
+
+    recscale sweep tournament --out runs/tournament
+
+The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run.
+Add to it, then `recscale plan tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/README.md`.
+"""
+
+from ml_collections import ConfigDict
+
+from recscale.sweeps import Sweep, axis, by_dense_params, by_history_length, chain, noted, product, seeds
+from recscale.sweeps.base import power_law
+from recscale.sweeps.sequences import length_ladder, longer_start
+
+RATES = (1e-3, 2e-3, 4e-3)
+SIZE = 4e4
+SHARES = (0.2, 0.4, 0.6, 0.8)  # of an encoder in "equal total"; LONGER's event widths give .35 and .85
+
+_MIXFORMER = length_ladder.SETTINGS["mixformer"]
+# Name -> what has equal FLOPs.
+NAMES = {
+    "longer+rankmixer": longer_start.RECOMMENDED,
+    "sasrec+rankmixer": {"model.encoder.width": 16},
+    "din+rankmixer": {"model.encoder.hidden": (26, 13)},
+    "hyformer": {"model.layers": 1, "model.tokens": 8, "model.width": 16, "model.hidden": 24},
+    "mixformer": _MIXFORMER | {"model.tokens": 4, "model.width": 16, "model.hidden": 32},
+    "stca+rankmixer": {"model.encoder.width": 16},
+    "hstu+rankmixer": {"model.encoder.width": 14},
+    "target_attention+rankmixer": {"model.encoder.width": 112},
+}
+# Protocol -> length -> names.
+STAGES = {"equal FLOPs": {64: [*NAMES][:4]}}
+
+
+def get_config() -> ConfigDict:
+    return longer_start.get_config()
+
+
+def get_sweep() -> Sweep:
+    tried = product(axis("training.lr", RATES), seeds(5))
+    return chain(*(
+        product(model(protocol, name), by_history_length([length]), tried)
+        for protocol, stages in STAGES.items()
+        for length, names in stages.items()
+        for name in names
+    ))  # fmt: skip
+
+
+def model(protocol: str, name: str) -> Sweep:
+    """One architecture in one of the protocols, an encoder of "equal total" at every share."""
+    if protocol == "equal FLOPs":
+        return noted([{"architecture": name} | (longer_start.BEHIND if "+" in name else {}) | NAMES[name]], arm=name)
+    if "+" not in name:
+        return noted(by_dense_params([SIZE], architecture=name, **length_ladder.SETTINGS[name]), arm=f"{name}, total")
+    own = {"model.backbone.layers": 1}
+    if name == "longer+rankmixer":
+        own |= {key: value for key, value in NAMES[name].items() if key != "model.encoder.event_width"}
+    return chain(*(
+        noted(by_dense_params([SIZE], architecture=name, **own, **{"size.encoder_share": share}),
+              arm=f"{name}, total, {share:g}")
+        for share in SHARES
+    ))  # fmt: skip
+
+
+def get_report() -> dict:
+    return power_law("history_length", hold_out=False)
