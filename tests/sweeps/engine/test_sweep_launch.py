@@ -90,8 +90,10 @@ class Recorder(Display):
         self.events.append(("failed", job.id))
 
 
-def test_every_run_is_trained_once_on_pinned_single_threads(planned, tmp_path):
+def test_every_run_is_trained_once_on_pinned_single_threads(planned, tmp_path, monkeypatch):
     jobs, rows = planned()
+    own = machine.cores()[:2]  # of more, two workers would leave some free and not be pinned
+    monkeypatch.setattr(machine, "cores", lambda: own)
     recorder = Recorder()
     outcome = launch(tmp_path, trainer=TRAINER, workers=2, display=recorder)
     assert outcome.statuses == {"done": 6} and not outcome.interrupted and outcome.failed == ()
