@@ -28,6 +28,7 @@ TABLE = click.argument("table", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 TARGET = click.option("--target", help="Metric column [default: logloss, or loss].")
 CLUSTER = click.option("--cluster", help="Column whose rows are resampled together [default: shape_id, or the trunk].")
+OVER = click.option("--over", metavar="COLUMN", help="Take what the target exceeds this column of known floors by.")
 BOOTSTRAP = click.option(
     "--bootstrap", default=Settings.bootstrap, show_default=True, help="Resampled refits for the intervals; 0 for none."
 )
@@ -82,7 +83,7 @@ def fit_options(form: str | None = None) -> Callable[[Callable[..., None]], Call
     """
     usual = form or f"{ONE_AXIS} of one axis, {SEVERAL_AXES} otherwise"
     own = click.option("--form", default=form, help=f"Form id or alias; see recscale fit --forms [default: {usual}].")
-    options = (own, AXES, TARGET, CLUSTER, WHERE, BOOTSTRAP, SEED, *KNOWN)
+    options = (own, AXES, TARGET, OVER, CLUSTER, WHERE, BOOTSTRAP, SEED, *KNOWN)
     return lambda command: functools.reduce(lambda function, option: option(function), reversed(options), command)
 
 

@@ -18,7 +18,7 @@ from recscale.scaling.laws.fitting.fit import fit as fit_table
 from recscale.scaling.laws.fitting.law_fit import LawFit, Settings
 from recscale.scaling.laws.fitting.record import record as build_record
 from recscale.scaling.laws.judgement.rolling import Rolling, ladder_ends, rolling_origin
-from recscale.scaling.laws.tables.axes import parse_axes
+from recscale.scaling.laws.tables.axes import over_floor, parse_axes
 from recscale.scaling.laws.tables.read import read
 from recscale.scaling.records.files import write_atomically
 from recscale.scaling.records.plain import plain
@@ -79,6 +79,7 @@ def fit(
     form: str | None,
     axes: str | None,
     target: str | None,
+    over: str | None,
     cluster: str | None,
     bootstrap: int,
     score: bool,
@@ -92,6 +93,8 @@ def fit(
     predicts the largest size instead. Refused quantities are printed with the reason and never as a number.
     """
     frame = read(table)
+    if over is not None:
+        frame, target = over_floor(frame, target, over)
     law = fit_table(frame, form, parse_axes(axes), target, bootstrap, cluster, **options)
     rolling = _score(frame, law, cluster, options) if score and not law.refused else None
     validation = _validation(law, rolling) if rolling is not None else {}

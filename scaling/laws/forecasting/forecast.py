@@ -24,6 +24,7 @@ from recscale.scaling.laws.fitting.law_fit import LawFit, Refused
 from recscale.scaling.laws.forms import registry
 from recscale.scaling.laws.forms.form import Form
 from recscale.scaling.laws.judgement.rolling import BASELINES, Rolling, rolling_origin
+from recscale.scaling.laws.tables.axes import over_floor
 from recscale.scaling.laws.tables.conditions import rows_where
 from recscale.scaling.laws.tables.validate import require
 
@@ -33,8 +34,7 @@ RATIOS = (1.0, 2.0, 10.0, 100.0)
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predictions of a table's rows above a cut, and of points nobody has run; of what the target exceeds the column
-    `over` by, where there is one.
+    """Predictions of a table's rows above a cut, and of points nobody has run.
 
     weights: admitted form -> weight; rejected: form -> why not. held_out, points: axis columns, ratio beyond the cut,
     predicted, low, high (missing where refused), wide_low and wide_high (the same widened as far as the rolling cuts
@@ -45,7 +45,6 @@ class Forecast:
     axis: str
     cut: float
     target: str
-    over: str | None
     weights: dict[str, float]
     rejected: dict[str, str]
     held_out: pd.DataFrame
@@ -77,8 +76,8 @@ def forecast(
     """Hold out the rows whose `axis` (the first of `axes`) lies above `cut` (by default the largest third of its
     logarithm), and predict them and the points `at` (slot -> value).
 
-    over: column of known floors. What is fitted and predicted is then the target's excess over it, by forms whose own
-    floor is held at 0: relative errors of the excess count, which those of the loss hide where the floor is most of it.
+    over: column of known floors. What is fitted and predicted is then the target's excess over it (`over_floor`), by
+    forms whose own floor is held at 0.
 
     Raises Refused where no form can be ranked below the cut, ValueError for an unknown column or a cut without rows on
     either side.
@@ -88,9 +87,7 @@ def forecast(
     table = table if where is None else table[rows_where(table, where)]
     candidates: list[str | Form] = list(forms)
     if over is not None:
-        for column in (target, over):
-            require(table, column, "an excess")
-        table = table.assign(**{target: table[target] - table[over]})
+        table, target = over_floor(table, target, over)
         candidates = [_without_floor(registry.get(name, tuple(axes))) for name in forms]
     values = pd.to_numeric(table[axis], errors="coerce")
     if cut is None:
@@ -118,7 +115,7 @@ def forecast(
     calibration = calibrate(_stacked(rolling, list(weights)), held_out)
     positive = bool((below[target] > 0).all())
     held_out, points = (widen(part, calibration, positive) for part in (held_out, points))
-    return Forecast(axis, cut, target, over, weights, rejected, held_out, points, calibration, laws)
+    return Forecast(axis, cut, target, weights, rejected, held_out, points, calibration, laws)
 
 
 def _without_floor(form: Form) -> Form:

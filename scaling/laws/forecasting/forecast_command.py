@@ -11,6 +11,7 @@ import pandas as pd
 from recscale.scaling.laws.commands import (
     AXES,
     CLUSTER,
+    OVER,
     SEED,
     WHERE,
     leave,
@@ -43,7 +44,7 @@ _NO_AXES = ("ratio", "predicted", "low", "high", "wide_low", "wide_high")
     click.option("--form", "forms", multiple=True, help="Repeatable [default: the usual ones of one or two axes]."),
     AXES,
     click.option("--target", default="logloss", show_default=True, help="Metric column."),
-    click.option("--over", metavar="COLUMN", help="Forecast the target's excess over this column of known floors."),
+    OVER,
     click.option("--auc", metavar="COLUMN", help="Go on from the loss to this AUC, in two stages."),
     click.option("--draws", default=200, show_default=True, help="Resampled refits for the bands."),
     CLUSTER,
@@ -78,14 +79,13 @@ def forecast(
 
 def _plain(found: Forecast) -> dict[str, Any]:
     tables = {name: getattr(found, name).to_dict("records") for name in ("held_out", "points", "calibration")}
-    same = {name: getattr(found, name) for name in ("axis", "cut", "target", "over", "weights", "rejected")}
+    same = {name: getattr(found, name) for name in ("axis", "cut", "target", "weights", "rejected")}
     return same | tables
 
 
 def _print(found: Forecast, told: dict[str, Any]) -> None:
     forms = ", ".join(f"{name} ({weight:.2f})" for name, weight in found.weights.items())
-    what = found.target if found.over is None else f"{found.target} over {found.over},"
-    say(f"{what} below {found.axis} = {found.cut:.4g}, stacked over {forms}")
+    say(f"{found.target} below {found.axis} = {found.cut:.4g}, stacked over {forms}")
     say(*(f"{name} rejected: {reason}" for name, reason in found.rejected.items()))
     rows = told.get("auc") or [*told["held_out"], *told["points"]]
     if rows:

@@ -11,7 +11,7 @@ from recscale.scaling.laws.commands import fit_options, leave, read_and_tell, re
 from recscale.scaling.laws.fitting.fit import fit
 from recscale.scaling.laws.fitting.law_fit import Refused
 from recscale.scaling.laws.forms.registry import SEVERAL_AXES
-from recscale.scaling.laws.tables.axes import parse_axes
+from recscale.scaling.laws.tables.axes import over_floor, parse_axes
 
 from .allocation import as_grid, exponents_line, per_unit_of, splits
 
@@ -27,13 +27,15 @@ from .allocation import as_grid, exponents_line, per_unit_of, splits
 )
 def optimum(
     table: Path, budgets: tuple[float, ...], per_unit: float | None, form: str, axes: str | None, target: str | None,
-    as_json: bool, **options: Any,
+    over: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Size and data that minimise the law fitted to TABLE at each --budget, with intervals, and the exponents a and b.
 
     A budget whose best split lies further beyond the fitted rows than a forecast may go is refused.
     """
     frame = read_and_tell(table)
+    if over is not None:
+        frame, target = over_floor(frame, target, over)
     law = fit(frame, form, parse_axes(axes), target, **options)
     per_unit, remark = (per_unit, "") if per_unit is not None else per_unit_of(law)
     try:

@@ -8,6 +8,8 @@ import pandas as pd
 
 from recscale.scaling.laws.forms.form import Form
 
+from .validate import require
+
 
 def parse_axes(text: str | None) -> dict[str, str] | list[str] | None:
     """`a,b` to a list of columns (in the order of the form's axes), `N=a,D=b` to a mapping, nothing to None.
@@ -37,6 +39,19 @@ def parse_axes(text: str | None) -> dict[str, str] | list[str] | None:
 def usual_target(table: pd.DataFrame) -> str:
     """The metric column where none is asked for."""
     return "loss" if "logloss" not in table.columns and "loss" in table.columns else "logloss"
+
+
+def over_floor(table: pd.DataFrame, target: str | None, floor: str) -> tuple[pd.DataFrame, str]:
+    """(table with a column of what the target exceeds the column `floor` by, the name of that column).
+
+    Of an excess, relative errors count, which those of the loss hide where the floor is most of it. Raises ValueError
+    for an unknown column.
+    """
+    target = target or usual_target(table)
+    for column in (target, floor):
+        require(table, column, "an excess")
+    name = f"{target} over {floor}"
+    return table.assign(**{name: table[target] - table[floor]}), name
 
 
 def usual_cluster(table: pd.DataFrame, axes: Collection[str]) -> str | None:

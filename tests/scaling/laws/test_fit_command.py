@@ -60,6 +60,18 @@ def test_json_is_one_object_on_the_last_line(folder):
     assert told["fitted_to"].startswith("63 rows, 8 values of dense_params from ")
 
 
+def test_the_excess_over_a_column_is_fitted(tmp_path):
+    sizes = np.geomspace(1e3, 1e5, 8)
+    runs = pd.DataFrame(
+        {"shape_id": sizes.astype(str), "dense_params": sizes, "best": 0.4, "logloss": 0.4 + sizes**-0.5}
+    )
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    arguments = (tmp_path / "runs.csv", "--form", "power", "--axes", "dense_params", "--bootstrap", "0", "--over")
+    told = json.loads(run(*arguments, "best", "--json").output.splitlines()[-1])
+    assert told["target"] == "logloss over best" and told["params"]["alpha"] == pytest.approx(0.5)
+    assert "no column 'beast' for an excess" in str(run(*arguments, "beast").exception)
+
+
 def test_a_fit_says_that_it_takes_every_architecture_and_rate(folder, tmp_path):
     frame = pd.read_parquet(folder / "runs.parquet").assign(architecture="a", lr_dense=1e-3)
     frame["shape_id"] = frame["dense_params"].astype(str)

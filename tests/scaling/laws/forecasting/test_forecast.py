@@ -125,8 +125,8 @@ def test_the_excess_over_known_floors_is_forecast_beyond_both_axes(tmp_path):
     told = json.loads(done.output.splitlines()[-1])
     true = (400**-1.6 + 4 * 40**-1.8) ** 0.5 * 4e-3
     (point,) = told["points"]
-    assert point["low"] < true < point["high"] < 4 * true and told["over"] == "best"
-    assert "logloss over best, below dense_params = 1e+05" in done.output
+    assert point["low"] < true < point["high"] < 4 * true and told["target"] == "logloss over best"
+    assert "logloss over best below dense_params = 1e+05" in done.output
     assert CliRunner().invoke(forecast_command, [*arguments, "--auc", "auc"]).exit_code == 2
 
 
