@@ -27,7 +27,8 @@ def test_plan_prints_every_run_and_launches_nothing(call, sweep_file, tmp_path, 
         "arguments": [[sweep_file, "--set", "training.lr=0.01"]],
         "report": {"form": "power_offset"},
     }
-    assert "(0 new)" in call("plan", sweep_file, "--out", out, "--set", "training.lr=0.01").out
+    again = call("plan", sweep_file, "--out", out, "--set", "training.lr=0.01").out
+    assert f"4 runs in {out / 'plan.jsonl'} (0 new); launch them with `recscale launch {out}`" in again
 
 
 def test_mistakes_are_one_line(call, sweep_file, tmp_path):
@@ -85,6 +86,40 @@ def test_a_sweep_that_is_not_through_says_so_and_never_ends_with_0(call, sweep_f
     assert "the table is PARTIAL: 1 of its 4 runs" in call("sweep", sweep_file, "--out", tmp_path / "out", code=1).out
 
 
+@pytest.mark.parametrize("command", ["sweep", "launch"])
+def test_what_a_command_prints_of_what_came_of_it(call, sweep_file, tmp_path, last_json, monkeypatch, command):
+    out = tmp_path / "out"
+    done, lost = {"done": 4}, {"done": 3, "failed": 1}
+    handed = {"a": "7", "b": "8"}
+    again, look = f"`recscale launch {out}`", f"`recscale status {out}`"
+    for outcome, code, line in (
+        (Outcome(done, False, 3.4, ()), 0, "4 done in 3 s"),
+        (Outcome(lost, False, 0.0, ("x",)), 1, f"3 done, 1 failed in 0 s; the reasons of the failed runs: {look}"),
+        (Outcome({"done": 3, "running": 1}, False, 0.0, ()), 1, f"3 done, 1 running in 0 s; go on with {again}"),
+        (Outcome(lost, True, 0.0, ("x",)), 130, f"stopped: 3 done, 1 failed in 0 s; go on with {again}"),
+        (Outcome({"queued": 4}, False, 0.0, (), handed), 1, f"2 jobs submitted; follow them with {look}"),
+        (Outcome(done, False, 0.0, (), {}), 0, f"0 jobs submitted; follow them with {look}"),
+    ):
+        _all_done(monkeypatch, outcome)
+        said = call(command, sweep_file, "--out", out, "--json", code=code)
+        lines = said.out.splitlines()
+        assert lines[0] == line
+        if command == "sweep":
+            seconds = sum({row["job"]: row["predicted"]["job_seconds"] for row in read_plan(out)}.values())
+            assert f"4 runs planned, about {seconds:.0f} core-seconds (estimated)" in said.err
+        if outcome.interrupted:
+            assert len(lines) == (1 if command == "sweep" else 2)
+            continue
+        told, given = last_json(said), {"out": str(out), "statuses": outcome.statuses}
+        if outcome.submitted is not None:
+            assert told == given | {"submitted": outcome.submitted} and len(lines) == 2
+        elif command == "launch":
+            assert told == given | {"wall_s": outcome.wall_s} and len(lines) == 2
+        else:
+            assert lines[1] == f"run table: {out / 'runs.parquet'}"
+            assert told.pop("wall_s") >= 0 and told == given | {"runs": 4, "report": {}}
+
+
 ENGINE = "recscale.sweeps.engine"
 
 
@@ -104,4 +139,6 @@ def test_status_tells_states_apart(call, sweep_file, tmp_path, last_json):
     write_record(out / "runs" / runs[2], {"status": "failed", "reasons": ["no memory"]})
     result = call("status", out, "--json")
     assert last_json(result)["statuses"] == {"done": 1, "failed": 1, "planned": 1, "stopped": 1}
+    assert "1 done, 1 failed, 1 planned, 1 stopped" in result.out.splitlines()
+    assert "0 jobs cancelled" in call("cancel", out).out
     assert "0.43210" in result.out and "no memory" in result.out
