@@ -112,6 +112,16 @@ def calls():
     }
 
 
+@pytest.mark.parametrize("operation", ["w8a16_matmul", "per_token_ffn", "grouped_matmul"])
+def test_what_xla_does_well_stays_with_it_also_for_a_chip_that_is_not_here(operation, on_h100):
+    [call] = calls()[operation]
+    served: dict = {}
+    with compiling_for(H100), recording(served):
+        jax.eval_shape(lambda: call())
+    [((name, reason),)] = [names.items() for names in served.values()]
+    assert name == "xla" and "not measured to be faster" in reason
+
+
 @pytest.mark.parametrize("operation", cases.OPERATIONS)
 def test_the_environment_names_what_none_stands_for(operation, monkeypatch):
     """Every operation, for itself and for all; a caller's own name comes first."""
