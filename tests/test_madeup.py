@@ -93,7 +93,10 @@ def test_an_address_needs_no_declaration(swept, tmp_path):
     path, _, _ = swept
     shutil.copytree(path / "recscale_madeup", tmp_path / "recscale_madeup")  # without the metadata
     arguments = ["--dataset", "recscale_madeup.dataset:Coins", "--out", tmp_path / "run"]
-    arguments += ["--set", "training.requests=64", "--set", "training.examples=6400"]
-    recscale("train", "recscale_madeup.model:ONE_LAYER", *arguments, path=tmp_path)
+    for text in ("data.holdout_rows=512", "training.requests=64", "training.examples=6400"):
+        arguments += ["--set", text]
+    said = recscale("train", "recscale_madeup.model:ONE_LAYER", *arguments, path=tmp_path)
+    assert said["status"] == "done" and said["rows"] == 512 and 0.5 < said["logloss"] < 0.72
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "done" and record["config"]["architecture"] == "recscale_madeup.model:ONE_LAYER"
+    assert record["data"]["name"] == "coins"
