@@ -37,8 +37,8 @@ _PANELS = 4
 
 
 def activity(folders: Sequence[Path]) -> pd.DataFrame:
-    """Shares of rows per expert of finished runs: columns run_id, arm (the architecture where none is noted), seed,
-    logloss of the holdout, half ("token" or "mixed"), layer, token, expert, share.
+    """Shares of rows per expert of runs: columns run_id, arm (the architecture where none is noted), seed, lr_dense,
+    lr_bracketed, logloss of the holdout, half ("token" or "mixed"), layer, token, expert, share.
 
     Raises:
         ValueError: no run reports its experts.
@@ -63,6 +63,8 @@ def _shares(folder: Path, record: dict[str, Any]) -> list[pd.DataFrame]:
         "run_id": record["run_id"],
         "arm": record.get("arm") or record["config"]["architecture"],
         "seed": record["config"].get("seed", 0),
+        "lr_dense": record["config"].get("training", {}).get("lr"),
+        "lr_bracketed": record.get("lr_bracketed"),
         "logloss": record.get("metrics", {}).get("logloss"),
     }
     found = []
