@@ -21,7 +21,9 @@ def test_its_code_runs(capsys):
     assert last < first and shape == "(8, 32, 64)"
 
 
-@pytest.mark.parametrize("page", ["README.md", "notebooks/runs/README.md", "tests/tables/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "notebooks/runs/README.md", "notebooks/runs/pods.md", "tests/tables/README.md"]
+)
 def test_links_lead_somewhere(page):
     path = ROOT / page
     links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", path.read_text(encoding="utf-8"))
