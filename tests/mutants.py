@@ -341,7 +341,9 @@ def attempt(fault, stages, usual, limit):
                 by, timed_out = (None, last[:160]) if allowed == limit else ("too slow", None)
                 break
             if status not in (0, 5):  # 5: nothing was selected
-                failed = [line[:160] for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+                failed = [
+                    line[:160] for line in output.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))
+                ]
                 by = (failed or [f"exit {status}"])[0]
                 break
     finally:
