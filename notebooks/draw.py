@@ -19,7 +19,7 @@ import pandas as pd
 
 from recscale.scaling.bench import law_calibration
 from recscale.scaling.records.number_text import amount
-from recscale.scaling.report import figures, frame, panel, truth, verdict, views
+from recscale.scaling.report import expert_activity, figures, frame, panel, truth, verdict, views
 from recscale.scaling.report.wording import architecture_words
 
 RUNS = Path(__file__).parent / "runs"
@@ -76,7 +76,30 @@ def draw_mixers_by_rows() -> None:
     frame.save(figure, RUNS / "mixers_by_rows.png")
 
 
+def draw_memory_slots_hashed() -> None:
+    """The arms of the study of hash tables that have several sizes, with `pkm` of the ladder beside them."""
+    ladder = pd.read_parquet(RUNS / "memory_slots_ladder.parquet")
+    ladder = ladder[ladder["architecture"] == "pkm"].assign(arm="pkm, Adam")
+    table = pd.read_parquet(RUNS / "memory_slots_hashed.parquet")
+    sizes = table.groupby("arm")["memory_slots"].transform("nunique")
+    table = pd.concat([table[sizes > 2], ladder], ignore_index=True)
+    (view,) = views.make_views(
+        table.assign(architecture=table["arm"]), axes=["memory_slots"], hold_out_largest=False, bootstrap=1000
+    )
+    figures.save(figures.study_figure(view, truth=truth.find(ladder)), RUNS / "memory_slots_hashed.png")
+
+
+def draw_expert_activity() -> None:
+    """Which experts are open, per layer and token, in four arms."""
+    shown = ["RankMixer, two routers", "RankMixer, top-k", "TokenMixer-Large", "TokenMixer-Large, balance loss"]
+    table = pd.read_parquet(RUNS / "expert_activity.parquet")
+    table = pd.concat([table[table["arm"] == arm] for arm in shown])
+    figures.save(expert_activity.activity_figure(table), RUNS / "expert_activity.png")
+
+
 FIGURES = {name: partial(draw_ladder, name) for name in LADDERS} | {
+    "memory_slots_hashed": draw_memory_slots_hashed,
+    "expert_activity": draw_expert_activity,
     "quickstart": draw_quickstart,
     "law_calibration": draw_law_calibration,
     "mixers_by_rows": draw_mixers_by_rows,

@@ -13,7 +13,7 @@ rates bracketed by three trials on another stream, more where the best is at an 
     recscale sweep expert_activity --out runs/expert_activity
     recscale collect runs/expert_activity --experts expert_activity.parquet
 
-What its runs say: `notebooks/runs/README.md`.
+Run so far: one seed of each arm, at the best of three rates. What it says: `notebooks/runs/README.md`.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The note on hash tables quotes the rows that are committed beside it."""
+"""The notes on hash tables and on experts quote the rows that are committed beside them."""
 
 from pathlib import Path
 
@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from recscale.scaling.data.known_truth import preset
+from recscale.scaling.report.expert_activity import by_token
 from recscale.scaling.report.orderings import as_option, judge
 from recscale.sweeps.engine.loading import load
 from recscale.sweeps.memories import memory_slots_hashed as hashed
+from recscale.sweeps.mixers import expert_activity
 
 RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 
@@ -86,6 +88,11 @@ def test_what_the_note_on_hash_tables_says_in_words(note, slots):
     for k in (one, eight):
         ahead = [mean(slots, pkm, n) - mean(slots, f"{k}, Adagrad", n) for n in (2**8, 2**10, 2**14, 2**16)]
         assert max(ahead[:2]) < -0.03 and (ahead[2] > 0) == (k == eight) and ahead[3] > 0.01
+    searched = pd.read_parquet(RUNS / "memory_slots_hashed_rates.parquet")
+    lowest = searched[searched["memory_slots"] == 2**16].groupby("arm")["logloss"].min()
+    assert lowest.idxmin() == "MSN, Adam" and lowest.drop("MSN, Adam").idxmin() == f"{eight}, Adagrad"
+    best = [f"{lowest[arm]:.4f}"[1:] for arm in ("MSN, Adam", f"{eight}, Adagrad")]
+    assert f"at 2^16 slots {best[0]} at its best rate" in text and f"(eight hashed rows: {best[1]})" in text
     for n in (2**8, 2**10):
         own = [slots.loc[(slots["arm"] == f"{k}, Adagrad") & (slots["memory_slots"] == n)] for k in (one, eight)]
         first, second = (rows.set_index("seed")["logloss"] for rows in own)
@@ -125,3 +132,32 @@ def counted_table(slots, rows, seed=0):
 def test_a_table_that_learns_does_what_one_that_counts_does(slots):
     own = slots[(slots["arm"] == "hash table, K = 1, Adagrad") & (slots["memory_slots"] == 2**16)]
     assert own["logloss"].mean() == pytest.approx(counted_table(2**16, 2e6), abs=1.5e-3)
+
+
+def experts_table(table):
+    lines = ["| arm | seeds | logloss | open experts a token | balance | dead |", "|---|---|---|---|---|---|"]
+    tokens = by_token(table)
+    for arm, rows in table.groupby("arm"):
+        own = tokens[tokens["arm"] == arm]
+        loss = rows.groupby("seed")["logloss"].first()
+        cells = [f"{own[name].mean():.2f} ({own[name].min():.2f} to {own[name].max():.2f})" for name in _SPREADS]
+        dead = f"{100 * own['dead'].mean():.0f} %"
+        lines.append(f"| {arm} | {len(loss)} | {loss.mean():.4f} | {' | '.join(cells)} | {dead} |")
+    return lines
+
+
+_SPREADS = ("activity", "balance")
+
+
+def test_the_note_on_experts_says_what_its_shares_say(note):
+    table = pd.read_parquet(RUNS / "expert_activity.parquet")
+    assert "\n".join(experts_table(table)) in note
+    assert set(table["arm"]) == set(expert_activity.ARMS)
+    own = by_token(table).groupby("arm")
+    spread, least, dead = own["activity"].agg(np.ptp), own["balance"].min(), own["dead"].mean()
+    relu, even = ["RankMixer, two routers", "RankMixer, one router"], [arm for arm in least.index if "loss" in arm]
+    plain = ["RankMixer, top-k", "TokenMixer-Large"]
+    assert (spread[relu] > 1).all() and (spread[even + plain] < 1e-3).all()
+    assert (own["activity"].mean()[relu] - 1).abs().max() < 0.2
+    assert (least[even] > 0.95).all() and (least[plain] < 0.6).all()
+    assert (dead[relu] > dead[plain].max()).all() and (dead[even] == 0).all()
