@@ -57,7 +57,8 @@ def forecast(
 ) -> None:  # fmt: skip
     """Fit TABLE below a cut, predict what lies above it and every --at, and say how often such intervals hold.
 
-    Several forms are fitted; those that rolling origin does not reject are stacked.
+    Several forms are fitted; those that rolling origin does not reject are stacked. Where its cuts show that intervals
+    so far out miss too often, a wider one stands beside.
     """
     if auc is not None and options["over"] is not None:
         raise click.UsageError("--auc goes on from the loss itself: leave --over out")
