@@ -209,7 +209,14 @@ def test_what_the_page_says_of_its_outcome():
 
 
 # Beside the two, by the arm of their runs.
-ARMS = WORDS | {"tokenmixer_large": "TokenMixer-Large", "dcnv2": "DCNv2"}
+ARMS = WORDS | {
+    "tokenmixer_large": "TokenMixer-Large",
+    "dcnv2": "DCNv2",
+    "wukong": "Wukong",
+    "hiformer": "HiFormer",
+    "rankmixer_1_2": "RankMixer 1:2",
+    "rankmixer_1_4": "RankMixer 1:4",
+}
 
 
 def matrix_lines():
@@ -221,11 +228,11 @@ def matrix_lines():
         runs = table[table["match_id"] == size]
         excess = 1e3 * (runs["logloss"] - runs["asymptote"]).groupby(runs["arm"]).mean()
         assert (runs.groupby("arm")["seed"].nunique() == 5).all()
-        for arm, name in ARMS.items():
-            rivals = [Ordering("", arm, other, None, "", "") for other in ARMS if other != arm]
+        for arm in (arm for arm in ARMS if arm in excess):
+            rivals = [Ordering("", arm, other, None, "", "") for other in excess.index if other != arm]
             found = {one.ordering.worse: words[one.outcome] for one in judge(runs, as_option(rivals))}
             cells = [found.get(other, "") for other in ARMS]
-            lines.append(f"| {size} | {name} | {excess[arm]:.2f} | " + " | ".join(cells) + " |")
+            lines.append(f"| {size} | {ARMS[arm]} | {excess[arm]:.2f} | " + " | ".join(cells) + " |")
     return lines
 
 
