@@ -132,6 +132,7 @@ def counted_table(slots, rows, seed=0):
 def test_a_table_that_learns_does_what_one_that_counts_does(slots):
     own = slots[(slots["arm"] == "hash table, K = 1, Adagrad") & (slots["memory_slots"] == 2**16)]
     assert own["logloss"].mean() == pytest.approx(counted_table(2**16, 2e6), abs=1.5e-3)
+    assert mean(slots, "hash table, K = 1, Adagrad", 2**8) < counted_table(2**8, 2e6)
 
 
 def experts_table(table):
