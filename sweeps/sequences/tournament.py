@@ -35,7 +35,7 @@ NAMES = {
     "target_attention+rankmixer": {"model.encoder.width": 112},
 }
 # Protocol -> length -> names.
-STAGES = {"equal FLOPs": {64: [*NAMES][:4]}}
+STAGES = {"equal FLOPs": {64: ["longer+rankmixer", "din+rankmixer"]}}
 
 
 def get_config() -> ConfigDict:

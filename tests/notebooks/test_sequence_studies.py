@@ -1,4 +1,4 @@
-"""The note of LONGER's start quotes the runs that are committed beside it, every figure of them."""
+"""Notes of LONGER's start and of the tournament quote the runs that are committed beside them, every figure of them."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from recscale.scaling.records.number_text import value_text
 from recscale.scaling.report.orderings import Ordering, as_option, judge
-from recscale.sweeps.sequences import longer_start
+from recscale.sweeps.sequences import longer_start, tournament
 
 RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 # A tenth of the rows of these runs, and of the length ladder's million.
@@ -81,3 +81,33 @@ def test_what_the_note_of_longers_start_claims():
     early = (start <= TENTHS[1]).groupby(["arm", "history_length", "lr_dense"]).sum()
     assert early["no InnerTrans", 128, 1.5e-3] == 5 and early["LONGER", 128].max() == 3
     assert not (start <= TENTHS[0]).any() and TENTHS[0] // runs["batch_rows"].unique().item() + 1 == 47
+
+
+NAMES = {"din+rankmixer": "DIN", "longer+rankmixer": "LONGER"}
+
+
+def tournament_runs(length):
+    """Every architecture at its best rate."""
+    runs = pd.read_parquet(RUNS / "tournament.parquet")
+    assert (runs["status"] == "done").all() and (runs.groupby(["arm", "lr_dense"])["seed"].nunique() == 5).all()
+    runs = runs[runs["history_length"] == length]
+    assert set(runs["arm"]) == set(NAMES)
+    return pd.concat([at_best_rate(rows) for _, rows in runs.groupby("arm")])
+
+
+def tournament_table(length):
+    headings = ["", "best rate", "training FLOPs a row, 1e5", "start of five seeds", "logloss"]
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    for name, rows in tournament_runs(length).groupby("arm"):
+        rate = f"{rows['lr_dense'].iloc[0]:g}" + ("" if rows["lr_bracketed"].all() else ", at the edge")
+        flops = (rows["train_flops"] / rows["examples_seen"]).iloc[0] / 1e5
+        lines.append(f"| {NAMES[name]} | {rate} | {flops:.1f} | {starts(rows)} | {loss(rows)} |")
+    return lines
+
+
+def test_the_note_of_the_tournament_quotes_its_runs(text):
+    (length,) = tournament.STAGES["equal FLOPs"]
+    assert "\n".join(tournament_table(length)) in text
+    best, latest = tournament_runs(length), {"din+rankmixer": 19_000, "longer+rankmixer": 59_000}
+    assert not best.groupby("arm")["lr_bracketed"].all()["din+rankmixer"]
+    assert (best.groupby("arm")["examples_to_start"].max() <= pd.Series(latest)).all()
