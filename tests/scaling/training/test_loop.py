@@ -1,8 +1,11 @@
 """The loop: records, branches equal to runs of their own, replicas, divergence, resume after an interruption."""
 
+import dataclasses
 import json
+from typing import cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -10,6 +13,8 @@ from shared_trainers import shared_trainers
 
 from recscale.scaling.records import runs as records
 from recscale.scaling.training import RunSpec, get_config, loop, train, train_group
+from recscale.scaling.training.schedule import NEVER, Segment
+from recscale.scaling.training.step import TrainState
 
 STEPS = 24
 EXAMPLES = 64 * STEPS
@@ -188,6 +193,17 @@ def test_branch_equals_a_run_of_its_own_and_survives_interruption(plain, tmp_pat
     assert short["trunk_id"] == long["trunk_id"]
     phases = [line["phase"] for line in records.read_metrics(tmp_path / str(2 * EXAMPLES))]
     assert phases == sorted(phases, key=["trunk", "decay"].index)
+
+
+@pytest.mark.parametrize(
+    ("segment", "decay"),
+    [(Segment(0, 18), (NEVER, 1)), (Segment(18, 24, 24), (18, 6)), (Segment(24, 24, 24), (24, 1))],
+)
+def test_a_branch_decays_over_all_of_its_steps(segment, decay):
+    nothing = dict.fromkeys((field.name for field in dataclasses.fields(TrainState)), None)
+    state = TrainState(**nothing | {"step": jnp.zeros((), jnp.int32)})
+    entered = loop.Loop._enter(cast(loop.Loop, None), state, segment)
+    assert (int(entered.decay_from), int(entered.decay_steps)) == decay
 
 
 def test_interruption_right_after_the_checkpoint_that_follows_a_branch(tmp_path, monkeypatch):
