@@ -15,10 +15,10 @@ touched from the start, and no address can serve the frequent ones first.
 
     recscale sweep memory_slots_hashed --out runs/memory_slots_hashed --no-report
 
-Measured 2026-11-30 on one shared core of an AMD EPYC, jax 0.10.2, a part of it: 54 runs in stages (`plan --extend`),
-about 6 min. At 2^16 slots one hashed row is above `pkm` by .0079 [.0071, .0088]; counting a row's own updates makes it
-worse, and Adagrad is the best of three. Not run: `pkm` by row, `pkm_random`, MSN, hash tables by Adam below 2^16 slots,
-pairs that are alike, 8e6 rows. Why: `notebooks/runs/README.md`.
+Measured 2026-11-30 on one shared core of an AMD EPYC, jax 0.10.2, a part of it: 59 runs in stages (`plan --extend`),
+about 8 min. At 2^16 slots one hashed row is above `pkm` by .0079 [.0071, .0088], MSN by .0156 [.0149, .0163]. Counting
+a row's own updates makes it worse, and Adagrad is the best of three. Not run: `pkm` by row, `pkm_random`, hash tables
+by Adam below 2^16 slots, pairs that are alike, 8e6 rows. Why: `notebooks/runs/README.md`.
 """
 
 from recscale.scaling.report.orderings import Ordering
