@@ -16,7 +16,7 @@ from recscale.scaling.laws.forms.registry import ONE_AXIS
 from recscale.scaling.laws.grids import Grid
 from recscale.scaling.laws.planning.design import BEYOND, Design, Plan, designed, differences, measured_cost, planned
 from recscale.scaling.laws.planning.design import plan as plan_runs
-from recscale.scaling.laws.tables.axes import parse_axes
+from recscale.scaling.laws.tables.axes import over_floor, parse_axes
 from recscale.scaling.laws.tables.conditions import rows_where
 from recscale.scaling.records.advice import advised
 from recscale.scaling.records.number_text import amount
@@ -40,7 +40,7 @@ _SHOWN, _LONGEST_LIST = 8, 40
 def design(
     place: Path, budget: float, goal: str | None, like: Path | None, data: str,
     speed: float | None, beyond: float, by: str, form: str, axes: str | None,
-    where: str | None, as_json: bool, **options: Any,
+    where: str | None, target: str | None, over: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Expected widths of the constants of the law of TABLE, and of every candidate next run, best first.
 
@@ -51,7 +51,9 @@ def design(
     wanted = _goal(goal)
     table = read_and_tell(like if like is not None else place)
     table = table if where is None else table[rows_where(table, where)]
-    options |= {"bootstrap": 0, "profile": False}
+    if over is not None:
+        table, target = over_floor(table, target, over)
+    options |= {"target": target, "bootstrap": 0, "profile": False}
     prices = {"data": data, "speed": speed}
     designs, refused = _designs(table, by, form, axes, (budget, beyond), prices, options)
     if like is not None:

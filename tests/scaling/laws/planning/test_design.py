@@ -126,6 +126,10 @@ def test_the_command_names_next_runs_and_exits_by_what_came_of_it(tmp_path):
     assert set(told["now"]) == {"a", "b"} and list(told["differences"]) == ["a - b"]
     assert told["plan"]["reached"] and all(width["alpha"] <= 0.004 for width in told["plan"]["widths"].values())
     assert told["next"][0]["point"]["dense_params"] > 1e6 and "tables: reaches ± 0.004" in " ".join(done.output.split())
+    table.assign(floor=0.4).to_parquet(tmp_path / "runs.parquet")
+    excess = CliRunner().invoke(command, [*arguments, "--over", "floor", "--form", "power"])
+    assert excess.exit_code == 0, excess.output
+    assert "E" in told["now"]["a"] and set(json.loads(excess.output.splitlines()[-1])["now"]["a"]) == {"alpha"}
     table[table.dense_params < 2e3].to_parquet(tmp_path / "runs.parquet")
     refused = CliRunner().invoke(command, arguments)
     assert refused.exit_code == 3 and "a: no design" in refused.output
