@@ -32,6 +32,25 @@ def test_adamw_equals_optax_at_the_same_rate():
         np.testing.assert_allclose(mine[name], other[name], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", get_args(Optimizer))
+def test_an_update_follows_from_its_constants(name):
+    b1, b2, eps = 0.8, 0.5, 0.1
+    first, second = 0.5, -2.0
+    optimizer = dense_optimizer(name, b1=b1, b2=b2, eps=eps)
+    state = optimizer.init({"x": jnp.zeros(())})
+    for gradient in (first, second):
+        update, state = optimizer.update({"x": jnp.float32(gradient)}, state)
+    mean = (b1 * (1 - b1) * first + (1 - b1) * second) / (1 - b1**2)
+    square = b2 * (1 - b2) * first**2 + (1 - b2) * second**2
+    expected = {
+        "adamw": mean / (np.sqrt(square / (1 - b2**2)) + eps),
+        "adam": mean / (np.sqrt(square / (1 - b2**2)) + eps),
+        "rmsprop": second / np.sqrt(square + eps),
+        "adagrad": second / np.sqrt(0.1 + first**2 + second**2 + eps),
+    }[name]
+    np.testing.assert_allclose(update["x"], expected, rtol=1e-5)
+
+
 # The last names of matrices in all architectures, whatever their rank; all others are gains, biases and embeddings.
 MATRICES = {
     "kernel",
