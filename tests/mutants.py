@@ -96,8 +96,8 @@ def faults(source):
 
 
 def _children(node):
-    """Parts of a node in which a change could be noticed: no annotations, messages or imports."""
-    if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert | ast.Import | ast.ImportFrom):
+    """Parts of a node in which a change could be noticed: no annotations, messages or imports, nor zip's `strict`."""
+    if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert | ast.Import | ast.ImportFrom) or _is_strict(node):
         return
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "bases", "type_params"):
@@ -139,8 +139,13 @@ def _replacements(node):
         if name in LEFT_OUT and len(node.args) == 1:
             yield f"({ast.unparse(node.args[0])})"
         for keyword in node.keywords:
-            if keyword.arg:
+            if keyword.arg and not _is_strict(keyword):
                 yield ast.unparse(ast.Call(node.func, node.args, [k for k in node.keywords if k is not keyword]))
+
+
+def _is_strict(node):
+    """Whether a node is `strict=` of zip: it notices faults elsewhere, and where there is none it changes nothing."""
+    return isinstance(node, ast.keyword) and node.arg == "strict"
 
 
 def _is_text(*nodes):

@@ -16,7 +16,7 @@ def f(x: float = 2.0, y: int = 3) -> float:
     """Docs < and +."""
     if x < LIMIT and not y:
         raise ValueError(f"x < {x + 1}")
-    note(x)
+    note(zip(x, strict=True))
     return total(x, axis=0).sum() if y else -x * 2
 '''
 
@@ -40,7 +40,7 @@ def test_faults_are_small_changes_of_what_runs(mutants):
         (8, "x < LIMIT and not y", "(x < LIMIT or not y)"),
         (8, "x < LIMIT", "(x <= LIMIT)"),
         (8, "not y", "(y)"),
-        (10, "note(x)", "pass"),
+        (10, "note(zip(x, strict=True))", "pass"),
         (11, "total(x, axis=0).sum() if y else -x * 2", "(-x * 2 if y else total(x, axis=0).sum())"),
         (11, "total(x, axis=0).sum()", "total(x, axis=0).mean()"),
         (11, "total(x, axis=0)", "total(x)"),
