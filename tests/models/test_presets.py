@@ -1,9 +1,18 @@
-"""Every preset can be built, as shapes only, and has the parameters its closed form says, and its table of sizes."""
+"""Every preset can be built, as shapes only, and has the parameters its closed form says, and its table of sizes.
+
+A preset's name stands for one model in every run table, so what it counts on a schema with a history lies in
+preset_sizes.json; `RECSCALE_WRITE_GOLDEN=1 pytest tests/models/test_presets.py` writes that anew.
+"""
+
+import json
+import os
+from pathlib import Path
 
 import pytest
 
 from recscale.models import count, list_presets
 from recscale.models.inputs import Field, Schema, Sequence, reference_schema
+from recscale.models.presets import PRESETS
 from recscale.scaling.counting.abstract import abstract_model, tree_params
 
 # Dense parameters on the reference schema as the size table gives them: value, unit, and half of the last digit.
@@ -21,12 +30,54 @@ STARTER_SIZES = {
 UNITS = {"k": 1e3, "M": 1e6, "B": 1e9}
 NAMES = ("10k", "100k", "1m", "10m", "100m", "1b")
 
+GOLDEN = Path(__file__).with_name("preset_sizes.json")
+
+# What every preset of an architecture fixes itself, so that no default can move it.
+FIXED = {
+    "rankmixer": "tokens width hidden layers",
+    "ug_rankmixer": "tokens width hidden layers user_tokens",
+    "tokenmixer_large": "tokenizer heads tokens width hidden layers",
+    "dlrm_mlp": "widths",
+    "dcnv2": "cross_layers widths",
+    "wukong": "width layers fm_tokens linear_tokens rank hidden hidden_layers",
+    "autoint": "width attention layers",
+    "hiformer": "width layers hidden heads key_width value_width key_rank value_rank",
+    "dhen_lite": "width layers rank",
+    "mmoe": "experts hidden expert_width tower",
+    "longer": "event_width merge queries layers n_global",
+    "hyformer": "tokens",
+    "mixformer": "tokens width layers",
+    "onetrans_lite": "tokens width layers heads",
+    "msn": "theta",
+    "pkm": "addressing",
+    "lmn": "memory_slots memory_topk key_width widths",
+}
+MSN_SIZES = "tokens width hidden layers memory_count memory_slots memory_topk key_width"
+
+
+def schema_with_history():
+    event = Field("event", "user", 16, 1000, table="f20")
+    return Schema(reference_schema().fields, (Sequence("clicks", 2000, (event,), timestamps=True),))
+
 
 @pytest.mark.parametrize("name", list_presets())
 def test_presets_are_what_their_closed_forms_say(name):
-    event = Field("event", "user", 16, 1000, table="f20")
-    schema = Schema(reference_schema().fields, (Sequence("clicks", 64, (event,), timestamps=True),))
+    schema = schema_with_history()
     assert tree_params(abstract_model(name, schema, None)) == count(name, schema).dense_params
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_presets_keep_their_sizes(name):
+    base, overrides = PRESETS[name]
+    needed = MSN_SIZES if base == "msn" and name != "msn_as_printed" else FIXED[base]
+    assert set(needed.split()) <= overrides.keys()
+    counted = count(name, schema_with_history())
+    found = [counted.dense_params, counted.active_params, counted.forward_flops_per_row, counted.train_flops_per_row]
+    stored = json.loads(GOLDEN.read_text())
+    if os.environ.get("RECSCALE_WRITE_GOLDEN"):
+        stored[name] = found
+        GOLDEN.write_text(json.dumps(stored, sort_keys=True).replace("], ", "],\n") + "\n")
+    assert found == stored[name]
 
 
 def test_sparse_and_separated_presets_are_the_dense_shapes():

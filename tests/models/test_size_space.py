@@ -1,6 +1,13 @@
-"""Shapes near a target: within 3 % wherever the models can be, and friendly to hardware."""
+"""Shapes near a target: within 3 % wherever the models can be, and friendly to hardware.
+
+A sweep that is repeated must find the shapes it ran before: the first offers in several settings lie in offers.json;
+`RECSCALE_WRITE_GOLDEN=1 pytest tests/models/test_size_space.py -k before` writes them anew.
+"""
 
 import itertools
+import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +72,54 @@ def test_an_encoder_takes_its_share_of_a_size(name):
     counts = [count(f"{name}+rankmixer", REFERENCE, offer) for offer in offers]
     assert min(abs(found.dense_params / target - 1) for found in counts) < 0.03
     assert counts[0].encoder_params == pytest.approx(0.4 * target, rel=0.12)
+
+
+GOLDEN = Path(__file__).with_name("offers.json")
+
+# Configurations that are sized in another way than the default one.
+CONFIGURED = {
+    "rankmixer": [dict(tokens=8), dict(experts=4), dict(experts=4, router="topk"), dict(ffn="shared", layers=4)],
+    "tokenmixer_large": [dict(tokenizer="cut"), dict(tokenizer="cut", heads=4), dict(experts=8, active=4)],
+    "ug_rankmixer": [dict(tokens=12, user_tokens=4)],
+    "ug_tokenmixer_large": [dict(tokenizer="cut", tokens=12, user_tokens=4)],
+    "dlrm_mlp": [dict(widths=(1,)), dict(widths=(1, 1), interaction="dot")],
+    "dcnv2": [dict(rank=8, experts=2), dict(widths=()), dict(cross_layers=2, structure="parallel")],
+    "hiformer": [dict(heads=2, layers=3)],
+    "autoint": [dict(heads=4, layers=1)],
+    "dhen_lite": [dict(modules=("fm", "linear")), dict(modules=("linear", "attention")), dict(modules=("cross",))],
+    "mmoe": [dict(tower=()), dict(tower=(8, 8), experts=4)],
+    "wukong": [dict(layers=3)],
+}
+
+
+def first_offers(name):
+    """[[config, target, schema, offers]]: the first six offers in several settings, as JSON has them."""
+    if name in SIZED:
+        settings = [(None, target, REFERENCE, dict(encoder_share=0.4)) for target in (3e5, 2e7)]
+        name = f"{name}+rankmixer"
+    else:
+        settings = [(None, target, REFERENCE, {}) for target in (1e5, 1e6, 2e7, 4e8)] + [(None, 3e4, SMALL, {})]
+        settings += [(config, target, REFERENCE, {}) for config in CONFIGURED.get(name, ()) for target in (2e5, 2e7)]
+    found = [
+        [
+            config,
+            target,
+            len(schema.fields),
+            list(itertools.islice(size_space(name, schema, config, target, **split), 6)),
+        ]
+        for config, target, schema, split in settings
+    ]
+    return json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("name", [*list_models("backbone"), "onetrans_lite", "hyformer", "mixformer", *SIZED])
+def test_the_first_offers_are_those_of_before(name):
+    found, stored = first_offers(name), json.loads(GOLDEN.read_text())
+    if os.environ.get("RECSCALE_WRITE_GOLDEN"):
+        stored[name] = found
+        GOLDEN.write_text(json.dumps(stored, sort_keys=True).replace(", [", ",\n [") + "\n")
+    assert all(offers for *_, offers in found)
+    assert found == stored[name]
 
 
 def test_an_encoder_is_sized_in_front_of_a_fixed_backbone():
