@@ -154,7 +154,8 @@ _SPREADS = ("activity", "balance")
 def test_the_note_on_experts_says_what_its_shares_say(note):
     table = pd.read_parquet(RUNS / "expert_activity.parquet")
     assert "\n".join(experts_table(table)) in note
-    assert set(table["arm"]) == set(expert_activity.ARMS)
+    assert set(table["arm"]) == set(expert_activity.ARMS) and table["lr_bracketed"].all()
+    assert "\n".join(judged_lines(table.drop_duplicates("run_id"), expert_activity.orderings())) in note
     own = by_token(table).groupby("arm")
     spread, least, dead = own["activity"].agg(np.ptp), own["balance"].min(), own["dead"].mean()
     relu, even = ["RankMixer, two routers", "RankMixer, one router"], [arm for arm in least.index if "loss" in arm]
