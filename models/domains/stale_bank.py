@@ -253,11 +253,8 @@ def momentum(old: Any, new: Any, decay: float | Float[Array, ""]) -> Any:
 
 def _rows(values: Array, ids: Array, missing: float) -> Array:
     """Rows of `values`, `missing` where there is none."""
-    return (
-        jnp.take(values, ids, axis=0, mode="fill", fill_value=missing, wrap_negative_indices=False)
-        if False
-        else jnp.take(values, jnp.where(ids < 0, values.shape[0], ids), axis=0, mode="fill", fill_value=missing)
-    )
+    ids = jnp.where(ids < 0, values.shape[0], ids)
+    return jnp.take(values, ids, axis=0, mode="fill", fill_value=missing)
 
 
 def _put(values: Array, ids: Array, rows: Array) -> Array:
