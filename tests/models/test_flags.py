@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from in_float64 import in_float64
-from tiny_models import SIZES, config_type, data_of, model_of
+from tiny_models import SIZES, VARIANTS, config_type, data_of, model_of
 
 from recscale.models import list_models
 from recscale.models.inputs.tables import Table
@@ -282,3 +282,22 @@ def test_a_flag_acts_as_it_did(name, flag):
         after = fingerprint(name, case["in"] | {flag: case["value"]}, case["gradients"])
         assert after != pytest.approx(before, rel=1e-9), f"{flag}={case['value']!r} does nothing"
         assert after == pytest.approx(case["found"], rel=1e-6, abs=1e-9), case
+
+
+def rounded(value):
+    return float(f"{value:.10g}")
+
+
+# Those whose flags are not tried one by one, and what is built of several layers.
+JOINED = [(name, flags) for name in VARIANTS if name in {*ELSEWHERE, "memory_plus", "msn"} for flags in VARIANTS[name]]
+
+
+@pytest.mark.parametrize(("name", "flags"), JOINED, ids=str)
+def test_a_variant_gives_what_it_did(name, flags):
+    """Values, and gradients where flags say what flows."""
+    found = [fingerprint(name, flags, gradients) for gradients in ((False, True) if name == "lmn" else (False,))]
+    variants, key = stored().setdefault("variants", {}), f"{name} {flags}"
+    if os.environ.get("RECSCALE_WRITE_GOLDEN"):
+        variants[key] = [rounded(value) for value in found]
+        GOLDEN.write_text(json.dumps(stored(), indent=1, sort_keys=True) + "\n")
+    assert found == pytest.approx(variants[key], rel=1e-6, abs=1e-9)
