@@ -24,6 +24,8 @@ _SIMULATED = 999
 # Decays over the whole range of an axis that a trend may have, in e-folds; 0 is a straight line in ln x.
 _DECAYS = (0.0, 1.0, 2.0, 4.0, 8.0)
 _MOST_STEPS = 15
+# Least share of what another axis varies that lies within levels, for its slope to be learned there.
+_MOSTLY_WITHIN = 0.5
 
 
 def slopes(axes: Mapping[str, np.ndarray], y: np.ndarray, weights: np.ndarray) -> dict[str, float]:
@@ -75,7 +77,8 @@ def _level_means(levels: np.ndarray, weights: np.ndarray, *columns: np.ndarray) 
     found = []
     for column in columns:
         wide = column.reshape(len(levels), -1)
-        sums = np.stack([np.bincount(levels, weights * part) for part in wide.T], axis=1)
+        sums = np.zeros((len(total), wide.shape[1]))
+        np.add.at(sums, levels, weights[:, None] * wide)
         found.append((sums / np.sqrt(total)[:, None]).reshape((len(total),) + column.shape[1:]))
     return found
 
@@ -91,13 +94,28 @@ def _steps(column: np.ndarray) -> np.ndarray:
 def trend(axes: Float[np.ndarray, "n d"], target: Float[np.ndarray, " n"], weights: np.ndarray, at: int) -> float:
     """p-value that the metric does not move along axis `at`: level means against a constant, with the other axes' own
     lines taken out, tried on straight lines and decays in ln x.
+
+    What the other axes do is learned within the levels where they vary there, as on a grid, whole or with runs missing;
+    level means, which may be few, tell only the rest.
     """
-    u = axes[:, at]
+    u, root = axes[:, at], np.sqrt(weights)[:, None]
     others = np.delete(axes, at, axis=1)
     reach = (u - u.min()) / max(np.ptp(u), 1e-300)
     directions = np.stack([np.exp(-decay * reach) if decay else reach for decay in _DECAYS], axis=1)
-    design = np.column_stack([np.ones(len(u)), others, others**2])
-    return largest_f(*_level_means(axis_levels(u), weights, design, target, directions))[0]
+    levels = axis_levels(u)
+    lines = np.column_stack([others, others**2])
+    lines = lines - np.average(lines, axis=0, weights=weights)
+    lines = lines / np.maximum(np.linalg.norm(lines * root, axis=0), 1e-300)
+
+    def within(columns: np.ndarray) -> np.ndarray:
+        (means,) = _level_means(levels, weights, columns)
+        return (columns - (means / np.sqrt(np.bincount(levels, weights))[:, None])[levels]) * root
+
+    _, inside, rotation = np.linalg.svd(within(lines), full_matrices=False)
+    lines, known = lines @ rotation.T, inside > _MOSTLY_WITHIN
+    slopes = np.linalg.lstsq(within(lines[:, known]), within(target[:, None])[:, 0], rcond=None)[0]
+    design = np.column_stack([np.ones(len(u)), lines[:, ~known]])
+    return largest_f(*_level_means(levels, weights, design, target - lines[:, known] @ slopes, directions))[0]
 
 
 def lack_of_fit(found: Squares, at: int) -> tuple[float, float]:
