@@ -13,7 +13,7 @@ left out is returned with a reason.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -86,7 +86,7 @@ class Isoflop:
     quotable: bool
     reasons: list[str]
     excluded: Excluded
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
