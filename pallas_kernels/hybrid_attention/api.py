@@ -112,12 +112,11 @@ def merge_attention(
 
     Shapes as `hybrid_attention` returns them, equal for all parts. A row that saw nothing in any part gives 0.
     """
-    outputs, logs = zip(*parts, strict=True)
-    most = jax.lax.stop_gradient(jnp.stack(logs).max(axis=0))
-    weights = [jnp.exp(lse - most) for lse in logs]
-    total = sum(weights[1:], weights[0])
-    o = sum((w / total)[..., None] * part.astype(jnp.float32) for w, part in zip(weights, outputs, strict=True))
-    return cast(Array, o).astype(outputs[0].dtype), most + jnp.log(total)
+    most = jax.lax.stop_gradient(jnp.stack([lse for _, lse in parts]).max(axis=0))
+    weighted = [(jnp.exp(lse - most), o) for o, lse in parts]
+    total = sum(weight for weight, _ in weighted)
+    o = sum((weight / total)[..., None] * part.astype(jnp.float32) for weight, part in weighted)
+    return cast(Array, o).astype(parts[0][0].dtype), most + jnp.log(total)
 
 
 def _choose(implementation: Implementation | None, interpret: Any, q: Array, k: Array, v: Array | None) -> Backend:

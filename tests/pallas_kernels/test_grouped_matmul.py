@@ -44,8 +44,9 @@ def test_equals_a_loop_over_experts(rows, sizes, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
-@pytest.mark.parametrize("rows, sizes", CASES, ids=str)
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rows, sizes", [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])], ids=str
+)
 def test_gradients_equal_those_of_the_loop(rows, sizes, implementation):
     x, w, group_sizes = operands(rows, sizes)
     dy = jnp.asarray(np.random.default_rng(9).standard_normal((rows, w.shape[2])), jnp.float32)
@@ -72,6 +73,21 @@ def test_chunks_of_rows_change_nothing(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), value_and_gradients(), whole)
 
 
+def test_copies_of_a_chunk_stay_below_their_limit(monkeypatch):
+    """As many rows as 256 MiB of copies per group allow, one at least; other platforms need no chunks."""
+    for rows, groups, inputs, outputs in (
+        (10**6, 8, 64, 256),
+        (10**6, 3, 300, 7),
+        (5, 8, 64, 256),
+        (9, 2**20, 64, 128),
+    ):
+        chunk, copy = api._chunk(rows, groups, inputs, outputs), 4 * groups * max(inputs, outputs)
+        assert chunk == 1 or chunk * copy <= 2**28
+        assert chunk == rows or (chunk + 1) * copy > 2**28
+    monkeypatch.setattr(api.targets, "current_platform", lambda: "tpu")
+    assert api._chunk(9, 2**20, 64, 128) == 9
+
+
 def test_batched_over_replicas():
     x, w, sizes = operands(23, (4, 2, 7))
     xs, ws = jnp.stack([x, 2 * x]), jnp.stack([w, w + 1])
@@ -92,6 +108,8 @@ def test_bfloat16_rows_keep_float32_weight_gradients():
     np.testing.assert_allclose(
         np.asarray(y, np.float64), by_loop(x, w.astype(jnp.bfloat16), sizes), rtol=1e-2, atol=1e-2
     )
+    rows = np.split(np.asarray(x, np.float64), [13])
+    np.testing.assert_allclose(dw, [np.tile(part.sum(0)[:, None], 5) for part in rows], rtol=1e-5, atol=1e-5)
 
 
 def test_reruns_are_bit_equal():
@@ -104,6 +122,12 @@ def test_what_cannot_be_served_is_refused(monkeypatch):
     x, w, sizes = operands(8, (3, 5))
     with pytest.raises(ValueError, match=r"do not fit, expected \[N, D\] and \[G, D, F\]"):
         grouped_matmul(x[:, :2], w, sizes)
+    with pytest.raises(ValueError, match=r"do not fit, expected \[N, D\] and \[G, D, F\]"):
+        grouped_matmul(x[None], w, sizes)
+    with pytest.raises(ValueError, match=r"group_sizes is int32 \(1,\)"):
+        grouped_matmul(x, w, sizes[:1])
+    with pytest.raises(ValueError, match="w is bfloat16, expected float32"):
+        grouped_matmul(x, w.astype(jnp.bfloat16), sizes)
     with pytest.raises(ValueError, match="group_sizes is float32"):
         grouped_matmul(x, w, sizes.astype(jnp.float32))
     with pytest.raises(ValueError, match="x is int32"):
@@ -114,6 +138,7 @@ def test_what_cannot_be_served_is_refused(monkeypatch):
         grouped_matmul(x, w, sizes, interpret=True)
     monkeypatch.setenv("RECSCALE_CHECK", "1")
     grouped_matmul(x, w, sizes)
+    grouped_matmul(x, w, jnp.asarray([0, 8], jnp.int32))
     with pytest.raises(ValueError, match="sum to 9"):
         grouped_matmul(x, w, sizes.at[0].set(4))
     with pytest.raises(Exception, match="none negative"):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recscale.pallas_kernels.dispatch import recording
 from recscale.pallas_kernels.hybrid_attention import hybrid_attention, merge_attention, reference, xla
 
 R, C, Q, S, H, d, dv = 4, 3, 5, 9, 2, 4, 3
@@ -169,6 +170,17 @@ def test_under_vmap_and_rematerialisation(path):
             np.testing.assert_allclose(one[i], other, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_of_a_chunk():
+    """Chunks of nearly equal numbers of rows, one at least, whose float32 scores [R, H, n, S] take 32 MiB or less."""
+    for requests, rows, heads, keys in ((8, 512, 4, 4096), (8, 500, 4, 4096), (2, 10, 1, 10), (2**10, 5, 64, 2**16)):
+        found = xla.rows_per_chunk(requests, rows, heads, keys)
+        most = 2**25 // (4 * requests * heads * keys)
+        assert found == 1 or found <= most
+        chunks = -(-rows // found)
+        assert chunks == -(-rows // max(most, 1)) and (found - 1) * chunks < rows
+    assert xla.rows_per_chunk(8, 512, 4, 4096) == 64
+
+
 def test_chunks_bound_the_memory():
     """64 rows against 4,096 keys: one chunk's scores, not all of them, are ever held."""
     shapes = [(8, 512, 4, 16), (8, 4096, 4, 16), (8, 4096, 4, 16)]
@@ -203,6 +215,7 @@ def test_lengths_and_positions_are_errors_where_values_are_checked(monkeypatch):
     monkeypatch.setenv("RECSCALE_CHECK", "1")
     q, k, v, _, lengths = arrays(candidates=C)
     hybrid_attention(q, k, v, lengths, scale=1.0, mode="causal")  # positions start again with every candidate
+    hybrid_attention(q, k, v, lengths, scale=1.0)  # equal positions do not fall
     with pytest.raises(ValueError, match=r"lengths \[0, 1, 6, 10\], expected 0 to 9"):
         hybrid_attention(q, k, v, lengths.at[3].set(S + 1), scale=1.0)
     with pytest.raises(ValueError, match="q_pos falls"):
@@ -213,6 +226,17 @@ def test_lengths_and_positions_are_errors_where_values_are_checked(monkeypatch):
         jax.effects_barrier()
 
 
+def test_few_keys_stay_with_xla():
+    """S <= d: no more scores a row than the row has numbers."""
+    q, lengths = jnp.ones((2, 4, 1, 8)), jnp.asarray([8, 9])
+    for keys, reason in ((8, "few keys"), (9, "")):
+        served: dict = {}
+        with recording(served):
+            k = jax.ShapeDtypeStruct((2, keys, 1, 8), jnp.float32)
+            jax.eval_shape(lambda k: hybrid_attention(q, k, k, lengths, scale=1.0), k)
+        assert served == {"hybrid_attention": {"xla": reason}}
+
+
 def test_shapes_that_do_not_fit_are_refused():
     q, k, v, _, lengths = arrays()
     with pytest.raises(ValueError, match="k needs 1 or 2"):
@@ -221,6 +245,14 @@ def test_shapes_that_do_not_fit_are_refused():
         hybrid_attention(q, k, v[:, 1:], lengths, scale=1.0)
     with pytest.raises(ValueError, match="expected \\[R, "):
         hybrid_attention(q[0], k, v, lengths, scale=1.0)
+    with pytest.raises(ValueError, match="expected \\[R, "):
+        hybrid_attention(q, k[..., 0], v, lengths, scale=1.0)
+    with pytest.raises(ValueError, match="lengths has shape"):
+        hybrid_attention(q, k, v, lengths[1:], scale=1.0)
+    with pytest.raises(ValueError, match="q_pos has shape"):
+        hybrid_attention(q, k, v, lengths, scale=1.0, mode="positions", q_pos=jnp.zeros(Q - 1, jnp.int32))
+    with pytest.raises(NotImplementedError, match="q, k and v are bfloat16, float32; it needs one type"):
+        hybrid_attention(q, k, v.astype(jnp.bfloat16), lengths, scale=1.0, implementation="pallas_tpu", interpret=True)
     with pytest.raises(NotImplementedError, match="no such kernel"):
         hybrid_attention(q, k, v, lengths, scale=1.0, implementation="pallas_tpu_sc")
     with pytest.raises(NotImplementedError, match="needs a TPU"):

@@ -291,5 +291,14 @@ def test_what_cannot_be_served_is_refused():
         per_token_ffn(x, w1, b1, w2, b2, w_gate=w_gate.astype(jnp.bfloat16), token_first=True)
     with pytest.raises(ValueError, match="act is 'tanh'"):
         per_token_ffn(x, w1, b1, w2, b2, act="tanh", token_first=True)
+    with pytest.raises(NotImplementedError, match="per_token_matmul cannot run as 'pallas_tpu'"):
+        per_token_matmul(x, w1, token_first=True, implementation="pallas_tpu")
+    for given in ((w1[0], b1, w2), (w1, b1, w2[0])):
+        with pytest.raises(ValueError, match="expected one matrix per T"):
+            per_token_ffn(x, *given, b2, token_first=True)
+    with pytest.raises(ValueError, match=r"expected \[T, B, D\] \(token_first=True"):
+        per_token_ffn(x[0], w1, b1, w2, b2, token_first=True)
+    with pytest.raises(ValueError, match=r"expected \[B, T, D\] or \[B, T\*D\]"):
+        per_token_ffn(x[None], w1, b1, w2, b2)
     with pytest.raises(ValueError, match="x is float16"):
         per_token_matmul(x.astype(jnp.float16), w1, token_first=True)

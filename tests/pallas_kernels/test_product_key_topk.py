@@ -1,11 +1,13 @@
 """The two-axis search against brute force over all slots, its ties, its gradient, masked keys and NaN."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recscale.pallas_kernels.product_key_topk import pair_ranks, product_key_topk
+from recscale.pallas_kernels.product_key_topk import api, pair_ranks, product_key_topk, reference, xla
 
 IMPLEMENTATIONS = ("xla", "reference")
 
@@ -93,8 +95,6 @@ def test_permuting_keys_permutes_ids():
 
 @pytest.mark.parametrize("chunk_bytes", [None, 4096])
 def test_gradient_equals_that_of_the_dense_scorer(monkeypatch, chunk_bytes):
-    from recscale.pallas_kernels.product_key_topk import xla
-
     if chunk_bytes:
         monkeypatch.setattr(xla, "_LIMIT_BYTES", chunk_bytes)  # several chunks and a remainder
     rng = np.random.default_rng(1)
@@ -149,14 +149,18 @@ def test_masked_keys_and_nan():
         few = np.full((1, 2, 8), -np.inf, np.float32)
         few[0, :, 4] = 1.0
         found, ids = find(*given_scores(few), 8, implementation=implementation)
+        np.testing.assert_array_equal(found[0, 0], [2.0, *7 * [np.float32(-1e30)]])
         assert int(ids[0, 0, 0]) == 4 * 8 + 4 and len(set(np.asarray(ids)[0, 0])) == 8
         scores_nan = scores.copy()
         scores_nan[0, 1, 2] = np.nan
         _, ids = find(*given_scores(scores_nan), 8, implementation=implementation)
         assert (np.asarray(ids) >= 0).all() and (np.asarray(ids) < 64).all()
-    masked = jnp.asarray(scores)[..., None]
-    grad = jax.jit(jax.grad(lambda q: jnp.sum(product_key_topk(q, masked, 4)[0])))(jnp.ones((1, 1, 2, 1)))
-    assert np.isfinite(grad).all()
+        masked = jnp.asarray(scores)[..., None]
+        search = functools.partial(product_key_topk, topk=4, implementation=implementation)
+        grad = jax.jit(jax.grad(lambda q, search=search, keys=masked: jnp.sum(search(q, keys)[0])))(
+            jnp.ones((1, 1, 2, 1))
+        )
+        assert np.isfinite(grad).all()
 
 
 def test_nan_is_an_error_where_values_are_checked(monkeypatch):
@@ -204,6 +208,27 @@ def test_nothing_is_sorted_whole(topk):
 @pytest.mark.parametrize("topk, pairs", [(8, 20), (16, 50), (32, 119), (64, 280), (128, 645)])
 def test_number_of_candidate_pairs(topk, pairs):
     assert len(pair_ranks(topk)[0]) == pairs == sum(topk // i for i in range(1, topk + 1))
+    assert reference.pair_count(topk) == pairs
+
+
+def test_chunks_of_reads_hold_64_mib(monkeypatch):
+    """Of scores [H, 2, n] and of the pairs' sums and slots, of the gradients of scores: float32 and int32."""
+    asked = []
+    monkeypatch.setattr(xla, "rows_within", lambda *limits: asked.append(limits) or 10**6)
+    q, keys, found = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((9, 3, 2, 5), (3, 2, 40, 5), (9, 3, 8)))
+    ids = jax.ShapeDtypeStruct(found.shape, jnp.int32)
+    jax.eval_shape(lambda q, keys: xla.topk(q, keys, 8, 1.0), q, keys)
+    jax.eval_shape(lambda *a: xla.gradients(*a, 1.0), q, keys, ids, found)
+    scores = np.empty((3, 2, 40), np.float32).nbytes
+    assert asked == [(2**26, scores + 2 * np.empty((3, 20), np.float32).nbytes), (2**26, scores)]
+
+
+def test_as_many_sub_keys_as_int32_can_name():
+    """46,340^2 slots, and no more: the next square is beyond 2^31 - 1."""
+    shape = jax.ShapeDtypeStruct
+    api._check(shape((3, 2, 2, 1), jnp.float32), shape((2, 2, 46_340, 1), jnp.float32), 46_340, 1.0)
+    with pytest.raises(ValueError, match="at most 46340"):
+        api._check(shape((3, 2, 2, 1), jnp.float32), shape((2, 2, 46_341, 1), jnp.float32), 2, 1.0)
 
 
 def test_errors_name_what_was_wrong():
@@ -213,10 +238,17 @@ def test_errors_name_what_was_wrong():
         ("topk is 0", (q, keys, 0), {}),
         ("key width 3", (q[..., :3], keys, 2), {}),
         ("2 heads, keys have 1", (q, keys[:1], 2), {}),
-        ("at most 46340", (q[..., :1], jnp.zeros((2, 46_341, 1)), 2), {}),
+        (r"expected \[N, H, 2, p\]", (q[0], keys, 2), {}),
+        (r"expected \[N, H, 2, p\]", (jnp.ones((3, 2, 3, 4)), keys, 2), {}),
+        (r"expected \[H, 2, n, p\] or", (q, keys[None], 2), {}),
+        (r"expected \[H, 2, n, p\] or", (q, jnp.ones((2, 3, 5, 4)), 2), {}),
+        ("q is int32", (q.astype(jnp.int32), keys, 2), {}),
+        ("keys is int32", (q, keys.astype(jnp.int32), 2), {}),
         ("interpret=True", (q, keys, 2), {"interpret": True}),
     ):
         with pytest.raises(ValueError, match=message):
             product_key_topk(*args, **kwargs)
+    with pytest.raises(ValueError, match="multiply a traced scale into q"):
+        api._check(q, keys, 2, jnp.ones(()))
     with pytest.raises(NotImplementedError, match="pallas_gpu"):
         product_key_topk(q, keys, 2, implementation="pallas_gpu")

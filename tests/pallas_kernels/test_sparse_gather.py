@@ -55,7 +55,8 @@ def test_gates_and_all_gradients(gate_fn, monkeypatch):
     rng = np.random.default_rng(1)
     gate = None if gate_fn == "none" else jnp.asarray(rng.standard_normal((30, 6)), jnp.float32)
     dout = jnp.asarray(rng.standard_normal((30, 6)), jnp.float32)
-    y = read64(values, ids, weights)
+    probe = jnp.asarray(rng.standard_normal((30, 6)), jnp.float32)  # of zeros it would be, but for the test
+    y = read64(values, ids, weights) + np.asarray(probe, np.float64)
     opened, slope = gate64(gate_fn, y)
     held = np.ones_like(y) if gate is None else np.asarray(gate, np.float64)
     g = np.asarray(dout, np.float64) * held * slope
@@ -73,7 +74,7 @@ def test_gates_and_all_gradients(gate_fn, monkeypatch):
             )
             return jnp.sum(out * dout), out
 
-        arguments = (values, weights, gate, jnp.zeros((30, 6)))
+        arguments = (values, weights, gate, probe)
         wanted = (0, 1, 3) if gate is None else (0, 1, 2, 3)
         grads, out = jax.jit(jax.grad(loss, argnums=wanted, has_aux=True))(*arguments)
         np.testing.assert_allclose(out, held * opened if gate is not None else y, rtol=1e-5, atol=1e-5)
@@ -178,8 +179,33 @@ def test_products_with_rows_and_their_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     constant, _ = both(values, x, "xla", "rows")
     assert not np.asarray(constant[0]).any() and np.asarray(constant[1]).any()
-    with pytest.raises(ValueError, match="sparse_dot: values"):
-        sparse_dot(values, ids, x[:3])
+    for given in ((values, ids, x[:3]), (values, ids, x[:, :3]), (values[0], ids, x), (values, ids[0], x)):
+        with pytest.raises(ValueError, match="sparse_dot: values"):
+            sparse_dot(*given)
+    with pytest.raises(ValueError, match="value_grad is 'sparse'"):
+        sparse_dot(values, ids, x, value_grad="sparse")
+    with pytest.raises(NotImplementedError, match="sparse_dot cannot run as 'pallas_tpu'"):
+        sparse_dot(values, ids, x, implementation="pallas_tpu")
+
+
+def test_products_with_rounded_rows_have_float32_sums():
+    """dx of bfloat16 values is the float32 read of them, and the values' gradient is theirs in dtype."""
+    values, ids, ds = case(25, 5, 12, 8, dtype=jnp.bfloat16)
+    x = jnp.asarray(np.random.default_rng(8).standard_normal((25, 8)), jnp.float32)
+    s, pull = jax.vjp(lambda values, x: sparse_dot(values, ids, x, implementation="xla"), values, x)
+    dvalues, dx = pull(ds)
+    wide = np.asarray(values, np.float64)
+    np.testing.assert_allclose(s, products64(wide, ids, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dx, read64(wide, ids, ds), rtol=1e-5, atol=1e-5)
+    assert dvalues.dtype == jnp.bfloat16
+    expected = dense64(ids, ds, x, 12)
+    np.testing.assert_allclose(np.asarray(dvalues, np.float64), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_chunks_of_reads_hold_64_mib_of_rows(monkeypatch):
+    """Eight float32 rows of every read at a time, or as many as a read has."""
+    assert xla._chunk(jax.ShapeDtypeStruct((7, 192), jnp.bfloat16)) == 2**26 // (8 * 192 * 4)
+    assert [xla._unroll(jax.ShapeDtypeStruct((3, hits), jnp.int32)) for hits in (5, 8, 32)] == [5, 8, 8]
 
 
 def test_temporaries_stay_far_below_the_gathered_rows():
@@ -203,6 +229,17 @@ def test_ids_outside_the_table(monkeypatch):
     monkeypatch.setenv("RECSCALE_CHECK", "1")
     with pytest.raises(ValueError, match="id 7 is outside a table of 3 rows"):
         sparse_gather(values, ids, weights)
+    two, x = jnp.ones((1, 2)), jnp.ones((1, 2))
+    for call in (lambda ids: sparse_gather(values, ids, two), lambda ids: sparse_dot(values, ids, x)):
+        assert call(jnp.asarray([[0, 2]])).shape == (1, 2)
+        with pytest.raises(ValueError, match="id 3 is outside a table of 3 rows"):
+            call(jnp.asarray([[0, 3]]))
+    one_row = jnp.ones((1, 2))
+    assert not sparse_gather(one_row, jnp.asarray([[-1]]), weights).any() and not sparse_dot(one_row, -ids, x).any()
+    nothing = jnp.zeros((0, 2), jnp.int32)
+    assert (
+        sparse_gather(one_row, nothing, jnp.zeros((0, 2))).shape == sparse_dot(one_row, nothing, x[:0]).shape == (0, 2)
+    )
     with pytest.raises(Exception, match="id 7 is outside a table of 3 rows"):
         jax.block_until_ready(jax.jit(lambda i: sparse_gather(values, i, weights))(ids))
         jax.effects_barrier()
@@ -237,8 +274,9 @@ def test_errors_name_what_was_wrong():
     ):
         with pytest.raises(ValueError, match=message):
             sparse_gather(values, ids, weights, **kwargs)
-    with pytest.raises(ValueError, match="expected \\[M, d\\]"):
-        sparse_gather(values, ids, weights[:2])
+    for given in ((values, ids, weights[:2]), (values[0], ids, weights), (values, ids[0], weights[0])):
+        with pytest.raises(ValueError, match="expected \\[M, d\\]"):
+            sparse_gather(*given)
     with pytest.raises(ValueError, match="expected int32"):
         sparse_gather(values, weights, weights)
     with pytest.raises(NotImplementedError, match="pallas_tpu"):

@@ -16,8 +16,8 @@ def integers(*shape, high, seed=0):
 
 
 @BOTH
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_integers_are_exact(implementation, dtype):
+@pytest.mark.parametrize("dtype, scales", [(jnp.float32, (40,)), (jnp.bfloat16, (40,)), (jnp.bfloat16, (2, 40))])
+def test_integers_are_exact(implementation, dtype, scales):
     """Inputs that bfloat16 holds exactly and sums below 2^24: bit-equal to the int32 product."""
     x, wq = integers(5, 96, high=255), integers(96, 40, high=127, seed=1)
     expected = x.astype(np.int64) @ wq
@@ -25,7 +25,7 @@ def test_integers_are_exact(implementation, dtype):
     found = w8a16_matmul(
         jnp.asarray(x, dtype),
         jnp.asarray(wq, jnp.int8),
-        jnp.ones(40),
+        jnp.ones(scales),
         out_dtype=jnp.float32,
         implementation=implementation,
     )
@@ -73,6 +73,25 @@ def test_quantisation_error_is_at_most_half_a_step():
     np.testing.assert_array_equal(scale[:, 3], 1.0)
     np.testing.assert_array_equal(wq[:, :, 3], 0)
     assert jnp.isfinite(w8a16_matmul(normal(2, 6, 100), wq, scale, out_dtype=jnp.float32)).all()
+
+
+def test_one_input_per_scale_keeps_magnitudes():
+    wq, scale = quantize_int8(jnp.asarray([[0.5, -2.0], [0.0, 3.0], [-0.25, 1.0]]), group=1)
+    np.testing.assert_array_equal(wq, [[127, -127], [0, 127], [-127, 127]])
+    np.testing.assert_allclose(scale * 127, [[0.5, 2], [127, 3], [0.25, 1]], rtol=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("group", [None, 3])
+def test_an_odd_number_of_inputs(implementation, group):
+    """9 inputs, 2 tokens, against float64 products of what the integers stand for; the result is bfloat16."""
+    x, bias = np.asarray(normal(4, 2, 9)), np.asarray(normal(2, 5, seed=2))
+    wq, scale = quantize_int8(normal(2, 9, 5, seed=1), group=group)
+    wide = np.repeat(np.asarray(scale).reshape(2, -1, 5), group or 9, axis=1)
+    expected = np.einsum("btd,tdf->btf", x, np.asarray(wq, np.float64) * wide) + bias
+    found = w8a16_matmul(jnp.asarray(x), wq, scale, jnp.asarray(bias), implementation=implementation)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8, atol=1e-6)
 
 
 def test_rounding_is_half_to_even():
@@ -129,6 +148,9 @@ def test_differentiating_is_refused(argument):
         jax.grad(total)(arguments[argument])
 
 
+TOKENS = dict(wq=jnp.zeros((3, 8, 4), jnp.int8), scale=jnp.ones((3, 4)))
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -142,6 +164,9 @@ def test_differentiating_is_refused(argument):
         (dict(act="tanh"), "act is 'tanh'"),
         (dict(token_first=True), "one matrix per token"),
         (dict(wq=jnp.zeros((3, 8, 4), jnp.int8), scale=jnp.ones((3, 4))), r"expected \[B, 3, 8\]"),
+        (TOKENS | dict(x=jnp.zeros((3, 2, 8))), r"expected \[B, 3, 8\]"),
+        (TOKENS | dict(x=jnp.zeros((2, 3, 8)), token_first=True), r"expected \[3, B, 8\]"),
+        (dict(x=jnp.zeros(())), "expected 8 inputs"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -157,5 +182,8 @@ def test_what_does_not_exist_is_refused():
         w8a16_matmul(normal(2, 8), wq, scale, implementation="pallas_gpu")
     with pytest.raises(ValueError, match="interpret"):
         w8a16_matmul(normal(2, 8), wq, scale, interpret=True)
-    with pytest.raises(ValueError, match="group is 3"):
-        quantize_int8(normal(8, 4), group=3)
+    for group in (3, 0):
+        with pytest.raises(ValueError, match=f"group is {group}"):
+            quantize_int8(normal(8, 4), group=group)
+    with pytest.raises(ValueError, match="weights have shape"):
+        quantize_int8(normal(8))
