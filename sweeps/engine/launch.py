@@ -177,7 +177,7 @@ class _Pool:
         command += [] if place.core is None else ["--core", str(place.core)]
         command += [part for text in self.overrides for part in ("--set", text)]
         log = _worker_log(self.out, slot)
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(exist_ok=True)
         with open(log, "ab") as stderr:
             process = subprocess.Popen(
                 command,
@@ -266,7 +266,7 @@ class _Pool:
             return
         path = self.out / "groups" / job.id / "attempts.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as handle:
+        with open(path, "a") as handle:
             handle.write(json.dumps({"attempt": job.attempts, "reason": reason, "log": str(job.log(self.out))}) + "\n")
         if again and job.attempts < ATTEMPTS:
             self.display.retried(job, reason)

@@ -44,7 +44,7 @@ def resources(job: Job, mesh: str = "", gpus_per_run: int = 0, gpus_per_node: in
     return Resources(
         seconds=_LEAST_S * _next_power(TIME_MARGIN * job.seconds / _LEAST_S),
         memory_bytes=_LEAST_BYTES * _next_power(MEMORY_MARGIN * job.memory_bytes / _LEAST_BYTES),
-        cores=max(devices, 1) if gpus_per_run else ways,
+        cores=devices or ways,
         devices=devices,
         nodes=nodes,
     )
@@ -52,4 +52,4 @@ def resources(job: Job, mesh: str = "", gpus_per_run: int = 0, gpus_per_node: in
 
 def _next_power(x: float) -> int:
     """The least power of two that is not below x, at least 1."""
-    return 2 ** max(math.ceil(math.log2(max(x, 1.0))), 0)
+    return 2 ** math.ceil(math.log2(max(x, 1.0)))

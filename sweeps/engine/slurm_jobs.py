@@ -3,7 +3,6 @@ nothing that does."""
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +31,7 @@ class JobsInTurn:
             try:
                 statuses |= run_job(self.out, job, self.overrides, self.trainer)
             except Exception as error:
-                traceback.print_exc(file=sys.stderr)
+                traceback.print_exc()
                 failed.append(f"{job}: {type(error).__name__}: {error}")
         if failed:
             raise RuntimeError("; ".join(failed))

@@ -109,7 +109,7 @@ def cancel_jobs(out: Path) -> dict[str, str]:
 def submissions(out: Path) -> Mapping[str, dict[str, Any]]:
     """{job: its last line of `submitted.jsonl`}."""
     path = out / SUBMITTED
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {line["job"]: line for line in lines}
 
 
@@ -119,5 +119,5 @@ def _executor(out: Path, name: str, options: tuple[str, ...]) -> Executor:
 
 def _note(out: Path, name: str, options: Sequence[str], handles: Mapping[str, str]) -> None:
     facts = {"executor": name, "options": list(options), "submitted": now()}
-    with open(out / SUBMITTED, "a", encoding="utf-8") as file:
+    with open(out / SUBMITTED, "a") as file:
         file.writelines(json.dumps({"job": job, "handle": handle, **facts}) + "\n" for job, handle in handles.items())

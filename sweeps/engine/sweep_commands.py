@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _OUT = click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the sweep; default runs/<name of the file>."
 )
-_DATA = click.option("--data", "root", default=None, help="Folder of an imported log (sets data.root).")
+_DATA = click.option("--data", "root", help="Folder of an imported log (sets data.root).")
 _SET = click.option(
     "--set",
     "assignments",

@@ -155,7 +155,7 @@ def status_table(states: Sequence[dict[str, Any]]) -> str:
 def render(lines: Sequence[dict[str, str]]) -> str:
     """Rows of texts as an aligned table, wide as its content: words to the left, numbers to the right."""
     words = ("run", "job", "architecture", "state", "reasons")
-    cells = [dict(zip(lines[0], lines[0], strict=True)), *lines]
+    cells = [{name: name for name in lines[0]}, *lines]
     widths = {name: max(len(line[name]) for line in cells) for name in lines[0]}
     return "\n".join(
         "  ".join(f"{line[name]:{'<' if name in words else '>'}{width}}" for name, width in widths.items()).rstrip()

@@ -205,7 +205,7 @@ class _Events:
 
     def __init__(self, beat_s: float):
         self._beat_s = beat_s
-        self._stream, self._one = os.fdopen(os.dup(1), "w", encoding="utf-8"), threading.Lock()
+        self._stream, self._one = os.fdopen(os.dup(1), "w"), threading.Lock()
         self.job: str | None = None
         os.dup2(2, 1)
         threading.Thread(target=self._beat, daemon=True).start()
@@ -226,7 +226,7 @@ class _Events:
         """Sends what is printed (by C++ as well) to a log file."""
         log.parent.mkdir(parents=True, exist_ok=True)
         saved = os.dup(2)
-        with open(log, "a", encoding="utf-8") as handle:
+        with open(log, "a") as handle:
             os.dup2(handle.fileno(), 1)
             os.dup2(handle.fileno(), 2)
             faulthandler.enable(handle)  # a crash leaves its stack in the log
@@ -279,7 +279,7 @@ def die_with(parent: int | None) -> None:
     if parent is None:
         return
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the launcher died before its worker started")
 

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from recscale.scaling.training import get_config
+from recscale.sweeps.engine.plan import make_plan
+
 SWEEP = """
 from recscale.scaling.training import get_config as base_config
 from recscale.sweeps import axis, product, seeds
@@ -50,6 +53,15 @@ def sweep_file(tmp_path):
     path = tmp_path / "tiny.py"
     path.write_text(SWEEP)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def one_run_plan():
+    """A plan of one run, for a trainer that learns nothing."""
+    config = get_config("dlrm_mlp", "known_truth")
+    config.data.preset, config.data.holdout_rows, config.training.requests = "smoke", 512, 64
+    config.training.examples = 640
+    return make_plan(config, [{}], sweep="test")
 
 
 @pytest.fixture

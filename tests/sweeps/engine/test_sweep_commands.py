@@ -15,6 +15,7 @@ def test_plan_prints_every_run_and_launches_nothing(call, sweep_file, tmp_path, 
         assert row["run_id"] in result.out and row["config"]["training"]["lr"] == 0.01
     assert not (out / "runs").exists()
     foreseen = last_json(result)["foreseen"]
+    assert "bill (estimated but for FLOPs): " in result.out
     assert foreseen and all(f"foreseen: {line}\n" in result.out for line in foreseen)
     bill = last_json(result)["bill"]
     assert bill["core_hours"]["source"] == "estimated" and bill["core_hours"]["value"] > 0
