@@ -2,7 +2,8 @@
 
 One block or layer each, as there. DCNv2 is a cross layer alone, of a rank that grows. RankMixers of two and four
 experts have one active at a token: `active_params` are those of the dense one of that size, `dense_params` more. The
-rate of every shape is the best of three or more on another stream of the log, found first.
+rate of every shape is the best of three or more on another stream of the log, found first. Five seeds at three sizes,
+and two of four architectures at the sizes between.
 
     recscale sweep mixers_by_rows_others --out runs/mixers_by_rows_others --no-report
 """
@@ -13,8 +14,11 @@ from recscale.sweeps import Sweep, chain, noted, product, quickstart, seeds
 from recscale.sweeps.mixers.mixers_by_rows_rates import CENTRE
 
 ROWS = 250_000
-# Of three sizes of the quickstart: the rank of a cross layer with as many parameters.
-RANKS = {"6.4e3": 12, "2.4e4": 47, "1.15e5": 231}
+# The rank of a cross layer with as many parameters as the quickstart's pair.
+RANKS = dict(zip(quickstart.LADDER, (4, 12, 22, 47, 100, 174, 231), strict=True))
+# Where everybody is compared, with five seeds; between them there are two, of those that a law is fitted to.
+COMPARED = ("6.4e3", "2.4e4", "1.15e5")
+FITTED = ("rankmixer", "dlrm_mlp", "dcnv2", "tokenmixer_large")
 MODELS = {
     "tokenmixer_large": {"model.layers": 1, "model.heads": 4, "model.aux_weight": 0.0},
     "wukong": {"model.layers": 1},
@@ -33,7 +37,9 @@ def get_config() -> ConfigDict:
 
 
 def get_sweep() -> Sweep:
-    return product(chain(*(_shapes(size) for size in RANKS)), seeds(5))
+    compared = product(chain(*(_shapes(size) for size in COMPARED)), seeds(5))
+    between = chain(*(_shapes(size) for size in RANKS if size not in COMPARED))
+    return chain(compared, product([point for point in between if point["note.arm"] in FITTED], seeds(2)))
 
 
 def get_rates() -> dict:

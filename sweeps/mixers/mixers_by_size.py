@@ -6,18 +6,25 @@ architectures, so each pair can be asked which needs fewer parameters for the sa
 
     recscale sweep mixers_by_size --out runs/mixers_by_size --no-report
 
-Not run yet: no figure of it has been committed.
+Run so far: DCNv2 at the seven sizes. What it says: `notebooks/runs/README.md`.
 """
 
 from ml_collections import ConfigDict
 
 from recscale.sweeps import Sweep, chain, noted, product, quickstart, seeds
-from recscale.sweeps.mixers.mixers_by_rows_others import MODELS
+from recscale.sweeps.mixers.mixers_by_rows_others import MODELS, RANKS
 
-# Rank of a cross layer with as many parameters as the quickstart's pair.
-RANKS = dict(zip(quickstart.LADDER, (4, 12, 22, 47, 100, 174, 231), strict=True))
 # Where the search begins: the rate near 2.5e3 parameters, and the power of size it falls with.
 CENTRES = {"dcnv2": (7e-3, 0.2), "tokenmixer_large": (2e-2, 0.4)}
+# Where the best of a first three, or of those that followed, was at an end: tried again around it.
+MOVED = {("dcnv2", "2.7e3"): 5.6e-2, ("dcnv2", "1.1e4"): 2.6e-3}
+
+# One size more, of one seed, for two decades: RankMixer and DCNv2.
+LARGER = "2.7e5"
+LARGER_MODELS = {
+    "rankmixer": {"model.layers": 1, "model.tokens": 8, "model.width": 168, "model.hidden": 84, "training.lr": 2.4e-3},
+    "dcnv2": {"model.cross_layers": 1, "model.widths": (), "model.rank": 547, "training.lr": 1.8e-3},
+}
 
 
 def get_config() -> ConfigDict:
@@ -26,7 +33,9 @@ def get_config() -> ConfigDict:
 
 def get_sweep() -> Sweep:
     ladder = quickstart.LADDER
-    return chain(*(product(noted(_shapes(size), match_id=size), seeds(ladder[size][2])) for size in ladder))
+    own = [product(noted(_shapes(size), match_id=size), seeds(ladder[size][2])) for size in ladder]
+    larger = [{"architecture": name, **model} for name, model in LARGER_MODELS.items()]
+    return chain(*own, product(noted(larger, match_id=LARGER), seeds(1)))
 
 
 def get_rates() -> dict:
@@ -43,5 +52,8 @@ def _shapes(size: str) -> Sweep:
         "dcnv2": {"model.cross_layers": 1, "model.widths": (), "model.rank": RANKS[size]},
         "tokenmixer_large": MODELS["tokenmixer_large"] | {"size.dense_params": float(size)},
     }
-    rates = {name: rate * (float(size) / 2500) ** -power for name, (rate, power) in CENTRES.items()}
-    return [{"architecture": name, **models[name], "training.lr": float(f"{rates[name]:.2g}")} for name in models]
+    found = []
+    for name, (rate, power) in CENTRES.items():
+        centre = MOVED.get((name, size), float(f"{rate * (float(size) / 2500) ** -power:.2g}"))
+        found.append({"architecture": name, **models[name], "training.lr": centre})
+    return found

@@ -224,7 +224,7 @@ def matrix_lines():
     table = pd.read_parquet(RUNS / "mixers_by_rows_others.parquet")
     lines = ["| size | | excess | " + " | ".join(ARMS.values()) + " |", "|---" * (3 + len(ARMS)) + "|"]
     words = {"held": "yes", "failed": "no", "inside noise": "open", "not judged": "-"}
-    for size in mixers_by_rows_others.RANKS:
+    for size in mixers_by_rows_others.COMPARED:
         runs = table[table["match_id"] == size]
         excess = 1e3 * (runs["logloss"] - runs["asymptote"]).groupby(runs["arm"]).mean()
         assert (runs.groupby("arm")["seed"].nunique() == 5).all()
