@@ -4,6 +4,8 @@ side effects.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -14,7 +16,7 @@ from scipy import optimize
 
 from recscale.scaling.laws import fit, forms
 from recscale.scaling.laws.fitting import solver
-from recscale.scaling.laws.fitting.problem import make_problem
+from recscale.scaling.laws.fitting.problem import Prior, make_problem, residuals, with_priors
 from recscale.scaling.laws.fitting.starts import nonnegative
 
 TRUTH = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
@@ -148,6 +150,108 @@ def test_bounds_hold_free_parameters_and_fixed_ones_stay_put():
     assert batch.phi[0, 2] == np.log(0.30)
     assert batch.objective[0] > solver.solve(problem).objective
     assert np.all((batch.phi >= problem.low - 1e-12) & (batch.phi <= problem.high + 1e-12))
+
+
+@pytest.fixture(scope="module")
+def stepped():
+    """A weighted problem with a prior of either kind, a start away from its optimum, and its objective in NumPy."""
+    frame = trap_table(0.003)
+    logs = np.log(frame[["N", "D"]].to_numpy())
+    weights = np.linspace(0.5, 1.5, len(frame))
+    problem = make_problem(forms.get("chinchilla"), logs - logs.mean(0), frame["loss"].to_numpy(), weights=weights)
+    priors = {"alpha": Prior("normal", 0.3, 0.1), "beta": Prior("lognormal", 0.3, 0.2)}
+    problem = with_priors(problem, priors, 1e-3)
+    start = np.log([1.7, 0.5, 0.4, 0.5, 0.3])
+
+    def objective(phi, nu=0.0, scale=0.02):
+        r = np.abs(residuals(problem, phi))
+        huber = np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 0.5e-3))
+        student = (nu + 1) / 2 * scale**2 * np.log1p((r / scale) ** 2 / max(nu, 1e-9))
+        pull = 1e-3 / 0.01 * (np.exp(phi[2]) - 0.3) ** 2 / 2 + 1e-3 / 0.04 * (phi[4] - np.log(0.3)) ** 2 / 2
+        return np.sum(weights * (student if nu else huber)) + pull
+
+    return problem, start, objective
+
+
+def refined(problem, start, free=None, scale=1.0, nu=0.0, **control):
+    known = {"limit": 1, "polish": False, **control}
+    return solver.refine(
+        problem, np.asarray(start)[None], free=free, nu=nu, scale=scale, control=solver.Control(**known)
+    )
+
+
+def test_a_refinement_begins_with_the_value_and_slope_of_its_start(stepped):
+    """By Huber's loss, and by the deviance of Student's t."""
+    problem, start, objective = stepped
+    steps = 1e-6 * np.eye(5)
+    for options in ({}, {"nu": 4.0, "scale": 0.02}):
+        own = functools.partial(objective, **options)
+        found = refined(problem, start, **options)
+        np.testing.assert_array_equal(found.phi[0], start)
+        assert found.objective[0] == pytest.approx(own(start), rel=1e-12) and found.iterations[0] == 1
+        gradient = np.array([(own(start + step) - own(start - step)) / 2e-6 for step in steps])
+        assert found.gradient[0] == pytest.approx(np.abs(gradient).max(), rel=1e-5)
+        for k in range(5):  # one entry at a time
+            free = (np.arange(5) == k).astype(float)
+            assert refined(problem, start, free, **options).gradient[0] == pytest.approx(abs(gradient[k]), rel=1e-5)
+
+
+def test_a_step_is_damped_gauss_newton_on_the_majoriser(stepped):
+    problem, start, objective = stepped
+    steps = 1e-6 * np.eye(5)
+    slopes = [(residuals(problem, start + step) - residuals(problem, start - step)) / 2e-6 for step in steps]
+    jacobian, r = np.stack(slopes, axis=1), residuals(problem, start)
+    rate = np.array([0, 0, np.exp(start[2]), 0, 1.0]) * np.sqrt([0, 0, 0.1, 0, 0.025])
+    believed = np.array([0, 0, np.exp(start[2]) - 0.3, 0, start[4] - np.log(0.3)]) * np.sqrt([0, 0, 0.1, 0, 0.025])
+    huber, student = np.minimum(1.0, 1e-3 / np.abs(r)), 5 / (4 + (r / 0.02) ** 2)
+    for soft, damping, options in (
+        (huber, 1e-2, {}), (huber, 3.0, {}), (student, 3.0, {"nu": 4.0, "scale": 0.02}),
+    ):  # fmt: skip
+        gradient = jacobian.T @ (problem.weights * soft * r) + rate * believed
+        hessian = jacobian.T @ (jacobian * (problem.weights * soft)[:, None]) + np.diag(rate**2)
+        damped = hessian + 0.3 * damping * np.diag(np.diag(hessian))
+        move = np.linalg.solve(damped, -gradient)
+        assert np.abs(move).max() < 1 and objective(start + move, **options) < objective(start, **options)
+        found = refined(problem, start, limit=2, damping=damping, **options)
+        np.testing.assert_allclose(found.phi[0] - start, move, rtol=1e-4, atol=1e-8)
+    # No entry moves by more than a factor e at once, none beyond its bounds, and what is held not at all.
+    far = start + [0.0, 6.0, 0.0, 0.0, 0.0]
+    assert refined(problem, far, limit=2).phi[0, 1] - far[1] == pytest.approx(-1.0)
+    low = start.copy()
+    low[1] = problem.low[1] - 5
+    assert refined(problem, low).phi[0, 1] == problem.low[1]
+    held = refined(problem, low, (np.arange(5) != 1).astype(float), limit=2)
+    assert held.phi[0, 1] == low[1] and np.all(held.phi[0, [0, 2, 3, 4]] != low[[0, 2, 3, 4]])
+
+
+def test_a_refinement_ends_when_it_is_calm_or_stuck(stepped):
+    problem, start, objective = stepped
+    easy = dict(limit=50, tolerance=2.0)  # every step that improves is a calm one
+    assert refined(problem, start, calm=2, **easy).iterations[0] == 3
+    assert refined(problem, start, calm=2, polish=True, **easy).iterations[0] == 5
+    nothing = dict(free=np.zeros(5), limit=50, stuck=1.0, tolerance=1e-9)
+    # Damping .003, times four until it is above 1; then from 1e-4 once more.
+    assert refined(problem, start, **nothing).iterations[0] == 7
+    assert refined(problem, start, polish=True, **nothing).iterations[0] == 15
+    assert refined(problem, start, limit=4, tolerance=0.0).iterations[0] == 4
+    best = solver.refine(problem, start[None])
+    assert 5 < best.iterations[0] < 100 and best.gradient[0] < 1e-9 * np.abs(best.phi).max()
+    assert best.objective[0] == pytest.approx(objective(best.phi[0]), rel=1e-12)
+    for step in 1e-3 * np.vstack([np.eye(5), -np.eye(5)]):
+        assert objective(best.phi[0] + step) > best.objective[0]
+
+
+def test_rows_left_out_and_padding_say_nothing(stepped):
+    problem, start, _ = stepped
+    kept = np.arange(240) < 150
+    part = make_problem(problem.form, problem.axes[kept], problem.y[kept], weights=problem.weights[kept])
+    part = dataclasses.replace(part, low=problem.low, high=problem.high, pull=problem.pull)
+    weights = np.where(kept, problem.weights, 0.0)
+    targets = np.where(kept, problem.target, np.nan)
+    left = solver.refine(problem, np.tile(start, (10, 1)), weights=weights, targets=targets)
+    np.testing.assert_allclose(left.phi, np.tile(solver.refine(part, start[None]).phi, (10, 1)), rtol=1e-7)
+    moved = solver.refine(problem, start[None], targets=problem.target + np.log(2))
+    assert np.exp(moved.phi[0, 0]) > 1.5 * np.exp(left.phi[0, 0])
 
 
 def test_fitting_changes_no_global_jax_flag():
