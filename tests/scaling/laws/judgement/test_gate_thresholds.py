@@ -141,6 +141,61 @@ def test_shapes_and_tuning():
     assert gate.refuses == ("law",) and gate.value == 2
 
 
+def test_what_is_refused_with_an_axis():
+    two, three = get("chinchilla"), get("sum", axes=("p", "q", "r"))
+    assert gates.span(two, "N", axis(4, 3)).refuses == ("E", "A", "alpha")
+    assert gates.span(two, "D", axis(4, 3)).refuses == ("E", "B", "beta")
+    assert gates.span(get("m4"), "x", axis(7, 3)).refuses == ("E", "E0", "a", "A", "c")
+    assert gates.span(get("auc"), "x", axis(4, 3)).refuses == ("S", "A", "alpha")
+    # Five values at least, more where a form needs more; zeros span nothing.
+    for form, passed in (("bnsl", [False, False, False, True]), ("log_linear", [False, True, True, True])):
+        assert [gates.span(get(form), "x", axis(count, 3)).passed for count in (4, 5, 11, 12)] == passed
+    assert gates.span(POWER, AXIS, np.append(axis(5, 1.4), 0.0)).passed is False
+    assert gates.span(POWER, AXIS, np.zeros(5)).value == "1 values over 0.00 decades"
+    still, moving = gates.trend(two, {"N": 0.5, "D": 0.01})
+    assert still.refuses == ("E", "A", "alpha") and moving.refuses == () and still.value == 0.5
+    u = np.arange(1.0, 9.0)
+    (found,) = gates.collinear(three, {"p": u, "q": u**2, "r": u[::-1] % 3 + 1}, {"p": "p", "q": "q", "r": "r"})
+    assert found.refuses == ("A_p", "alpha_p", "A_q", "alpha_q") and found.value == pytest.approx(1.0)
+    for axes in ({"p": u, "q": u * 0 + 2}, {"p": u * 0 + 2, "q": u}):
+        (found,) = gates.collinear(three, axes, {"p": "p", "q": "q"})
+        assert found.passed and found.value is None
+    (found,) = gates.collinear(two, {"N": u, "D": np.exp(u)}, {"N": "train_flops", "D": "dense_params"})
+    assert found.passed is False  # ln u and u correlate at .95: too much for parameters and FLOPs
+    assert gates.collinear(two, {"N": u, "D": np.exp(u)}, {"N": "examples", "D": "dense_params"})[0].passed
+
+
+def test_degenerate_is_one_value_or_one_metric():
+    good = np.array([1.0, 2.0])
+    assert gates.degenerate(POWER, {AXIS: good}, np.zeros(0)) == []
+    assert gates.degenerate(POWER, {AXIS: good}, np.array([-1e-13, 1.0])) == []
+    assert [g.value for g in gates.degenerate(POWER, {AXIS: good}, np.array([-0.5, -0.5]))] == [0.0]
+    assert len(gates.degenerate(POWER, {AXIS: good * 0 + 3}, np.array([0.5, 0.5]))) == 2
+
+
+def test_only_a_floor_may_be_too_small_to_be_one():
+    wide = np.full(3, -100.0), np.full(3, 100.0)
+    low = np.log(0.9e-6 * 0.5)
+    for at, refused in ((0, ["E"]), (1, []), (2, [])):
+        phi = np.where(np.arange(3) == at, low, 0.0)
+        assert [n for g in gates.bounds(POWER, phi, *wide, 0.5) for n in g.refuses] == refused
+    real = get("power_offset", real_floor=True)
+    assert gates.bounds(real, np.array([low, 0.0, 0.0]), *wide, 0.5)[0].passed
+    (found,) = gates.bounds(POWER, np.array([99.5, 0.0, 0.0]), *wide, 0.5)
+    assert found.value == "at the upper end" and "upper" in found.reason
+    (found,) = gates.bounds(POWER, np.array([low, 0.0, 0.0]), *wide, 0.5)
+    assert found.value == "at the lower end" and "1e-06 of the smallest metric" in found.reason
+
+
+def test_what_belongs_to_a_refused_parameter_goes_with_it():
+    two = get("chinchilla")
+    found = gates.belongs(two, {"E"}, {"E", "beta"})
+    assert [(g.refuses, g.value) for g in found] == [(("A",), "E, alpha"), (("alpha",), "E"), (("B",), "E, beta")]
+    assert gates.belongs(two, set(), {"E"}) == [] and gates.belongs(two, {"alpha"}, {"alpha"})[0].refuses == ("A",)
+    (gain,) = gates.gains(get("gain"))
+    assert gain.refuses == ("comparison",) and gain.passed is False and gates.gains(POWER) == []
+
+
 def test_forecasts_reach_the_fitted_span_again_and_at_most_thirty_times():
     near, wide = {"N": np.asarray([1.0, 10.0])}, {"N": np.asarray([1.0, 1000.0])}
     np.testing.assert_array_equal(gates.forecast(near, {"N": np.asarray([99.0, 100.0, 100.1, 0.01])}), [0, 0, 1, 0])
@@ -165,3 +220,35 @@ def test_effective_rows():
     assert (
         gates.effective_rows(rows.ravel(), np.arange(20)) == 20 and gates.effective_rows(same, np.zeros(20, int)) == 20
     )
+
+
+def test_effective_rows_of_uneven_clusters():
+    rng = np.random.default_rng(1)
+    sizes = np.array([2, 3, 5, 1])
+    codes = np.repeat(np.arange(4), sizes)
+    rows = 0.5 + rng.normal(size=4)[codes] + 0.7 * rng.normal(size=11)
+    parts = [rows[codes == k] for k in range(4)]
+    between = sum(len(p) * (p.mean() - rows.mean()) ** 2 for p in parts) / 3
+    within = sum(((p - p.mean()) ** 2).sum() for p in parts) / 7
+    typical = (11 - (sizes**2).sum() / 11) / 3
+    rho = (between - within) / (between + (typical - 1) * within)
+    assert 0 < rho < 1 and gates.effective_rows(rows, codes) == pytest.approx(11 / (1 + (11 / 4 - 1) * rho))
+    two = np.repeat([0, 1], 4)
+    assert gates.effective_rows(np.repeat([1.0, 2.0], 4), two) == pytest.approx(2)
+    assert gates.effective_rows(np.zeros(8), two) == 8
+
+
+def test_ends_and_estimates_agree_up_to_rounding():
+    for ends, value, passed in (
+        ((-2.0, -1.0), -2.0 - 1.9e-6, True), ((-2.0, -1.0), -2.0 - 2.1e-6, False), ((-2.0, -1e-9), 1.9e-6, True),
+        ((-2.0, -1e-9), 2.1e-6, False), ((-np.inf, 4.0), 4.0 + 3.9e-6, True), ((-np.inf, 4.0), 4.0 + 4.1e-6, False),
+        ((-np.inf, 0.0), 1e-7, False),
+    ):  # fmt: skip
+        gate = gates.contained(profile(*ends), value)
+        assert gate.passed is passed and gate.value == ("inside" if passed else "outside")
+    low, high = np.full(3, -5.0), np.full(3, 15.0)  # one per cent of it is .2
+    for value, refused in ((-4.79, False), (-4.81, True), (14.79, False), (14.81, True)):
+        found = gates.bounds(POWER, np.array([0.0, 0.0, value]), low, high, 1e-9)
+        assert (found[0].refuses == ("alpha",)) is refused
+    assert gates.floor("E", 3, dict(ratio=2.0, held_out_ratio=1.0), None).passed
+    assert gates.floor("E", 3, dict(ratio=2.0, held_out_ratio=1.0), profile(-2.0, -0.1)).passed
