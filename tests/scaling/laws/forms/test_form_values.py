@@ -9,6 +9,7 @@ from recscale.scaling.laws import forms
 from recscale.scaling.laws.forms.form import ABSENT, coefficient
 from recscale.scaling.laws.forms.metric_maps import absolute_auc
 from recscale.scaling.laws.forms.one_axis import _between
+from recscale.scaling.laws.forms.size_dependent import _stretched
 
 exp, log = np.exp, np.log
 BASE = {"E": 0.42, "A": 30.0, "alpha": 0.35, "B": 80.0, "beta": 0.28}
@@ -274,6 +275,14 @@ def test_starts_of_a_forms_own_lie_around_the_rows(name):
     first = {key: v[0] for key, v in found.items()}
     assert (first["b3"], -first["a3"], exp(first["b1"])) == pytest.approx((log(top), a, b))
     assert first["b2"] == pytest.approx(log(data) + b * d.mean())
+
+
+def test_a_stretched_power_has_the_logarithm_as_its_limit():
+    u = np.array([-2.0, 0.5])
+    assert _stretched(0.3, -0.2, 0.5, u, np) == pytest.approx(0.3 - 0.2 * (exp(0.5 * u) - 1) / 0.5)
+    for power in (0.0, 0.9e-8, -0.9e-8):
+        np.testing.assert_array_equal(_stretched(0.3, -0.2, power, u, np), 0.3 - 0.2 * u)
+    assert np.all(_stretched(0.3, -0.2, 1.1e-8, u, np) != 0.3 - 0.2 * u)
 
 
 def test_samples_of_the_unit_interval_are_even_in_the_logarithm_or_plainly():
