@@ -353,19 +353,14 @@ def _levels(data: PairData, fits: Mapping[str, PairFit], delta: float) -> list[L
 
 def _first_not_worse(levels: list[Level], fits: Mapping[str, PairFit], data: PairData) -> str:
     """First level that no richer one beats by the F-test (5%) and, where known, by rolling-origin error."""
-    for i, level in enumerate(levels):
-        beaten = False
-        for richer in levels[i + 1 :]:
-            p = nesting_p_value(fits[level.model], fits[richer.model], data.clusters)
-            extrapolates = (
-                level.rolling_error is None
-                or richer.rolling_error is None
-                or richer.rolling_error < level.rolling_error
-            )
-            beaten = beaten or (p < 0.05 and extrapolates)
-        if not beaten:
-            return level.model
-    return levels[-1].model
+
+    def beats(richer: Level, level: Level) -> bool:
+        own, other = level.rolling_error, richer.rolling_error
+        extrapolates = own is None or other is None or other < own
+        return nesting_p_value(fits[level.model], fits[richer.model], data.clusters) < 0.05 and extrapolates
+
+    places = enumerate(levels, 1)
+    return next(level.model for i, level in places if not any(beats(richer, level) for richer in levels[i:]))
 
 
 def _difference(fit: PairFit, allowed: bool, reason: str, kind: str) -> ExponentDifference:

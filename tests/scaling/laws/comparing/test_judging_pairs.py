@@ -12,7 +12,9 @@ from recscale.scaling.laws.comparing.checklist import Item
 from recscale.scaling.laws.comparing.compare import ExponentDifference, Interval, Level
 from recscale.scaling.laws.comparing.pair_models import PairData, PairFit
 from recscale.scaling.laws.comparing.pairing import PairedSize
+from recscale.scaling.laws.forms.registry import get
 from recscale.scaling.laws.judgement.gates import Gate
+from recscale.scaling.laws.tables.validate import prepare
 
 BOOTSTRAP = "cluster bootstrap 95%"
 
@@ -58,6 +60,9 @@ def test_multipliers_are_read_where_both_have_been():
         assert (m.interval.low, m.interval.high) == pytest.approx((2.0, 2.0 * np.exp(0.2)))
     below = comparing._multipliers(data_of([1, 2], [1, 2], [0.5, 0.3, 0.48, 0.2]), own, BOOTSTRAP)
     assert [m.multiplier is None for m in below] == [False, True, True]
+    apart = PairFit("own", phi + [0, 0.2, 0, 0, 0, 0], 0.1, 1.0, 1.0, np.zeros(4), draws)
+    near = comparing._multipliers(data_of([1, 2], [1, 2], [0.5, 0.42, 0.48, 0.37]), apart, BOOTSTRAP)
+    assert [m.multiplier is None for m in near] == [False, False, True]  # below the floor of one of them
     for low in (0.48, 0.49):  # no metric in common, or one only
         assert comparing._multipliers(data_of([1, 2], [1, 2], [0.5, low, 0.48, 0.41]), own, BOOTSTRAP) == []
 
@@ -153,6 +158,49 @@ def test_which_side_does_not_move():
         assert comparing._still(data, ("fast", "slow")).startswith(told) and bool(told) == bool(
             comparing._still(data, ("fast", "slow"))
         )
+
+
+def test_either_side_needs_rows_values_and_a_span():
+    def told(x_a, x_b):
+        """Rules that failed, with whom they name, of two values of y in turn."""
+        frame = pd.DataFrame({"x": [*x_a, *x_b], "y": np.linspace(0.6, 0.5, len(x_a) + len(x_b))})
+        is_a = np.arange(len(frame)) < len(x_a)
+        rows = prepare(frame, get("power_offset"), {"x": "x"}, "y")
+        found = comparing._gates_before(rows, is_a, ("fast", "slow"))
+        return [(gate.id, gate.reason.split(" ")[0].strip(":")) for gate in found if gate.passed is False], found
+
+    wide, six = np.geomspace(1, 1e3, 6), np.geomspace(1, 1e3, 6)
+    failed, found = told(wide, six)
+    assert failed == [] and [gate.id for gate in found] == ["span", "span"] and all(g.passed for g in found)
+    assert told(wide, six[:5])[0] == [("dof", "slow")] and told(wide[:5], six)[0] == [("dof", "fast")]
+    assert told(wide, np.geomspace(1, 9, 6))[0] == [("span", "slow")]
+    assert told(np.array([1.0, 2, 3]), six)[0] == [("span", "fast"), ("dof", "fast")]
+    assert told(np.array([1.0, 2]), six)[0] == [("dof", "fast")]
+    assert told(np.zeros(0), six)[0] == [("rows", "no")]
+
+
+def test_levels_are_weighed_against_the_next(monkeypatch):
+    models = ("shared", "shift", "exponents", "own")
+    zeros = np.zeros(3)
+    fits = {m: PairFit(m, zeros, 0.1, 1.0, float(k), zeros, zeros) for k, m in enumerate(models)}
+    errors = dict(zip(models, (0.4, 0.3, 0.2, None), strict=True))
+    monkeypatch.setattr(comparing, "rolling_origin_error", lambda data, names, delta: errors)
+    monkeypatch.setattr(comparing, "nesting_p_value", lambda small, large, _: small.rss + 10 * large.rss)
+    found = comparing._levels(data_of([1], [2]), fits, 0.02)
+    assert [(one.model, one.parameters, one.rss, one.p_against_next, one.rolling_error) for one in found] == [
+        ("shared", 3, 0.0, 10.0, 0.4), ("shift", 4, 1.0, 21.0, 0.3), ("exponents", 5, 2.0, 32.0, 0.2),
+        ("own", 6, 3.0, None, None),
+    ]  # fmt: skip
+    phi = np.array([0.0, 0.0, 0.0, 0.0, np.log(0.4), 0.5])
+    fit = PairFit("own", phi, 0.1, 1.0, 1.0, zeros, np.stack([phi, phi + [0, 0, 0, 0, 0.1, 0]]))
+    refused = comparing._difference(fit, False, "poor", BOOTSTRAP)
+    assert (refused.model, refused.admissible, refused.reason, refused.interval) == ("own", False, "poor", None)
+    assert np.isnan([refused.alpha_a, refused.alpha_b, refused.difference]).all()
+    told = comparing._difference(fit, True, "", "leave-one-cluster-out range")
+    ends = 0.4 * np.exp([0.25, -0.25])
+    assert (told.alpha_a, told.alpha_b, told.difference) == pytest.approx((*ends, ends[0] - ends[1]))
+    assert told.admissible and told.reason == ""
+    assert (told.interval.low, told.interval.high) == pytest.approx((told.difference, told.difference * np.exp(0.1)))
 
 
 def test_diverged_runs_are_counted_once_each():
