@@ -3,22 +3,23 @@
 The log of `length_ladder`. In "equal FLOPs" one RankMixer stands behind encoders of about equal training FLOPs at 128
 events (with 8 candidates a request; the run table has them at every length), and HyFormer and MixFormer, which have no
 encoder, spend as much in all. In "equal total" all have 4e4 dense parameters, and every share of them is tried for an
-encoder. Three rates each, at every length. LONGER is as `longer_start` recommends. `examples_to_start` says after how
+encoder. Rates are the best of three on another stream of the log, one seed each, and of two or four more beyond an edge
+where the best lay there, at every length. LONGER is as `longer_start` recommends. `examples_to_start` says after how
 many rows a run was first 2 % below the base rate's logloss, null where it never was.
 
-    recscale sweep tournament --out runs/tournament
+    recscale sweep tournament --out runs/tournament --no-report
 
-The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run.
-Add to it, then `recscale plan tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/README.md`.
+The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
+all eight at 64 events. Add to it, then `recscale sweep tournament --out runs/tournament --extend`.
+The runs' note: `notebooks/runs/README.md`.
 """
 
 from ml_collections import ConfigDict
 
-from recscale.sweeps import Sweep, axis, by_dense_params, by_history_length, chain, noted, product, seeds
+from recscale.sweeps import Sweep, by_dense_params, by_history_length, chain, noted, product, seeds
 from recscale.sweeps.base import power_law
 from recscale.sweeps.sequences import length_ladder, longer_start
 
-RATES = (1e-3, 2e-3, 4e-3)
 SIZE = 4e4
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of an encoder in "equal total"; LONGER's event widths give .35 and .85
 
@@ -34,18 +35,37 @@ NAMES = {
     "hstu+rankmixer": {"model.encoder.width": 14},
     "target_attention+rankmixer": {"model.encoder.width": 112},
 }
+# The middle of the searches at 64 events, which came first, and of those at other lengths: what was best at 64.
+RATE, FIRST = 2e-3, 64
+BEST = {
+    "longer+rankmixer": 2e-3,
+    "sasrec+rankmixer": 4e-3,
+    "din+rankmixer": 1.6e-2,
+    "hyformer": 4e-3,
+    "mixformer": 8e-3,
+    "stca+rankmixer": 2e-3,
+    "hstu+rankmixer": 4e-3,
+    "target_attention+rankmixer": 4e-3,
+}
 # Protocol -> length -> names.
-STAGES = {"equal FLOPs": {64: ["longer+rankmixer", "din+rankmixer"]}}
+STAGES = {"equal FLOPs": {64: [*NAMES]}}
 
 
 def get_config() -> ConfigDict:
     return longer_start.get_config()
 
 
+def get_rates() -> dict:
+    return {"trials": 3}
+
+
 def get_sweep() -> Sweep:
-    tried = product(axis("training.lr", RATES), seeds(5))
     return chain(*(
-        product(model(protocol, name), by_history_length([length]), tried)
+        product(
+            model(protocol, name),
+            by_history_length([length], training__lr=RATE if length == FIRST else BEST[name]),
+            seeds(5),
+        )
         for protocol, stages in STAGES.items()
         for length, names in stages.items()
         for name in names

@@ -83,31 +83,60 @@ def test_what_the_note_of_longers_start_claims():
     assert not (start <= TENTHS[0]).any() and TENTHS[0] // runs["batch_rows"].unique().item() + 1 == 47
 
 
-NAMES = {"din+rankmixer": "DIN", "longer+rankmixer": "LONGER"}
+# As the papers write them.
+WORDS = {"longer": "LONGER", "sasrec": "SASRec", "din": "DIN", "hyformer": "HyFormer", "mixformer": "MixFormer"}
+WORDS |= {"stca": "STCA", "hstu": "HSTU", "target_attention": "target attention"}
 
 
-def tournament_runs(length):
-    """Every architecture at its best rate."""
+def tournament_runs():
+    """The runs of every length, each named in words; every one finished, at one rate, five seeds."""
     runs = pd.read_parquet(RUNS / "tournament.parquet")
-    assert (runs["status"] == "done").all() and (runs.groupby(["arm", "lr_dense"])["seed"].nunique() == 5).all()
-    runs = runs[runs["history_length"] == length]
-    assert set(runs["arm"]) == set(NAMES)
-    return pd.concat([at_best_rate(rows) for _, rows in runs.groupby("arm")])
+    assert (runs["status"] == "done").all()
+    own = runs.groupby(["history_length", "arm"])
+    assert (own["seed"].nunique() == 5).all() and (own["lr_dense"].nunique() == 1).all() and (own.size() == 5).all()
+    runs["arm"] = runs["arm"].str.removesuffix("+rankmixer").map(WORDS)
+    return dict(list(runs.groupby("history_length")))
 
 
-def tournament_table(length):
-    headings = ["", "best rate", "training FLOPs a row, 1e5", "start of five seeds", "logloss"]
+def tournament_table(runs):
+    """Best first: each beside LONGER, and beside the next below it."""
+    headings = ["", "best rate", "training FLOPs a row, 1e5", "below the base rate after", "logloss"]
+    headings += ["saves on LONGER", "saves on the next"]
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    for name, rows in tournament_runs(length).groupby("arm"):
+    order = runs.groupby("arm")["logloss"].mean().sort_values().index
+    for name, below in zip(order, [*order[1:], None], strict=True):
+        rows = runs[runs["arm"] == name]
         rate = f"{rows['lr_dense'].iloc[0]:g}" + ("" if rows["lr_bracketed"].all() else ", at the edge")
         flops = (rows["train_flops"] / rows["examples_seen"]).iloc[0] / 1e5
-        lines.append(f"| {NAMES[name]} | {rate} | {flops:.1f} | {starts(rows)} | {loss(rows)} |")
+        gains = ["" if name == other or other is None else verdict(runs, name, other) for other in ("LONGER", below)]
+        lines.append("| " + " | ".join([name, rate, f"{flops:.1f}", starts(rows), loss(rows), *gains]) + " |")
     return lines
 
 
+def verdict(runs, better, worse):
+    found, text = saved(runs, better, worse)
+    return f"**{text}**" if found.outcome in ("held", "failed") else text
+
+
 def test_the_note_of_the_tournament_quotes_its_runs(text):
-    (length,) = tournament.STAGES["equal FLOPs"]
-    assert "\n".join(tournament_table(length)) in text
-    best, latest = tournament_runs(length), {"din+rankmixer": 19_000, "longer+rankmixer": 59_000}
-    assert not best.groupby("arm")["lr_bracketed"].all()["din+rankmixer"]
-    assert (best.groupby("arm")["examples_to_start"].max() <= pd.Series(latest)).all()
+    lengths = tournament_runs()
+    assert set(lengths) == set(tournament.STAGES["equal FLOPs"])
+    for runs in lengths.values():
+        assert runs["lr_bracketed"].all() and "\n".join(tournament_table(runs)) in text
+
+
+def test_what_the_note_of_the_tournament_claims(text):
+    runs = tournament_runs()[64]
+    outcomes = {name: saved(runs, name, "LONGER")[0].outcome for name in WORDS.values() if name != "LONGER"}
+    assert {name for name, outcome in outcomes.items() if outcome != "held"} == {"MixFormer", "HyFormer"}
+    assert outcomes["MixFormer"] == outcomes["HyFormer"] == "inside noise"
+    above = {name for name in WORDS.values() if name != "DIN" and saved(runs, "DIN", name)[0].outcome == "held"}
+    assert set(WORDS.values()) - above == {"DIN", "target attention"}
+    assert f"on target attention it saves {saved(runs, 'DIN', 'target attention')[1]}, inside noise" in text
+    rate = runs.groupby("arm")["lr_dense"].first()
+    assert rate["DIN"] == 8 * rate["LONGER"] and runs["lr_trials"].isin([3, 5, 7]).all()
+    assert runs.groupby("arm")["lr_trials"].first().sum() == 38
+    start = runs.groupby("arm")["examples_to_start"].agg(["min", "median", "max"])
+    assert start["max"]["DIN"] < 18_500 and start["max"]["target attention"] < 28_500
+    assert start["min"]["HyFormer"] > 64_000
+    assert (start["median"][["HSTU", "STCA", "MixFormer"]] > start["median"]["LONGER"]).all()
