@@ -4,6 +4,7 @@ A sweep that is repeated must find the shapes it ran before: the first offers in
 `RECSCALE_WRITE_GOLDEN=1 pytest tests/models/test_size_space.py -k before` writes them anew.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -12,8 +13,21 @@ from pathlib import Path
 import pytest
 
 from recscale.models import count, list_models, size_space
+from recscale.models.counts import Params
 from recscale.models.inputs import Field, Schema, Sequence, reference_schema
-from recscale.models.sizing import mlp_shapes, solve_affine, solve_increasing
+from recscale.models.sizing import (
+    affine_widths,
+    grains,
+    interpolate,
+    mlp_shapes,
+    sized_by,
+    solve_affine,
+    solve_affine_exactly,
+    solve_increasing,
+    solve_widths,
+    token_choices,
+    widths_around,
+)
 
 
 def with_history(schema, table, width):
@@ -178,8 +192,78 @@ def test_ablations_can_be_sized_too(flags):
 def test_solvers():
     assert solve_affine(lambda x: 7 * x + 3, 73, 1) == 10
     assert solve_affine(lambda x: 7 * x + 3, 73, 8) == 8
+    assert solve_affine(lambda x: 7 * x + 3, 12, 1) == 1
     assert solve_affine(lambda x: 7 * x + 1000, 73, 1) is None
-    assert solve_increasing(lambda x: x * x, 101, 1) == 10
-    assert solve_increasing(lambda x: x * x, 1, 8) == 8
+    assert solve_affine_exactly(lambda x: 7 * x + 3, 76.5) == 10.5
+    for target, expected in ((101, 10), (100, 10), (110, 10), (111, 11), (1, 1), (2, 1), (3, 2), (4, 2), (16, 4)):
+        assert solve_increasing(lambda x: x * x, target, 1) == expected, target
+    for target, expected in ((1, 8), (64, 8), (159, 8), (161, 16), (5000, 72)):
+        assert solve_increasing(lambda x: x * x, target, 8) == expected, target
     assert next(iter(mlp_shapes(lambda widths: sum(widths), 3, 24))) == (8, 8, 8)
     assert list(mlp_shapes(lambda widths: 5, 0, 24)) == [()]
+    assert list(affine_widths(lambda x: 7 * x + 3, 7 * 21 + 3)) == [24, 20, 21]
+    assert list(affine_widths(lambda x: 7 * x + 3, 7 * 21 + 3, unit=3)) == [24, 21]
+    assert list(affine_widths(lambda x: 7 * x + 3, 7 * 2 + 3)) == [2]  # a step of 4 would double it
+    assert list(affine_widths(lambda x: 10**5 * x, 2e7)) == [192]
+
+
+def test_steps_of_widths():
+    """Steps are 8, 4, 2, 1 below 1e7 parameters, those of matrix units from there on."""
+    assert grains(1e7 - 1) == (8, 4, 2, 1) and grains(1e7) == (64,) and grains(1e7, (128, 64)) == (128, 64)
+    assert widths_around(4, 1e4) == [4, 5, 3, 6, 7, 2, 8, 1]
+    assert set(widths_around(23, 1e4)) == set(range(5, 47))
+    assert set(widths_around(24, 1e4)) == set(range(8, 49, 8)) and set(widths_around(79, 1e4)) == set(range(16, 161, 8))
+    assert widths_around(80, 1e4) == [80, 96, 64, 112, 128, 48, 144, 160, 32, 16]
+    assert set(widths_around(48, 1e4, multiple=12)) == {24, 48, 72, 96}
+    assert widths_around(256, 1e7) == [256, 384, 128, 512] and set(widths_around(128, 1e7)) == {128, 256}
+    assert set(widths_around(127, 1e7)) == set(range(16, 257, 16)) and set(widths_around(128, 1e7 - 1)) == set(
+        range(32, 257, 16)
+    )
+    assert widths_around(256, 1e7, large=64)[:3] == [256, 320, 192]
+
+
+def test_interpolation_between_known_sizes():
+    points = {1e6: 64.0, 1e4: 16.0, 1e8: 512.0}
+    for target, width in ((1e3, 16), (1e4, 16), (1e5, 32), (1e6, 64), (1e7, 64 * 8**0.5), (1e8, 512), (1e9, 512)):
+        assert interpolate(target, points) == pytest.approx(width)
+
+
+def test_numbers_of_tokens():
+    """Powers of two around the one that suits the size: 4, 8, 16, 32."""
+    for target, suits in ((3e4 - 1, 4), (3e4, 8), (3e5 - 1, 8), (3e5, 16), (3e8 - 1, 16), (3e8, 32)):
+        assert token_choices(range(1, 80), target) == [(suits // 2, 0.5), (suits, 0.0), (2 * suits, 0.5)]
+    assert token_choices(range(33, 70), 1e4) == [(64, 0.0)] and token_choices([5, 6, 7], 1e4) == [(7, 0.0)]
+    assert token_choices([2, 8, 16], 1e4) == [(2, 0.0)]
+    assert token_choices([3, 6, 7, 9, 16], 1e6) == [(16, 0.0)]
+
+
+def test_widths_that_are_solved_for():
+    """Parameters A*B: shapes within a factor of two of their ideal in the given order, then the least distorted, last
+    what misses the target by more than a quarter."""
+
+    def found(target, *shapes):
+        offers = solve_widths([(dict(A=A), "B", ideal) for A, ideal in shapes], lambda s: s["A"] * s["B"], target)
+        return [(offer["A"], offer["B"]) for offer in offers]
+
+    assert found(400, (10, 40.0), (20, 10.0), (5, 40.0)) == [(10, 40), (20, 16), (20, 20), (5, 80)]
+    assert found(400, (10, 19.0), (20, 40.0)) == [(20, 20), (10, 40), (20, 16)]
+    assert found(396, (100, 1.0), (10, 100.0), (40, 9.0)) == [(40, 8), (40, 10), (10, 40), (100, 4), (100, 8)]
+
+
+def test_encoders_of_one_width():
+    """Friendly widths come first among those within a tenth of the target; the rest by how far they are off."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        width: int = 1
+        step: int = 1
+
+    def offers(params, target, **config):
+        count = lambda config, schema: Params(dense=params(config.width))  # noqa: E731
+        sized = sized_by(lambda config, width: {"width": width}, count, lambda config: config.step)
+        return [offer["width"] for offer in sized(REFERENCE, Config(**config), target)]
+
+    assert offers(lambda w: 10 * w, 420) == [40, 42]
+    assert offers(lambda w: w * w, 23**2) == [24, 22, 23]
+    assert offers(lambda w: w * w, 21**2) == [20, 21, 24]
+    assert offers(lambda w: 10 * w, 420, step=5) == [40]
