@@ -19,11 +19,12 @@ CENTRES = {"dcnv2": (7e-3, 0.2), "tokenmixer_large": (2e-2, 0.4)}
 # Where the best of a first three, or of those that followed, was at an end: tried again around it.
 MOVED = {("dcnv2", "2.7e3"): 5.6e-2, ("dcnv2", "1.1e4"): 2.6e-3}
 
-# One size more, of one seed, for two decades: RankMixer and DCNv2.
+# One size more, of one seed: two decades of sizes.
 LARGER = "2.7e5"
 LARGER_MODELS = {
     "rankmixer": {"model.layers": 1, "model.tokens": 8, "model.width": 168, "model.hidden": 84, "training.lr": 2.4e-3},
-    "dcnv2": {"model.cross_layers": 1, "model.widths": (), "model.rank": 547, "training.lr": 1.8e-3},
+    "dlrm_mlp": {"model.widths": (1101,), "training.lr": 2.4e-3},
+    "dcnv2": {"model.cross_layers": 1, "model.widths": (), "model.rank": 547, "training.lr": 1.3e-3},
 }
 
 

@@ -11,18 +11,24 @@ from recscale.scaling.laws.comparing.equal_loss import equal_loss
 from recscale.scaling.records.number_text import value_text
 from recscale.scaling.report.views import make_views
 from recscale.sweeps import quickstart
-from recscale.sweeps.mixers import mixers_by_size
+from recscale.sweeps.mixers import mixers_by_rows_others, mixers_by_size
 
 RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
-WORDS = {"rankmixer": "RankMixer", "dlrm_mlp": "DLRM-MLP", "dcnv2": "DCNv2"}
-COMPARED = [size for size, (*_, count) in quickstart.LADDER.items() if count >= 5]
+WORDS = {"rankmixer": "RankMixer", "dlrm_mlp": "DLRM-MLP", "dcnv2": "DCNv2", "tokenmixer_large": "TokenMixer-Large"}
+# By rows: the tables that hold runs at the sizes of the quickstart.
+TABLES = {1_250_000: ("quickstart", "mixers_by_size"), 250_000: ("mixers_by_rows_others",)}
 
 
 @pytest.fixture(scope="module")
 def runs():
-    """The quickstart's two and their partners, with the excess over the asymptote."""
-    table = pd.concat([pd.read_parquet(RUNS / f"{name}.parquet") for name in ("quickstart", "mixers_by_size")])
-    return table.assign(excess_logloss=table["logloss"] - table["asymptote"]).reset_index(drop=True)
+    """By rows: every run with the excess over the asymptote; of arms that are an architecture by another name, none."""
+    found = {}
+    for rows, names in TABLES.items():
+        table = pd.concat([pd.read_parquet(RUNS / f"{name}.parquet") for name in names])
+        table = table[table["architecture"].isin(WORDS) & table["arm"].fillna(table["architecture"]).isin(WORDS)]
+        assert table["run_id"].is_unique and (table["status"] == "done").all() and table["lr_bracketed"].all()
+        found[rows] = table.assign(excess_logloss=table["logloss"] - table["asymptote"]).reset_index(drop=True)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +38,12 @@ def note():
 
 def excess_lines(runs):
     """Mean excess times 1,000 by size."""
-    means = 1e3 * runs.groupby(["architecture", "match_id"])["excess_logloss"].mean()
-    lines = ["| | " + " | ".join(quickstart.LADDER) + " |", "|---" * (1 + len(quickstart.LADDER)) + "|"]
-    for name, words in WORDS.items():
-        lines.append(f"| {words} | " + " | ".join(f"{means[name, size]:.2f}" for size in quickstart.LADDER) + " |")
+    means = 1e3 * runs.groupby(["architecture", "match_id"])["excess_logloss"].mean().unstack()
+    sizes = sorted(means, key=float)
+    lines = ["| | " + " | ".join(sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
+    for name in (name for name in WORDS if name in means.index):
+        cells = ["" if pd.isna(value) else f"{value:.2f}" for value in means.loc[name, sizes]]
+        lines.append(f"| {WORDS[name]} | {' | '.join(cells)} |")
     return lines
 
 
@@ -44,49 +52,58 @@ def law_lines(runs):
     (view,) = make_views(runs, form="power", axes=["dense_params"], target="excess_logloss")
     by_name = {series.architecture: series for series in view.series}
     lines = ["| | exponent | largest, predicted x 1,000 | measured | |", "|---|---|---|---|---|"]
-    for name, words in WORDS.items():
-        told = by_name[name].prediction()
+    for name in (name for name in WORDS if name in by_name):
+        told, exponent = by_name[name].prediction(), by_name[name].exponent()
         ends = told.interval and tuple(1e3 * end for end in told.interval)
         predicted = "refused" if told.predicted is None else value_text(1e3 * told.predicted, ends)
         place = {True: "inside", False: "outside", None: ""}[told.inside]
-        cells = [words, by_name[name].exponent().text(), predicted, f"{1e3 * told.measured:.3f}", place]
+        cells = [WORDS[name], exponent.text(), predicted, f"{1e3 * told.measured:.3f}", place]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def pair_lines(runs):
     """What a pair needs of each other's parameters for the same loss, how far exponents differ, and paired seeds."""
+    seeds = runs.groupby(["architecture", "match_id"])["seed"].nunique().unstack()
+    compared = sorted(seeds.columns[(seeds >= 5).all()], key=float)
     heads = ["", "share of the parameters of the second, at the worst, middle and best loss of both", "fewer"]
-    heads += ["exponent, less that of the second", "scales better", *COMPARED]
+    heads += ["exponent, less that of the second", "scales better", *compared]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for first, second in combinations(WORDS, 2):
-        found = compare(runs, first, second, axis="dense_params", target="excess_logloss")
+    for first, second in combinations([name for name in WORDS if name in seeds.index], 2):
+        both = runs[runs["match_id"].isin(seeds.columns[seeds.loc[[first, second]].notna().all()])]
+        found = compare(both, first, second, axis="dense_params", target="excess_logloss")
         need = equal_loss(found)
-        shares = [
-            value_text(each.value, each.interval and (each.interval.low, each.interval.high)) for each in need.shares
-        ]
+        shares = [told(each.value, each.interval) for each in need.shares]
         (power,) = [each for each in found.differences if each.model == "power"]
-        exponent = value_text(power.difference, (power.interval.low, power.interval.high))
+        exponent = told(power.difference, power.interval) if power.admissible else "no power law"
         paired = {each.size: [1e3 * end for end in (each.mean, *each.interval)] for each in found.paired}
         cells = [f"{WORDS[first]}, {WORDS[second]}", ", ".join(shares), need.answer, exponent, found.answer]
-        cells += ["{:.2f} [{:.2f}, {:.2f}]".format(*paired[size]) for size in COMPARED]
+        cells += ["{:.2f} [{:.2f}, {:.2f}]".format(*paired[size]) for size in compared]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def test_the_table_holds_runs_of_the_sweep(runs, note):
-    own = runs[runs["sweep"] == "mixers_by_size"]
+def told(value, interval):
+    return value_text(value, interval and (interval.low, interval.high))
+
+
+def test_the_tables_hold_runs_of_the_sweeps(runs, note):
+    many, few = runs.values()
+    assert (many["lr_trials"] == quickstart.TRIALS).all()
+    own = many[many["sweep"] == "mixers_by_size"]
     planned = [point for point in mixers_by_size.get_sweep() if point["architecture"] == "dcnv2"]
     planned = [point for point in planned if point["note.match_id"] in quickstart.LADDER]
-    assert len(own) == len(planned) and (own["status"] == "done").all()
-    assert runs["lr_bracketed"].all() and (runs["lr_trials"] == quickstart.TRIALS).all()
-    assert runs["run_id"].is_unique and runs["examples"].nunique() == 1
-    assert "\n".join(excess_lines(runs)) in note
-    largest = runs[runs["match_id"] == COMPARED[-1]].groupby("architecture")["excess_logloss"].mean()
+    assert len(own) == len(planned)
+    assert len(few) == sum(point["note.arm"] in WORDS for point in mixers_by_rows_others.get_sweep())
+    largest = many[many["match_id"] == "1.15e5"].groupby("architecture")["excess_logloss"].mean()
     assert largest["dcnv2"] < largest["rankmixer"] / 5
+    for rows, own in runs.items():
+        assert own["examples"].nunique() == 1 and own["examples"].iloc[0] == pytest.approx(rows, rel=1e-3)
+        assert "\n".join(excess_lines(own)) in note
 
 
 @pytest.mark.slow
-def test_the_note_quotes_laws_and_verdicts(runs, note):
-    assert "\n".join(law_lines(runs)) in note
-    assert "\n".join(pair_lines(runs)) in note
+@pytest.mark.parametrize("rows", TABLES)
+def test_the_note_quotes_laws_and_verdicts(runs, note, rows):
+    assert "\n".join(law_lines(runs[rows])) in note
+    assert "\n".join(pair_lines(runs[rows])) in note
