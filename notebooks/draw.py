@@ -76,6 +76,13 @@ def draw_mixers_by_rows() -> None:
     frame.save(figure, RUNS / "mixers_by_rows.png")
 
 
+def draw_mixers_by_size() -> None:
+    """DCNv2 beside the quickstart's RankMixer, as its own figure has that beside the MLP."""
+    table = pd.concat([pd.read_parquet(RUNS / f"{name}.parquet") for name in ("quickstart", "mixers_by_size")])
+    found = verdict.judge(table, "dcnv2", "rankmixer")
+    figures.save(verdict.verdict_figure(found), RUNS / "mixers_by_size.png")
+
+
 def draw_memory_slots_hashed() -> None:
     """The arms of the study of hash tables that have several sizes, with `pkm` of the ladder beside them."""
     ladder = pd.read_parquet(RUNS / "memory_slots_ladder.parquet")
@@ -103,6 +110,7 @@ FIGURES = {name: partial(draw_ladder, name) for name in LADDERS} | {
     "quickstart": draw_quickstart,
     "law_calibration": draw_law_calibration,
     "mixers_by_rows": draw_mixers_by_rows,
+    "mixers_by_size": draw_mixers_by_size,
 }
 
 

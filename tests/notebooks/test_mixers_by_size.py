@@ -3,6 +3,7 @@
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -97,6 +98,9 @@ def test_the_tables_hold_runs_of_the_sweeps(runs, note):
     assert len(few) == sum(point["note.arm"] in WORDS for point in mixers_by_rows_others.get_sweep())
     largest = many[many["match_id"] == "1.15e5"].groupby("architecture")["excess_logloss"].mean()
     assert largest["dcnv2"] < largest["rankmixer"] / 5
+    dcnv2 = many[many["architecture"] == "dcnv2"].groupby("dense_params")["excess_logloss"].mean()
+    slopes = -np.diff(np.log(dcnv2)) / np.diff(np.log(dcnv2.index))
+    assert (slopes[:2] < 0.97).all() and (slopes[2:5] > 1).all()
     for rows, own in runs.items():
         assert own["examples"].nunique() == 1 and own["examples"].iloc[0] == pytest.approx(rows, rel=1e-3)
         assert "\n".join(excess_lines(own)) in note
