@@ -1,5 +1,7 @@
 """Tokenizers: which fields make which token, what is computed once per request, what contradicts itself."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,14 @@ from flax import nnx
 from recscale.models.inputs import Field, Schema
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.inputs.history import TokenShape
-from recscale.models.inputs.tokenizers import Tokenizer, TokenizerOptions, plan_tokens, possible_tokens
+from recscale.models.inputs.tokenizers import (
+    SidePlan,
+    Tokenizer,
+    TokenizerOptions,
+    TokenPlan,
+    plan_tokens,
+    possible_tokens,
+)
 from recscale.scaling.counting.jaxpr_flops import count_flops
 
 
@@ -137,6 +146,15 @@ def test_number_of_tokens_chosen_for_none():
     assert plan_tokens(even_schema(4, 4), TokenizerOptions(), 24).tokens == 8
     assert plan_tokens(even_schema(4, 3), TokenizerOptions(), 24).tokens == 6  # 7 does not divide 24
     assert plan_tokens(even_schema(30, 30), TokenizerOptions(), 96).tokens == 16
+    assert plan_tokens(even_schema(30, 30), TokenizerOptions(), 34).tokens == 2  # 17 are too many
+    for (user, candidate), options, possible in (
+        ((0, 4), {}, range(1, 5)),
+        ((4, 4), dict(global_token=True), range(3, 10)),
+        ((4, 4), dict(global_token="split"), range(4, 11)),
+        ((4, 2), dict(cut_align="exact"), range(2, 19)),
+    ):
+        assert possible_tokens(even_schema(user, candidate), TokenizerOptions(**options)) == possible
+    assert possible_tokens(even_schema(), TokenizerOptions(), TokenShape(user=2, candidate=1, width=5)) == range(5, 12)
 
 
 def test_sides_share_tokens_by_width():
@@ -145,12 +163,96 @@ def test_sides_share_tokens_by_width():
     assert plan_tokens(even_schema(0, 4), TokenizerOptions(tokens=4), 8).user_tokens == 0
 
 
+def uneven_schema(user, candidate):
+    """Fields u0, u1, ... and c0, c1, ... of these widths."""
+    sides = (("user", user), ("candidate", candidate))
+    return Schema(tuple(Field(f"{side[0]}{i}", side, w, 10) for side, widths in sides for i, w in enumerate(widths)))
+
+
+@pytest.mark.parametrize(
+    ("user", "candidate", "options", "shared"),
+    [
+        ([30], 7 * [1], dict(tokens=6), (1, 5)),  # a field is not split
+        (7 * [1], [30], dict(tokens=6), (5, 1)),
+        (5 * [2], 5 * [2], dict(tokens=5), (2, 3)),
+        (5 * [2], 5 * [1], dict(tokens=6), (4, 2)),
+        ([30], 7 * [1], dict(tokens=6, cut_align="exact"), (5, 1)),
+        (4 * [3], 4 * [3], dict(tokens=6, global_token=True), (2, 4)),
+        (4 * [3], 4 * [3], dict(tokens=6, global_token="split"), (3, 3)),
+        (4 * [3], 4 * [3], dict(tokens=6, global_token="split", user_tokens=2), (2, 4)),
+        (4 * [3], 4 * [3], dict(tokens=5, user_tokens=4), (4, 1)),
+        (4 * [3], 4 * [3], dict(tokens=5, user_tokens=1), (1, 4)),
+    ],
+    ids=str,
+)
+def test_tokens_of_uneven_sides(user, candidate, options, shared):
+    plan = plan_tokens(uneven_schema(user, candidate), TokenizerOptions(**options), 8)
+    assert (plan.user_tokens, plan.candidate_tokens, plan.tokens) == (*shared, sum(shared))
+
+
+@pytest.mark.parametrize(
+    ("widths", "tokens", "runs"),
+    [
+        ([5, 1, 1, 1, 8], 3, [1, 3, 1]),
+        ([1, 1, 1, 9], 3, [2, 1, 1]),  # a run for every token
+        ([9, 1, 1, 1], 3, [1, 1, 2]),
+        ([2, 2, 2], 2, [1, 2]),
+        ([3, 1, 2, 2, 4], 2, [3, 2]),
+        ([3, 1, 2, 2, 4], 5, [1, 1, 1, 1, 1]),
+    ],
+    ids=str,
+)
+def test_runs_end_nearest_to_equal_shares(widths, tokens, runs):
+    """Numbers of fields per token; every run is padded to the widest."""
+    side = plan_tokens(uneven_schema([], widths), TokenizerOptions(tokens=tokens), 8).candidate
+    assert [len(run) for run in side.runs] == runs and sum(side.runs, ()) == tuple(f"c{i}" for i in range(len(widths)))
+    assert side.padded == tokens * (max(side.widths),)
+
+
+def test_auto_passes_embeddings_of_the_right_width_through():
+    def projected(schema, width=3, **options):
+        return plan_tokens(schema, TokenizerOptions(tokenizer="auto", **options), width).projected
+
+    plain, raw = even_schema(2, 2), Schema((*even_schema(2, 2).fields, Field("price", "candidate", 3)))
+    assert not projected(plain) and projected(plain, 4) and projected(plain, tokenizer_hidden=5) and projected(raw)
+
+
+def test_work_and_what_no_gradient_needs():
+    """2 FLOPs per weight; those of a gradient into raw numbers alone are needed by nobody."""
+    sides = [
+        SidePlan((("a",), ("b",)), (3, 5), False, batched, trained)
+        for batched, trained in ((False, (True, False)), (True, (True, False)), (True, (False, False)))
+    ]
+    assert [side.flops(None, 8) for side in sides] == [(128, 80), (160, 0), (160, 160)]
+    assert [side.flops(4, 8) for side in sides] == [(192, 40), (208, 0), (208, 80)]
+    assert dataclasses.replace(sides[1], pad_to=7).padded == (7, 7)
+    mixed, (raw, trained) = sides[0], [SidePlan((("c",),), (width,), False, False, (width < 6,)) for width in (6, 4)]
+    history = TokenShape(user=2, candidate=1, width=3, user_trained=False)
+    every = dict(everything=(raw, trained), user_everything=raw)
+    for plan, flops in (
+        (TokenPlan(mixed, trained), (128, 64, 80, 0)),
+        (TokenPlan(mixed, trained, hidden=5), (2 * (40 + 80), 2 * (20 + 40), 50, 0)),
+        (TokenPlan(mixed, trained, history), (128 + 96, 64 + 48, 80 + 96, 0)),
+        (TokenPlan(mixed, trained, **every), (128 + 96 + 96, 64 + 64, 80 + 96 + 96, 0)),
+        (TokenPlan(mixed, trained, hidden=5, **every), (240 + 60 + 140, 120 + 120, 50 + 60 + 60, 0)),
+        (TokenPlan(mixed, trained, projected=False), (0, 0, 0, 0)),
+    ):
+        found = plan.flops(8)
+        assert (found.user, found.candidate, found.user_unneeded, found.candidate_unneeded) == flops
+    as_they_are = TokenPlan(raw, raw, projected=False)
+    assert not as_they_are.trained and dataclasses.replace(as_they_are, sequence=TokenShape(1, 0, 3)).trained
+    assert TokenPlan(raw, raw).trained and dataclasses.replace(as_they_are, candidate=trained).trained
+    assert dataclasses.replace(as_they_are, everything=(raw, raw)).trained
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(tokens=9), "can make 2 to 8"),
         (dict(tokens=1), "can make 2 to 8"),
         (dict(tokens=4, user_tokens=4), "expected 1 to 3"),
+        (dict(tokens=8, user_tokens=3), "expected 4 to 4"),
+        (dict(tokens=7, user_tokens=1, global_token="split"), "expected 2 to 5"),
         (dict(tokenizer="field", tokens=4), "makes 8 of this schema"),
         (dict(tokenizer="group", tokenizer_shared=True), "tokenizer_shared needs"),
         (dict(tokenizer="identity"), "needs fields of width 8"),
@@ -169,6 +271,8 @@ def test_contradictions_name_what_would_fit(options, message):
 def test_a_schema_without_candidate_fields_is_refused():
     with pytest.raises(ValueError, match="nothing to rank"):
         plan_tokens(even_schema(4, 0), TokenizerOptions(tokens=4), 8)
+    with pytest.raises(ValueError, match="the schema has none; use True"):
+        plan_tokens(even_schema(0, 4), TokenizerOptions(tokens=4, global_token="split"), 8)
 
 
 def test_missing_field_is_named():
