@@ -75,7 +75,8 @@ def test_what_does_not_fit_is_refused(make, message):
 
 
 def test_the_smallest_are_allowed():
-    Field("a", "user", 1, 1), Field("a", "user", 1, 2, bag=2), Sequence("s", 1, (EVENT,)), Content(1, 2, (1,), 1)
+    assert Field("a", "user", 1, 1).bag == 1 and Field("a", "user", 1, 2, bag=2).bag == 2
+    assert Sequence("s", 1, (EVENT,)).width == 3 and Content(1, 2, (1,), 1).histories == ()
     require_sizes(width=1, widths=(1, 2), hidden=None)
     require_share(dropout=0.0)
     refuse_unused(HistoryOptions(), "why", sequence=None, recent=None)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recscale.models.inputs.batch import Output
+from recscale.models.inputs.batch import Contrast, Output, Pairs
 from recscale.models.layers.losses import masked_bce, training_loss
 
 R, C, Y = 3, 2, 2
@@ -70,3 +70,51 @@ def test_the_training_loss_weighs_other_logits_and_adds_named_losses(case):
     loss, per_task = training_loss(two, labels, mask, task_weights=(1.0, 1.0))
     np.testing.assert_allclose(loss, 0.5 * expected.sum() + 2 * other + 0.5, rtol=1e-6)
     np.testing.assert_allclose(per_task, expected, rtol=1e-6)  # of the logits themselves
+
+
+@pytest.fixture
+def clicks():
+    """Logits, labels and mask of four candidates; which are clicked, and which are known not to be."""
+    rng = np.random.default_rng(1)
+    logits, labels = rng.standard_normal((R, 4, 1)), rng.integers(0, 2, (R, 4, 1))
+    labels[:2, 0], labels[:2, 1] = 1, 0
+    mask = np.ones((R, 4, 1))
+    mask[0, 2:], mask[2, 1] = 0, 0
+    seen = mask[..., 0] > 0
+    return logits, labels, mask, seen & (labels[..., 0] == 1), seen & (labels[..., 0] == 0)
+
+
+def test_pairs_put_clicked_candidates_above_others(clicks):
+    """The mean of softplus(s_j - s_i) over pairs of one request whose labels are known."""
+    logits, labels, mask, clicked, other = clicks
+    above, below = np.ones((R, 4), bool), np.ones((R, 4), bool)
+    above[0, 1], below[1, 3] = False, False
+    output = Output(logits=jnp.asarray(logits), pairs=Pairs(jnp.asarray(above), jnp.asarray(below), weight=0.7))
+    each = [
+        np.log1p(np.exp(logits[r, j, 0] - logits[r, i, 0]))
+        for r, i, j in np.ndindex(R, 4, 4)
+        if above[r, i] and clicked[r, i] and below[r, j] and other[r, j]
+    ]
+    assert len(each) > 3
+    expected = by_hand(logits, labels, mask).sum() + 0.7 * np.mean(each)
+    np.testing.assert_allclose(training_loss(output, *map(jnp.asarray, (labels, mask)))[0], expected, rtol=1e-6)
+    none = output.replace(pairs=output.pairs.replace(above=jnp.zeros((R, 4), bool)))
+    found = training_loss(none, *map(jnp.asarray, (labels, mask)))[0]
+    np.testing.assert_allclose(found, by_hand(logits, labels, mask).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("clicked_only, mean", [(False, True), (True, False)])
+def test_a_contrast_picks_clicked_candidates_out_of_others(clicks, clicked_only, mean):
+    """-log of a clicked candidate's share among itself and the negatives, for its own request's query."""
+    logits, labels, mask, clicked, _ = clicks
+    scores = np.random.default_rng(2).standard_normal((R, R, 4))
+    negative = np.broadcast_to(~np.eye(R, dtype=bool)[..., None], (R, R, 4)).copy()
+    negative[1, 0, 0] = False
+    contrast = Contrast(jnp.asarray(scores), jnp.asarray(negative), 0.3, clicked_only=clicked_only, mean=mean)
+    total = 0.0
+    for r, c in zip(*np.nonzero(clicked), strict=True):
+        against = np.exp(scores[r][negative[r] & (clicked if clicked_only else True)]).sum()
+        total -= np.log(np.exp(scores[r, r, c]) / (np.exp(scores[r, r, c]) + against))
+    expected = by_hand(logits, labels, mask).sum() + 0.3 * total / (clicked.sum() if mean else 1)
+    output = Output(logits=jnp.asarray(logits), contrast=contrast)
+    np.testing.assert_allclose(training_loss(output, *map(jnp.asarray, (labels, mask)))[0], expected, rtol=1e-5)

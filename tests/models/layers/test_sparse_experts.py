@@ -8,7 +8,16 @@ from drawn import filled, normal
 from flax import nnx
 from in_float64 import in_float64
 
-from recscale.models.layers.per_token_moe import TopKMoE, top_k_report
+from recscale.models.layers import per_token_moe
+from recscale.models.layers.per_token_moe import (
+    PATHS,
+    TopKMoE,
+    capacity_of,
+    check_top_k,
+    choose_path,
+    row_mean,
+    top_k_report,
+)
 from recscale.models.layers.relu_moe import Gating, ReLUMoE
 
 T, B, D, F, E = 2, 6, 4, 8, 4
@@ -141,3 +150,62 @@ def test_a_cap_keeps_the_largest_gates_in_evaluation_alone(cap):
     kept = np.where(gates >= np.sort(gates, axis=-1)[..., -cap][..., None], gates, 0.0)
     whole, served = (in_float64(lambda x, t=training: layer(x, training=t))(X)[1].cut for training in (True, False))
     assert whole == 0 and served == pytest.approx(1 - (kept > 0).sum() / (gates > 0).sum(), rel=1e-6) and served > 0
+
+
+def test_places_of_an_expert():
+    """A multiple of 8 that holds the mean number of rows times the factor, and never more than all rows."""
+    for rows, share, factor, places in (
+        (100, 0.25, 1.0, 32),
+        (100, 0.24, 1.0, 24),
+        (64, 0.5, 1.25, 40),
+        (64, 0.5, 1.26, 48),
+        (10, 0.5, 1.0, 8),
+        (10, 1.0, 1.0, 10),
+        (8, 0.1, 1.0, 8),
+        (3, 0.1, 1.0, 3),
+    ):
+        assert capacity_of(rows, share, factor) == places
+    layers = {
+        p: nnx.eval_shape(lambda p=p: TopKMoE(T, D, F, experts=E, active=3, path=p, rngs=nnx.Rngs(0))) for p in PATHS
+    }
+    assert {path: layer.places(64) for path, layer in layers.items()} == dict(
+        auto=168, masked=None, capacity=168, ragged=None
+    )
+
+
+def test_how_experts_are_computed(monkeypatch):
+    """On CPUs with places while training, masked in evaluation; sorted on accelerators."""
+    assert [choose_path("auto", training) for training in (True, False)] == ["capacity", "masked"]
+    assert all(choose_path(path, training) == path for path in PATHS[1:] for training in (True, False))
+    with pytest.raises(ValueError, match="expected one of auto, masked, capacity, ragged"):
+        choose_path("sorted", True)
+    monkeypatch.setattr(per_token_moe, "current_platform", lambda: "gpu")
+    assert [choose_path("auto", training) for training in (True, False)] == ["ragged", "ragged"]
+
+
+def test_experts_a_layer_can_have():
+    for sizes, options in (
+        ((8, 4, 3), {}),
+        ((8, 4, 4), {}),
+        ((8, 4, 2), dict(gate_norm="all")),
+        ((8, 4, 2), dict(shared=False)),
+        ((8, 4, 1), dict(shared=False, gate_norm="all")),
+    ):
+        check_top_k(*sizes, **options)
+    for sizes, options, message in (
+        ((9, 4, 3), {}, "9 does not divide into 4 experts"),
+        ((8, 4, 5), {}, "active is 5 of 4"),
+        ((8, 4, 1), dict(gate_norm="all"), "active is 1 of 4"),
+        ((8, 4, 0), dict(shared=False), "active is 0 of 4"),
+        ((8, 4, 2), {}, "the constant 1"),
+        ((8, 4, 1), dict(shared=False), "the constant 1"),
+        ((8, 4, 3), dict(gate_norm="some"), "gate_norm is 'some'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_top_k(*sizes, **options)
+
+
+def test_rows_that_are_no_padding_have_a_mean():
+    x = jnp.asarray([[[1.0], [2.0], [6.0]]])
+    assert row_mean(x, None) == 3 and row_mean(x, jnp.asarray([True, True, False])) == 1.5
+    assert row_mean(x, jnp.zeros(3, bool)) == 0
