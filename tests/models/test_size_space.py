@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -107,23 +108,19 @@ CONFIGURED = {
 
 
 def first_offers(name):
-    """[[config, target, schema, offers]]: the first six offers in several settings, as JSON has them."""
+    """[[config, target, fields, number and checksum of all offers, the first six]] in several settings."""
     if name in SIZED:
         settings = [(None, target, REFERENCE, dict(encoder_share=0.4)) for target in (3e5, 2e7)]
         name = f"{name}+rankmixer"
     else:
         settings = [(None, target, REFERENCE, {}) for target in (1e5, 1e6, 2e7, 4e8)] + [(None, 3e4, SMALL, {})]
         settings += [(config, target, REFERENCE, {}) for config in CONFIGURED.get(name, ()) for target in (2e5, 2e7)]
-    found = [
-        [
-            config,
-            target,
-            len(schema.fields),
-            list(itertools.islice(size_space(name, schema, config, target, **split), 6)),
-        ]
-        for config, target, schema, split in settings
-    ]
-    return json.loads(json.dumps(found))
+    found = []
+    for config, target, schema, split in settings:
+        offers = list(itertools.islice(size_space(name, schema, config, target, **split), 600))
+        checksum = zlib.crc32("".join(sorted(map(str, offers))).encode())  # whatever their order
+        found.append([config, target, len(schema.fields), len(offers), checksum, offers[:6]])
+    return json.loads(json.dumps(found))  # lists for tuples, as is stored
 
 
 @pytest.mark.parametrize("name", [*list_models("backbone"), "onetrans_lite", "hyformer", "mixformer", *SIZED])
