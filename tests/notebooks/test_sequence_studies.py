@@ -126,17 +126,43 @@ def test_the_note_of_the_tournament_quotes_its_runs(text):
 
 
 def test_what_the_note_of_the_tournament_claims(text):
-    runs = tournament_runs()[64]
+    lengths = tournament_runs()
+    runs, long = lengths[64], lengths[256]
     outcomes = {name: saved(runs, name, "LONGER")[0].outcome for name in WORDS.values() if name != "LONGER"}
     assert {name for name, outcome in outcomes.items() if outcome != "held"} == {"MixFormer", "HyFormer"}
     assert outcomes["MixFormer"] == outcomes["HyFormer"] == "inside noise"
+    assert saved(long, "DIN", "LONGER")[0].outcome == "held"
+    assert saved(long, "target attention", "LONGER")[0].outcome == "inside noise"
     above = {name for name in WORDS.values() if name != "DIN" and saved(runs, "DIN", name)[0].outcome == "held"}
     assert set(WORDS.values()) - above == {"DIN", "target attention"}
-    assert f"on target attention it saves {saved(runs, 'DIN', 'target attention')[1]}, inside noise" in text
-    rate = runs.groupby("arm")["lr_dense"].first()
-    assert rate["DIN"] == 8 * rate["LONGER"] and runs["lr_trials"].isin([3, 5, 7]).all()
-    assert runs.groupby("arm")["lr_trials"].first().sum() == 38
+    gains = [saved(rows, "DIN", "target attention")[1] for rows in (runs, long)]
+    text = " ".join(text.split())
+    assert f"on target attention it saves {gains[0]}, inside noise, at 256 {gains[1]}." in text
+    rate, flops = runs.groupby("arm")["lr_dense"].first(), long.groupby("arm")["train_flops"].first()
+    assert rate["DIN"] == 8 * rate["LONGER"] and flops["DIN"] / flops["LONGER"] == pytest.approx(1.5, abs=0.05)
     start = runs.groupby("arm")["examples_to_start"].agg(["min", "median", "max"])
     assert start["max"]["DIN"] < 18_500 and start["max"]["target attention"] < 28_500
     assert start["min"]["HyFormer"] > 64_000
     assert (start["median"][["HSTU", "STCA", "MixFormer"]] > start["median"]["LONGER"]).all()
+    later = long.groupby("arm")["examples_to_start"].median()
+    for name, seeds in {"DIN": 5, "target attention": 5, "LONGER": 2}.items():
+        own = [rows[rows["arm"] == name].sort_values("seed")["examples_to_start"] for rows in (runs, long)]
+        assert (own[1].to_numpy() > own[0].to_numpy()).sum() == seeds
+        assert f"from {start['median'][name] / 1e3:.0f},000 to {later[name] / 1e3:.0f},000" in text
+        means = [rows[rows["arm"] == name]["logloss"].mean() for rows in (runs, long)]
+        assert means[1] > means[0] - 0.001, "none gains by the longer history"
+
+
+def test_the_tournaments_rates_are_the_best_of_those_searched():
+    search, runs = (pd.read_parquet(RUNS / f"tournament{end}.parquet") for end in ("_rates", ""))
+    assert (search["status"] == "done").all() and set(search["seed"]) == {0}
+    assert not set(search["data_seed"]) & set(runs["data_seed"])
+    for (name, length), rows in search.groupby(["architecture", "history_length"]):
+        own = runs[(runs["architecture"] == name) & (runs["history_length"] == length)]
+        if own.empty:
+            assert (name, length) == ("stca+rankmixer", 256) and rows["examples_to_start"].isna().all()
+            assert sorted(rows["lr_dense"]) == [1e-3, 2e-3, 4e-3]
+            continue
+        best = rows["lr_dense"][rows["logloss"].idxmin()]
+        assert (own["lr_dense"] == best).all() and rows["lr_dense"].min() < best < rows["lr_dense"].max()
+        assert (own["lr_trials"] == len(rows)).all() and own["lr_bracketed"].all()
