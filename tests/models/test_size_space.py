@@ -155,6 +155,19 @@ def test_what_cannot_be_split_is_refused(name, split, message):
         next(size_space(name, REFERENCE, None, 1e5, **split))
 
 
+def test_a_part_without_room_for_the_other_is_refused():
+    """As many parameters as the target leave none."""
+    encoder = count("din+rankmixer", REFERENCE).encoder_params
+    backbone = count("din+rankmixer", REFERENCE).dense_params - encoder
+    for target, split, part in ((encoder, {}, "encoder"), (backbone, {"fixed": "backbone"}, "backbone")):
+        with pytest.raises(ValueError, match=f"the {part} alone has {target} dense parameters, the target is"):
+            next(size_space("din+rankmixer", REFERENCE, None, target, **split))
+        assert next(size_space("din+rankmixer", REFERENCE, None, target + 3000, **split))
+    for share in (0, 1):
+        with pytest.raises(ValueError, match=f"size.encoder_share is {share}, expected a number between"):
+            next(size_space("din+rankmixer", REFERENCE, None, 3e5, encoder_share=share))
+
+
 @pytest.mark.parametrize("target", [1e7, 1e8, 1e9])
 def test_large_shapes_suit_matrix_units(target):
     shape, _ = best("rankmixer", REFERENCE, target)
@@ -263,4 +276,5 @@ def test_encoders_of_one_width():
     assert offers(lambda w: 10 * w, 420) == [40, 42]
     assert offers(lambda w: w * w, 23**2) == [24, 22, 23]
     assert offers(lambda w: w * w, 21**2) == [20, 21, 24]
+    assert offers(lambda w: w * w, 26**2) == [26, 24]
     assert offers(lambda w: 10 * w, 420, step=5) == [40]
