@@ -76,13 +76,14 @@ def test_what_the_note_on_hash_tables_says_in_words(note, slots):
     text = " ".join(note.split())
     one, eight, pkm = "hash table, K = 1", "hash table, K = 8", "pkm, Adam"
 
-    def gap(worse, better, k):
-        return f"{mean(slots, f'{k}, {worse}', 2**16) - mean(slots, f'{k}, {better}', 2**16):.4f}"[1:]
+    def gap(worse, better, k, n=2**16):
+        return f"{mean(slots, f'{k}, {worse}', n) - mean(slots, f'{k}, {better}', n):.4f}"[1:]
 
-    by_row = [gap("Adam by row", "Adam", k) for k in (one, eight)]
-    assert f"a row's own updates costs {by_row[0]} (K = 1) and {by_row[1]} (K = 8)" in text
-    adagrad = [gap("Adam", "Adagrad", k) for k in (one, eight)]
-    assert f"gains {adagrad[0]} and {adagrad[1]}" in text
+    by_row = [gap("Adam by row", "Adam", k) for k in (one, eight, "pkm")]
+    assert f"a row's own updates costs {by_row[0]} (K = 1), {by_row[1]} (K = 8) and {by_row[2]} (`pkm`)" in text
+    adagrad = [gap("Adam", "Adagrad", k, n) for n in (2**16, 2**12) for k in (one, eight)]
+    assert "gains {} and {} on the hash tables, and {} and {} at 2^12 slots".format(*adagrad) in text
+    assert min(mean(slots, f"{k}, Adagrad", 2**12) - mean(slots, pkm, 2**12) for k in (one, eight)) > 0.0109
     used = [100 * mean(slots, arm, 2**16, "memory_usage") for arm in (pkm, f"{eight}, Adagrad")]
     assert f"{used[0]:.0f} % by `pkm` and {used[1]:.0f} % by eight hashes" in text
     for k in (one, eight):
