@@ -95,6 +95,7 @@ class ADSConfig(HistoryOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_sizes(width=self.width, chunk=self.chunk, gen_hidden=self.gen_hidden, domain_width=self.domain_width)
+        require_sizes(head_dim=self.head_dim)
         if self.chunk > 1 and not self.pcrg:
             raise ValueError("chunk has no effect without generated queries; set pcrg=True or leave it 1")
         if len(self.hidden) != 2 or not self.micro:

@@ -54,7 +54,7 @@ class DecodingOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(width=self.width, keep=self.keep)
+        require_sizes(width=self.width, keep=self.keep, head_dim=self.head_dim)
         if self.head_dim is not None and self.width % self.head_dim:
             raise ValueError(f"width {self.width} is no multiple of head_dim {self.head_dim}; change one of them")
         if self.encoder == "swiglu" and self.encoder_causal:
