@@ -1,10 +1,17 @@
 """Settings of any config: which values fit a declared type, how they are said, and what is handed on."""
 
 import dataclasses
+import json
+import os
+import types
+import typing
+from pathlib import Path
 from typing import Literal
 
 import pytest
+from tiny_models import config_of, config_type
 
+from recscale.models import freeze_config, list_models
 from recscale.models.options import Options, freeze, group_of
 
 
@@ -82,3 +89,29 @@ def test_words_are_checked_when_a_config_is_made_directly():
 
 def test_a_group_takes_its_own_flags():
     assert group_of(Config(rate=0.75, word="b", size=9), Group) == Group(0.75, "b")
+
+
+def refused(name):
+    """Sizes and shares out of range that the config of an architecture refuses: {flag: values}."""
+    kind, found = config_type(name), {}
+    for flag, hint in typing.get_type_hints(kind).items():
+        for one in typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else [hint]:
+            sizes = typing.get_origin(one) is tuple and typing.get_args(one)[0] is int
+            values = [0, -1] if one is int else [-0.1, 1.0] if one is float else [(0,), (1, 0)] if sizes else []
+            for value in values:
+                try:
+                    freeze_config(name, config_of(name, {flag: value}))
+                except ValueError:
+                    found.setdefault(flag, []).append(value)
+    return json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_sizes_and_shares_out_of_range_are_refused(name):
+    """refused.json says which, so that none is let in again; run with RECSCALE_WRITE_GOLDEN=1 this writes it anew."""
+    golden = Path(__file__).with_name("refused.json")
+    stored = json.loads(golden.read_text())
+    if os.environ.get("RECSCALE_WRITE_GOLDEN"):
+        stored[name] = refused(name)
+        golden.write_text(json.dumps(stored, sort_keys=True).replace("}, ", "},\n") + "\n")
+    assert refused(name) == stored[name]
