@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from recscale.models.inputs import Batch, CandidateSide, Field, History, Schema, Sequence, UserSide
-from recscale.models.inputs.tables import EmbeddingTables, embed, find_touched, gather_touched, touched_lookup
+from recscale.models.inputs import Batch, CandidateSide, Content, Field, History, Schema, Sequence, UserSide
+from recscale.models.inputs.tables import (
+    EmbeddingTables,
+    embed,
+    embed_candidates,
+    embed_user,
+    find_touched,
+    gather_touched,
+    touched_lookup,
+)
 
 ITEMS = 50_000
 R, C, S = 8, 3, 5
@@ -137,3 +145,77 @@ def test_a_table_may_have_any_name():
     one = jnp.ones((1, 1, 1))
     found = tables.lookup(Batch(user, CandidateSide(ids=ids, dense={}), one, one, jnp.ones((1, 1), bool)))
     np.testing.assert_array_equal(found.candidates.fields["keys"][0, 0], tables.arrays()["keys"][3])
+
+
+def test_tables_start_small(tables):
+    item = np.asarray(tables.arrays()["item"])
+    assert item.shape == (ITEMS, 4) and item.std() == pytest.approx(0.01, rel=0.02) and abs(item.mean()) < 1e-4
+
+
+def ids_alone(vocabulary, ids, **options):
+    """A schema of one candidate field, and a batch of one request with these ids, the last one padding."""
+    ids = jnp.asarray([ids], jnp.int32)
+    one = jnp.ones((1, ids.shape[1], 1))
+    valid = jnp.arange(ids.shape[1])[None] < ids.shape[1] - 1
+    batch = Batch(UserSide(ids={}, dense={}, histories={}), CandidateSide({"a": ids}, {}), one, one, valid)
+    return Schema((Field("a", "candidate", 2, vocabulary, **options),)), batch
+
+
+def test_whole_and_sorted_tables_clamp_what_lies_beyond():
+    """Four ids: a table of four rows is taken whole, one of five is sorted. The padded one hits nothing."""
+    touched = find_touched(*ids_alone(4, [9, -3, 1, 2]))["a"]
+    np.testing.assert_array_equal(touched.rows, [0, 1, 2, 3])
+    np.testing.assert_array_equal(touched.hit, [True, True, False, True])
+    np.testing.assert_array_equal(touched.positions["candidate.a"], [[3, 0, 1, 2]])
+    touched = find_touched(*ids_alone(5, [9, -3, 1, 2]))["a"]
+    np.testing.assert_array_equal(touched.rows, [0, 1, 4, 5])
+    np.testing.assert_array_equal(touched.hit, [True, True, True, False])
+    np.testing.assert_array_equal(touched.positions["candidate.a"][0, :3], [2, 0, 1])
+
+
+def test_id_0_of_a_bag_alone_is_padding():
+    """Of two candidates, the second one padding."""
+    schema, batch = ids_alone(5, [[1, 0, 3], [2, 2, 2]], bag=3)
+    table = jnp.arange(10.0).reshape(5, 2)
+    inputs = embed(schema, batch, lambda name, place, ids: table[ids])
+    np.testing.assert_array_equal(inputs.candidates.fields["a"][0, 0], (table[1] + table[3]) / 2)
+    touched = find_touched(schema, batch)["a"]
+    assert set(np.asarray(touched.rows)[np.asarray(touched.hit)].tolist()) == {1, 3}
+
+
+def test_content_is_handed_on_with_its_padding():
+    """Items of padded candidates and events are -1; tokens and queries stay as they are."""
+    event = Field("past", "user", 2, 9)
+    schema = Schema(
+        (Field("a", "candidate", 2, 9),),
+        (Sequence("clicks", 3, (event,)),),
+        content=Content(7, 11, (2,), 2, histories=("clicks",)),
+    )
+    items, tokens = jnp.asarray([[4, 5]]), jnp.asarray([[[1, 2], [3, 4]]])
+    history = History(
+        {"past": jnp.ones((1, 3), jnp.int32), "content_item": jnp.asarray([[6, 5, 4]])}, {}, jnp.asarray([2])
+    )
+    asked = {"query": jnp.asarray([3]), "query_content": jnp.asarray([[8, 9]])}
+    candidates = CandidateSide({"a": items, "content_item": items, "content": tokens}, {})
+    one = jnp.ones((1, 2, 1))
+    batch = Batch(UserSide(asked, {}, {"clicks": history}), candidates, one, one, jnp.asarray([[True, False]]))
+    inputs = embed(schema, batch, lambda name, place, ids: jnp.ones((*ids.shape, 2)))
+    found, query = inputs.candidates.content, inputs.user.content
+    np.testing.assert_array_equal(found.ids, [[4, -1]])
+    np.testing.assert_array_equal(found.tokens, tokens)
+    np.testing.assert_array_equal(query.history["clicks"], [[6, 5, -1]])
+    assert query.query.tolist() == [3] and query.tokens.tolist() == [[8, 9]]
+    whole = embed_candidates(schema, candidates, lambda name, place, ids: jnp.ones((*ids.shape, 2)))
+    np.testing.assert_array_equal(whole.content.ids, items)
+    assert whole.valid is None
+
+
+def test_a_padded_request_has_no_history():
+    user = make_batch().user
+    looked_up = embed_user(make_schema(), user, lambda name, place, ids: jnp.ones((*ids.shape, 4)))
+    np.testing.assert_array_equal(looked_up.histories["history"].length, user.histories["history"].length)
+    found = embed_user(
+        make_schema(), user, lambda name, place, ids: jnp.ones((*ids.shape, 4)), jnp.arange(R) != 5
+    ).histories["history"]
+    np.testing.assert_array_equal(found.length, [0, 1, 2, 3, 4, 0, 5, 0])
+    np.testing.assert_array_equal(np.asarray(found.events).sum(axis=(1, 2)), 4 * np.asarray(found.length))
