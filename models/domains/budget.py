@@ -174,7 +174,6 @@ def nes_gradient(
         difference = (gained(1.0) - gained(-1.0)) / (2 * sigma * draws)
         return Response(*(t + e * difference for t, e in zip(total, noise, strict=True))), None
 
-    response = jax.lax.stop_gradient(response)
     zero = Response(jnp.zeros_like(response.reward), jnp.zeros_like(response.cost))
     return jax.lax.stop_gradient(jax.lax.scan(one, zero, jax.random.split(key, draws))[0])
 

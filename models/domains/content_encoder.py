@@ -75,7 +75,7 @@ class ContentEncoder(nnx.Module):
         whole, kind = self._with_separators(tokens)
         real = whole != 0
         # Padding last, everything else in its order: attention then needs lengths alone.
-        order = jnp.argsort(~real, axis=1, stable=True)
+        order = jnp.argsort(~real)
         moved, kind = jnp.take_along_axis(whole, order, axis=1), jnp.take(kind, order)
         x = jnp.take(self.tokens[...], moved, axis=0) + jnp.take(self.kinds[...], kind, axis=0)
         x = x + self.positions[...][None]

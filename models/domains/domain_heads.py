@@ -102,7 +102,7 @@ class DomainHeads(TokenStack):
         experts = gates = None
         if options.head == "mmoe":
             self.towers = Towers(width, towers, tower=options.tower, init=init, dtype=dtype, rngs=rngs)
-            experts = PerTokenDense(E, D, width, init=init, axes=("embed", "hidden"), dtype=dtype, rngs=rngs)
+            experts = PerTokenDense(E, D, width, init=init, dtype=dtype, rngs=rngs)
             axes, out = ("embed", "experts"), self.domains * self.tasks * E
             gates = Dense(D, out, use_bias=False, init=init, axes=axes, dtype=dtype, rngs=rngs)
         self.experts, self.gates = experts, gates
@@ -126,7 +126,7 @@ class DomainHeads(TokenStack):
             logits = self.towers(h)
             return logits if self.head == "shared" else _of_domain(logits, self.domains, domain)
         gates = _of_domain(self.gates(h), self.domains, domain).astype(jnp.float32)
-        gates = jax.nn.softmax(gates.reshape(h.shape[0], self.tasks, -1), axis=-1)
+        gates = jax.nn.softmax(gates.reshape(h.shape[0], self.tasks, -1))
         experts = jax.nn.relu(self.experts(h)).swapaxes(0, 1)
         return self.towers(contract("bye,bef->byf", gates, experts, self.experts.dtype).swapaxes(0, 1))
 

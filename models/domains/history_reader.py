@@ -40,7 +40,7 @@ class Reader(nnx.Module):
         q = self.first.score(state, x).reshape(*x.shape[:2], -1)
         for network in self.networks:
             scores = contract("rcw,rsw->rcs", q, h, self.dtype).astype(jnp.float32)
-            weights = jax.nn.softmax(jnp.where(valid[:, None], scores, _INVISIBLE), axis=-1)
+            weights = jax.nn.softmax(jnp.where(valid[:, None], scores, _INVISIBLE))
             weights = jnp.where(valid[:, None], weights, 0.0)
             q = network(contract("rcs,rsw->rcw", weights, h, self.dtype))
         return q

@@ -97,7 +97,7 @@ class Promo(Ranker):
         self.hypernet = Dense(width, size, std_scale=0.1, dtype=dtype, rngs=rngs) if hypernet else None
         anchor = None
         if options.lambda1:
-            anchor = Dense(width, width, use_bias=False, axes=("embed", "hidden"), dtype=dtype, rngs=rngs)
+            anchor = Dense(width, width, use_bias=False, dtype=dtype, rngs=rngs)
             param.training_only(anchor)
         self.anchor = anchor
 

@@ -150,11 +150,11 @@ def join(
 
     Args:
         ids: below 0 on padding, which stays as it is.
-        fresh_ids: distinct and ascending, `NO_ID` in unused places.
+        fresh_ids: distinct and ascending, none below 0, `NO_ID` in unused places.
         gradient: whether it flows back into `fresh`.
     """
     place = jnp.minimum(jnp.searchsorted(fresh_ids, ids, method="sort"), fresh_ids.shape[0] - 1)
-    found = (jnp.take(fresh_ids, place) == ids) & (ids >= 0) & (ids != NO_ID)
+    found = (jnp.take(fresh_ids, place) == ids) & (ids != NO_ID)
     vectors = jnp.take(fresh, place, axis=0).astype(base.dtype)
     return jnp.where(found[..., None], vectors if gradient else jax.lax.stop_gradient(vectors), base)
 
@@ -178,7 +178,7 @@ class LSTMForecast(nnx.Module):
 
     def __init__(self, width: int, hidden: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.hidden = hidden
-        self.gates = Dense(width + 1 + hidden, 4 * hidden, axes=("embed", "hidden"), dtype=dtype, rngs=rngs)
+        self.gates = Dense(width + 1 + hidden, 4 * hidden, dtype=dtype, rngs=rngs)
         self.out = param.matrix(jnp.zeros((hidden, width)), ("hidden", "embed"))
 
     def __call__(self, found: Snapshots, now: Int[Array, ""] | int) -> Float[Array, "*ids W"]:

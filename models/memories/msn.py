@@ -303,8 +303,7 @@ class MSN(MemoryStack):
     ):
         T, D, mixing = plan.tokens, options.width, options.block("pre" if options.block_style == "pre" else "post")
         if options.block_style == "plain":
-            act, init = options.activation, options.init
-            mixing = BlockOptions(norm=None, activation=act, dropout=options.dropout, init=init, residual=False)
+            mixing = BlockOptions(norm=None, dropout=options.dropout, init=options.init, residual=False)
 
         def blocks() -> Iterator[MSNBlock]:
             for layer in range(options.layers):

@@ -159,7 +159,7 @@ class ProductKeyMemory(nnx.Module):
 
     def _weights(self, scores: Array) -> Array:
         if self.read_weights == "softmax":
-            return jax.nn.softmax(scores / self.temperature, axis=-1)
+            return jax.nn.softmax(scores / self.temperature)
         return {"none": lambda g: g, "sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu}[self.read_weights](scores)
 
     def _read(self, x: Array, ids: Array, weights: Array, gate: Array | None, gate_fn: str) -> tuple[Array, Array]:

@@ -84,7 +84,7 @@ def sharded_read(
 def _by_rows(values: Array, ids: Array, weights: Array, *, axis: str) -> Array:
     every_id, every_weight = (jax.lax.all_gather(a, axis, tiled=True) for a in (ids, weights))
     partial = sparse_gather(values, _owned(every_id, values.shape[0], axis), every_weight)
-    return jax.lax.psum_scatter(partial.astype(jnp.float32), axis, scatter_dimension=0, tiled=True)
+    return jax.lax.psum_scatter(partial.astype(jnp.float32), axis, tiled=True)
 
 
 def _by_columns(values: Array, ids: Array, weights: Array, *, axis: str) -> Array:
@@ -97,7 +97,7 @@ def _by_distinct_rows(values: Array, ids: Array, weights: Array, *, axis: str, m
     distinct, place = jnp.unique(ids, return_inverse=True, size=most, fill_value=-1)
     wanted = jax.lax.all_gather(distinct, axis, tiled=True)[:, None]  # [P*U, 1]
     rows = sparse_gather(values, _owned(wanted, values.shape[0], axis), jnp.ones(wanted.shape, jnp.float32))
-    rows = jax.lax.psum_scatter(rows.astype(jnp.float32), axis, scatter_dimension=0, tiled=True)
+    rows = jax.lax.psum_scatter(rows.astype(jnp.float32), axis, tiled=True)
     return sparse_gather(rows, jnp.where(ids >= 0, place.reshape(ids.shape), -1), weights)
 
 
