@@ -1,26 +1,35 @@
 """What the flags of every architecture build, as shapes alone: parameters with their axes and how they are drawn, what
-every layer was told (dtype, activation, heads, rates), counts by closed form, and the defaults.
+every layer was told (dtype, activation, heads, rates), counts by closed form; and defaults, and what is refused.
 
-built.json, counts.json and defaults.json say what was found; a failure prints what there is now, by place in the model.
-The slow test holds the counts against the programs. `RECSCALE_WRITE_GOLDEN=1 pytest tests/models/test_built.py` writes
-them anew.
+built.json, counts.json, defaults.json and settings.json say what was found; a failure prints what there is now, by
+place in the model. The slow test holds the counts against the programs. `RECSCALE_WRITE_GOLDEN=1 pytest
+tests/models/test_built.py` writes them anew.
 """
 
 import dataclasses
 import functools
 import json
 import os
+import types
+import typing
 import zlib
 from collections import defaultdict
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from tiny_models import VARIANTS, config_of, config_type, schema_of
+from tiny_models import SIZES, VARIANTS, config_of, config_type, schema_of
 
 from recscale.models import build, count, freeze_config, list_models
-from recscale.models.layers import param
+from recscale.models.domains import promo
+from recscale.models.domains.budget import ResponseHeads
+from recscale.models.domains.stale_bank import LSTMForecast
+from recscale.models.domains.two_tower import TwoTower, TwoTowerConfig
+from recscale.models.layers import history_attention, param
+from recscale.models.sequences import mixformer_block
+from recscale.pallas_kernels.hybrid_attention import hybrid_attention
 from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
 from recscale.scaling.counting.jaxpr_flops import count_flops
 
@@ -63,6 +72,23 @@ def raw(schema):
         for s in schema.sequences
     )
     return dataclasses.replace(schema, fields=fields, sequences=sequences)
+
+
+def values_of(name):
+    """[(flag, value)]: some values of every flag, with those at the edge of what is allowed."""
+    hints, found = typing.get_type_hints(config_type(name)), []
+    for field in dataclasses.fields(config_type(name)):
+        hint = hints[field.name]
+        for kind in typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,):
+            if typing.get_origin(kind) is typing.Literal:
+                values = typing.get_args(kind)
+            elif typing.get_origin(kind) is tuple:
+                values = (), (0,), (1,), (2, 2), (1, 3)
+            else:
+                some = {bool: (False, True), int: (-1, 0, 1, 2, 5, 9), float: (-0.5, 0.0, 0.5, 1.0, 2.0)}
+                values = some.get(kind, (None,))
+            found += [(field.name, value) for value in values]
+    return found
 
 
 @functools.cache
@@ -124,6 +150,15 @@ def watched(monkeypatch):
         monkeypatch.setattr(param, name, watch(getattr(param, name)))
 
 
+def check_built(key, make):
+    """What `make` builds is as it was, with parameters `watched`."""
+    lines = described(nnx.eval_shape(make))
+    found = {place: zlib.crc32("\n".join(sorted(own)).encode()) for place, own in lines.items()}
+    before = as_found("built", key, found)
+    changed = [line for place in lines if found[place] != before.get(place) for line in sorted(lines[place])]
+    assert found == before, "\n".join(["now:", *changed])
+
+
 @pytest.mark.parametrize(("name", "flags"), BUILT, ids=str)
 def test_what_is_built(name, flags, watched):
     flags = told(name, flags)
@@ -131,11 +166,28 @@ def test_what_is_built(name, flags, watched):
     def make():
         return build(name, schema_of(name), config_of(name, flags), rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
 
-    lines = described(nnx.eval_shape(make))
-    found = {place: zlib.crc32("\n".join(sorted(own)).encode()) for place, own in lines.items()}
-    before = as_found("built", f"{name} {flags}", found)
-    changed = [line for place in lines if found[place] != before.get(place) for line in sorted(lines[place])]
-    assert found == before, "\n".join(["now:", *changed])
+    check_built(f"{name} {flags}", make)
+
+
+def make_promo(flags, own):
+    config = promo.PromoConfig(**flags)
+    return promo.build(config, promo.promo_schema(6, 30, config), **own)
+
+
+PROMOS = [dict(layers=2), dict(generator="hypernet"), dict(generator="shared", lambda1=0.0)]
+
+# Models without a name of their own, and parts of training.
+APART = {
+    **{f"promo {flags}": functools.partial(make_promo, flags) for flags in PROMOS},
+    "two_tower": lambda own: TwoTower(schema_of("two_tower"), TwoTowerConfig(hidden=(5, 3)), **own),
+    "responses": lambda own: ResponseHeads(6, 4, (5,), **own),
+    "forecast": lambda own: LSTMForecast(6, 5, **own),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_is_built_apart(name, watched):
+    check_built(name, lambda: APART[name](dict(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
 
 
 def counted(name, flags, schema):
@@ -146,7 +198,11 @@ def counted(name, flags, schema):
 
 @pytest.mark.parametrize(("name", "flags"), [*BUILT, *ACTING], ids=str)
 def test_counts_are_those_of_the_programs(name, flags):
-    schemas = [schema_of(name), raw(schema_of(name))] if (name, flags) in BUILT else [schema_of(name)]
+    schemas = [schema_of(name)]
+    if (name, flags) in BUILT:
+        schemas.append(raw(schemas[0]))
+    if name == "ads":  # whose domain vector is made of the user's fields then
+        schemas.append(dataclasses.replace(schemas[1], domains=1))
     found = [counted(name, flags, schema) for schema in schemas]
     assert found == as_found("counts", f"{name} {flags}", found)
 
@@ -174,3 +230,46 @@ def test_defaults(name):
     # As JSON has them: lists for tuples.
     found = json.loads(json.dumps({part: dataclasses.asdict(one) for part, one in parts.items()}))
     assert found == as_found("defaults", name, found)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_the_settings_that_are_refused(name):
+    """One flag changed, to any of `values_of`, of every variant and of every setting in which a flag acts."""
+    kind, values = config_type(name), values_of(name)
+    settings = [flags for own, flags in (*BUILT, *ACTING) if own == name]
+    refused = []
+    for flags in settings:
+        for flag, value in values:
+            try:
+                kind(**SIZES[name] | flags | {flag: value})
+                refused.append(0)
+            except ValueError:
+                refused.append(1)
+    found = [len(refused), sum(refused), zlib.crc32(bytes(refused))]
+    assert found == as_found("settings", name, found)
+
+
+def forward(name, **flags):
+    return forward_program(name, schema_of(name), config_of(name, flags), 1, 1)
+
+
+@pytest.mark.parametrize("name", ["hyformer", "longer", "mixformer"])
+def test_every_attention_is_served_by_the_chosen_kernel(name, monkeypatch):
+    function, arguments = forward(name, implementation="reference")
+    asked = []
+
+    def watched(*operands, implementation=None, **kwargs):
+        asked.append(implementation)
+        return hybrid_attention(*operands, implementation=implementation, **kwargs)
+
+    for module in (history_attention, mixformer_block):
+        monkeypatch.setattr(module, "hybrid_attention", watched)
+    jax.eval_shape(function, *arguments)
+    assert len(asked) >= 2 and set(asked) == {"reference"}
+
+
+def test_longer_rematerialises_every_part():
+    """The front, and of both layers events, user globals and candidates."""
+    function, arguments = forward("longer", remat=True)
+    names = [equation.primitive.name for equation in jax.make_jaxpr(function)(*arguments).jaxpr.eqns]
+    assert sum(name in ("checkpoint", "remat2") for name in names) == 1 + 2 * 3

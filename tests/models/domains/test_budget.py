@@ -212,8 +212,75 @@ def test_area_under_the_cost_curve():
     assert aucc_interval(*columns, draws=40) == (low, high)
 
 
+def test_the_knapsack_bound_and_what_it_leaves_over():
+    reward = np.asarray([[0.0, 3.0, 4.0], [0.0, 0.5, 0.5], [0.0, 0.1, 0.0]])
+    cost = np.asarray([[0.0, 1.0, 2.0], [0.0, 1.0, 3.0], [0.0, 0.5, 1.0]])
+    # Below a price of .5 the second row would be paid for, which is too much; what is left is enough for the third.
+    bare, full = solve_mckp(reward, cost, 2.5, fill=False), solve_mckp(reward, cost, 2.5)
+    assert bare.arms.tolist() == [2, 0, 0] and (bare.spent, bare.value) == (2.0, 4.0)
+    assert full.arms.tolist() == [2, 0, 1] and (full.spent, full.value) == (2.5, 4.1)
+    assert bare.lam == full.lam == pytest.approx(0.5) and full.upper_bound == pytest.approx(3.0 + 0.5 * 2.5)
+    # All that brings something costs 3.5 exactly; of equal rewards the cheapest.
+    free = solve_mckp(reward, cost, 3.5)
+    assert free.arms.tolist() == [2, 1, 1] and (free.lam, free.upper_bound) == (0.0, pytest.approx(4.6))
+    for bad in (
+        dict(budget=-0.5),
+        dict(cost=np.where(cost == 3.0, -1.0, cost)),
+        dict(cost=cost + [[0.5], [0.0], [0.0]]),
+    ):
+        with pytest.raises(ValueError, match="expected none negative"):
+            solve_mckp(**dict(reward=reward, cost=cost, budget=1.0) | bad)
+    with pytest.raises(ValueError, match="no price makes these decisions affordable"):
+        spend_up_to(reward, 0.0 * cost, cost, 0.5)
+
+
+def test_the_cost_curve_point_by_point():
+    """Rows of both arms in a table of six, with a tie that keeps its order, and a cost curve that falls once."""
+    score = np.asarray([0.9, 0.1, 0.5, 0.5, 0.7, 0.3])
+    treated = np.asarray([True, True, False, True, False, False])
+    reward = np.asarray([1.0, 0.0, 0.5, 1.0, 0.0, 1.0])
+    cost = np.asarray([0.5, 1.0, 0.25, 1.0, 0.125, 0.0])
+    gained, spent, highest = [0.0], [0.0], 0.0
+    for depth in range(1, 7):
+        first = [0, 4, 2, 3, 5, 1][:depth]
+        rows = [(values[i] if treated[i] else -values[i]) / 3 for values in (reward, cost) for i in first]
+        gained.append(sum(rows[:depth]))
+        highest = max(highest, sum(rows[depth:]))
+        spent.append(highest)
+    assert spent[2] == spent[1] == 0.5 / 3  # one fell
+
+    def height(x):
+        right = next(k for k in range(7) if spent[k] > x or k == 6)
+        share = (x - spent[right - 1]) / (spent[right] - spent[right - 1])
+        return gained[right - 1] + share * (gained[right] - gained[right - 1])
+
+    for steps, given in ((200, {}), (7, dict(steps=7))):
+        area = sum(height(spent[-1] * k / steps) for k in range(steps + 1)) / (steps + 1)
+        assert aucc(score, reward, cost, treated, **given) == pytest.approx(area / gained[-1], rel=1e-9)
+    columns = [np.tile(x, 20) for x in (score, reward, cost, treated)]
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
+        rows = rng.integers(0, 120, 120)
+        found.append(aucc(*[x[rows] for x in columns]))
+    assert aucc_interval(*columns) == pytest.approx(np.quantile(found, [0.025, 0.975]), rel=1e-12)
+    assert aucc_interval(*columns, level=0.5) == pytest.approx(np.quantile(found, [0.25, 0.75]), rel=1e-12)
+
+
+def test_a_margin_counts_below_its_limit_and_a_tie_is_not_divided_by():
+    response = Response(jnp.asarray([[0.5, 0.25], [0.5, 0.5], [0.25, 1.0]]), jnp.zeros((3, 2)))
+    trial = Trial(jnp.zeros(3, jnp.int32), jnp.ones(3), jnp.zeros(3), jnp.full(2, 0.5))
+    for most, expected in ((0.25, [0.0, 2e6, 0.0]), (0.5, [8.0, 2e6, 0.0]), (1.0, [8.0, 2e6, 2 / 0.75])):
+        g = margin_gradient(response, trial, LAM, most)
+        np.testing.assert_allclose(g.reward[:, 0], expected, rtol=1e-6)
+        np.testing.assert_allclose(g.cost, -LAM * g.reward)
+
+
 def test_options_that_mean_nothing_are_refused():
-    with pytest.raises(ValueError, match="at least one price, none negative"):
-        DecisionOptions(lams=())
+    assert DecisionOptions(lams=(0.0, 0.5), margin=0.01, sigma=5.0).lams == (0.0, 0.5)
+    for bad in (dict(lams=()), dict(lams=(0.5, -0.1)), dict(sigma=0.0), dict(margin=0.0), dict(tau=0.0)):
+        with pytest.raises(ValueError, match="at least one price, none negative"):
+            DecisionOptions(**bad)
+    with pytest.raises(ValueError, match="draws is 0"):
+        DecisionOptions(draws=0)
     with pytest.raises(ValueError, match="estimator is 'finite'"):
         DecisionOptions(estimator="finite")

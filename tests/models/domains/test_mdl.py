@@ -11,9 +11,11 @@ from flax import nnx
 from in_float64 import in_float64
 
 from recscale.models import build, count
+from recscale.models.domains.domain_tokens import DomainTokens, plan_domain_tokens
 from recscale.models.domains.mdl import MDLBlock, MDLConfig, Tokens, mean_of_active
 from recscale.models.inputs import Field
 from recscale.models.inputs.examples import random_inputs
+from recscale.scaling.counting.jaxpr_flops import count_flops
 
 T, B, D, G, Y = 4, 3, 8, 3, 2
 SMALL = dict(tokens=T, width=D, hidden=6)
@@ -124,6 +126,39 @@ def test_other_scenarios_change_nothing(domain_schema):
     first = grads["initialiser"]["important"]["kernel"][...].reshape(-1, G + 1 + Y, D)
     assert (np.abs(first).max(axis=(0, 2)) > 0).tolist() == [True, False, True, True, True, True]
     assert not np.abs(jax.tree.leaves(grads["initialiser"]["user_priors"]["1"])[0]).max()
+
+
+def test_domain_tokens_against_their_equation(domain_schema):
+    """Two linear maps of what all tokens read, and before the first ReLU of what belongs to one of them."""
+    plan, width, R = plan_domain_tokens(domain_schema, scenarios=True, has_global=True, tasks=True), 5, 2
+    graph, state = nnx.split(filled(lambda: DomainTokens(plan, width, 2, rngs=nnx.Rngs(0))))
+    inputs = inputs_in(domain_schema, [0, 2])
+
+    def user(state, inputs):
+        return nnx.merge(graph, state).encode_user(inputs.user)
+
+    def whole(state, inputs):
+        return nnx.merge(graph, state).score(user(state, inputs), inputs.candidates)
+
+    found = in_float64(whole)(state, inputs)
+    rows = {name: np.repeat(np.asarray(x), 2, axis=0) for name, x in inputs.user.fields.items()}
+    rows |= {name: np.asarray(x).reshape(2 * R, -1) for name, x in inputs.candidates.fields.items()}
+    extra = [field.name for field in domain_schema.fields if field.group == "extra"]
+    model = nnx.merge(graph, state)
+    first = np.concatenate([rows[name] for name in extra], axis=1) @ model.important.kernel[...]
+    h = np.array(first + np.asarray(model.important.bias[...])[None], np.float64).reshape(2 * R, plan.tokens, width)
+    # Tokens: scenarios 0 to 2, the global one, tasks 0 and 1.
+    h[:, 1] += rows["seen"] @ model.user_priors["1"].kernel[...]
+    h[:, 2] += rows["rate"] @ model.candidate_priors["2"].kernel[...]
+    h[:, 3] += rows["total"] @ model.user_priors["3"].kernel[...]
+    h[:, 5] += rows["bought"] @ model.candidate_priors["5"].kernel[...]
+    for n, (kernel, bias) in enumerate(zip(model.more[0].kernel[...], model.more[0].bias[...], strict=True)):
+        expected = np.maximum(np.maximum(h[:, n], 0) @ kernel + bias[None], 0)
+        np.testing.assert_allclose(found[n], expected, rtol=1e-5, atol=1e-6)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == plan.params(width, 2)
+    flops = plan.flops(width, 2)
+    assert count_flops(user, state, inputs) == R * flops.user > 0
+    assert count_flops(whole, state, inputs) == R * flops.user + 2 * R * flops.candidate
 
 
 @pytest.mark.parametrize("flags", [dict(), dict(global_scenario=False, out_proj=True, qkv_bias=True)], ids=str)

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 from in_float64 import in_float64
 
-from recscale.models import build, count, get_config
+from recscale.models import build, count, size_space
 from recscale.models.domains.promo import BEST, COLD, ITEM, NETWORK, USER, WORST, PromoConfig, promo_schema
+from recscale.models.domains.two_tower import TwoTowerConfig
 from recscale.models.inputs import Field, Schema, Sequence, Task
 from recscale.models.inputs.batch import Batch, CandidateSide, Output, Pairs, UserSide
 from recscale.models.inputs.examples import random_inputs
@@ -166,6 +167,7 @@ def test_closed_forms_equal_the_program(flags):
     schema = promo_schema(D, V, PromoConfig(**flags))
     check_counts(PROMO, schema, config)
     assert count(PROMO, schema, config).embedding_params == (0 if "generator" in flags else V * (D * D + D))
+    assert count(PROMO, schema, config).training_only_params == (0 if flags.get("lambda1") == 0.0 else D * D)
 
 
 @pytest.mark.parametrize("dense, hidden", [(False, (7, 3)), (True, (7,)), (True, ())])
@@ -174,6 +176,30 @@ def test_closed_forms_of_the_towers(dense, hidden):
     fields = (Field("user", "user", 5, rows), Field("item", "candidate", 3, rows, table="items"))
     clicks = Sequence("clicks", 4, (Field("past", "user", 3, rows, table="items"),))
     check_counts(TWO_TOWER, Schema(fields, (clicks,)), dict(width=5, hidden=hidden))
+
+
+def test_the_towers_against_their_equation():
+    fields = (Field("user", "user", 5, 40), Field("item", "candidate", 3, 40, table="items"), Field("age", "user", 2))
+    schema = Schema(fields, (Sequence("clicks", 4, (Field("past", "user", 3, 40, table="items"),)),))
+    config = dict(width=4, hidden=(6, 5))
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(TWO_TOWER, schema, config, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: 0.5 * rng.standard_normal(x.shape), state)
+    inputs = random_inputs(schema, 2, 3)
+    found = in_float64(lambda s, i: nnx.merge(graph, s)(i).logits)(state, inputs)
+    user = inputs.user
+    x = np.concatenate(
+        [user.fields["user"], user.fields["age"], user.histories["clicks"].events.reshape(2, -1)], axis=1
+    )
+    for layer in state["user"]["layers"].values():
+        x = np.maximum(x @ layer["kernel"][...] + layer["bias"][...], 0)
+    u = np.concatenate([x @ state["user_out"]["kernel"][...] + state["user_out"]["bias"][...], np.ones((2, 1))], axis=1)
+    e = np.asarray(inputs.candidates.fields["item"]) @ state["item"]["kernel"][...] + state["item"]["bias"][...]
+    np.testing.assert_allclose(found[..., 0], np.einsum("rd,rcd->rc", u, e), rtol=1e-6)
+    with pytest.raises(ValueError, match="two towers score one label"):
+        build(TWO_TOWER, dataclasses.replace(schema, tasks=(Task("a"), Task("b"))), rngs=nnx.Rngs(0))
+    sizes = [count(TWO_TOWER, schema, offer).dense_params for offer in size_space(TWO_TOWER, schema, None, 3_000)]
+    assert sizes and all(abs(size - 3_000) < 300 for size in sizes)
 
 
 def check_counts(name, schema, config):
@@ -260,6 +286,21 @@ def test_other_schemas_are_refused_with_their_mend():
         count(PROMO, Schema((Field("item", "candidate", 4, 10),)))
     with pytest.raises(ValueError, match="PROMO scores one label, and the schema has click, buy"):
         count(PROMO, dataclasses.replace(schema, tasks=(Task("click"), Task("buy"))), dict(users=K))
-    with pytest.raises(ValueError, match="lambda1 and lambda2 are -1.0"):
-        PromoConfig(lambda1=-1.0)
-    assert get_config(PROMO).users == 5
+    with pytest.raises(ValueError, match="no such field"):
+        count(PROMO, dataclasses.replace(schema, fields=schema.fields[:-1]), dict(users=K))
+    for bad in (dict(lambda1=-1.0), dict(lambda2=-1.0)):
+        with pytest.raises(ValueError, match="lambda1 and lambda2 are"):
+            PromoConfig(**bad)
+    for kind, bad in ((PromoConfig, "users"), (PromoConfig, "layers"), (TwoTowerConfig, "hidden")):
+        with pytest.raises(ValueError, match=f"{bad} is .*0"):
+            kind(**{bad: (0,) if bad == "hidden" else 0})
+    with pytest.raises(ValueError, match="width is 0"):  # one number is the constant
+        TwoTowerConfig(width=1)
+    assert TwoTowerConfig(width=2).width == 2
+    assert vars(PromoConfig()) == dict(
+        users=5, layers=1, generator="table", activation="relu", lambda1=0.1, lambda2=0.1
+    )
+    assert vars(TwoTowerConfig()) == dict(width=16, hidden=(32,))
+    groups = [(field.name.removeprefix("promo_"), field.group) for field in schema.fields]
+    kinds = dict(user="base", item="base", best="lists", worst="lists", cold="lists", network="network")
+    assert groups == list(kinds.items())

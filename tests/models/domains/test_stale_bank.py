@@ -89,7 +89,10 @@ def test_padding_is_never_written_and_an_id_given_twice_is_refused(monkeypatch):
     monkeypatch.setenv("RECSCALE_CHECK", "1")
     bank.write(ids(-1, -1, 3, 3), normal(4, W), 1, jnp.asarray([True, True, True, False]))
     with pytest.raises(ValueError, match="id 3 twice"):
-        bank.write(ids(3, 3), normal(2, W), 1)
+        bank.write(ids(4, 3, 3), normal(3, W), 1)
+    for name in ("rows", "width", "snapshots", "snapshot_rows"):
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            StaleBank(**{"rows": V, "width": W, name: 0})
 
 
 def test_snapshots_of_frequent_rows_alone():
@@ -137,8 +140,42 @@ def test_linear_is_exact_under_a_constant_drift_and_none_is_off_by_age():
     once = StaleBank(V, W, snapshots=2, dtype=jnp.float32)
     once.write(ids(1), normal(1, W), 0)
     np.testing.assert_array_equal(linear_forecast(once.read(ids(1, 5)), 4), once.read(ids(1, 5)).last)
+    assert once.read(ids(1, 5)).known.tolist() == [True, False]
+    twice = StaleBank(V, W, snapshots=2, dtype=jnp.float32)
+    start = drifting(twice, drift, (0, 2))  # the first step is as good as any
+    np.testing.assert_allclose(linear_forecast(twice.read(ids(1, 2)), 5), start + drift * 5, rtol=1e-5, atol=1e-5)
+    drifting(twice, 0 * drift, (2,))  # of two made in one step nothing can be said
+    np.testing.assert_array_equal(linear_forecast(twice.read(ids(1, 2)), 5), start)
     with pytest.raises(ValueError, match="two snapshots"):
         linear_forecast(StaleBank(V, W).read(ids(1)), 3)
+
+
+def test_an_lstm_against_its_equations():
+    model = LSTMForecast(W, 3, rngs=nnx.Rngs(0))
+    kernel, bias, out = normal(W + 1 + 3, 12, seed=1), normal(12, seed=2), normal(3, W, seed=3)
+    model.gates.kernel[...], model.gates.bias[...], model.out[...] = kernel, bias, out
+    steps = np.asarray([[7, 4, 0], [5, -1, -1], [-1, -1, -1]], np.int32)
+    vectors, now = normal(3, 3, W, seed=4), 9
+    expected = np.array(vectors[:, 0], np.float64)
+    for i, own in enumerate(steps):
+        h, c = np.zeros(3), np.zeros(3)
+        for k in (2, 1, 0):
+            if own[k] >= 0:
+                gap = np.log1p((now if k == 0 else own[k - 1]) - own[k])
+                gates = np.concatenate([vectors[i, k], [gap], h]) @ kernel + bias
+                i_, f, o = (1 / (1 + np.exp(-g)) for g in (gates[:3], gates[3:6] + 1, gates[9:]))
+                c = f * c + i_ * np.tanh(gates[6:9])
+                h = o * np.tanh(c)
+        expected[i] += h @ out
+    np.testing.assert_allclose(model(Snapshots(vectors, jnp.asarray(steps)), now), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_forecast_loss_is_a_mean_over_what_was_known():
+    a, b = normal(3, W), normal(3, W, seed=1)
+    error = np.square(np.asarray(a) - np.asarray(b)).mean(axis=1)
+    for mask in ([True, False, True], [False, True, False], [False] * 3):
+        expected = error[mask].mean() if any(mask) else 0.0
+        assert float(forecast_loss(a, b, jnp.asarray(mask))) == pytest.approx(expected, rel=1e-6)
 
 
 def test_an_lstm_starts_as_none_and_learns_without_touching_the_encoder():

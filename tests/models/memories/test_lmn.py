@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from in_float64 import in_float64
 
 from recscale.models import build, count
 from recscale.models.inputs.examples import random_inputs
 from recscale.models.inputs.tables import Table
 from recscale.models.memories.lmn_plan import LMNConfig, plan_lmn
 from recscale.models.memories.value_table import Constant, recorded, value_tables
-from recscale.scaling.counting.abstract import abstract_model, forward_program, train_program, tree_params
-from recscale.scaling.counting.jaxpr_flops import count_flops
+from recscale.scaling.counting.abstract import abstract_model, tree_params
 
 R, C = 4, 3
 
@@ -215,39 +215,24 @@ def test_a_fixed_target_never_moves_and_a_learned_one_is_watched(schema):
     assert np.isnan(run(state, inputs)[0]["memory"])  # a twenty-fifth
 
 
-VARIANTS = [
-    dict(),
-    dict(read_from="sequence", query="mlp", query_hidden=9),
-    dict(read_from="target", theta="right_dxd", memory_loss_to="values"),
-    dict(read_from="target", theta="right_dxd", memory_heads=2),
-    dict(read_from="target", memory_weight=0.0),
-    dict(pool="mean", target="learned", target_gradient=True),
-    dict(pool="mean", read_from="sequence", query_mode="item_only"),
-    dict(target="event", target_gradient=True, read_weights="sigmoid"),
-    dict(candidate="project", target="learned", memory_loss_to="values"),
-    dict(addressing="random", value_width=10, recent=4),
-    dict(values_frozen=True, theta="left_nxn", tower=(5,), time_feature="none"),
-]
+def test_a_target_collapses_at_a_tenth_of_its_first_variance_over_eight_events(schema):
+    (graph, values), inputs = drawn(schema, target="learned"), inputs_of(schema)
 
-# With raw numbers for events and fields, whose gradients nobody needs.
-RAW = [VARIANTS[i] for i in (0, 1, 5, 7, 8, 9)]
+    def train(reference, length):
+        history = inputs.user.histories["clicks"].replace(length=length)
+        model = nnx.merge(graph, values, copy=True)
+        model.reference.set_value(reference)
+        out = model(inputs.replace(user=inputs.user.replace(histories={"clicks": history})), key=jax.random.key(0))
+        return out.losses["memory"], jnp.exp(out.stats["log_target_variance"]), model.reference[...]
 
-
-@pytest.mark.parametrize(
-    ("flags", "dense"), [*((flags, False) for flags in VARIANTS), *((f, True) for f in RAW)], ids=str
-)
-@pytest.mark.slow
-def test_closed_forms_equal_the_program(full_schema, flags, dense):
-    schema, config = full_schema(dense=dense), {**SMALL, **flags}
-    counted = count("lmn", schema, config)
-    assert tree_params(abstract_model("lmn", schema, config)) == counted.dense_params
-    function, arguments = forward_program("lmn", schema, config, 2, 3)
-    expected = 2 * counted.forward_flops_user + 6 * counted.forward_flops_candidate + counted.forward_flops_step
-    assert count_flops(function, *arguments) == expected
-    function, arguments = train_program("lmn", schema, config, 1, 1)
-    assert count_flops(function, *arguments) == counted.train_flops_per_row + counted.train_flops_step
-    if flags.get("target") == "learned":
-        assert counted.training_only_params == (12 + 12) * 6  # events and user fields, to d
+    run = in_float64(train)
+    few, eight = (jnp.asarray(lengths, jnp.int32) for lengths in ((0, 7, 0, 0), (0, 7, 1, 0)))
+    loss, variance, first = run(jnp.zeros(()), eight)
+    assert np.isfinite(loss) and first == pytest.approx(variance) and variance > 0
+    assert run(jnp.zeros(()), few)[2] == 0  # too few to judge by
+    for share, lengths, collapsed in ((0.101, eight, False), (0.099, eight, True), (0.01, few, False)):
+        loss, _, kept = run(jnp.asarray(variance / share, jnp.float32), lengths)
+        assert np.isnan(loss) == collapsed and kept == pytest.approx(variance / share)
 
 
 def test_counts_of_the_docstring(schema):
