@@ -76,7 +76,7 @@ def mlp_shapes(params: Callable[[Shape], int], layers: int, target: float) -> It
         if layers == 1:
             continue
         shapes: set[Shape] = set()
-        for fixed in sorted({grain * max(1, round(equal * ratio / grain)) for ratio in _RATIOS}):
+        for fixed in {grain * max(1, round(equal * ratio / grain)) for ratio in _RATIOS}:
             shapes.update(_one_fixed(params, layers, target, grain, fixed))
         yield from sorted(shapes, key=lambda shape: (abs(math.log(shape[0] / shape[1])), shape))
 
@@ -109,7 +109,7 @@ def solve_widths(
                 yield fixed | {free: value}
             else:
                 distorted.append((miss, distortion, len(distorted), fixed | {free: value}))
-    for *_, overrides in sorted(distorted, key=lambda found: found[:3]):
+    for *_, overrides in sorted(distorted):
         yield overrides
 
 

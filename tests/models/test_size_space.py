@@ -258,6 +258,7 @@ def test_widths_that_are_solved_for():
     assert found(400, (10, 40.0), (20, 10.0), (5, 40.0)) == [(10, 40), (20, 16), (20, 20), (5, 80)]
     assert found(400, (10, 19.0), (20, 40.0)) == [(20, 20), (10, 40), (20, 16)]
     assert found(396, (100, 1.0), (10, 100.0), (40, 9.0)) == [(40, 8), (40, 10), (10, 40), (100, 4), (100, 8)]
+    assert found(156, (13, 12.0)) == [(13, 12), (13, 8)]
 
 
 def test_encoders_of_one_width():
@@ -278,3 +279,5 @@ def test_encoders_of_one_width():
     assert offers(lambda w: w * w, 21**2) == [20, 21, 24]
     assert offers(lambda w: w * w, 26**2) == [26, 24]
     assert offers(lambda w: 10 * w, 420, step=5) == [40]
+    any_width = sized_by(lambda config, width: {"width": width}, lambda config, schema: Params(dense=10 * config.width))
+    assert [offer["width"] for offer in any_width(REFERENCE, Config(), 410)] == [40, 41]
