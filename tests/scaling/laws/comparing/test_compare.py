@@ -1,5 +1,6 @@
 """Comparisons on generated ladders with a known shift and known exponents."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from recscale.scaling import cli
 from recscale.scaling.laws import compare
+from recscale.scaling.laws.comparing.compare import Comparison
 from recscale.scaling.laws.comparing.compare_command import compare as compare_command
 from recscale.scaling.laws.comparing.decision_accuracy import decision_accuracy, wilson_interval
 from recscale.scaling.laws.comparing.pair_models import PairData, fit_pair, nesting_p_value, resampling_weights
@@ -88,6 +90,39 @@ def test_a_steeper_architecture_gets_a_yes_with_every_item_ticked(steeper):
     assert {d.model for d in steeper.differences if not d.admissible} == {"power", "log_linear"}
     worst, middle, best = (m.multiplier for m in steeper.multipliers)
     assert worst < middle < best  # the advantage grows towards low losses
+
+
+def test_a_comparison_holds_all_that_it_rests_on(steeper):
+    """No field is left as it is where nothing could be compared, and the settings are those of the call."""
+    nothing = Comparison("fast", "slow", "train_flops", "logloss")
+    told = {f.name for f in dataclasses.fields(Comparison) if getattr(steeper, f.name) != getattr(nothing, f.name)}
+    assert told == {f.name for f in dataclasses.fields(Comparison)} - {"a", "b", "axis", "target", "excluded"}
+    settings = dict(steeper.settings)
+    assert len(settings.pop("table_hash")) == 16 and settings == {
+        "by": "architecture", "cluster": None, "match": None, "bootstrap": 200, "delta": 1e-3, "margin": 0.1,
+        "paired_seeds_needed": 5, "equalised": None, "known_truth": "recovery record", "seed": 0,
+    }  # fmt: skip
+    assert [one.parameters for one in steeper.levels] == [3, 4, 5, 6]
+    assert {gate.id: gate.passed for gate in steeper.gates} == dict.fromkeys(("span", "clusters", "convergence"), True)
+    assert (
+        {one.interval.kind for one in steeper.multipliers} == {"cluster bootstrap 95%"} == {steeper.shift_interval.kind}
+    )
+    items = {item.id: item for item in steeper.checklist}
+    assert items["known_truth"].ticked and items["divergences"].detail == "fast: 0; slow: 0"
+    assert steeper.settings["table_hash"] in items["attached"].detail and "gap predicted" in items["held_out"].detail
+
+
+def test_without_a_bootstrap_one_cluster_is_left_out_at_a_time(steeper):
+    table = ladder(0, difference=0.1, shapes=6, seeds=5)
+    found = compare(table.set_axis(range(7, 67)), "fast", "slow", bootstrap=0, delta=1e6, equalised="FLOPs", seed=3)
+    assert found.evidence == "undecided" and "no bootstrap interval" in found.reasons[0]
+    own, other = found.differences[0], steeper.differences[0]
+    assert (
+        own.interval.kind == "leave-one-cluster-out range" and own.interval.low <= own.difference <= own.interval.high
+    )
+    assert own.difference != other.difference and own.difference == pytest.approx(other.difference, abs=0.02)
+    details = {item.id: item.detail for item in found.checklist}
+    assert details["difference_test"].startswith("no bootstrap") and "equalised: FLOPs" in details["counts"]
 
 
 def test_the_other_way_round_is_a_no(steeper):

@@ -106,7 +106,8 @@ LADDER = runs(sizes=(1.0, 5.0, 10.0, 50.0, 100.0), lr_bracketed=True, lr_trials=
     ],
 )
 def test_rates_are_bracketed_in_as_many_trials(changes, ticked):
-    assert checklist._learning_rate(sides(LADDER.assign(**changes))).ticked is ticked
+    item = checklist._learning_rate(sides(LADDER.assign(**changes)))
+    assert item.ticked is ticked and item.required
     assert checklist._learning_rate(sides(LADDER.drop(columns="lr_bracketed"))).ticked is None
 
 
@@ -120,6 +121,9 @@ def test_rates_are_bracketed_in_as_many_trials(changes, ticked):
 )
 def test_sizes_of_either_side(keep, ticked):
     assert checklist._sizes(sides(LADDER[keep(LADDER)]), "train_flops").ticked is ticked
+    assert checklist._seeds(sides(LADDER.drop(columns="seed")), "train_flops").required
+    for part in (LADDER, LADDER.assign(dataset=LADDER.architecture), LADDER.drop(columns="dataset")):
+        assert checklist._stream(sides(part)).required
     narrow = LADDER.assign(train_flops=LADDER.train_flops**0.99)
     assert checklist._sizes(sides(narrow), "train_flops").ticked is False
 
@@ -258,6 +262,22 @@ def test_pairs_within_two_sds_cannot_be_called():
         counted, near, known = decision_accuracy._pairs(frame, final, ["seed"])
         assert (len(counted), len(near), known) == ((0, 1, True) if close else (1, 0, True))
     assert decision_accuracy._pairs(frame, pd.Series({"a": 0.5, "b": 0.5}), []) == ([("a", "b")], [], False)
+
+
+def test_orders_are_those_of_means_over_seeds_at_shared_scales():
+    """b is above a but at the smallest scale; 8 was run by a alone."""
+    y = {("a", 1): 0.6, ("b", 1): 0.5, ("a", 2): 0.4, ("b", 2): 0.45, ("a", 4): 0.3, ("b", 4): 0.5, ("a", 8): 0.2}
+    rows = [(name, scale, 0, value) for (name, scale), value in y.items()] + [("a", 4, 1, 0.3), ("a", 4, 2, 0.3)]
+    table = pd.DataFrame(rows, columns=["architecture", "flops_target", "seed", "logloss"])
+    table["train_flops"] = table.flops_target * 1.0
+    found = decision_accuracy.decision_accuracy(table, forms=())
+    assert [(one.name, one.right, one.pairs) for one in found.accuracies] == [("1", 0, 1), ("2", 1, 1)]
+    assert found.target_scale == 4.0 and found.too_close == []
+    for few in (table[table.flops_target == 1], table[table.architecture == "a"]):
+        with pytest.raises(ValueError, match="need two settings and two scales"):
+            decision_accuracy.decision_accuracy(few, forms=())
+    with pytest.raises(KeyError, match="no column 'arm'"):
+        decision_accuracy.decision_accuracy(table, by="arm", forms=())
 
 
 def test_orders_are_right_or_wrong():
