@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import special, stats
+from scipy import special
 
 from recscale.scaling.laws.fitting.problem import make_problem, residuals
 from recscale.scaling.laws.fitting.solver import Batch, Solution
@@ -26,8 +26,9 @@ def line(noise=0.02, seed=0):
 
 def exact(problem, starts, *, free=None, control=None):
     """Refits of a straight line as least squares has them: free entries are solved, held ones stay."""
-    design = np.stack([np.ones_like(U), -U], axis=1) / problem.unit[:, None]
-    target, ends, objective = problem.y / problem.unit, [], []
+    scale = problem.unit / np.sqrt(problem.weights)
+    design = np.stack([np.ones_like(U), -U], axis=1) / scale[:, None]
+    target, ends, objective = problem.y / scale, [], []
     for start, own in zip(starts, np.ones_like(starts) if free is None else free, strict=True):
         phi, open_ = start.copy(), own > 0
         phi[open_] = np.linalg.lstsq(design[:, open_], target - design[:, ~open_] @ phi[~open_], rcond=None)[0]
@@ -50,13 +51,15 @@ def solution_at(phi, ends=None):
 def test_profiles_of_a_straight_line_are_its_regression(monkeypatch):
     monkeypatch.setattr(profile, "refine", exact)
     problem, y = line()
+    weights = np.linspace(0.5, 1.5, 15)
+    problem = replace(problem, weights=weights)
     told, squares = profile.profiles(problem, solution_at([0.5, 0.1]), ["b", "a"], GROUP)
-    expected = stats.linregress(U, y)
-    assert squares.phi == pytest.approx([expected.intercept, -expected.slope])
-    left = (y - expected.intercept - expected.slope * U) / 0.5
+    slope, level = np.polyfit(U, y, 1, w=np.sqrt(weights))
+    assert squares.phi == pytest.approx([level, -slope])
+    left = (y - level - slope * U) / 0.5 * np.sqrt(weights)
     assert squares.rss == pytest.approx(np.sum(left**2)) and squares.spread.variance == pytest.approx(squares.rss / 13)
     assert np.all(np.isinf(squares.problem.delta))
-    design = np.stack([np.ones(15), -U], axis=1) / 0.5
+    design = np.stack([np.ones(15), -U], axis=1) / 0.5 * np.sqrt(weights)[:, None]
     inverse = np.linalg.inv(design.T @ design)
     for name, at in (("a", 0), ("b", 1)):
         found = told[name]
@@ -69,6 +72,19 @@ def test_profiles_of_a_straight_line_are_its_regression(monkeypatch):
         np.testing.assert_allclose(found.values, squares.phi[at] + half * away)
         np.testing.assert_allclose(found.rise, found.cut * away**2, rtol=1e-6)
         assert found.closed and found.name == name
+
+
+def test_priors_add_to_the_curvature_of_a_fit():
+    """Of a parameter searched in the logarithm, a normal prior bends by the square of its value."""
+    y = 0.4 + 0.1 * np.exp(-0.3 * U)
+    pull = np.array([[3.0, 0.0, 5.0], [0.5, 0.2, 0.7], [1.0, 0.0, 0.0]])
+    problem = replace(make_problem(get("power_offset"), U[:, None], y), pull=pull)
+    phi, groups = np.log([0.4, 0.1, 0.3]), [Grouping(np.arange(15), np.ones(3, bool), True)]
+    found = profile._squares(problem, phi, 0.01, groups)
+    slopes = profile.jacobian(problem, phi)
+    expected = np.linalg.inv(slopes.T @ slopes + np.diag([3.0 * 0.16, 0.0, 5.0]))
+    np.testing.assert_allclose(found.spread.inverse, expected, rtol=1e-6)
+    assert found.rss == 0.01 and found.phi is phi
 
 
 def test_an_end_beyond_the_search_is_open(monkeypatch):
