@@ -54,14 +54,14 @@ def test_a_prediction_is_a_weighted_mean_inside_the_outer_ends():
 
 
 def test_rows_above_the_cut_are_held_out_and_judged(monkeypatch):
-    """Sizes 1 to 1000; the fit predicts .5 within .05 up to 600 and refuses what lies above."""
+    """Sizes 2 to 2000; the fit predicts .5 within .05 up to 1200 and refuses what lies above."""
     fitted = []
 
     def fit(rows, form, axes, target, draws, *, profile, cluster, seed):
         fitted.append((len(rows), form, axes, target, draws, profile, cluster, seed))
 
         def predict(points, *, interval, noise):
-            half = np.where(points["p"] <= 600, 0.05, np.nan)
+            half = np.where(points["p"] <= 1200, 0.05, np.nan)
             return 0.5 + 0 * half, 0.5 - half, 0.5 + half
 
         return SimpleNamespace(predict=predict)
@@ -75,27 +75,27 @@ def test_rows_above_the_cut_are_held_out_and_judged(monkeypatch):
     monkeypatch.setattr(forecasting, "fit", fit)
     monkeypatch.setattr(forecasting, "rolling_origin", rolling_origin)
     table = pd.DataFrame(
-        {"p": [1.0, 10.0, 90.0, 101.0, 500.0, 1000.0, 1000.0], "loss": [0.9, 0.8, 0.7, 0.5, 0.6, 0.5, 0.5]}
+        {"p": [2.0, 20.0, 180.0, 202.0, 1000.0, 2000.0, 2000.0], "loss": [0.9, 0.8, 0.7, 0.5, 0.6, 0.5, 0.5]}
     )
     table["status"] = ["done"] * 6 + ["failed"]
-    at = [{"x": 200.0}, {"x": 2000.0}]
+    at = [{"x": 400.0}, {"x": 4000.0}]
     found = forecasting.forecast(table, ["power", "kappa"], {"x": "p"}, "loss", at=at, cluster="c", draws=7, seed=3)
-    assert found.cut == pytest.approx(100.0) and found.axis == "p" and found.target == "loss"
+    assert found.cut == pytest.approx(200.0) and found.axis == "p" and found.target == "loss"
     assert fitted[0] == (3, ["power", "kappa"], {"x": "p"}, "loss", "p", 7, {"cluster": "c", "seed": 3})
     assert fitted[1] == (3, "the form", {"x": "p"}, "loss", 7, False, "c", 3)
     assert found.weights == {"power": 1.0} and set(found.rejected) == {"kappa", "m4"} and set(found.laws) == {"power"}
     held = found.held_out
-    assert held["p"].tolist() == [101, 500, 1000] and held["actual"].tolist() == [0.5, 0.6, 0.5]
+    assert held["p"].tolist() == [202, 1000, 2000] and held["actual"].tolist() == [0.5, 0.6, 0.5]
     assert held["ratio"].tolist() == pytest.approx([1.01, 5, 10]) and held["inside"].tolist()[:2] == [True, False]
     assert pd.isna(held["inside"].iloc[2])  # refused is neither inside nor outside
-    assert found.points["p"].tolist() == [200, 2000] and found.points["ratio"].tolist() == pytest.approx([2, 20])
+    assert found.points["p"].tolist() == [400, 4000] and found.points["ratio"].tolist() == pytest.approx([2, 20])
     told = found.calibration.set_index("ratio")
     assert told["rolling_rows"].tolist() == [19, 0, 0] and told["held_out_rows"].tolist() == [1, 1, 0]
     # Nineteen errors of up to 1.9 half-widths of ln y widen the first point, and no other.
     assert found.held_out["wide_high"][0] == pytest.approx(np.exp(WIDE))
     assert found.held_out["wide_low"].notna().tolist() == [True, False, False]
-    given = forecasting.forecast(table, ["power"], {"x": "p"}, "loss", axis="p", cut=10.0, where="p < 600", draws=0)
-    assert given.held_out["p"].tolist() == [90, 101, 500] and given.points.empty
+    given = forecasting.forecast(table, ["power"], {"x": "p"}, "loss", axis="p", cut=20.0, where="p < 1200", draws=0)
+    assert given.held_out["p"].tolist() == [180, 202, 1000] and given.points.empty
     with pytest.raises(ValueError, match="leaves 6 rows of p below it and 0 above"):
         forecasting.forecast(table[:6], ["power"], {"x": "p"}, "loss", cut=1e4)
     assert len(forecasting.forecast(table[:6], ["power"], {"x": "p"}, "loss", cut=1e4, at=at).points) == 2
