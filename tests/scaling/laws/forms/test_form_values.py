@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recscale.scaling.laws import forms
-from recscale.scaling.laws.forms.form import ABSENT, coefficient
+from recscale.scaling.laws.forms.form import ABSENT, UNCHECKED, coefficient
 from recscale.scaling.laws.forms.metric_maps import absolute_auc
 from recscale.scaling.laws.forms.one_axis import _between
 from recscale.scaling.laws.forms.size_dependent import _stretched
@@ -143,7 +143,7 @@ LAWS = {
 
 
 def form_of(name):
-    return forms.get(name.partition(" ")[0], **LAWS[name][2])
+    return forms.get(name.partition(" ")[0], **LAWS.get(name, ((), (), {}))[2])
 
 
 def phi_of(form, natural):
@@ -255,8 +255,16 @@ def test_starts_of_a_forms_own_lie_around_the_rows(name):
         assert len(below) == 64 and 1e-3 <= below.min() < 1.5e-3 and 0.8 < below.max() <= 0.95
         reach = (found["E0"] - y.max()) / np.ptp(y)
         assert 0.01 <= reach.min() < 0.015 and 8 < reach.max() <= 10
-        for key, low, high in (("a", 0.05, 20.0), ("c", 0.03, 10.0)):
-            assert np.all((found[key] >= low) & (found[key] <= high))
+        assert abs(np.corrcoef(found["E"], found["E0"])[0, 1]) < 0.3
+        for k in (0, 30, 63):
+            # Given both ends the law is linear in a, ln A and c.
+            left, u = log(y - found["E"][k]), axes[:, 0]
+            design = np.column_stack([log(found["E0"][k] - y), np.ones(24), -u])
+            a, level, c = np.linalg.lstsq(design, left, rcond=None)[0]
+            expected = np.clip(a, 0.05, 20), exp(np.clip(level, -25, 25)), np.clip(c, 0.03, 10)
+            assert (found["a"][k], found["A"][k], found["c"][k]) == pytest.approx(expected)
+        ends = [(found[key].min(), found[key].max(), len(found[key])) for key in ("a", "c")]
+        assert ends[0][0] >= 0.05 and ends[0][1] <= 20 and ends[1][0] >= 0.03 and ends[1][1] <= 10
         return
     assert all(len(v) == 8 for v in found.values())
     np.testing.assert_array_equal(found["gamma"], np.tile([-0.3, 0.05], 4))
@@ -352,6 +360,7 @@ RANGES = {
     "repeated_data": {"R_star": (1e-3, 1e4)},
     "moe_unified": {name: (-1e3, 1e3) for name in "abcd"},
     "bnsl": {"f1": (1e-2, 1e2)},
+    "m4": {"E0": (1e-9, 1e4), "a": (1e-3, 1e3), "A": (1e-15, 1e15)},
     "auc": {"S": (1e-6, 1e4)},
     "farseer": {"b1": (-50.0, 50.0), "a1": (-20.0, 20.0), "alpha": (-3.0, 3.0), "b3": (-50.0, 50.0)},
 }
@@ -400,6 +409,28 @@ def test_forms_say_what_they_need_and_what_they_take():
     for breaks in (0, 3):
         with pytest.raises(ValueError, match="breaks must be 1 or 2"):
             got("bnsl", breaks=breaks)
+
+
+def test_forms_say_where_they_hold():
+    unchecked = ("gamma", "repeated_data", "moe_granularity", "moe_unified", "moe_sparsity", "m4", "farseer")
+    assert {name for name in forms.names() if UNCHECKED in forms.get(name).note} == set(unchecked)
+    assert "correlate below .9" in forms.get("sum").note and "gamma depends on the baseline" in forms.get("gain").note
+    for name in forms.names():
+        form = forms.get(name)
+        several = name in ("sum", "kappa_sum", "joint")
+        for slot in form.slots:
+            assert ("x_j" if several else slot.name) in form.valid, name
+        if form.floor is not None and name not in ("m4", "joint"):
+            assert f"y > {form.floor}" in form.valid
+    assert "E < y < E0" in forms.get("m4").valid and "logloss > E" in forms.get("joint").valid
+    assert forms.get("auc").units["S"] == "t" and "AUC < 1" in forms.get("auc").valid
+    kappa = ("kappa", "kappa_sum", "repeated_data")
+    within = {name: forms.get(name).nested_in for name in forms.names() if forms.get(name).nested_in}
+    assert within == {
+        "power": ("power_offset",), "power_offset": ("bnsl", "m4"), "chinchilla": ("kappa", "repeated_data"),
+        "chinchilla_tied": ("kappa_tied", "chinchilla", "kappa"), "kaplan": ("kaplan_offset",),
+        "kaplan_offset": ("kappa",), "kappa": ("kappa_sum", "repeated_data"), "kappa_tied": kappa, "gamma": kappa,
+    }  # fmt: skip
 
 
 def test_published_gains_are_read_by_their_convention():

@@ -186,9 +186,9 @@ def test_the_largest_values_of_an_axis_are_held_out(distinct, held):
 
 
 def test_evidence_for_a_floor_is_the_excess_and_the_largest_rows(monkeypatch):
-    form, u = get("power_offset"), np.linspace(-3, 3, 10)
-    y = 0.4 + 0.1 * np.exp(-0.5 * u) + 0.002 * (-1.0) ** np.arange(10)
-    problem = make_problem(form, u[:, None], y, weights=np.full(10, 2.0))
+    form, u = get("power_offset"), np.linspace(-3, 3, 14)
+    y = 0.4 + 0.1 * np.exp(-0.5 * u) + 0.002 * (-1.0) ** np.arange(14)
+    problem = make_problem(form, u[:, None], y, weights=np.full(14, 2.0))
     phi, bare = np.log([0.4, 0.1, 0.5]), np.log([0.5, 0.1])
     calls = []
 
@@ -205,17 +205,17 @@ def test_evidence_for_a_floor_is_the_excess_and_the_largest_rows(monkeypatch):
     told, rival = diagnostics.floor_evidence(problem, SimpleNamespace(phi=phi))
     np.testing.assert_array_equal(rival.phi, bare)
     assert told["ratio"] == pytest.approx(np.exp(0.5 * 6))
-    # One tenth of ten values is held out: the last.
-    with_floor = np.exp(phi[0] + 0.01) + np.exp(phi[1] + 0.01 - np.exp(phi[2] + 0.01) * 3)
-    without = np.exp(bare[0] + 0.01 - np.exp(bare[1] + 0.01) * 3)
-    errors = [abs(np.log(value / y[-1])) for value in (with_floor, without)]
+    # The largest seventh of the values is held out: the last two.
+    with_floor = np.exp(phi[0] + 0.01) + np.exp(phi[1] + 0.01 - np.exp(phi[2] + 0.01) * u[-2:])
+    without = np.exp(bare[0] + 0.01 - np.exp(bare[1] + 0.01) * u[-2:])
+    errors = [np.sqrt(np.mean(np.log(value / y[-2:]) ** 2)) for value in (with_floor, without)]
     assert told["held_out_ratio"] == pytest.approx(errors[0] / errors[1])
     alone, first, second = calls
     assert alone.form.names == ("A", "alpha") and len(alone.low) == len(alone.high) == 2 == alone.pull.shape[1]
     assert alone.low[1] == problem.low[2]
     for delta, weights in (first, second):
         assert np.all(np.isinf(delta))
-        np.testing.assert_array_equal(weights, [[2.0] * 9 + [0.0]])
+        np.testing.assert_array_equal(weights, [[2.0] * 12 + [0.0] * 2])
     two = make_problem(form, u[:2, None], y[:2])
     assert diagnostics.floor_evidence(two, SimpleNamespace(phi=phi))[0]["held_out_ratio"] == 1.0
 

@@ -225,6 +225,8 @@ def test_a_curve_is_summed_up_by_its_quantiles_and_the_headlines_rank():
         ("form", "a", "2", "0.5"),
         ("form", "b", "4", "0.25"),
     }
+    noisy = specification._summarised("alpha", rows.assign(form="a", weights=[None] * 2 + ["se"] * 4), 99, {})
+    assert [row[2] for row in specification.as_grid(noisy).rows if row[0] == "weights"] in (["2", "4"], ["4", "2"])
     none = specification._summarised("alpha", rows.assign(value=np.nan), 99, {})
     assert (none.headline, none.rank, none.count, none.median) == (None, None, 0, None)
     assert "refused under all 6" in specification.as_grid(none).remarks[0]
