@@ -34,7 +34,10 @@ ARMS = {
     "heads of width 8": {"head_dim": 8},
     "norm on attention": {"output_norm": True},
 }
-AT = {128: ["LONGER", "newest row, 8 queries", "no InnerTrans"], 512: ["newest row, 8 queries"]}
+AT = {
+    128: ["LONGER", "newest row, 8 queries", "no InnerTrans", "8 queries"],
+    512: ["newest row, 8 queries"],
+}
 
 # What the runs recommend.
 RECOMMENDED = SETTINGS["longer+rankmixer"] | {"model.encoder.readout": "globals_newest", "model.encoder.queries": 8}

@@ -43,8 +43,17 @@ def at_best_rate(rows):
     return rows[rows["lr_dense"] == rows.groupby("lr_dense")["logloss"].mean().idxmin()]
 
 
+def start_runs():
+    """Of LONGER's start, all arms: those of the second table were run later, and share stream and seeds."""
+    tables = [pd.read_parquet(RUNS / f"{name}.parquet") for name in ("longer_start", "longer_start_others")]
+    return pd.concat(tables, ignore_index=True)
+
+
 def start_table():
-    runs = pd.read_parquet(RUNS / "longer_start.parquet")
+    runs = start_runs()
+    assert {length: set(arms["arm"]) for length, arms in runs.groupby("history_length")} == {
+        length: set(names) for length, names in longer_start.AT.items()
+    }
     assert (runs["status"] == "done").all() and (runs["examples"] - runs["batch_rows"] < longer_start.EXAMPLES).all()
     rates = sorted(runs["lr_dense"].unique())
     headings = ["events", "arm", f"by 1e5 at {', '.join(f'{rate:g}' for rate in rates)}", "best rate"]
@@ -72,14 +81,18 @@ def test_the_note_of_longers_start_quotes_its_runs(text):
     assert "edge" not in "".join(table) and gains["no InnerTrans"].split("[")[1].startswith("-")
 
 
-def test_what_the_note_of_longers_start_claims():
-    runs = pd.read_parquet(RUNS / "longer_start.parquet").set_index(["arm", "history_length", "lr_dense", "seed"])
+def test_what_the_note_of_longers_start_claims(text):
+    runs = start_runs().set_index(["arm", "history_length", "lr_dense", "seed"])
     start = runs["examples_to_start"].astype(float).sort_index()
     recommended = start["newest row, 8 queries"]
     assert len(recommended) == 30 and recommended.max() <= TENTHS[1]
     assert (recommended[512, 1.5e-3] - recommended[128, 1.5e-3]).max() < 13_000
     early = (start <= TENTHS[1]).groupby(["arm", "history_length", "lr_dense"]).sum()
     assert early["no InnerTrans", 128, 1.5e-3] == 5 and early["LONGER", 128].max() == 3
+    at_best = runs.reset_index().query("lr_dense == 1.5e-3 and history_length == 128")
+    halves = [saved(at_best, *pair)[1] for pair in (("8 queries", "LONGER"), ("newest row, 8 queries", "8 queries"))]
+    assert f"they save {halves[0]}, and the newest row beside them {halves[1]} more" in " ".join(text.split())
+    assert start["8 queries", 128, 1.5e-3].isna().sum() == 1 and early["8 queries", 128].max() == 4
     assert not (start <= TENTHS[0]).any() and TENTHS[0] // runs["batch_rows"].unique().item() + 1 == 47
 
 
