@@ -77,7 +77,7 @@ def pair_lines(runs):
         shares = [told(each.value, each.interval) for each in need.shares]
         (power,) = [each for each in found.differences if each.model == "power"]
         exponent = told(power.difference, power.interval) if power.admissible else "no power law"
-        paired = {each.size: [1e3 * end for end in (each.mean, *each.interval)] for each in found.paired}
+        paired = {each.size: [1e3 * end for end in (each.mean, *(each.interval or ()))] for each in found.paired}
         cells = [f"{WORDS[first]}, {WORDS[second]}", ", ".join(shares), need.answer, exponent, found.answer]
         cells += ["{:.2f} [{:.2f}, {:.2f}]".format(*paired[size]) for size in compared]
         lines.append("| " + " | ".join(cells) + " |")
@@ -92,8 +92,9 @@ def test_the_tables_hold_runs_of_the_sweeps(runs, note):
     many, few = runs.values()
     assert (many["lr_trials"] == quickstart.TRIALS).all()
     own = many[many["sweep"] == "mixers_by_size"]
-    planned = [point for point in mixers_by_size.get_sweep() if point["architecture"] == "dcnv2"]
-    planned = [point for point in planned if point["note.match_id"] in quickstart.LADDER]
+    planned = {"dcnv2": [*quickstart.LADDER, mixers_by_size.LARGER], "dlrm_mlp": [mixers_by_size.LARGER]}
+    points = mixers_by_size.get_sweep()
+    planned = [point for point in points if point["note.match_id"] in planned.get(point["architecture"], ())]
     assert len(own) == len(planned)
     assert len(few) == sum(point["note.arm"] in WORDS for point in mixers_by_rows_others.get_sweep())
     largest = many[many["match_id"] == "1.15e5"].groupby("architecture")["excess_logloss"].mean()
