@@ -83,7 +83,7 @@ class Bars(Lines):
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._bars = Progress(
-            TextColumn("{task.description}", justify="left"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[speed]}"),

@@ -159,9 +159,9 @@ def test_an_outcome_counts_runs_by_status(tmp_path, monkeypatch):
 
 def test_slurm_parameters_are_per_node_and_per_allocation(tmp_path, monkeypatch):
     queue = slurm.Slurm(Launch(tmp_path))
-    asked = queue._parameters(Resources(90.0, 3 * GIB + 1, 9, 5, 2), 3)
+    asked = queue._parameters(Resources(610.0, 3 * GIB + 1, 9, 5, 2), 3)
     assert asked == {
-        "name": f"recscale-{tmp_path.name}", "timeout_min": 5, "mem_gb": 4, "cpus_per_task": 5, "nodes": 2,
+        "name": f"recscale-{tmp_path.name}", "timeout_min": 31, "mem_gb": 4, "cpus_per_task": 5, "nodes": 2,
         "tasks_per_node": 1, "slurm_array_parallelism": 64, "gpus_per_node": 3,
     }  # fmt: skip
     own = slurm.Slurm(Launch(tmp_path, options=("throttle=2", "pack_minutes=30", "nodes=7", "qos=night")))

@@ -91,3 +91,82 @@ def test_time_left_goes_on_while_nothing_is_heard(clock):
     meter.progress(jobs[0], event(5, 50.0))
     clock.value += 20.0
     assert meter.left_s() == 30.0
+
+
+def test_a_job_that_failed_is_over_and_one_tried_again_begins_anew(clock, capsys):
+    jobs, lines = [job("a", 10.0), job("b", 10.0), job("c", 10.0)], display.Lines()
+    lines.start(jobs, workers=2)
+    lines.started(jobs[0])
+    clock.value += 100.0
+    lines.retried(jobs[0], "it broke")
+    clock.value += 7.0
+    lines.done(jobs[0], {"r1": "done", "r2": "done"})  # of its second attempt
+    lines.started(jobs[1])
+    lines.failed(jobs[1], "it broke", "log.txt")
+    lines.done(jobs[2], {"r": "diverged"})
+    assert [line.partition("[")[2] for line in capsys.readouterr().err.splitlines() if line.startswith("done")] == [
+        "33% done, about 7 s left]",
+        "100% done]",
+    ]
+    lines.start([], workers=3)
+    assert capsys.readouterr().err == "0 runs to train, in 0 jobs on 1 workers\n" and lines._meter.share() == 1.0
+    clock.value += 30.0
+    lines.refresh()
+    assert capsys.readouterr().err == ""  # half a minute, and not a moment less, goes by
+
+
+def test_time_left_takes_the_share_done_off_and_never_divides_by_nothing(clock):
+    jobs = [job("a", 100.0), job("b", 0.0)]
+    meter = display.Meter(jobs, workers=0)
+    meter.started(jobs[0])
+    meter.progress(jobs[0], {"step": 5, "total_steps": 10})
+    assert meter.left_s() == pytest.approx(50.0) and meter.share() == pytest.approx(0.5)
+    assert "rows/s" not in meter.summary()
+    meter.progress(jobs[0], event(5, 50.0) | {"flops_per_s": None})
+    assert "1,000 rows/s, 0.00 GFLOP/s" in meter.summary()
+    assert meter.ended(job("unknown", 1.0)) == 0.0 and meter.share() == pytest.approx(0.5)
+    assert meter.ended(jobs[0]) == 0.0  # in no time: what the others take stays as predicted
+    meter.started(jobs[1])
+    meter.progress(jobs[1], {"step": 1, "total_steps": 1})
+    assert meter.share() == pytest.approx(1.0) and meter.left_s() == 0.0
+    assert display._share({"step": 0, "total_steps": 0}) == 0.0 and display._share({"step": 1, "total_steps": 1}) == 1.0
+
+
+def test_bars_follow_the_jobs(clock, capsys, monkeypatch):
+    jobs, bars = [job("a", 10.0), job("b", 10.0), job("c", 20.0)], display.Bars()
+    bars.start(jobs, workers=2)
+    assert bars._bars.live.is_started and bars._bars.columns[1].bar_width == 30
+    printed = []
+    monkeypatch.setattr(bars._bars.console, "print", lambda text="", **options: printed.append((text, options)))
+
+    def shown():
+        return {task.description: (round(task.percentage), task.fields["speed"]) for task in bars._bars.tasks}
+
+    bars.started(jobs[0])
+    bars.started(jobs[0])  # again: one bar
+    bars.started(jobs[1])
+    assert shown() == {"all jobs": (0, ""), "toy a": (0, "compiling"), "toy b": (0, "compiling")}
+    assert len(bars._bars.tasks) == 3
+    bars.progress(jobs[0], event(5, 5.0))
+    bars.progress(jobs[2], event(1, 5.0) | {"total_steps": 1})  # not begun here
+    assert shown()["toy a"] == (50, "1,000 rows/s, 2.00 GFLOP/s, 5 s left")
+    share, text = shown()["all jobs"]
+    assert share == 62 and text.startswith("62% done, 2,000 rows/s")
+    clock.value += 3.0
+    bars.done(jobs[0], {"r1": "diverged", "r2": "done"})
+    bars.failed(jobs[1], "it [broke]", "log.txt")
+    assert list(shown()) == ["all jobs"] and shown()["all jobs"][0] == 75
+    assert shown()["all jobs"][1].startswith("75% done, 1,000 rows/s")
+    assert [text.partition(":")[0] for text, _ in printed] == ["done    toy a", "FAILED  toy b"]
+    assert all(options == {"markup": False, "highlight": False} for _, options in printed)
+    assert "1 diverged in 3 s" in printed[0][0]
+    bars.progress(jobs[2], event(1, 1.0) | {"total_steps": 1})
+    monkeypatch.undo()
+    bars.stop()
+    assert not bars._bars.live.is_started
+
+
+def test_bars_where_there_is_a_terminal(monkeypatch):
+    for terminal, kind in ((True, display.Bars), (False, display.Lines)):
+        monkeypatch.setattr(display.sys, "stderr", types.SimpleNamespace(isatty=lambda answer=terminal: answer))
+        assert type(display.for_terminal()) is kind
