@@ -102,6 +102,10 @@ def test_the_tables_hold_runs_of_the_sweeps(runs, note):
     dcnv2 = many[many["architecture"] == "dcnv2"].groupby("dense_params")["excess_logloss"].mean()
     slopes = -np.diff(np.log(dcnv2)) / np.diff(np.log(dcnv2.index))
     assert (slopes[:2] < 0.97).all() and (slopes[2:5] > 1).all()
+    own = many[many["architecture"] == "dcnv2"].assign(floor=many["entropy_floor"] - many["asymptote"])
+    assert (1e3 * own["floor"]).round(3).unique() == 0.08
+    left = 1e3 * (own["excess_logloss"] - own["floor"]).groupby(own["dense_params"]).mean()
+    assert "DCNv2 is {}, {} and {} above that".format(*(f"{value:.3f}"[1:] for value in left.iloc[-3:])) in note
     for rows, own in runs.items():
         assert own["examples"].nunique() == 1 and own["examples"].iloc[0] == pytest.approx(rows, rel=1e-3)
         assert "\n".join(excess_lines(own)) in note
