@@ -32,8 +32,8 @@ candidate from cross fields. User globals are the first fields one by one, the l
 of a global would add nothing to the bias of its projection. globals_order="user_first" is the order the figure draws:
 user globals then see the candidate, so all globals are computed per candidate. seq_sees_user_globals=True lets events
 see user globals. readout="globals_newest" gives the newest event row in place of the mean, "flatten_all" all of them.
-At 128 events readout="globals_newest" with queries=8 learns sooner than the defaults, whose share of queries is the
-paper's; a likely reason, not tested apart: means over so many rows start with little of the newest events in them.
+At 128 events readout="globals_newest" learns sooner than the default, with queries=8 and with the paper's share of
+queries; a likely reason: a mean over so many rows starts with little of the newest events in it.
 Ablations of the paper: merge, inner, query_strategy, queries.
 """
 

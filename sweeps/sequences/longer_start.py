@@ -7,7 +7,7 @@ over a logging interval (a fortieth of the rows), null where it never was; runs 
 
     recscale sweep longer_start --out runs/longer_start
 
-What its runs say: `notebooks/runs/README.md`. For more arms at 512 events add them to `AT`, then
+Run so far are the arms in `AT`. What they say: `notebooks/runs/README.md`. For more add them to it, then
 `recscale plan longer_start --out runs/longer_start --extend`.
 """
 
@@ -35,7 +35,7 @@ ARMS = {
     "norm on attention": {"output_norm": True},
 }
 AT = {
-    128: ["LONGER", "newest row, 8 queries", "no InnerTrans", "8 queries"],
+    128: ["LONGER", "newest row, 8 queries", "no InnerTrans", "newest row", "8 queries", "small InnerTrans"],
     512: ["newest row, 8 queries"],
 }
 

@@ -90,9 +90,21 @@ def test_what_the_note_of_longers_start_claims(text):
     early = (start <= TENTHS[1]).groupby(["arm", "history_length", "lr_dense"]).sum()
     assert early["no InnerTrans", 128, 1.5e-3] == 5 and early["LONGER", 128].max() == 3
     at_best = runs.reset_index().query("lr_dense == 1.5e-3 and history_length == 128")
-    halves = [saved(at_best, *pair)[1] for pair in (("8 queries", "LONGER"), ("newest row, 8 queries", "8 queries"))]
-    assert f"they save {halves[0]}, and the newest row beside them {halves[1]} more" in " ".join(text.split())
-    assert start["8 queries", 128, 1.5e-3].isna().sum() == 1 and early["8 queries", 128].max() == 4
+    text = " ".join(text.split())
+    (_, alone), (found, beside), (_, queries), (small, _) = (
+        saved(at_best, *pair)
+        for pair in (
+            ("newest row", "LONGER"),
+            ("newest row, 8 queries", "newest row"),
+            ("8 queries", "LONGER"),
+            ("small InnerTrans", "LONGER"),
+        )
+    )
+    assert f"alone it saves {alone} on LONGER" in text and f"Eight queries alone save {queries}," in text
+    assert f"eight queries beside it add {beside}, inside noise" in text
+    assert found.outcome == small.outcome == "inside noise"
+    assert (early["newest row", 128] == 5).all() and (early["small InnerTrans", 128] == 2).all()
+    assert start["8 queries", 128, 1.5e-3].isna().sum() == 1
     assert not (start <= TENTHS[0]).any() and TENTHS[0] // runs["batch_rows"].unique().item() + 1 == 47
 
 
