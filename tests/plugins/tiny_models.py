@@ -53,6 +53,56 @@ SIZES = {
 }
 # Flags besides these sizes, of architectures with parts that the defaults do not have.
 VARIANTS = {
+    "rankmixer": [
+        dict(experts=3, active_ratio=0.5, router="topk", gate_norm="selected", tower=(5,)),
+        dict(experts=3, dtsi_merge="infer_only", norm_place="pre", norm_per_token=True),
+        dict(mixer="self_attention", heads=2, ffn="shared", tokenizer_hidden=5, global_token="split"),
+        dict(mixer="all_concat", norm_place="pre", tokenizer="group", tokens=None),
+    ],
+    "ug_rankmixer": [
+        dict(compensation="mean", norm_per_token=True, norm_place="pre", tower=(5,)),
+        dict(user_to_candidate=False, norm="rms", layers=3),
+        dict(separated_residual=True, compensation="per_token"),
+    ],
+    "tokenmixer_large": [
+        dict(experts=3, active=3, gate_norm="all", tower=(5,), norm_per_token=True),
+        dict(experts=3, active=2, shared_expert=False, expert_scope="global", residual_style="B"),
+        dict(ffn="shared_swiglu", heads=3, mixed_hidden=7, sandwich_norm=True, layers=3, aux_layers=(2,)),
+        dict(ffn="per_token_ffn", final_norm=False, aux_weight=0.0, tokenizer="cut", global_token="split"),
+    ],
+    "ug_tokenmixer_large": [
+        dict(compensation="per_token", tower=(5,), norm_per_token=True),
+        dict(drop_dead=False, compensation="mean", aux_layers=(1,)),
+        dict(user_to_candidate=False, mixed_hidden=7, aux_weight=0.0),
+    ],
+    "dlrm_mlp": [dict(interaction="dot", interaction_width=4, bottom=(5,), tower=(3,), batch_norm=True)],
+    "dcnv2": [dict(rank=3, experts=2, structure="parallel", tower=(3,)), dict(widths=(), rank=2)],
+    "wukong": [dict(attentive=True, head_mlp=(5,), hidden_layers=2, tower=(3,), tokenizer="field")],
+    "hiformer": [dict(norm_place="pre", tower=(3,), tokenizer_hidden=5)],
+    "autoint": [dict(tower=(3,), scale_logits=True, heads=3)],
+    "dhen_lite": [
+        dict(modules=("fm", "cross"), ensemble="weighted", tower=(3,)),
+        dict(modules=("attention",), heads=2),
+    ],
+    "mmoe": [dict(tower=(), experts=2)],
+    "onetrans_lite": [
+        dict(pyramid=False, hidden=7, tower=(5,), recent=3),
+        dict(heads=4, layers=3, time_feature="none"),
+    ],
+    "sum_pooling": [dict(pool="mean", time_feature="none", recent=4)],
+    "din": [dict(candidate="project", softmax=True, time_feature="none"), dict(recent=3, activation="gelu")],
+    "target_attention": [dict(heads=4, recent=3, time_feature="none")],
+    "sequence_transformer": [
+        dict(positions=False, causal=True, layers=1),
+        dict(target_in_sequence=True, heads=4, max_length=9, time_feature="none"),
+    ],
+    "sasrec": [dict(layers=1, heads=2, max_length=8, time_feature="none")],
+    "hstu": [
+        dict(query_width=4, value_width=6, layers=1, score_scale=0.5, max_length=9),
+        dict(interleave=True, actions=("action",)),
+    ],
+    "twin_lite": [dict(cross=("action",), heads=4), dict(selected=2, values="all", recent=5, time_feature="none")],
+    "stca": [dict(layers=1, ratio=3, heads=4), dict(kv="reordered", time_feature="none")],
     "pkm": [
         dict(query="mlp", query_hidden=12, query_per_token=True, score_scale="learned", key_norm="rms"),
         dict(query_shared_by_heads=True, keys_shared_by_heads=True, norm_gain_power=0.5, key_init="uniform"),
