@@ -336,7 +336,7 @@ def test_every_flag_runs(schema, inputs, flags):
     assert np.isfinite(step(graph)(params, other, inputs, KEY)[2])
 
 
-def test_flags_and_schemas_that_do_not_fit_are_named(schema):
+def test_flags_and_schemas_that_do_not_fit_are_named(schema, inputs):
     for message, flags in (
         ("0 <= backward_fraction <= encode_fraction", dict(encode_fraction=0.1)),
         ("leave no loss that trains the encoders", dict(sqdc_weight=0.0, ranking_gradient=False)),
@@ -348,3 +348,8 @@ def test_flags_and_schemas_that_do_not_fit_are_named(schema):
             LemurConfig(**flags)
     with pytest.raises(ValueError, match="preset `content` has some"):
         count("lemur", dataclasses.replace(schema, content=None), SMALL)
+    graph, *state = split(schema)
+    bare = inputs.replace(user=inputs.user.replace(content=None))
+    for given in (bare, inputs.replace(candidates=inputs.candidates.replace(content=None))):
+        with pytest.raises(ValueError, match="the inputs carry no content"):
+            jax.eval_shape(lambda given, *state: nnx.merge(graph, *state)(given).logits, given, *state)

@@ -11,6 +11,7 @@ from drawn import normal
 from flax import nnx
 
 from recscale.models.memories.addressing import Found
+from recscale.models.memories.axis_norm import make_axis_norm
 from recscale.models.memories.options import MemoryOptions
 from recscale.models.memories.product_key_memory import ProductKeyMemory
 from recscale.models.memories.usage import UsageAccumulator, read_stats
@@ -194,6 +195,31 @@ def test_a_pool_collects_the_gradients_of_its_layers():
     whole, parts = gradient(tables, (0, 1, 2)), [gradient(tables, (i,)) for i in range(3)]
     summed = jax.tree.map(lambda *g: sum(g), *parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, summed)
+
+
+def test_pools_and_gates_that_do_not_fit_are_named():
+    def make(**options):
+        own = MemoryOptions(**dict(memory_slots=25, memory_topk=4, key_width=6) | options)
+        return lambda: ProductKeyMemory(T, D, own, values=pool, rngs=nnx.Rngs(0))
+
+    pool = ValueTable(25, D, std=1.0, rngs=nnx.Rngs(9))
+    for message, options in (
+        ("value_op='expert' has two tables", dict(value_op="expert")),
+        ("value_op='prevalue' has two tables", dict(value_op="prevalue")),
+        (r"has shape \(25, 8\), this layer wants \(36, 8\)", dict(memory_slots=36)),
+        (r"wants \(25, 12\)", dict(value_width=12)),
+        (r"wants \(50, 4\)", dict(score="tucker", tucker_cores=2)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(**options)()
+    pool = None
+    for options in (dict(value_op="swilu"), dict(score="tucker", tucker_cores=2)):
+        memory = nnx.eval_shape(make(**options))
+        with pytest.raises(ValueError, match="a gate needs value_op='bag' and one core"):
+            jax.eval_shape(lambda x, memory=memory: memory(x, gate=x).y, normal(T, B, D))
+    with pytest.raises(ValueError, match="norm is 'x', expected one of layer, rms, batch"):
+        make_axis_norm(4, "x")
+    assert make_axis_norm(4, None) is make_axis_norm(4, "none") is None
 
 
 def _is_table(_, variable):
