@@ -102,7 +102,7 @@ CONFIGURED = {
     "hiformer": [dict(heads=2, layers=3)],
     "autoint": [dict(heads=4, layers=1)],
     "dhen_lite": [dict(modules=("fm", "linear")), dict(modules=("linear", "attention")), dict(modules=("cross",))],
-    "mmoe": [dict(tower=()), dict(tower=(8, 8), experts=4)],
+    "mmoe": [dict(tower=()), dict(tower=(8, 8), experts=4), dict(experts=100)],
     "wukong": [dict(layers=3)],
 }
 
