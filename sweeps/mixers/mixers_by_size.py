@@ -6,7 +6,7 @@ architectures, so each pair can be asked which needs fewer parameters for the sa
 
     recscale sweep mixers_by_size --out runs/mixers_by_size --no-report
 
-Run so far: DCNv2 at the seven sizes, it and the MLP at the eighth. What it says: `notebooks/runs/README.md`.
+Run so far: DCNv2 at the seven sizes, and the eighth. What it says: `notebooks/runs/README.md`.
 """
 
 from ml_collections import ConfigDict
