@@ -158,6 +158,39 @@ def test_gates_that_a_plan_cannot_pass_are_foreseen():
         assert len(told := foreseen(noted, ["dense_params"])) == 1 and "(tuning: " in told[0]
 
 
+def test_clusters_rates_and_seeds_are_foreseen_where_they_lack():
+    examples = np.geomspace(1e4, 1e6, 8)
+    trunks = pd.DataFrame(
+        [("b", "s", f"t{k}", k % 2, 1e-3, True, x, 1e5) for k in range(6) for x in examples],
+        columns=[
+            "architecture",
+            "shape_id",
+            "trunk_id",
+            "seed",
+            "lr_dense",
+            "lr_bracketed",
+            "examples",
+            "dense_params",
+        ],
+    )
+    # Along examples the trunks are resampled, otherwise the shapes: here a single one.
+    assert foreseen(trunks, ["examples", "dense_params"]) == []
+    told = foreseen(trunks.drop(columns="trunk_id"), ["examples"])
+    assert ["whole fit" in line for line in told] == [True, False] and "(dof: " in told[0] and "(clusters: " in told[1]
+    two = trunks.assign(dense_params=np.where(trunks.index < 24, 1e5, 2e5))
+    assert ["(span: " in line for line in foreseen(two, ["dense_params"])] == [True, False, False]
+    others = pd.concat([trunks, trunks.assign(architecture="a", seed=0)])
+    assert foreseen(others, ["examples"]) == ["a: seed noise will stay unknown (one seed a size)"]
+    one_seed = pd.concat([trunks, trunks.assign(shape_id="r", seed=0)])
+    assert foreseen(one_seed, ["examples"]) == []  # one size with two seeds tells the noise
+    for rates, lacking in (([1e-3, 2e-3, 4e-3], False), ([1e-3, 2e-3, 1e-3], True)):
+        tuned = one_seed.assign(lr_dense=np.tile(rates, 32))
+        part = tuned.assign(lr_bracketed=False) if not lacking else tuned
+        assert [("tuning" in line) for line in foreseen(part, ["examples"])] == [True] * lacking
+    mixed = one_seed.assign(lr_bracketed=one_seed.shape_id == "s")
+    assert len(foreseen(mixed, ["examples"])) == 1  # a single size that is not bracketed is enough
+
+
 def test_an_axis_with_a_zero_is_foreseen_and_divides_by_nothing():
     planned_runs = pd.DataFrame(
         {"architecture": "a", "shape_id": list("uvwxyz"), "seed": 0, "lr_dense": 1e-3,
