@@ -273,6 +273,8 @@ def test_orders_are_those_of_means_over_seeds_at_shared_scales():
     found = decision_accuracy.decision_accuracy(table, forms=())
     assert [(one.name, one.right, one.pairs) for one in found.accuracies] == [("1", 0, 1), ("2", 1, 1)]
     assert found.target_scale == 4.0 and found.too_close == []
+    fewest = decision_accuracy.decision_accuracy(table[table.flops_target > 1], forms=())
+    assert [(one.name, one.right) for one in fewest.accuracies] == [("2", 1)]
     for few in (table[table.flops_target == 1], table[table.architecture == "a"]):
         with pytest.raises(ValueError, match="need two settings and two scales"):
             decision_accuracy.decision_accuracy(few, forms=())

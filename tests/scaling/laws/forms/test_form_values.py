@@ -423,6 +423,8 @@ def test_forms_say_where_they_hold():
         if form.floor is not None and name not in ("m4", "joint"):
             assert f"y > {form.floor}" in form.valid
     assert "E < y < E0" in forms.get("m4").valid and "logloss > E" in forms.get("joint").valid
+    slots = {name: forms.get(name)["alpha"].slots for name in ("chinchilla", "chinchilla_tied", "kappa", "kappa_tied")}
+    assert slots == dict(zip(slots, [("N",), ("N", "D")] * 2, strict=True))
     assert forms.get("auc").units["S"] == "t" and "AUC < 1" in forms.get("auc").valid
     kappa = ("kappa", "kappa_sum", "repeated_data")
     within = {name: forms.get(name).nested_in for name in forms.names() if forms.get(name).nested_in}

@@ -34,6 +34,8 @@ def test_the_envelope_is_a_line_through_sizes_that_lie_between_others():
     low, high = np.isfinite(known).argmax(axis=0), 5 - np.isfinite(known)[::-1].argmax(axis=0)
     inside = (order > low) & (order < high)
     assert told[1] == inside.sum() and told[0] == pytest.approx(np.polyfit(AT[inside], SIZES[order[inside]], 1)[0])
+    three = np.where(np.abs(SIZES[:, None] - np.clip(best, 1, 4)) <= 1, losses, np.nan)
+    assert parts._slope_of_envelope(SIZES, three, AT)[:2] == (pytest.approx(slope), used)
     # Three sizes at a budget, three best ones, and a decade of budgets are needed.
     two = np.where((SIZES == 2)[:, None] | (SIZES == 3)[:, None], losses, np.nan)
     assert parts._slope_of_envelope(SIZES, two, AT) == (None, 0, 0.0)
