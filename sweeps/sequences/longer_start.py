@@ -35,7 +35,7 @@ ARMS = {
     "norm on attention": {"output_norm": True},
 }
 AT = {
-    128: ["LONGER", "newest row, 8 queries", "no InnerTrans", "newest row", "8 queries", "small InnerTrans"],
+    128: [name for name in ARMS if name not in ("one inner head", "heads of width 8")],
     512: ["newest row, 8 queries"],
 }
 

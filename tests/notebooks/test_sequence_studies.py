@@ -91,18 +91,21 @@ def test_what_the_note_of_longers_start_claims(text):
     assert early["no InnerTrans", 128, 1.5e-3] == 5 and early["LONGER", 128].max() == 3
     at_best = runs.reset_index().query("lr_dense == 1.5e-3 and history_length == 128")
     text = " ".join(text.split())
-    (_, alone), (found, beside), (_, queries), (small, _) = (
+    (_, alone), (found, beside), (_, queries), (small, _), (norm, normed) = (
         saved(at_best, *pair)
         for pair in (
             ("newest row", "LONGER"),
             ("newest row, 8 queries", "newest row"),
             ("8 queries", "LONGER"),
             ("small InnerTrans", "LONGER"),
+            ("norm on attention", "LONGER"),
         )
     )
     assert f"alone it saves {alone} on LONGER" in text and f"Eight queries alone save {queries}," in text
     assert f"eight queries beside it add {beside}, inside noise" in text
-    assert found.outcome == small.outcome == "inside noise"
+    assert found.outcome == small.outcome == norm.outcome == "inside noise"
+    assert f"A norm on what attention adds saves {normed}, inside noise" in text
+    assert start["norm on attention", 128, 1.5e-3].isna().sum() == 1
     assert (early["newest row", 128] == 5).all() and (early["small InnerTrans", 128] == 2).all()
     assert start["8 queries", 128, 1.5e-3].isna().sum() == 1
     assert not (start <= TENTHS[0]).any() and TENTHS[0] // runs["batch_rows"].unique().item() + 1 == 47
