@@ -54,8 +54,8 @@ SIZES = {
 # Flags besides these sizes, of architectures with parts that the defaults do not have.
 VARIANTS = {
     "rankmixer": [
-        dict(experts=3, active_ratio=0.5, router="topk", gate_norm="selected", tower=(5,)),
-        dict(experts=3, dtsi_merge="infer_only", norm_place="pre", norm_per_token=True),
+        dict(experts=3, active_ratio=0.5, router="topk", gate_norm="selected", expert_path="masked"),
+        dict(experts=3, dtsi_merge="infer_only", norm_place="pre", expert_path="masked"),
         dict(mixer="self_attention", heads=2, ffn="shared", tokenizer_hidden=5, global_token="split"),
         dict(mixer="all_concat", norm_place="pre", tokenizer="group", tokens=None),
     ],
@@ -66,7 +66,7 @@ VARIANTS = {
     ],
     "tokenmixer_large": [
         dict(experts=3, active=3, gate_norm="all", tower=(5,), norm_per_token=True),
-        dict(experts=3, active=2, shared_expert=False, expert_scope="global", residual_style="B"),
+        dict(experts=3, active=2, shared_expert=False, expert_scope="global", expert_path="masked"),
         dict(ffn="shared_swiglu", heads=3, mixed_hidden=7, sandwich_norm=True, layers=3, aux_layers=(2,)),
         dict(ffn="per_token_ffn", final_norm=False, aux_weight=0.0, tokenizer="cut", global_token="split"),
     ],
