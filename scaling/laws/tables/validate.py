@@ -211,7 +211,7 @@ def _wrong_values(table, numeric, form, columns, metrics, done) -> dict[int, str
         for column, slot, description in checks:
             value = numeric[column][i]
             if not np.isfinite(value):
-                found.append(f"axis {slot}: {column} is {table[column].iloc[i]!r}")
+                found.append(f"axis {slot}: {column} is {table[column].iloc[[i]].tolist()[0]!r}")
             elif description.transform == "log" and value <= 0:
                 found.append(f"axis {slot}: {column} is {value:g}, not positive")
             elif description.transform == "linear" and value < 1:
@@ -219,7 +219,7 @@ def _wrong_values(table, numeric, form, columns, metrics, done) -> dict[int, str
         for column, kind in metrics.items():
             value = numeric[column][i]
             if not np.isfinite(value):
-                found.append(f"{column} is {table[column].iloc[i]!r}")
+                found.append(f"{column} is {table[column].iloc[[i]].tolist()[0]!r}")
             elif kind == "auc" and not 0.5 <= value < 1:
                 found.append(f"{column} is {value:g}, outside [.5, 1)")
             elif kind == "positive" and value <= 0:
