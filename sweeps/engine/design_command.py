@@ -96,7 +96,7 @@ def _designs(
 ) -> tuple[list[Design], dict[str, str]]:
     """One design a law, and why there is none for others."""
     found, refused = [], {}
-    groups = table.groupby(by, sort=True) if by in table.columns else [("runs", table)]
+    groups = table.groupby(by) if by in table.columns else [("runs", table)]
     for name, group in groups:
         law = fit(group, form, parse_axes(axes), **options)
         try:
@@ -119,7 +119,7 @@ def _planned(folder: Path, designs: list[Design], by: str) -> list[Design]:
         )
     runs, laws = planned_table(read_plan(folder)), {one.name: one for one in designs}
     found = []
-    for name, group in runs.groupby(by, sort=True):
+    for name, group in runs.groupby(by):
         law = laws.get(str(name), designs[0]) if designs else None
         if law is not None:
             points = group[list(law.law.rows.columns.values())].to_numpy(float)

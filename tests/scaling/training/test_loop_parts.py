@@ -106,6 +106,8 @@ def test_rows_are_whole_steps_or_all_there_are(tmp_path):
     assert schedule.run_examples(config, source_of(batches=11, total_rows=85), 11) == 255
     config.training.passes = 0
     assert schedule.run_examples(config, source_of(batches=11, total_rows=85), 11) == 170
+    config.training.examples = 1
+    assert schedule.run_steps(config, source_of(batches=7)) == schedule.run_steps(config, source_of()) == 1
     config.training.examples = 0
     assert schedule.run_steps(config, source_of(batches=7)) == 7
     with pytest.raises(ValueError, match="an endless log needs a positive number"):
@@ -135,6 +137,10 @@ def test_warmup_is_whole_steps_and_a_quarter_at_most():
     assert [schedule.decay_start(10, "wsd", share, 3) for share in (0.0, 0.2, 1.0)] == [9, 8, 0]
     assert schedule.program([10], "wsd", 1.0, 0) == [Segment(0, 10, 10)] and Segment(3, 10).steps == 7
     assert schedule.program([1], "wsd", 0.0, 0) == [Segment(0, 1, 1)]
+    assert schedule.program([20, 10, 20], "wsd", 0.2, 0) == schedule.program([10, 20], "wsd", 0.2, 0)
+    assert NEVER == np.iinfo(np.int32).max
+    with pytest.raises(ValueError, match="at least one step"):
+        schedule.program([0, 5], "wsd", 0.2, 0)
     for wrong in (-0.1, 1.1):
         with pytest.raises(ValueError, match="a share between 0 and 1"):
             schedule.program([10], "wsd", wrong, 0)
