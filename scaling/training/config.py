@@ -80,7 +80,7 @@ def get_config(architecture: str = "rankmixer", data: str = "known_truth") -> Co
     # mostly very short or whole. 0 = off. Evaluation always sees the whole history.
     t.suffix_alpha = 0.0
     t.suffix_beta = 0.0
-    t.embedding_optimizer = "rowwise_adagrad"  # rowwise_adagrad | rowwise_adam
+    t.embedding_optimizer = "rowwise_adagrad"  # rowwise_adagrad | rowwise_adam | rowwise_sgd
     t.embedding_lr = 0.05
     t.embedding_eps = 1e-8
     t.embedding_init_std = 0.01

@@ -24,7 +24,7 @@ _DENSE_COPIES = 3
 _MOMENTS = {"adamw": 2, "adam": 2, "rmsprop": 1, "adagrad": 1}
 
 # Row optimiser state per table: floats per row and per value.
-_ROW_STATE = {"rowwise_adagrad": (1, 0), "rowwise_adam": (1, 2)}
+_ROW_STATE = {"rowwise_adagrad": (1, 0), "rowwise_adam": (1, 2), "rowwise_sgd": (0, 0)}
 
 # Activations kept for the backward pass are the multiply-adds over the fan-in. A typical fan-in is the square root of a
 # layer's parameters; counting 64 equal layers errs on the side of narrow ones, so of more activations. Four copies:
@@ -85,7 +85,7 @@ def seconds(train_flops: float, rows: float, core_flops: float) -> float:
 def _state_bytes(config: ConfigDict, schema: Schema, counts: Any) -> tuple[int, int]:
     """Bytes of one replica's state: dense parameters and their moments; embedding tables and theirs."""
     training = config.training
-    per_row, per_value = _ROW_STATE.get(training.embedding_optimizer, (1, 2))
+    per_row, per_value = _ROW_STATE[training.embedding_optimizer]
     tables = sum(rows * (width * (1 + per_value) + per_row) for rows, width in schema.tables().values())
     return 4 * counts.dense_params * (1 + _MOMENTS.get(training.optimizer, 2)), 4 * tables
 

@@ -35,6 +35,7 @@ def peak(config=None, replicas=1, horizons=1, record=0):
     [
         ("rowwise_adagrad", "adam", 100 * (4 + 1) + 50 * (8 + 1), 3),
         ("rowwise_adam", "rmsprop", 100 * (3 * 4 + 1) + 50 * (3 * 8 + 1), 2),
+        ("rowwise_sgd", "adam", 100 * 4 + 50 * 8, 3),
         ("rowwise_adam", "adagrad", 100 * (3 * 4 + 1) + 50 * (3 * 8 + 1), 2),
     ],
 )
