@@ -180,7 +180,7 @@ def check_holdout(config: ConfigDict, source: Source) -> None:
     if source.on_device:
         return
     held = source.facts().get("holdout_requests", {})
-    if held.get("test", 1) == 0 or next(iter(source.holdout()), None) is None:
+    if held.get("test") == 0 or next(iter(source.holdout()), None) is None:
         raise ValueError(
             f"data set {config.data.name!r} has no held-out row to evaluate a run on (requests held out: {held}): its "
             "users have too few rows for the split; give it more rows"

@@ -51,7 +51,13 @@ def test_a_number_is_refused_from_its_limit_on(key):
 
 
 def test_a_run_is_a_batch_at_least_in_parts_that_divide_its_requests():
-    for requests, candidates, examples, fits in ((4, 2, 8, True), (4, 2, 7, False), (4, 2, 0, True), (1, 1, 1, True)):
+    for requests, candidates, examples, fits in (
+        (4, 2, 8, True),
+        (4, 2, 7, False),
+        (4, 2, 1, False),
+        (4, 2, 0, True),
+        (1, 1, 1, True),
+    ):
         asked = {"training.requests": requests, "training.candidates": candidates, "training.examples": examples}
         assert (wrong(config(**asked)) == []) is fits, asked
     told = "training.examples is 7, expected at least one batch of 8 rows"
