@@ -120,7 +120,7 @@ def value_rate(
     if options.rate_rule == "multiple":
         return options.rate * rate * factor
     if options.rate_rule == "linear":
-        left = jnp.clip(1.0 - step / options.decay_steps, 0.0, 1.0)
+        left = jnp.maximum(1.0 - step / options.decay_steps, 0.0)
         return (1.0 + (options.rate - 1.0) * left) * rate * factor
     return jnp.full_like(rate, options.rate) * (factor if options.rate_rule == "absolute" else 1.0)
 
@@ -145,7 +145,7 @@ def update_rows(
     """
     rows, width = table.shape
     hits = sort_hits(grads.ids, rows)
-    chunk = min(rows_within(_LIMIT_BYTES, 4 * width), hits.rows.size)
+    chunk = rows_within(_LIMIT_BYTES, 4 * width)
     scale = 1.0
     if options.clip_norm:
         scale = _clip(_squared_norm(grads, hits, rows, chunk), options.clip_norm)
@@ -156,8 +156,8 @@ def update_rows(
         old = jnp.take(table, index, axis=0, mode="clip")
         held = {name: jnp.take(slot, index, axis=0, mode="clip") for name, slot in slots.items()}
         new, held = _step(options, old, held, sums * scale, rate, step)
-        table = table.at[target].set(new, mode="drop")
-        return table, {name: slot.at[target].set(held[name], mode="drop") for name, slot in slots.items()}
+        table = table.at[target].set(new)
+        return table, {name: slot.at[target].set(held[name]) for name, slot in slots.items()}
 
     return _over_rows(apply, (table, slots), grads, hits, rows, chunk)
 
@@ -196,7 +196,8 @@ def _over_rows(apply: Any, carry: Any, grads: RowGrads, hits: SortedHits, rows: 
     Ids of unused places are `rows`. Hits are added in sorted order; a row that goes on in the next chunk is carried.
     """
     width = grads.g.shape[-1]
-    following = jnp.concatenate([hits.rows[1:], jnp.full(1, rows + 1, jnp.int32)])
+    nowhere = jnp.full(1, rows + 1, jnp.int32)  # no row, and no unused place either
+    following = jnp.concatenate([hits.rows[1:], nowhere])
 
     def one(state, row, order, after):
         carry, open_row, open_sum = state
@@ -210,11 +211,9 @@ def _over_rows(apply: Any, carry: Any, grads: RowGrads, hits: SortedHits, rows: 
         # The last row may be open: it gets no index and stays unwritten.
         index = jnp.full(row.size, rows, jnp.int32).at[place].min(jnp.where(ends, row, rows), indices_are_sorted=True)
         carry = apply(carry, index, sums)
-        is_open = ~ends[-1]
-        open_sum = jnp.where(is_open, sums[place[-1]], 0.0)
-        return (carry, jnp.where(is_open, row[-1], rows + 1), open_sum), ()
+        return (carry, jnp.where(ends[-1:], nowhere, row[-1:]), sums[place[-1]]), ()
 
-    state = (carry, jnp.full((), rows + 1, jnp.int32), jnp.zeros(width, jnp.float32))
+    state = (carry, nowhere, jnp.empty(width, jnp.float32))
     (carry, _, _), _ = fold_rows(one, state, chunk, hits.rows, hits.order, following)
     return carry
 
@@ -227,5 +226,4 @@ def _squared_norm(grads: RowGrads, hits: SortedHits, rows: int, chunk: int) -> A
 
 
 def _clip(squared: Array, limit: float) -> Array:
-    norm = jnp.sqrt(squared)
-    return jnp.where(norm > limit, limit / jnp.maximum(norm, 1e-30), 1.0)
+    return limit / jnp.maximum(jnp.sqrt(squared), limit)

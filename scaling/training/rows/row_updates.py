@@ -17,7 +17,7 @@ factors multiply to exp(-(sum of rates) l2 / scale): paid when the row is read n
 
 from __future__ import annotations
 
-from typing import Literal, assert_never
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +50,7 @@ def _moments(kind: RowOptimizer, table: Float[Array, "V width"]) -> Slots:
         return {"sum": jnp.zeros(rows, jnp.float32)}
     if kind == "rowwise_adam":
         return {"mean": jnp.zeros_like(table), "square": jnp.zeros_like(table), "count": jnp.zeros(rows, jnp.int32)}
-    if kind == "rowwise_sgd":
-        return {}
-    assert_never(kind)
+    return {}
 
 
 def update_rows(
@@ -83,7 +81,7 @@ def update_rows(
         (table, slots), with untouched rows bit-identical.
     """
     write = touched.hit & active
-    # Rows not to be written are sent out of range, where a dropping scatter ignores them.
+    # Rows not to be written are sent out of range, where a scatter drops them.
     index = jnp.where(write, touched.rows, table.shape[0])
     gathered = take_slots(slots, touched)
     step, new = row_step(kind, gathered, grads, eps=eps, b1=b1, b2=b2)
@@ -92,8 +90,8 @@ def update_rows(
         kept = {_CLOCK: slots[_CLOCK] + jnp.where(active, rate, 0.0)}
         vectors = vectors * _kept(kind, new, rate * l2, eps, b2)
         new[_PAID] = jnp.broadcast_to(kept[_CLOCK], gathered[_PAID].shape)
-    table = table.at[index].set(vectors - rate * step, mode="drop")
-    return table, kept | {name: slots[name].at[index].set(new[name], mode="drop") for name in slots if name not in kept}
+    table = table.at[index].set(vectors - rate * step)
+    return table, kept | {name: slots[name].at[index].set(new[name]) for name in slots if name not in kept}
 
 
 def take_slots(slots: Slots, touched: Touched) -> Slots:
@@ -139,18 +137,16 @@ def row_step(
     if kind == "rowwise_adagrad":
         new = {"sum": slots["sum"] + jnp.mean(jnp.square(grads), axis=-1)}
         return grads / _scale(kind, new, eps, b2), new
-    if kind == "rowwise_adam":
-        new = {
-            "mean": b1 * slots["mean"] + (1 - b1) * grads,
-            "square": b2 * slots["square"] + (1 - b2) * jnp.square(grads),
-        }
-        if count is None:
-            new["count"] = slots["count"] + 1
-            times = new["count"][:, None].astype(jnp.float32)
-        else:
-            times = count.astype(jnp.float32)
-        return (new["mean"] / (1 - b1**times)) / _adam_scale(new["square"], times, eps, b2), new
-    assert_never(kind)
+    new = {
+        "mean": b1 * slots["mean"] + (1 - b1) * grads,
+        "square": b2 * slots["square"] + (1 - b2) * jnp.square(grads),
+    }
+    if count is None:
+        new["count"] = slots["count"] + 1
+        times = new["count"][:, None].astype(jnp.float32)
+    else:
+        times = count.astype(jnp.float32)
+    return (new["mean"] / (1 - b1**times)) / _adam_scale(new["square"], times, eps, b2), new
 
 
 def _kept(kind: RowOptimizer, slots: Slots, weight: jax.Array | float, eps: float, b2: float) -> jax.Array:
@@ -168,9 +164,7 @@ def _scale(kind: RowOptimizer, slots: Slots, eps: float, b2: float) -> jax.Array
         return 1.0
     if kind == "rowwise_adagrad":
         return jnp.sqrt(slots["sum"])[:, None] + eps
-    if kind == "rowwise_adam":
-        return _adam_scale(slots["square"], jnp.maximum(slots["count"], 1)[:, None].astype(jnp.float32), eps, b2)
-    assert_never(kind)
+    return _adam_scale(slots["square"], jnp.maximum(slots["count"], 1)[:, None].astype(jnp.float32), eps, b2)
 
 
 def _adam_scale(square: jax.Array, times: jax.Array, eps: float, b2: float) -> jax.Array:
