@@ -34,7 +34,7 @@ def dense_optimizer(
         "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         "adam": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         "rmsprop": lambda: optax.scale_by_rms(decay=b2, eps=eps),
-        "adagrad": lambda: optax.scale_by_rss(initial_accumulator_value=0.1, eps=eps),
+        "adagrad": lambda: optax.scale_by_rss(eps=eps),
     }
     require_word("training.optimizer", name, get_args(Optimizer))
     if weight_decay and name == "adam":

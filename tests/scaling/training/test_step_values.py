@@ -28,14 +28,14 @@ from recscale.models.inputs import (
     UserSide,
 )
 from recscale.scaling.training.optimizers import dense_optimizer
-from recscale.scaling.training.schedule import NEVER
 from recscale.scaling.training.step import StepOptions, Trainer
 
 R, C, P = 5, 3, 3
 ITEMS, SHOPS = 30, 5_000
 MODEL = dict(tokens=4, width=8, hidden=6, query_hidden=5, seq_hidden=7, keep=3, head_dim=4, layers=1)
 WEIGHTS = (1.0, 0.5)
-CLIP, DECAY, L2, RATE, EMBEDDING_RATE = 0.05, 0.1, 0.02, (0.01, 0.03, 0.02), 0.05
+CLIP, DECAY, L2, RATE, EMBEDDING_RATE, EPS = 0.05, 0.1, 0.02, (0.01, 0.03, 0.02), 0.05, 0.03
+FACTORS = 8 / 12 * (1 - 3 / 10), 9 / 12 * (1 - 4 / 10)  # steps 7 and 8 of 12 to warm up, and of 10 from 5 on to decay
 
 PAST = (Field("bought", "user", 4, ITEMS, table="items"), Field("at", "user", 4, SHOPS, table="shops"))
 SCHEMA = Schema(
@@ -87,10 +87,10 @@ def trainer_of(architecture="hyformer", model=MODEL, **options):
         optimizer=dense_optimizer("adamw", weight_decay=DECAY, clip_norm=CLIP),
         embedding_optimizer="rowwise_adagrad",
         embedding_rate=EMBEDDING_RATE,
-        embedding_eps=1e-8,
+        embedding_eps=EPS,
         embedding_init_std=0.01,
         embedding_l2=L2,
-        warmup=1,
+        warmup=12,
         decay_shape="linear",
     )
     source = types.SimpleNamespace(schema=SCHEMA, requests=R, candidates=C)
@@ -111,8 +111,8 @@ def state_of(trainer):
         rate=np.asarray(RATE, np.float32),
         seed=np.arange(P, dtype=np.uint32),
         step=np.asarray(7, np.int32),
-        decay_from=np.asarray(NEVER, np.int32),
-        decay_steps=np.asarray(1, np.int32),
+        decay_from=np.asarray(5, np.int32),
+        decay_steps=np.asarray(9, np.int32),
         alive=np.asarray([True, True, False]),
         failed_at=np.asarray([-1, -1, 3], np.int32),
     )
@@ -162,7 +162,7 @@ class Reference:
         self.m = self.v = jax.tree.map(np.zeros_like, params)
         self.sums = {name: np.zeros(len(table)) for name, table in tables.items()}
 
-    def step(self, grads, rows, touched, rate):
+    def step(self, grads, rows, touched, rate, embedding_rate):
         self.count += 1
         norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
         assert norm > CLIP
@@ -180,9 +180,9 @@ class Reference:
             g[at] = rows[name][at]
             self.sums[name] += np.mean(g**2, axis=-1)
             trained = self.sums[name] > 0
-            scale = np.where(trained, np.sqrt(self.sums[name]) + 1e-8, 1.0)[:, None]
-            kept = np.where(trained[:, None], np.exp(-EMBEDDING_RATE * L2 / scale), 1.0)
-            self.tables[name] = self.tables[name] * kept - EMBEDDING_RATE * g / scale
+            scale = np.where(trained, np.sqrt(self.sums[name]) + EPS, 1.0)[:, None]
+            kept = np.where(trained[:, None], np.exp(-embedding_rate * L2 / scale), 1.0)
+            self.tables[name] = self.tables[name] * kept - embedding_rate * g / scale
 
 
 def touched_by(batch):
@@ -217,7 +217,7 @@ def test_steps_are_those_written_out(trainer, stepped, replica):
     first = state_of(trainer)
     own = lambda tree: jax.tree.map(lambda a: np.array(a[replica], np.float64), tree)  # noqa: E731
     reference = Reference(own(first.params), own(first.tables))
-    for batch, metrics, state in stepped:
+    for (batch, metrics, state), factor in zip(stepped, FACTORS, strict=True):
         (loss, (logits, per_task)), (grads, rows) = literal(trainer, first, reference.params, reference.tables, batch)
         seen = batch.label_mask * VALID[..., None]
         count = seen.sum(axis=(0, 1))
@@ -225,7 +225,7 @@ def test_steps_are_those_written_out(trainer, stepped, replica):
         np.testing.assert_allclose(metrics["logloss"][replica], per_task, rtol=1e-6)
         mean = (1 / (1 + np.exp(-logits)) * seen).sum(axis=(0, 1)) / count
         np.testing.assert_allclose(metrics["prediction"][replica], mean, rtol=1e-6)
-        reference.step(grads, rows, touched_by(batch), RATE[replica])
+        reference.step(grads, rows, touched_by(batch), RATE[replica] * factor, EMBEDDING_RATE * factor)
         for found, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(reference.params), strict=True):
             np.testing.assert_allclose(found[replica], expected, rtol=1e-5, atol=1e-7)
         settled = in_float64(trainer.settled)(state)
@@ -234,12 +234,14 @@ def test_steps_are_those_written_out(trainer, stepped, replica):
 
 
 def test_what_is_reported_of_the_batch(stepped):
-    for batch, metrics, _ in stepped:
+    for (batch, metrics, state), factor in zip(stepped, FACTORS, strict=True):
         seen = batch.label_mask * VALID[..., None]
         np.testing.assert_allclose(metrics["rows"], seen.sum(axis=(0, 1))[None].repeat(P, 0))
         mean = (batch.labels * seen).sum(axis=(0, 1)) / seen.sum(axis=(0, 1))
         np.testing.assert_allclose(metrics["label"], mean[None].repeat(P, 0), rtol=1e-6)
-        np.testing.assert_allclose(metrics["rate"][: P - 1], RATE[: P - 1], rtol=1e-6)
+        np.testing.assert_allclose(metrics["rate"], np.multiply(RATE, factor), rtol=1e-6)
+        assert metrics["alive"].tolist() == [True, True, False]
+        np.testing.assert_array_equal(metrics["failed_at"], state.failed_at)
 
 
 def test_a_dead_replica_stays_as_it_was(trainer, stepped):
