@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -31,16 +30,13 @@ def predict_file(run: Path, file: Path, out: Path, root: str | None = None) -> t
     trainer, state, source = restore_model(run, root)
     if not isinstance(source, GrainSource):
         raise ValueError(f"{run} was trained on {source.facts()['name']}; only models of imported logs score files")
-    work = Path(tempfile.mkdtemp(prefix="recscale-predict-"))
-    try:
-        log, report = encode_rows(source.log, file, work)
+    with tempfile.TemporaryDirectory(prefix="recscale-predict-") as work:
+        log, report = encode_rows(source.log, file, Path(work))
         rows, logits = [], []
         for batch, numbers in source.batches_of(log):
             found = trainer.batch_logits(state, batch)[0]
             logits.append(found[batch.valid])
             rows.append(numbers)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     assert isinstance(log, PackedLog) and log.origins is not None
     number = log.origins[np.concatenate(rows)] % ROWS_PER_FILE
     order, values = np.argsort(number), np.concatenate(logits)

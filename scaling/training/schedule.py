@@ -193,7 +193,7 @@ def rate_factor(
 ) -> Float[Array, "*_"]:
     """Factor of the peak rate at a step: linear warm-up, then 1, then a decay to 0 from `decay_from` on."""
     warm = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
-    done = jnp.clip((step - decay_from + 1) / jnp.maximum(decay_steps + 1, 1), 0.0, 1.0)
+    done = jnp.clip((step - decay_from + 1) / (decay_steps + 1), 0.0, 1.0)
     decay = {
         "linear": lambda t: 1 - t,
         "sqrt": lambda t: 1 - jnp.sqrt(t),
