@@ -1,8 +1,11 @@
 """What a run's metrics lines come to at its end."""
 
+import math
+
+import numpy as np
 import pytest
 
-from recscale.scaling.training.intervals import progressive_metrics
+from recscale.scaling.training.intervals import progressive_metrics, summarise
 
 
 def test_the_last_tenth_of_a_run_is_averaged_with_what_a_bank_says():
@@ -25,3 +28,46 @@ def test_a_run_starts_where_an_interval_is_below_the_base_rate():
     lines = [{"step": n, "examples": 10 * n, "rows": 1, "logloss": 0.5, "ne": ne} for n, ne in losses]
     assert progressive_metrics(lines, 5)["examples_to_start"] == 30
     assert progressive_metrics(lines[:3], 2)["examples_to_start"] is None
+
+
+def test_only_intervals_that_end_in_the_last_tenth_count_or_the_last_one():
+    def line(step, loss, rows=2, **more):
+        return {"step": step, "examples": step, "rows": rows, "logloss": loss, **more}
+
+    def tail(*lines, steps=10):
+        found = progressive_metrics(list(lines), steps)
+        return found["progressive_logloss"], found["progressive_rows"]
+
+    assert tail(line(9, 1.0), line(10, 3.0, 6)) == (3.0, 6)  # the ninth step is not behind nine tenths
+    assert tail(line(95, 1.0), line(100, 3.0, 6), steps=100) == (2.5, 8)
+    assert tail(line(4, 1.0), line(8, 3.0, 6)) == (3.0, 6)
+    for broken in (None, math.nan, math.inf):
+        assert tail(line(95, broken), line(100, 3.0), steps=100) == (None, 0)
+    assert tail(line(10, 0.5, 0)) == (None, 0) and tail() == (None, 0)
+    two = [
+        line(95, 1.0, **{"model_bank/a": 1, "model_bank/b": 5}),
+        line(100, 1.0, **{"model_bank/a": 2, "model_bank/b": 7}),
+    ]
+    found = progressive_metrics(two, 100)
+    assert (found["bank_a"], found["bank_b"]) == (1.5, 6.0)
+    assert progressive_metrics([line(1, 0.5, ne=0.98), line(2, 0.5, ne=0.979)], 2)["examples_to_start"] == 2
+
+
+def test_a_first_task_is_told_and_all_where_there_are_several():
+    rows, ones = np.array([[[3.0]], [[1.0]]]), np.ones((1, 1))
+    logloss = np.array([[[0.5, 1.0]], [[1.5, 2.0]]], np.float32)
+    label = np.array([[[0.0, 1.0]], [[0.0, 1.0]]], np.float32)
+    made = {
+        "rows": rows,
+        "logloss": logloss,
+        "prediction": label + 0.5,
+        "label": label,
+        "rate": np.array([ones[0]] * 2),
+    }
+    found = summarise(made | {"loss": np.array([ones[0], 3 * ones[0]], np.float32)})
+    assert found["task_logloss"].tolist() == [[0.75, 1.25]] and found["logloss"].tolist() == [0.75]
+    assert found["rows"].tolist() == [4.0] and found["loss"].tolist() == [2.0]
+    base = 1e-12  # of no clicks at all
+    np.testing.assert_allclose(found["calibration"], 0.5 / base)
+    np.testing.assert_allclose(found["ne"], 0.75 / -(base * np.log(base) + np.log1p(-base)), rtol=1e-3)
+    assert "model_load" not in found

@@ -75,6 +75,14 @@ def test_branches_leave_a_trunk_that_goes_on():
     ]  # fmt: skip
 
 
+def test_branches_may_leave_from_the_same_step():
+    first, second = Segment(0, 4, 4), Segment(0, 9, 9)
+    assert course([first, second]) == [
+        ("enter", first), ("train", 0, 0, 0, 0, ["begun"]), ("finish", first, 4), ("save", 1, 0, 0, None, []),
+        ("enter", second), ("train", 1, 0, 0, None, []), ("finish", second, 9),
+    ]  # fmt: skip
+
+
 def test_a_loop_goes_on_inside_a_branch_or_a_trunk():
     _, short, more, long = PROGRAM
     after = [("enter", long), ("train", 3, 16, 16, None, []), ("finish", long, 20)]
@@ -243,7 +251,7 @@ def test_every_run_of_a_branch_is_evaluated_and_left_with_its_model(finished):
 
 
 def test_a_run_that_broke_has_neither_metrics_nor_a_model(finished):
-    done = finished([0, -1, -1], [[1.0, 1.0], [1.0, np.nan], [2.0, 2.0]])
+    done = finished([0, -1, -1], [[1.0, np.nan], [1.0, np.nan], [2.0, 2.0]])
     assert [(each[1], each[2], each[6]) for each in done if each[0] == "finish"] == [
         ("a", None, 0), ("b", None, 10), ("c", {"sum": 4.0, "used": 2}, -1), ("d", {"sum": 4.0, "used": 2}, -1),
     ]  # fmt: skip

@@ -45,6 +45,16 @@ def test_rate_warms_up_stays_and_decays_to_zero():
         np.testing.assert_allclose(branch[80:], expected[shape], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", ["linear", "sqrt", "cosine"])
+def test_a_rate_is_whole_before_its_decay_and_none_behind_it(shape):
+    found = rate_factor(jnp.arange(5), jnp.int32(2), jnp.int32(1), 0, shape)
+    half = {"linear": 0.5, "sqrt": 1 - 0.5**0.5, "cosine": 0.5}[shape]
+    np.testing.assert_allclose(found, [1, 1, half, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        rate_factor(jnp.arange(3), jnp.int32(2), jnp.int32(1), 4, shape), [0.25, 0.5, 0.75 * half]
+    )
+
+
 @pytest.mark.parametrize("candidates", [1, 4])
 def test_a_row_pays_its_share_of_the_request_and_all_of_its_own(candidates):
     counts = Count.of(Params(10, 2, 1, 0, 4), Flops(user=60, candidate=80), 50)

@@ -1,0 +1,118 @@
+"""What a finite log is judged and scored by: the best state of every replica, and rows of another file."""
+
+import dataclasses
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from recscale.scaling.training import passes, predicting
+from recscale.scaling.training.passes import PassesLoop, Tracker
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class State:
+    step: jax.Array
+    decay_from: jax.Array
+    alive: jax.Array
+    params: dict
+
+
+def state(step):
+    whole = jnp.arange(6.0).reshape(3, 2) + 100 * step
+    return State(jnp.int32(step), jnp.int32(step), jnp.array([True] * 3), {"w": whole, "b": whole[:, 0]})
+
+
+def test_every_replica_keeps_the_state_of_its_best_pass(monkeypatch):
+    made, asked, paused = object.__new__(PassesLoop), [], []
+    losses = iter([[0.5, 0.5, 0.5], [0.4, 0.6, np.inf], [0.45, 0.5, 0.1]])
+
+    class pause:
+        def __init__(self, **given):
+            paused.append(given)
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            pass
+
+    made.clock = types.SimpleNamespace(pause=pause)
+    made.group = types.SimpleNamespace(replicas=["a", "b", "c"])
+    made.trainer = types.SimpleNamespace(holdout_logits=lambda state: np.array(next(losses)))
+    made._loss = float
+    made.tracker = Tracker(2, 9, 0.5)
+    monkeypatch.setattr(passes, "agreed", lambda *values: asked.append(values) or values)
+    first, second, third = (state(step) for step in (1, 2, 3))
+    best = made._validate(first, None)
+    assert best.params["w"] is not first.params["w"] and best.params["w"].tolist() == first.params["w"].tolist()
+    for newer, steps in ((second, [2, 1, 1]), (third, [2, 1, 3])):
+        best = made._validate(newer, best)
+        assert (best.params["b"] // 100).tolist() == steps and (best.params["w"][:, 1] // 100).tolist() == steps
+        assert int(best.step) == int(best.decay_from) == int(newer.step) and best.step is not newer.step
+    assert made.tracker.losses == [list(values) for values in asked] and len(asked) == len(paused) == 3
+    assert made.tracker.best.tolist() == [1, 0, 2] and paused == [{}] * 3
+
+
+def test_a_log_of_unknown_length_has_no_rows():
+    made, done = object.__new__(PassesLoop), []
+    made.source, made.tracker = types.SimpleNamespace(total_rows=None), Tracker(1, 9, 0.5, [[0.5]])
+    made.schedule = types.SimpleNamespace(train_flops_per_row=3.0)
+    made._finish = lambda whole, best, work, final: done.extend(work)
+    made._finish_passes("whole", "last", "best", 7)
+    assert (done[0]["examples"], done[0]["unique_examples"], done[0]["steps"]) == (0, 0, 7)
+
+
+class Source:
+    schema = types.SimpleNamespace(tasks=[types.SimpleNamespace(name=name) for name in ("click", "buy")])
+    log = "the log"
+
+    def facts(self):
+        return {"name": "made up"}
+
+    def batches_of(self, log):
+        for rows in ([3, 0], [1]):
+            valid = np.array([[True] * len(rows) + [False] * (2 - len(rows))])
+            yield types.SimpleNamespace(valid=valid, first=rows[0]), np.array(rows)
+
+
+def test_rows_of_a_file_are_scored_in_its_own_order(monkeypatch, tmp_path):
+    places, asked = [], []
+
+    class Log:
+        origins = np.array([7, 5, 9, (3 << 40) + 2])  # of the third file row 2
+
+    def encode(log, file, work):
+        assert isinstance(work, Path) and work.is_dir()
+        places.append(work)
+        (work / "packed").mkdir()
+        (work / "packed" / "rows").touch()
+        asked.append((log, file))
+        return Log(), types.SimpleNamespace(summary=lambda: "1 left out")
+
+    def logits(state, batch):
+        assert state == "state"
+        return np.array([[[batch.first, 0.0], [batch.first + 0.5, -1.0]]])[None]
+
+    trainer, source = types.SimpleNamespace(batch_logits=logits), Source()
+    monkeypatch.setattr(predicting, "restore_model", lambda *given: asked.append(given) or (trainer, "state", source))
+    monkeypatch.setattr(predicting, "encode_rows", encode)
+    monkeypatch.setattr(predicting, "PackedLog", Log)
+    out = tmp_path / "out.parquet"
+    with pytest.raises(ValueError, match="was trained on made up; only models of imported logs"):
+        predicting.predict_file(tmp_path, tmp_path / "rows", out, "/log")
+    assert asked == [(tmp_path, "/log")] and not out.exists()
+    monkeypatch.setattr(predicting, "GrainSource", Source)
+    assert predicting.predict_file(tmp_path, tmp_path / "rows", out) == (3, "1 left out")
+    assert asked[1:] == [(tmp_path, None), ("the log", tmp_path / "rows")] and not places[0].exists()
+    found = pq.read_table(out).to_pydict()
+    assert found["row"] == [2, 5, 7] and found["click_logit"] == [3.0, 1.0, 3.5]
+    assert found["buy_logit"] == [0.0, 0.0, -1.0]
+    np.testing.assert_allclose(found["buy_probability"], 1 / (1 + np.exp([0.0, 0.0, 1.0])))
+    np.testing.assert_allclose(found["click_probability"], 1 / (1 + np.exp([-3.0, -1.0, -3.5])))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
