@@ -11,6 +11,7 @@ from in_float64 import in_float64
 from recscale.models.layers import per_token_moe
 from recscale.models.layers.per_token_moe import (
     PATHS,
+    PerTokenExperts,
     TopKMoE,
     capacity_of,
     check_top_k,
@@ -181,6 +182,15 @@ def test_how_experts_are_computed(monkeypatch):
         choose_path("sorted", True)
     monkeypatch.setattr(per_token_moe, "current_platform", lambda: "gpu")
     assert [choose_path("auto", training) for training in (True, False)] == ["ragged", "ragged"]
+
+
+def test_scales_multiply_the_weights_they_name():
+    """Up, gate and out, in this order; the same draws otherwise."""
+    plain, scaled = (
+        PerTokenExperts(2, 8, 4, 3, rngs=nnx.Rngs(0), **options) for options in ({}, dict(scales=(2.0, 3.0, 5.0)))
+    )
+    for name, scale in (("up", 2.0), ("gate", 3.0), ("out", 5.0)):
+        np.testing.assert_allclose(getattr(scaled, name)[...], scale * getattr(plain, name)[...], rtol=1e-6)
 
 
 def test_experts_a_layer_can_have():

@@ -440,6 +440,9 @@ def test_usage_on_hand_made_counts():
     single = UsageAccumulator(16, sub_keys=4)
     single.add(one["hits"], one["weight"])
     assert single.metrics()["kl"] == pytest.approx(np.log(16)) and single.metrics()["row_usage"] == 0.25
+    weightless = UsageAccumulator(4)
+    weightless.add([3, 1, 0, 0], np.zeros(4))  # the hits alone say where reads went
+    assert weightless.metrics()["kl"] == pytest.approx(np.log(4) + 0.75 * np.log(0.75) + 0.25 * np.log(0.25))
 
 
 def test_usage_nulls_hold_under_uniform_routing():
