@@ -128,15 +128,19 @@ def test_a_step_is_its_closed_form(parts, monkeypatch):
         np.testing.assert_array_equal(getattr(after, key), getattr(state, key))
 
 
-def test_several_steps_in_one_program_are_those_steps(monkeypatch):
+@pytest.mark.parametrize("record", [None, 6])
+def test_several_steps_in_one_program_are_those_steps(record, monkeypatch):
+    """Of batches made in the step, or replayed from what was recorded of them."""
     trainer, batch = trainer_of(monkeypatch), jax.tree.map(jnp.asarray, batch_of())
     state, _ = fresh(trainer)
     trainer.source.batch = lambda step: batch
-    many = in_float64(trainer._many_steps, 3)(state, np.int32(2), None, 4)
+    monkeypatch.setattr(steps, "Recordable", types.SimpleNamespace)
+    trainer.source.replay = lambda record, step: dataclasses.replace(batch, labels=batch.labels * (step != record))
+    many = in_float64(trainer._many_steps, 3)(state, np.int32(2), record and np.int32(record), 4)
     one, found = state, []
     program = in_float64(trainer.program)
     for _ in range(2):
-        one, metrics = program(one, None)
+        one, metrics = program(one, record and dataclasses.replace(batch, labels=batch.labels * (one.step != record)))
         found.append(metrics)
     jax.tree.map(np.testing.assert_allclose, many[0], one)
     expected = jax.tree.map(lambda *each: np.stack([*each, *[np.zeros_like(each[0])] * 2]), *found)
