@@ -131,7 +131,7 @@ class Checkpoints:
             manifest, reason = self.verified(tick)
             if manifest is not None:
                 reason = unfit(manifest["position"])
-            if manifest is not None and reason is None:
+            if reason is None:
                 return tick
             self.discarded.append({"checkpoint": tick, "reason": reason})
         return -1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-_RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path, exists=True, file_okay=False))
+_RUN = click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 _DATA = click.option("--data", "root", help="Folder of the imported log; default the one the run was trained from.")
 
 

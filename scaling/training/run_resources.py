@@ -96,7 +96,7 @@ def predicted_communication(trainer: Trainer, state: TrainState) -> dict[str, fl
 def stated_figures(tracking: Mapping[str, Any]) -> dict[str, float]:
     """Prices and powers of a run's `tracking` section."""
     names = ("watts_per_device", "usd_per_device_hour", "grid_kg_per_kwh")
-    return {name: float(tracking.get(name, 0.0) or 0.0) for name in names}
+    return {name: float(tracking.get(name) or 0.0) for name in names}
 
 
 def meter() -> resources.Meter:

@@ -51,7 +51,7 @@ def decay_start(horizon: int, schedule: Schedule, decay_fraction: float, warmup:
         return horizon
     if schedule == "cosine":
         return min(warmup, horizon)
-    return max(horizon - max(round(decay_fraction * horizon), 1), 0)
+    return horizon - max(round(decay_fraction * horizon), 1)
 
 
 def program(horizons: Sequence[int], schedule: Schedule, decay_fraction: float, warmup: int) -> list[Segment]:
