@@ -1,4 +1,4 @@
-"""What a finite log is judged and scored by: the best state of every replica, and rows of another file."""
+"""Parts without training: the best state of every replica, scores of a file, what a step sends, and the meter."""
 
 import dataclasses
 import types
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recscale.scaling.training import passes, predicting
+from recscale.scaling.training import passes, predicting, run_resources
 from recscale.scaling.training.passes import PassesLoop, Tracker
 
 
@@ -116,3 +116,39 @@ def test_rows_of_a_file_are_scored_in_its_own_order(monkeypatch, tmp_path):
     np.testing.assert_allclose(found["buy_probability"], 1 / (1 + np.exp([0.0, 0.0, 1.0])))
     np.testing.assert_allclose(found["click_probability"], 1 / (1 + np.exp([-3.0, -1.0, -3.5])))
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_what_a_step_sends_is_predicted_of_a_split_program(monkeypatch):
+    slots = {"a": {"sum": np.zeros(8), "moment": np.zeros((8, 2)), "more": np.zeros((8, 3))}, "b": {}}
+    touched = {
+        name: types.SimpleNamespace(positions={"x": np.zeros(n), "y": np.zeros((2, n))}, rows=np.zeros(5 * n))
+        for name, n in (("a", 2), ("b", 4))
+    }
+    asked = []
+    monkeypatch.setattr(run_resources, "abstract_batch", lambda *given: asked.append(given) or "batch")
+    monkeypatch.setattr(run_resources, "find_touched", lambda schema, batch: asked.append((schema, batch)))
+    monkeypatch.setattr(run_resources.jax, "eval_shape", lambda function, batch: function(batch) or touched)
+    monkeypatch.setattr(run_resources, "predicted_bytes", lambda *given: asked.append(given) or {"all": 1.0})
+    source = types.SimpleNamespace(schema="schema", requests=6, candidates=2)
+    trainer = types.SimpleNamespace(mesh="mesh", source=source, expert_places="places")
+    state = types.SimpleNamespace(values={}, tables={"a": "A", "b": "B"}, slots=slots, params="params")
+    assert run_resources.predicted_communication(trainer, state) == {"all": 1.0}
+    params, mesh, rows, (first, second), places = asked.pop()
+    assert asked == [("schema", 6, 2), ("schema", "batch")]
+    assert (params, mesh, rows, places) == ("params", "mesh", 12, "places")
+    assert (first.ids, first.touched, first.table) == (6, 10, "A") and [slot.shape for slot in first.slots] == [
+        (8, 2), (8, 3),
+    ]  # fmt: skip
+    assert (second.ids, second.touched, second.table, second.slots) == (12, 20, "B", [])
+    state.values = {"v": 1}
+    assert run_resources.predicted_communication(trainer, state) is None
+    state.values, trainer.mesh = {}, None
+    assert run_resources.predicted_communication(trainer, state) is None
+
+
+def test_power_is_measured_where_there_is_a_graphics_processor(monkeypatch):
+    monkeypatch.setattr(run_resources.resources, "nvidia_watts", lambda: "watts")
+    monkeypatch.setattr(run_resources.resources, "Meter", lambda watts: ("meter", watts))
+    for backend, watts in (("cpu", None), ("tpu", None), ("gpu", "watts")):
+        monkeypatch.setattr(run_resources.jax, "default_backend", lambda backend=backend: backend)
+        assert run_resources.meter() == ("meter", watts)

@@ -254,6 +254,14 @@ def test_runs_of_a_group_belong_together_and_come_once(tmp_path, three):
     rate = float(three.runs[0].config.training.lr)
     assert made.replicas == [(0, rate), (1, rate)] and made.runs == tuple(three.runs)
     assert made.signature != Group(three.runs[:2]).signature == Group(three.runs[1::-1]).signature
+    assert made.config is three.runs[0].config
+    seeds = [RunSpec(get_config("dlrm_mlp"), tmp_path) for _ in range(9)]
+    for number, run in enumerate(seeds):
+        run.config.seed = 7 * number % 9
+    assert [seed for seed, _ in Group(seeds).replicas] == list(range(9))
+    twice = ", ".join(sorted(run_id(run.config) for run in seeds))
+    with pytest.raises(ValueError, match=f"given twice: {twice}$"):
+        Group([*seeds, *seeds])
     with pytest.raises(ValueError, match="at least one run"):
         Group([])
     with pytest.raises(ValueError, match=f"given twice: {run_id(three.runs[0].config)}$"):

@@ -91,6 +91,7 @@ def test_a_group_trains_a_trunk_and_a_branch_for_every_length(tmp_path):
     assert GroupSchedule(group_of(tmp_path, ((0, 960),)), source_of()).log_every == 3  # a fortieth of 120 steps
     whole = GroupSchedule(group_of(tmp_path, passes=2), source_of(batches=30))
     assert whole.segments == [Segment(0, 20, 20)]
+    assert GroupSchedule(group_of(tmp_path, ((0, 6400), (0, 648))), source_of()).log_every == 2  # of the shortest run
     GroupSchedule(group, source_of(batches=20))
     with pytest.raises(ValueError, match="20 steps, but the data has 19 batches of 8 rows"):
         GroupSchedule(group, source_of(batches=19))
@@ -138,6 +139,7 @@ def test_warmup_is_whole_steps_and_a_quarter_at_most():
     assert schedule.program([10], "wsd", 1.0, 0) == [Segment(0, 10, 10)] and Segment(3, 10).steps == 7
     assert schedule.program([1], "wsd", 0.0, 0) == [Segment(0, 1, 1)]
     assert schedule.program([20, 10, 20], "wsd", 0.2, 0) == schedule.program([10, 20], "wsd", 0.2, 0)
+    assert [each.stop for each in schedule.program([8, 1], "constant", 0.2, 0)] == [1, 1, 8, 8]
     assert NEVER == np.iinfo(np.int32).max
     with pytest.raises(ValueError, match="at least one step"):
         schedule.program([0, 5], "wsd", 0.2, 0)
@@ -283,12 +285,18 @@ def segment_of(now, monkeypatch):
         done, untils, dues = [], iter(untils), iter(dues)
         training = types.SimpleNamespace(checkpoint_every_s=5.0)
         made = bare(
-            config=types.SimpleNamespace(training=training), source=types.SimpleNamespace(on_device=True), saved=0.0,
+            config=types.SimpleNamespace(training=training), source=types.SimpleNamespace(on_device=True), saved=95.0,
             schedule=types.SimpleNamespace(log_every=4, segments=[Segment(0, 10, 10)]), progress=done.append,
             clock=types.SimpleNamespace(tick=lambda step: ("tick", step) if step != 4 else None),
         )  # fmt: skip
         made._steps_until_due = lambda: next(untils)
-        monkeypatch.setattr(loop, "agreed", lambda value: (next(dues),) if isinstance(value, bool) else (value,))
+        monkeypatch.setattr(loop.jax, "block_until_ready", lambda step: done.append("wait"))
+
+        def agreed(value):
+            assert value is not True  # so long after the last checkpoint the next one is not yet due
+            return (next(dues),) if value is False else (value,)
+
+        monkeypatch.setattr(loop, "agreed", agreed)
 
         def steps(state, count, batches):
             assert batches is None
@@ -322,8 +330,8 @@ def test_a_checkpoint_that_is_due_waits_for_its_interval_or_cuts_it(segment_of):
         ("save", 0, 8, "trunk", 0), ("tick", 8), ("steps", 2), ("log", 10, 2), ("tick", 10),
     ]  # fmt: skip
     assert segment_of([3, NEVER, 9.5, NEVER], [True, False, False, False]) == [
-        ("steps", 3), ("save", 0, 3, "trunk", 3), ("steps", 1), ("steps", 4), ("log", 4, 4), ("tick", 8), ("steps", 2),
-        ("log", 8, 4), ("log", 10, 2), ("tick", 10),
+        ("steps", 3), "wait", ("save", 0, 3, "trunk", 3), ("steps", 1), ("steps", 4), ("log", 4, 4), ("tick", 8),
+        ("steps", 2), ("log", 8, 4), ("log", 10, 2), ("tick", 10),
     ]  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def test_a_step_is_compiled_with_what_the_section_says(monkeypatch):
     with t.unlocked():
         del t.remat, t.accumulate  # of earlier versions
     found = step_options.step_options(t, 64, 7)
-    assert (found.remat, found.accumulate) == ("none", 1)
+    assert (found.remat, found.accumulate) == ("none", 1) and step_options.StepOptions.accumulate == 1
 
 
 def test_progress_in_words(monkeypatch):
@@ -235,4 +235,5 @@ def test_commands_of_models_read_a_folder_and_print_what_they_find(monkeypatch, 
         assert CliRunner().invoke(model_commands.predict, left_out).exit_code == 2
     for command in (model_commands.evaluate, model_commands.predict):
         assert all(option.help for option in command.params if isinstance(option, click.Option))
-    assert "[default: test]" in CliRunner().invoke(model_commands.evaluate, ["--help"]).output
+    shown = CliRunner().invoke(model_commands.evaluate, ["--help"]).output
+    assert "[default: test]" in shown and "[OPTIONS] RUN" in shown
