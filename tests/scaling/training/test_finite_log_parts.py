@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recscale.scaling.training import passes, predicting, run_resources
+from recscale.scaling.training import config, get_config, passes, predicting, run_resources
+from recscale.scaling.training.model_files import run_config
 from recscale.scaling.training.passes import PassesLoop, Tracker
 
 
@@ -152,3 +153,37 @@ def test_power_is_measured_where_there_is_a_graphics_processor(monkeypatch):
     for backend, watts in (("cpu", None), ("tpu", None), ("gpu", "watts")):
         monkeypatch.setattr(run_resources.jax, "default_backend", lambda backend=backend: backend)
         assert run_resources.meter() == ("meter", watts)
+
+
+def test_settings_of_models_that_came_later_name_no_run_where_they_are_off():
+    off = {"hidden_dropout": 0.0, "batch_norm": False, "output_norm": False, "inner_init": 1.0}
+    on = {"hidden_dropout": 0.5, "batch_norm": True, "output_norm": True, "inner_init": 0.5}
+    for settings, left in ((off, {}), (on, on)):
+        model = {"width": 8, **settings, "encoder": {"width": 9, **settings, "inside": dict(settings)}}
+        config._drop_unset(model)
+        assert model == {"width": 8, **left, "encoder": {"width": 9, **left, "inside": left}}
+
+
+def test_names_of_a_run_are_hashes_of_what_decides_it():
+    made = get_config("dlrm_mlp")
+    found = config.identities(made)
+    assert [len(value) for value in found.values()] == [12] * 4
+    names = {"run_id": config.run_id, "group_id": config.group_id, "shape_id": config.shape_id}
+    for name, of in (names | {"trunk_id": config.trunk_id}).items():
+        assert of(made) == found[name], name
+    with pytest.raises(TypeError, match="plain values only"):
+        config.config_hash({"a": object()})
+    config.require_word("a.b", "x", ("x", "y"))
+    with pytest.raises(ValueError, match="a.b is 'z', expected one of x, y"):
+        config.require_word("a.b", "z", ("x", "y"))
+
+
+def test_the_models_of_a_record_are_todays_but_for_what_it_says():
+    """Records of earlier versions lack settings that came later, and keep those that were left."""
+    made = get_config("dlrm_mlp")
+    made.training.lr, made.seed, made.data.holdout_rows = 0.5, 7, 99
+    plain = config.resolved(made)
+    assert "mesh" not in plain["training"] and plain["training"]["data_parallel"] is False
+    found = run_config({"config": plain})
+    assert (found.seed, found.training.lr, found.data.holdout_rows, found.training.mesh) == (7, 0.5, 99, "")
+    assert found.model == made.model and config.run_id(found) == config.run_id(made)
