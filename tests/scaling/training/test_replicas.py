@@ -25,6 +25,20 @@ def test_in_turn_is_together_is_alone():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:1], rtol=1e-6), single, together)
 
 
+@pytest.mark.parametrize(("replicas", "alone", "kind"), [
+    (1, False, "single"), (1, True, "single"), (2, False, "together"), (2, True, "turns"), (3, True, "turns"),
+])  # fmt: skip
+def test_one_replica_runs_as_it_is_and_several_in_turn_or_together(replicas, alone, kind):
+    program = map_replicas(lambda w, x: x @ w, (0, None), replicas, alone)
+    jaxpr = jax.make_jaxpr(program)(jnp.ones((replicas, 5, 2)), jnp.ones((4, 5))).jaxpr
+    found = {equation.primitive.name: equation for equation in jaxpr.eqns}
+    if kind == "turns":
+        assert found["scan"].params["length"] == replicas and "dot_general" not in found
+    else:
+        shapes = [operand.aval.shape for operand in found["dot_general"].invars]
+        assert sorted(map(len, shapes)) == ([2, 2] if kind == "single" else [2, 3]) and "scan" not in found
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="on accelerators replicas run together")
 def test_models_with_work_of_their_own_take_turns():
     schema = make_schema(preset("dense"))
