@@ -17,7 +17,7 @@ from recscale.models.inputs import Batch, CandidateSide, Field, Schema, Task, Us
 from recscale.models.inputs.batch import Output
 from recscale.scaling import parallel
 from recscale.scaling.training import step as steps
-from recscale.scaling.training.accumulation import check_parts
+from recscale.scaling.training.accumulation import check_parts, in_parts
 from recscale.scaling.training.optimizers import dense_optimizer
 from recscale.scaling.training.rematerialisation import check_remat, rematerialise
 from recscale.scaling.training.replicas import take_turns
@@ -338,6 +338,22 @@ def test_a_clipped_gradient_in_numbers():
         for key, g in grads.items():
             own = g * norm / 5
             np.testing.assert_allclose(update[key], own / np.sqrt(0.1 + own**2 + 1e-8), rtol=1e-5)
+
+
+def test_parts_are_numbered_through_and_take_requests_in_turn():
+    """Part i of n of step s is number s n + i, from which a model draws, and begins with request i."""
+    batch = jax.tree.map(jnp.asarray, batch_of())
+
+    def graded(weight, other, seed, step, batch, touched, shares):
+        metrics = dict.fromkeys(("rows", "logloss", "prediction", "label"), jnp.ones((1, Y))) | {"stats": {}}
+        first = jnp.sum(batch.candidates.ids["item"][0])
+        return (step**2 * jnp.ones(1), (other + step, metrics, {}, None)), weight * step * first
+
+    given = jnp.ones(1), jnp.int32(0), jnp.uint32(0), jnp.int32(3), batch, {}
+    (loss, (other, _, reads, pending)), grad = in_parts(graded, 2, given[:1], *given[1:])
+    first, second = batch.candidates.ids["item"].sum(axis=1)[:2]
+    assert loss == (6**2 + 7**2) / 2 and other == 6 + 7 and grad == (6 * first + 7 * second) / 2
+    assert reads == {} and pending is None
 
 
 class Block(nnx.Module):

@@ -255,7 +255,7 @@ def test_axes_of_slots_are_known_unless_an_expansion_permutes_them():
 
 
 def test_vectors_over_slots_are_told_from_other_figures():
-    vectors = {"memory1/hits": jnp.ones(8), "memory1/weight": jnp.ones(8), "memory3/hits": jnp.ones(4)}
+    vectors = {"memory1/hits": jnp.ones(8), "memory1/weight": jnp.ones(8), "blocks/3/hits": jnp.ones(4)}
     others = {"memory1/usage": jnp.ones(()), "hits": jnp.ones(()), "expert_load": jnp.ones(4)}
     assert slot_counts(vectors | others).keys() == vectors.keys()
 
