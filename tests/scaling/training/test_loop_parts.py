@@ -467,6 +467,11 @@ def test_resources_of_runs_trained_together(monkeypatch):
     assert of(kwh=None)["energy_kwh"] == pytest.approx(50 / 3600 * 0.1)
     untimed = of(clock=types.SimpleNamespace(**vars(timed) | {"step_s": None, "step_seconds": []}))
     assert untimed["rows_per_second"] is None and untimed["train_seconds"] is None
+    trainer.mesh, trainer.compiled = types.SimpleNamespace(size=4), "program"
+    monkeypatch.setattr(run_resources, "compiled_cost", lambda made: types.SimpleNamespace(temporary_bytes=len(made)))
+    split = of()
+    assert (split["peak_flops_used"], split["activation_bytes"]) == (4 * 4800.0, 7)
+    assert split["device_hours"] == pytest.approx(4 * 50 / 3600) and split["cost_usd"] == pytest.approx(2.0)
     assert run_resources.stated_figures({"watts_per_device": None, "grid_kg_per_kwh": "0.5"}) == {
         "watts_per_device": 0.0, "usd_per_device_hour": 0.0, "grid_kg_per_kwh": 0.5,
     }  # fmt: skip
