@@ -60,6 +60,12 @@ def test_every_replica_keeps_the_state_of_its_best_pass(monkeypatch):
     assert made.tracker.best.tolist() == [1, 0, 2] and paused == [{}] * 3
 
 
+def test_a_decay_is_as_long_as_the_replica_that_improved_longest_asks():
+    losses = [[0.5, 0.1], [0.4, 0.2], [0.3, 0.3]]
+    assert Tracker(1, 9, 0.5, losses, decay=3).decay_length == 2
+    assert not Tracker(1, 9, 0.5, losses).should_decay and Tracker(1, 9, 0.5, [*losses, [0.4, 0.4]]).should_decay
+
+
 def test_a_log_of_unknown_length_has_no_rows():
     made, done = object.__new__(PassesLoop), []
     made.source, made.tracker = types.SimpleNamespace(total_rows=None), Tracker(1, 9, 0.5, [[0.5]])
