@@ -71,3 +71,17 @@ def test_a_first_task_is_told_and_all_where_there_are_several():
     np.testing.assert_allclose(found["calibration"], 0.5 / base)
     np.testing.assert_allclose(found["ne"], 0.75 / -(base * np.log(base) + np.log1p(-base)), rtol=1e-3)
     assert "model_load" not in found
+
+
+def test_an_interval_of_one_row_and_one_of_clicks_alone():
+    ones = np.ones((1, 1, 1), np.float32)
+    one = {"rows": ones, "logloss": 0.5 * ones, "prediction": ones, "label": ones}
+    one |= {"loss": ones[0], "rate": ones[0], "stats": {"load": ones[0]}}
+    three = {name: np.concatenate([values] * 3) for name, values in one.items() if name != "stats"}
+    three |= {"rate": np.array([[1.0], [2.0], [3.0]], np.float32), "stats": {"load": np.ones((3, 1), np.float32)}}
+    for fetched, rate, rows in ((one, 1.0, 1.0), (three, 3.0, 3.0)):
+        found = summarise(fetched)
+        assert (found["logloss"], found["rate"], found["rows"]) == (0.5, rate, rows)
+        assert found["calibration"] == 1 / (1 - 1e-12)
+        np.testing.assert_allclose(found["ne"], 0.5 / (-1e-12 * np.log(1e-12) + 1e-12), rtol=1e-3)
+        assert {values.dtype for values in found.values()} == {np.dtype(np.float64)} and found["model_load"] == 1.0

@@ -229,10 +229,11 @@ def restored(writer, tmp_path, monkeypatch):
     return types.SimpleNamespace(write=write, call=call, asked=asked, found=found, trainer=trainer)
 
 
-def test_a_model_is_read_by_the_trainer_of_its_record(restored, tmp_path):
+def test_a_model_is_read_by_the_trainer_of_its_record(restored, done, tmp_path):
     record = restored.write(name="final", data={"folder": "/trained/on"})
     trainer, found, source = restored.call()
-    assert trainer is restored.trainer and (found.params, found.tables, found.moments) == ("p", "t", "left out")
+    assert done == [("close",)] and trainer is restored.trainer
+    assert (found.params, found.tables, found.moments) == ("p", "t", "left out")
     (root, sizes), verified, ((config, given, replicas), more), (folder, like, unfit) = restored.asked
     assert (root, sizes, verified) == ("/trained/on", {"requests": 4, "candidates": 2}, "verified")
     assert given is source and replicas == [(3, 0.5)] and more == {"warmup": 0}
