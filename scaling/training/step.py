@@ -451,7 +451,7 @@ class Trainer:
 
     def _settled(self, params, values, other, pending, ok) -> Any:
         """The other variables of one replica after its model was told that the step is over."""
-        model = nnx.merge(self._graphdef, params, self._memory.state(values), other)
+        model = nnx.merge(self._graphdef, params, self._memory.state(values), other, copy=True)
         model.settle(pending, ok)
         return self._memory.split(model)[3]
 
