@@ -9,6 +9,7 @@ import pytest
 from drawn import filled
 from flax import nnx
 from in_float64 import in_float64
+from tiny_models import VARIANTS
 
 from recscale.models import build, count
 from recscale.models.domains.domain_tokens import DomainTokens, plan_domain_tokens
@@ -208,22 +209,8 @@ def test_one_domain_is_legal_and_a_missing_one_is_named(schema, domain_schema):
             )
 
 
-VARIANTS = [
-    dict(ffn_residual=False, qkv_bias=True, out_proj=True),
-    dict(share_kv=True, init_depth=2, heads=2),
-    dict(token_state="split", scenario_hidden=5, task_hidden=7),
-    dict(reads="last", active_only=True),
-    dict(reads="none"),
-    dict(reads="none", task_tokens="none"),
-    dict(scenario_tokens="plain"),
-    dict(scenario_tokens="none"),
-    dict(task_tokens="plain", layers=3),
-    dict(task_tokens="none", tower=(5,)),
-    dict(global_scenario=False),
-]
-
-
-@pytest.mark.parametrize("flags", [pytest.param(f, marks=pytest.mark.slow, id=str(f)) for f in VARIANTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", VARIANTS["mdl"], ids=str)
 def test_every_flag_builds_counts_and_runs(domain_schema, check_variant, flags):
     check_variant("mdl", domain_schema, SMALL | flags)
 
