@@ -236,5 +236,18 @@ def matrix_lines():
     return lines
 
 
+def test_what_the_note_says_of_experts_and_of_those_that_hardly_start():
+    table = pd.read_parquet(RUNS / "mixers_by_rows_others.parquet")
+    assert len(table) == len(mixers_by_rows_others.get_sweep()) and table["lr_bracketed"].all()
+    runs = table[table["match_id"].isin(mixers_by_rows_others.COMPARED)]
+    losses = runs.assign(excess=1e3 * (runs["logloss"] - runs["asymptote"]))
+    excess = losses.groupby(["arm", "match_id"])["excess"].agg(["mean", "std"])
+    means, spread = excess["mean"].unstack(), excess["std"].unstack().loc[["wukong", "hiformer"]]
+    assert [round(value, 1) for value in (spread.min().min(), spread.max().max())] == [1.7, 5.3]
+    assert means.loc["hiformer"].between(22, 26).all() and means.loc["wukong"].idxmin() == "1.15e5"
+    shares = means.loc[["rankmixer_1_2", "rankmixer_1_4"], "1.15e5"] / means.loc["rankmixer", "1.15e5"]
+    assert shares.round(2).tolist() == [1.37, 1.49]
+
+
 def test_the_note_quotes_the_verdicts():
     assert "\n".join(matrix_lines()) in (RUNS / "README.md").read_text(encoding="utf-8")
