@@ -42,6 +42,13 @@ def require_sizes(**sizes: int | tuple[int, ...] | None) -> None:
             raise ValueError(f"{name} is {value}, expected at least 1{' everywhere' if len(each) > 1 else ''}")
 
 
+def require_positive(**numbers: float) -> None:
+    """Raises ValueError if one of these named numbers is not above 0."""
+    for name, value in numbers.items():
+        if not value > 0.0:
+            raise ValueError(f"{name} is {value:g}, expected a number above 0")
+
+
 def require_share(**shares: float) -> None:
     """Raises ValueError if one of these named numbers is not in [0, 1)."""
     for name, value in shares.items():

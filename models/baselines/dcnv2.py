@@ -78,7 +78,7 @@ class DCNv2Config(CrossOptions, HiddenOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(cross_layers=self.cross_layers, rank=self.rank, widths=self.widths, tower=self.tower)
+        require_sizes(cross_layers=self.cross_layers, rank=self.rank, widths=self.widths)
         if self.experts < 1 or (self.experts > 1 and self.rank is None):
             raise ValueError(f"experts={self.experts} with rank={self.rank}: a mixture needs experts >= 1 and a rank")
         if self.structure == "parallel" and not self.widths:

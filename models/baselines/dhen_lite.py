@@ -45,7 +45,7 @@ from recscale.models.layers.matmul import contract
 from recscale.models.layers.mixing import TokenLinear, flatten_token_major
 from recscale.models.layers.norms import Norm
 from recscale.models.layers.param import Init
-from recscale.models.options import require_sizes
+from recscale.models.options import require_positive, require_sizes
 from recscale.models.sizing import dense_params, interpolate, solve_widths, widths_around
 
 from .flattened import FieldTokenOptions, flattened_builder, frame_flops, frame_params, raw_flops
@@ -72,6 +72,7 @@ class DHENLiteConfig(FieldTokenOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_positive(norm_eps=self.norm_eps)
         require_sizes(heads=self.heads, rank=self.rank, projections=self.projections)
         unknown = [name for name in self.modules if name not in MODULES]
         if unknown or not self.modules or len(set(self.modules)) < len(self.modules):

@@ -62,9 +62,7 @@ class DLRMMLPConfig(HiddenOptions):
             raise ValueError("widths is empty, expected at least one layer")
         if self.interaction == "none" and self.interaction_width is not None:
             raise ValueError("interaction_width has no effect without interaction='dot'; set that or leave it None")
-        require_sizes(
-            widths=self.widths, interaction_width=self.interaction_width, bottom=self.bottom, tower=self.tower
-        )
+        require_sizes(widths=self.widths, interaction_width=self.interaction_width, bottom=self.bottom)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ class FieldTokenOptions(TokenizerOptions, DropoutOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(width=self.width, layers=self.layers, tower=self.tower)
+        require_sizes(width=self.width, layers=self.layers)
 
     @property
     def head_widths(self) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ from recscale.models.layers.mixing import flatten_token_major
 from recscale.models.layers.norms import Norm, normalise
 from recscale.models.layers.per_token import Activation, PerTokenDense, PerTokenFFN
 from recscale.models.layers.towers import tower_flops, tower_params
-from recscale.models.options import require_sizes
+from recscale.models.options import require_positive, require_sizes
 from recscale.models.sizing import dense_params, interpolate, solve_widths, widths_around
 
 from .flattened import FieldTokenOptions, FieldTokens
@@ -78,6 +78,7 @@ class HiFormerConfig(FieldTokenOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_positive(norm_eps=self.norm_eps)
         require_sizes(heads=self.heads, key_width=self.key_width, value_width=self.value_width, hidden=self.hidden)
         require_sizes(key_rank=self.key_rank, value_rank=self.value_rank)
 

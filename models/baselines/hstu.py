@@ -78,6 +78,8 @@ class HSTUConfig(EncoderOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_sizes(query_width=self.query_width, value_width=self.value_width, layers=self.layers)
+        if self.time_buckets < 0:
+            raise ValueError(f"time_buckets is {self.time_buckets}, expected 0 (none) or more")
         if None in (self.query_width, self.value_width):
             check_heads(self.width, self.heads)
         if self.interleave != bool(self.actions):

@@ -64,7 +64,7 @@ class MMoEConfig(DropoutOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(experts=self.experts, hidden=self.hidden, expert_width=self.expert_width, tower=self.tower)
+        require_sizes(experts=self.experts, hidden=self.hidden, expert_width=self.expert_width)
 
 
 class _State(NamedTuple):

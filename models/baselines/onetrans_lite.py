@@ -86,7 +86,7 @@ class OneTransLiteConfig(HistoryOptions, TokenizerOptions, DropoutOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(width=self.width, layers=self.layers, hidden=self.hidden, tower=self.tower)
+        require_sizes(width=self.width, heads=self.heads, layers=self.layers, hidden=self.hidden)
 
     @property
     def F(self) -> int:

@@ -48,6 +48,7 @@ from recscale.models.layers.dense import Dense
 from recscale.models.layers.history_attention import HistoryBlock, TargetRead, Visible, block_flops, block_params
 from recscale.models.layers.norms import Norm
 from recscale.models.layers.per_token import Activation
+from recscale.models.options import require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 
 from .encoding import EncoderOptions, ReadingPlan, builder, candidate_token, plan_reading, sized_by_width
@@ -60,6 +61,10 @@ class TransformerOptions(EncoderOptions):
     layers: int = 2
     max_length: int | None = None
     implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(layers=self.layers)
 
 
 @dataclasses.dataclass(frozen=True)

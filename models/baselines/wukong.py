@@ -43,7 +43,7 @@ from recscale.models.layers.dense import FFN, MLP, Dense
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.mixing import TokenLinear
 from recscale.models.layers.norms import Norm
-from recscale.models.options import require_sizes
+from recscale.models.options import require_positive, require_sizes
 from recscale.models.sizing import dense_params, interpolate, solve_widths, widths_around
 
 from .flattened import FieldTokenOptions, flattened_builder, frame_flops, frame_params, raw_flops
@@ -69,6 +69,7 @@ class WukongConfig(FieldTokenOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_positive(norm_eps=self.norm_eps)
         require_sizes(fm_tokens=self.fm_tokens, linear_tokens=self.linear_tokens, rank=self.rank, hidden=self.hidden)
         require_sizes(hidden_layers=self.hidden_layers, head_mlp=self.head_mlp)
 

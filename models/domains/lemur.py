@@ -52,7 +52,7 @@ from recscale.models.layers.dense import Dense
 from recscale.models.layers.matmul import contract
 from recscale.models.mixers import rankmixer
 from recscale.models.mixers.rankmixer import HIDDEN_RATIO, RankMixerConfig, StackOptions
-from recscale.models.options import group_of, refuse_unused
+from recscale.models.options import group_of, refuse_unused, require_sizes
 from recscale.models.ranker import Ranker
 from recscale.models.sizing import affine_widths, shapes_by_width, tokenizer_choices
 
@@ -112,8 +112,11 @@ class LemurConfig(ContentEncoderOptions, HistoryOptions, StackOptions):
             )
         if self.reader_layers < 0:
             raise ValueError(f"reader_layers is {self.reader_layers}, expected 0 (no reader) or more")
+        require_sizes(reader_hidden=self.reader_hidden, snapshot_rows=self.snapshot_rows)
         if not self.reader_layers:
             refuse_unused(self, "there is no reader; set reader_layers", reader_hidden=self.reader_hidden)
+        if self.sqdc_weight < 0:
+            raise ValueError(f"sqdc_weight is {self.sqdc_weight:g}, expected 0 (no SQDC loss) or more")
         if not self.sqdc_weight:
             reason = "there is no SQDC loss; set sqdc_weight"
             refuse_unused(self, reason, sqdc_scale=self.sqdc_scale, sqdc_reduce=self.sqdc_reduce)

@@ -39,7 +39,7 @@ from recscale.models.counts import Flops
 from recscale.models.layers.dense import FFN, Dense, SplitDense
 from recscale.models.layers.layout import laid_out
 from recscale.models.layers.per_token import PerTokenDense, PerTokenFFN, activation
-from recscale.models.options import Options, group_of
+from recscale.models.options import Options, group_of, require_sizes
 
 from .batch import CandidateInputs, UserInputs, join_fields
 from .history import NO_TOKENS, RequestTokens, RowTokens, TokenShape
@@ -70,6 +70,7 @@ class TokenizerOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_sizes(tokens=self.tokens, tokenizer_hidden=self.tokenizer_hidden)
         if self.cut_align == "exact" and self.tokenizer != "cut":
             raise ValueError(f"cut_align='exact' has no effect with tokenizer={self.tokenizer!r}; set tokenizer='cut'")
         if self.tokenizer_shared and self.tokenizer != "cut":

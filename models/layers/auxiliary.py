@@ -44,6 +44,8 @@ class AuxiliaryOptions(Options):
 
     def check_auxiliary(self, layers: int) -> None:
         """ValueError for blocks that do not exist, or flags without effect."""
+        if self.aux_weight < 0:
+            raise ValueError(f"aux_weight is {self.aux_weight:g}, expected 0 (no auxiliary heads) or more")
         blocks = self.aux_layers or ()
         if len(set(blocks)) < len(blocks) or any(not 1 <= block < layers for block in blocks):
             raise ValueError(f"aux_layers is {blocks}, expected blocks from 1 to {layers - 1}, each once")

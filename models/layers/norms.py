@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from recscale.models.options import Options, refuse_unused
+from recscale.models.options import Options, refuse_unused, require_positive
 
 from . import param
 
@@ -33,6 +33,7 @@ class NormOptions(Options):
 
     def __post_init__(self):
         super().__post_init__()
+        require_positive(norm_eps=self.norm_eps)
         if self.norm in (None, "none"):
             reason = "there is no norm; set norm"
             refuse_unused(self, reason, norm_affine=self.norm_affine, norm_per_token=self.norm_per_token)

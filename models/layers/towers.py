@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from recscale.models.options import Options
+from recscale.models.options import Options, require_sizes
 
 from . import param
 from .dropout import dropout
@@ -35,6 +35,10 @@ class TowerOptions(Options):
     """tower: hidden widths of the tower of every task, none by default."""
 
     tower: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(tower=self.tower)
 
 
 class Towers(nnx.Module):

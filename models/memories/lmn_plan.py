@@ -69,7 +69,7 @@ class LMNConfig(LMNOptions, MemoryOptions, HistoryOptions, TowerOptions):
         super().__post_init__()
         if not self.widths:
             raise ValueError("widths is empty, expected at least one layer")
-        require_sizes(widths=self.widths, tower=self.tower)
+        require_sizes(widths=self.widths, din_hidden=self.din_hidden)
         if self.memory_weight < 0:
             raise ValueError(f"memory_weight is {self.memory_weight}, expected 0 (no memory loss) or more")
         if not self.memory_weight:

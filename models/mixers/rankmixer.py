@@ -133,7 +133,7 @@ class StackOptions(NetworkOptions, TowerOptions, TokenizerOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        require_sizes(width=self.width, hidden=self.hidden, layers=self.layers, tower=self.tower)
+        require_sizes(width=self.width, hidden=self.hidden, layers=self.layers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from recscale.models.layers.norms import Norm, normalise
 from recscale.models.layers.param import Init
 from recscale.models.layers.per_token import PerTokenFFN, PerTokenSwiGLU
 from recscale.models.layers.per_token_moe import ExpertOptions, TopKMoE, TopKRouting, check_top_k
-from recscale.models.options import Options, refuse_unused, require_share
+from recscale.models.options import Options, refuse_unused, require_positive, require_share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class MixedBlockOptions(Options):
     def __post_init__(self):
         super().__post_init__()
         require_share(dropout=self.dropout)
+        require_positive(norm_eps=self.norm_eps)
         if self.sandwich_norm and self.residual_style != "A":
             raise ValueError("sandwich_norm belongs to residual_style 'A'; B and C place their norms elsewhere")
         if self.mixer == "none":

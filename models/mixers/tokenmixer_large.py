@@ -92,7 +92,7 @@ class TokenMixerLargeConfig(MixedBlockOptions, SubExpertOptions, AuxiliaryOption
     def __post_init__(self):
         super().__post_init__()
         require_sizes(width=self.width, hidden=self.hidden, layers=self.layers, mixed_hidden=self.mixed_hidden)
-        require_sizes(heads=self.heads, experts=self.experts, active=self.active, tower=self.tower)
+        require_sizes(heads=self.heads, experts=self.experts, active=self.active)
         if self.inter_residual_every < 0:
             raise ValueError(f"inter_residual_every is {self.inter_residual_every}, expected 0 (off) or more")
         self.check_auxiliary(self.layers)

@@ -59,7 +59,7 @@ from recscale.models.layers import param
 from recscale.models.layers.dense import Dense
 from recscale.models.layers.matmul import contract
 from recscale.models.layers.per_token import Activation
-from recscale.models.options import require_sizes
+from recscale.models.options import require_positive, require_sizes
 from recscale.models.ranker import EncodedHistory, SequenceEncoder
 from recscale.models.sizing import sized_by
 
@@ -95,7 +95,8 @@ class ADSConfig(HistoryOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_sizes(width=self.width, chunk=self.chunk, gen_hidden=self.gen_hidden, domain_width=self.domain_width)
-        require_sizes(head_dim=self.head_dim)
+        require_sizes(head_dim=self.head_dim, hidden=self.hidden, micro=self.micro)
+        require_positive(eta=self.eta)
         if self.chunk > 1 and not self.pcrg:
             raise ValueError("chunk has no effect without generated queries; set pcrg=True or leave it 1")
         if len(self.hidden) != 2 or not self.micro:

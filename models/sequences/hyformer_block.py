@@ -55,6 +55,7 @@ class DecodingOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_sizes(width=self.width, keep=self.keep, head_dim=self.head_dim)
+        require_sizes(hidden=self.hidden, query_hidden=self.query_hidden, seq_hidden=self.seq_hidden)
         if self.head_dim is not None and self.width % self.head_dim:
             raise ValueError(f"width {self.width} is no multiple of head_dim {self.head_dim}; change one of them")
         if self.encoder == "swiglu" and self.encoder_causal:

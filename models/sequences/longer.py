@@ -121,7 +121,7 @@ class LongerConfig(HistoryOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_sizes(event_width=self.event_width, merge=self.merge, layers=self.layers, queries=self.queries)
-        require_sizes(max_length=self.max_length)
+        require_sizes(max_length=self.max_length, inner_heads=self.inner_heads, head_dim=self.head_dim)
         if self.inner < 0:
             raise ValueError(f"inner is {self.inner}, expected at least 0")
         if self.inner_init < 0:

@@ -81,7 +81,9 @@ class MixFormerConfig(BlockOptions, HistoryOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_sizes(tokens=self.tokens, width=self.width, layers=self.layers, candidates=self.candidates)
+        require_sizes(tokens=self.tokens, layers=self.layers, candidates=self.candidates, tower=self.tower)
+        if self.user_heads != "width":
+            require_sizes(user_heads=self.user_heads)
         if self.width % self.T:
             near = self.T * max(1, round(self.width / self.T))
             raise ValueError(f"width {self.width} does not divide into {self.T} heads; the nearest that does is {near}")

@@ -30,7 +30,7 @@ from recscale.models.layers.norms import Norm, normalise
 from recscale.models.layers.param import Init
 from recscale.models.layers.per_token import PerTokenDense, PerTokenSwiGLU
 from recscale.models.layers.residuals import sub_layer
-from recscale.models.options import Options
+from recscale.models.options import Options, require_sizes
 from recscale.pallas_kernels.hybrid_attention import hybrid_attention
 
 
@@ -56,6 +56,10 @@ class BlockOptions(Options):
     output_ffn: Literal["per_head", "shared"] = "per_head"
     init: Init = "lecun_normal"
     implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_sizes(width=self.width, hidden=self.hidden, seq_hidden=self.seq_hidden)
 
     @property
     def F(self) -> int:

@@ -115,3 +115,24 @@ def test_sizes_and_shares_out_of_range_are_refused(name):
         stored[name] = refused(name)
         golden.write_text(json.dumps(stored, sort_keys=True).replace("}, ", "},\n") + "\n")
     assert refused(name) == stored[name]
+
+
+# Where 0 switches a part off, or is the first of a count.
+ZERO_MEANS = {"inner", "time_buckets", "reader_layers", "inter_residual_every", "mem_layers", "memory_count"}
+# Refused by name as well, once there is a schema to read it against.
+AGAINST_A_SCHEMA = {"recent", "user_tokens", "max_length"}
+
+
+def sizes_of(name: str) -> list[tuple[str, bool]]:
+    hints = typing.get_type_hints(config_type(name))
+    flags = [field.name for field in dataclasses.fields(config_type(name))]
+    whole = [flag for flag in flags if "int" in str(hints[flag])]
+    return [(f, "tuple" in str(hints[f])) for f in whole if f not in ZERO_MEANS | AGAINST_A_SCHEMA]
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_size_of_nothing_is_refused_by_its_name(name):
+    for flag, many in sizes_of(name):
+        for size in (0, -1):
+            with pytest.raises(ValueError, match=flag):
+                freeze_config(name, config_of(name, {flag: (size,) if many else size}))
