@@ -10,7 +10,7 @@ many rows a run was first 2 % below the base rate's logloss, null where it never
     recscale sweep tournament --out runs/tournament --no-report
 
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
-all eight at 64 events, three at 256 (a search tried STCA there too, and it did not start). Add to it, then
+all eight at 16 and 64 events, three at 256 (a search tried STCA there too, and it did not start). Add to it, then
 `recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/README.md`.
 """
 
@@ -48,7 +48,13 @@ BEST = {
     "target_attention+rankmixer": 4e-3,
 }
 # Protocol -> length -> names.
-STAGES = {"equal FLOPs": {64: [*NAMES], 256: ["longer+rankmixer", "din+rankmixer", "target_attention+rankmixer"]}}
+STAGES = {
+    "equal FLOPs": {
+        16: [*NAMES],
+        64: [*NAMES],
+        256: ["longer+rankmixer", "din+rankmixer", "target_attention+rankmixer"],
+    }
+}
 
 
 def get_config() -> ConfigDict:

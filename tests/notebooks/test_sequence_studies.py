@@ -153,21 +153,32 @@ def test_the_note_of_the_tournament_quotes_its_runs(text):
         assert runs["lr_bracketed"].all() and "\n".join(tournament_table(runs)) in text
 
 
+def outcomes(runs, better, others=None):
+    """Those of the others that are above, below and inside noise of one."""
+    names = set(others or runs["arm"]) - {better}
+    found = {name: saved(runs, name, better)[0].outcome for name in names}
+    return [{name for name in names if found[name] == outcome} for outcome in ("held", "failed", "inside noise")]
+
+
 def test_what_the_note_of_the_tournament_claims(text):
     lengths = tournament_runs()
-    runs, long = lengths[64], lengths[256]
-    outcomes = {name: saved(runs, name, "LONGER")[0].outcome for name in WORDS.values() if name != "LONGER"}
-    assert {name for name, outcome in outcomes.items() if outcome != "held"} == {"MixFormer", "HyFormer"}
-    assert outcomes["MixFormer"] == outcomes["HyFormer"] == "inside noise"
-    assert saved(long, "DIN", "LONGER")[0].outcome == "held"
-    assert saved(long, "target attention", "LONGER")[0].outcome == "inside noise"
-    above = {name for name in WORDS.values() if name != "DIN" and saved(runs, "DIN", name)[0].outcome == "held"}
-    assert set(WORDS.values()) - above == {"DIN", "target attention"}
-    gains = [saved(rows, "DIN", "target attention")[1] for rows in (runs, long)]
+    short, runs, long = (lengths[length] for length in (16, 64, 256))
     text = " ".join(text.split())
-    assert f"on target attention it saves {gains[0]}, inside noise, at 256 {gains[1]}." in text
-    rate, flops = runs.groupby("arm")["lr_dense"].first(), long.groupby("arm")["train_flops"].first()
-    assert rate["DIN"] == 8 * rate["LONGER"] and flops["DIN"] / flops["LONGER"] == pytest.approx(1.5, abs=0.05)
+    baselines = {"DIN", "HSTU", "SASRec", "target attention", "STCA"}
+    assert outcomes(short, "LONGER") == [baselines | {"MixFormer"}, set(), {"HyFormer"}]
+    assert outcomes(runs, "LONGER") == [baselines, set(), {"MixFormer", "HyFormer"}]
+    assert outcomes(long, "LONGER") == [{"DIN"}, set(), {"target attention"}]
+    assert outcomes(short, "DIN")[1:] == [set(WORDS.values()) - {"DIN", "SASRec", "HSTU"}, {"SASRec", "HSTU"}]
+    assert outcomes(runs, "DIN")[1:] == [set(WORDS.values()) - {"DIN", "target attention"}, {"target attention"}]
+    gains = [saved(rows, "DIN", "target attention")[1] for rows in (short, runs, long)]
+    assert f"on target attention it saves {gains[0]}, {gains[1]} and {gains[2]}." in text
+    for rows in lengths.values():
+        assert rows.groupby("arm")["logloss"].mean().idxmin() == "DIN"
+        rate = rows.groupby("arm")["lr_dense"].first()
+        assert rate["DIN"] == 8 * rate["LONGER"]
+    cost = [rows.groupby("arm")["train_flops"].first() for rows in (short, long)]
+    assert cost[1]["DIN"] / cost[1]["LONGER"] == pytest.approx(1.5, abs=0.05)
+    assert f"at 16 up to {cost[0].max() / cost[0].min():.1f} times each other" in text
     start = runs.groupby("arm")["examples_to_start"].agg(["min", "median", "max"])
     assert start["max"]["DIN"] < 18_500 and start["max"]["target attention"] < 28_500
     assert start["min"]["HyFormer"] > 64_000
@@ -179,6 +190,8 @@ def test_what_the_note_of_the_tournament_claims(text):
         assert f"from {start['median'][name] / 1e3:.0f},000 to {later[name] / 1e3:.0f},000" in text
         means = [rows[rows["arm"] == name]["logloss"].mean() for rows in (runs, long)]
         assert means[1] > means[0] - 0.001, "none gains by the longer history"
+    assert (start["median"] > short.groupby("arm")["examples_to_start"].median()).all()
+    assert (runs.groupby("arm")["logloss"].mean() < short.groupby("arm")["logloss"].mean()).sum() == 6
 
 
 def test_the_tournaments_rates_are_the_best_of_those_searched():
