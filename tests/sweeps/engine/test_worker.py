@@ -6,6 +6,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -32,12 +33,16 @@ def test_the_stream_of_a_worker_from_ready_to_the_end_of_its_input(planned):
     command += ["--parent", str(os.getpid()), "--trainer", TRAINER, "--set", "data.root=/elsewhere", "--devices", "2"]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, **pipes)
+    late = threading.Timer(120, process.kill)  # else a worker that says nothing is waited for
+    late.daemon = True
+    late.start()
     said = [json.loads(process.stdout.readline())]
     process.stdin.write(f"\n {job} \n")
     process.stdin.flush()
     while said[-1]["event"] not in ("done", "failed", "held"):
         said.append(json.loads(process.stdout.readline()))
     rest, errors = process.communicate(timeout=30)  # closes its input
+    late.cancel()
     assert process.returncode == 0 and rest == "" and "noise" not in errors
     log = out / "groups" / job / "log.txt"
     assert said[:2] == [{"event": "ready"}, {"event": "started", "job": job}]
