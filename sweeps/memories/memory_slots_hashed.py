@@ -15,11 +15,11 @@ touched from the start, and no address can serve the frequent ones first.
 
     recscale sweep memory_slots_hashed --out runs/memory_slots_hashed --no-report
 
-Measured 2026-11-30 on one shared core of an AMD EPYC, jax 0.10.2, a part of it: 76 runs in stages (`plan --extend`),
-about 12 min; every ordering is judged. At 2^16 slots one hashed row is above `pkm` by .0079 [.0071, .0088], MSN by
-.0156 [.0149, .0163]. Counting a row's own updates makes all worse, and Adagrad is the best on hash tables. Not run:
-`pkm_random`, hash tables by Adam between the sizes compared, pairs that are alike, 8e6 rows. Why:
-`notebooks/runs/README.md`.
+Measured 2026-11-30 on one shared core of an AMD EPYC, jax 0.10.2, a part of it: 156 runs in stages (`plan --extend`),
+about 22 min; every ordering is judged. At 2^16 slots one hashed row is above `pkm` by .0079 [.0071, .0088], MSN by
+.0156 [.0149, .0163]. Counting a row's own updates makes all worse, and Adagrad is the best on hash tables. Where all
+pairs are alike, counting a row's own updates gains nothing, and `pkm` is ahead of hashes at 2^12 slots by .046. Not
+run: hash tables by Adam between the sizes compared, MSN below 2^16 slots, 8e6 rows. Why: `notebooks/runs/README.md`.
 """
 
 from recscale.scaling.report.orderings import Ordering
@@ -49,73 +49,92 @@ UPDATES = {
 
 
 _K1, _K8 = "hash table, K = 1", "hash table, K = 8"
-# (method, update) -> slots -> rate: the best of `memory_slots_hashed_rates`, for pkm by Adam of `memory_slots_ladder`;
-# where none was searched, that of the nearest size below, or above at 2^14.
-RATES: dict[tuple[str, str], dict[int, float]] = {
-    (_K1, "Adam"): {2**8: 3e-2, 2**10: 3e-2, SMALL: 1e-2, 2**14: 1e-2, LARGE: 1e-2},
-    (_K1, "Adam by row"): {LARGE: 3e-2},
-    (_K1, "Adagrad"): {2**8: 3e-2, 2**10: 1e-2, SMALL: 1e-2, 2**14: 3e-3, LARGE: 3e-3},
-    (_K8, "Adam"): {2**8: 1e-2, 2**10: 1e-2, SMALL: 1e-2, 2**14: 3e-3, LARGE: 3e-3},
-    (_K8, "Adam by row"): {LARGE: 1e-2},
-    (_K8, "Adagrad"): {2**8: 3e-2, 2**10: 1e-2, SMALL: 1e-2, 2**14: 3e-3, LARGE: 3e-3},
-    ("pkm", "Adam"): {SMALL: 3e-2, LARGE: 3e-2},
-    ("pkm", "Adam by row"): {LARGE: 1e-2},
-    ("pkm_random", "Adam"): {LARGE: 1e-2},
-    ("MSN", "Adam"): {LARGE: 1e-3},
-}
-# Other logs, at the rates of 2^16 slots: a world where all pairs are alike, at as many slots as it has pairs, and more
-# rows of the ladder's.
+# Beside the ladder's log: 2^14 pairs that are alike, 61 rows of each; and more rows of the ladder's.
 ALIKE, LONGER = ", pairs alike", ", 8e6 rows"
-LOGS = {
+LOGS: dict[str, dict] = {
+    "": {},
     ALIKE: {"data.overrides.a": 0.0, "data.overrides.pair_items": 2**8, "training.examples": 1_000_000},
     LONGER: {"training.examples": 8_000_000},
 }
-_COMPARED = [(method, update) for method in (_K1, _K8, "pkm") for update in ("Adam", "Adam by row")]
+FEW, MANY = ALIKE + ", 2.5e5 rows", ALIKE + ", 2e6 rows"
+LOGS |= {FEW: LOGS[ALIKE] | {"training.examples": 250_000}, MANY: LOGS[ALIKE] | {"training.examples": 2_000_000}}
+# Log -> (method, update) -> slots -> rate: the best of `memory_slots_hashed_rates`, for pkm by Adam of
+# `memory_slots_ladder`; where none was searched, that of the nearest size below, or above at 2^14.
+RATES: dict[str, dict[tuple[str, str], dict[int, float]]] = {
+    "": {
+        (_K1, "Adam"): {2**8: 3e-2, 2**10: 3e-2, SMALL: 1e-2, 2**14: 1e-2, LARGE: 1e-2},
+        (_K1, "Adam by row"): {SMALL: 3e-2, LARGE: 3e-2},
+        (_K1, "Adagrad"): {2**8: 3e-2, 2**10: 1e-2, SMALL: 1e-2, 2**14: 3e-3, LARGE: 3e-3},
+        (_K8, "Adam"): {2**8: 1e-2, 2**10: 1e-2, SMALL: 1e-2, 2**14: 3e-3, LARGE: 3e-3},
+        (_K8, "Adam by row"): {SMALL: 3e-2, LARGE: 1e-2},
+        (_K8, "Adagrad"): {2**8: 3e-2, 2**10: 1e-2, SMALL: 1e-2, 2**14: 3e-3, LARGE: 3e-3},
+        ("pkm", "Adam"): {SMALL: 3e-2, LARGE: 3e-2},
+        ("pkm", "Adam by row"): {LARGE: 1e-2},
+        ("pkm_random", "Adam"): {SMALL: 1e-2, LARGE: 1e-2},
+        ("MSN", "Adam"): {2**8: 1e-2, 2**10: 1e-2, SMALL: 3e-3, 2**14: 1e-3, LARGE: 1e-3},
+    },
+    ALIKE: {
+        (_K1, "Adam"): {SMALL: 3e-2, 2**14: 3e-2},
+        (_K1, "Adam by row"): {2**14: 1e-2},
+        (_K1, "Adagrad"): {SMALL: 1e-2, 2**14: 1e-2},
+        (_K8, "Adam"): {SMALL: 1e-2, 2**14: 3e-3},
+        (_K8, "Adam by row"): {2**14: 1e-2},
+        (_K8, "Adagrad"): {SMALL: 1e-2, 2**14: 1e-2},
+        ("pkm", "Adam"): {SMALL: 1e-2, 2**14: 3e-2},
+        ("pkm", "Adam by row"): {2**14: 3e-2},
+        ("pkm_random", "Adam"): {SMALL: 3e-2, 2**14: 3e-2},
+        ("MSN", "Adam"): {2**14: 1e-3},
+    },
+    LONGER: {
+        (_K1, "Adagrad"): {2**8: 3e-2, 2**10: 1e-2, SMALL: 1e-2, 2**14: 3e-3, LARGE: 3e-3},
+        (_K8, "Adagrad"): {2**8: 3e-2, 2**10: 1e-2, SMALL: 1e-2, 2**14: 3e-3, LARGE: 3e-3},
+        ("pkm", "Adam"): {SMALL: 3e-2, 2**14: 1e-2, LARGE: 3e-2},
+        ("MSN", "Adam"): {SMALL: 3e-3, LARGE: 1e-3},
+    },
+}
+# Log -> sizes where arms are compared, by five paired seeds at rates that were searched; elsewhere two seeds.
+COMPARED = {"": (SMALL, LARGE), ALIKE: (SMALL, 2**14), LONGER: (LARGE,)}
 
 
 def get_sweep() -> Sweep:
-    ladder = [runs(*cell, slots, rate) for cell, rates in RATES.items() for slots, rate in rates.items()]
-    alike = [runs(*cell, 2**14, RATES[cell][LARGE], ALIKE, 5) for cell in _COMPARED]
-    longer = [runs(*cell, LARGE, RATES[cell][LARGE], LONGER) for cell in ((_K1, "Adagrad"), (_K8, "Adagrad"))]
-    return chain(*ladder, *alike, *longer)
+    return chain(*(runs(*cell, slots, log) for log in RATES for cell in RATES[log] for slots in RATES[log][cell]))
 
 
-def runs(method: str, update: str, slots: int, rate: float, log: str = "", count: int | None = None) -> Sweep:
-    """Seeds of one arm at one size: five where arms are compared, two elsewhere."""
-    compared = not log and slots in (SMALL, LARGE)
-    searched = compared and method != "pkm_random"  # that has the one rate of the ladder
-    point = model(method, update, slots) | {"training.lr": rate} | LOGS.get(log, {})
-    rule = "best on another stream" if searched else "of another size"
-    points = product([point], seeds(count or (5 if compared else 2)))
-    return noted(points, arm=arm(method, update) + log, lr_rule=rule, lr_bracketed=searched)
+def runs(method: str, update: str, slots: int, log: str = "") -> Sweep:
+    """Seeds of one arm at one size, at its rate there."""
+    compared, rate = slots in COMPARED[log], RATES[log][method, update][slots]
+    rule = "best on another stream" if compared else "of another size"
+    points = product([model(method, update, slots, log) | {"training.lr": rate}], seeds(5 if compared else 2))
+    return noted(points, arm=arm(method, update, log), lr_rule=rule, lr_bracketed=compared)
 
 
-def model(method: str, update: str, slots: int) -> dict:
-    """The settings of one arm at so many slots."""
-    return METHODS[method] | UPDATES[update] | {"model.memory_slots": slots}
+def model(method: str, update: str, slots: int, log: str = "") -> dict:
+    """The settings of one arm at so many slots, on one of the logs."""
+    return METHODS[method] | UPDATES[update] | {"model.memory_slots": slots} | LOGS[log]
 
 
-def arm(method: str, update: str) -> str:
+def arm(method: str, update: str, log: str = "") -> str:
     """What its runs are called."""
-    return f"{method}, {update}"
+    return f"{method}, {update}{log}"
 
 
 def get_report() -> dict:
     return power_law("memory_slots", hold_out=False)
 
 
-def orderings() -> dict[int, list[Ordering]]:
-    """Slots -> the orderings that are judged there; none was published."""
-
-    def better(best: str, worse: str) -> Ordering:
-        return Ordering(f"{best} above {worse}", best, worse, None, "not published", "")
-
-    top = [better(arm(_K1, "Adam"), arm("pkm", "Adam")), better(arm("MSN", "Adam"), arm("pkm", "Adam"))]
-    top += [better(arm(_K8, update), arm(_K1, update)) for update in UPDATES]
-    top += [better(arm(_K8, "Adam"), arm("MSN", "Adam"))]
+def orderings() -> dict[str, dict[int, list[Ordering]]]:
+    """Log -> slots -> the orderings that are judged there, by those arms that were run; none was published."""
+    pkm, msn, drawn = ("pkm", "Adam"), ("MSN", "Adam"), ("pkm_random", "Adam")
+    eight = [((_K8, update), (_K1, update)) for update in UPDATES]
     # Were a slot first touched late moved too far by Adam, these would hold.
-    by_row = [better(arm(method, "Adam by row"), arm(method, "Adam")) for method in (_K1, _K8, "pkm")]
-    adagrad = [better(arm(method, "Adagrad"), arm(method, "Adam")) for method in (_K1, _K8)]
-    low = [better(arm(_K8, update), arm(_K1, update)) for update in ("Adam", "Adagrad")] + adagrad
-    low += [better(arm("pkm", "Adam"), arm(_K8, "Adagrad"))]
-    return {LARGE: top + by_row + adagrad, SMALL: low}
+    by_row = [((method, "Adam by row"), (method, "Adam")) for method in (_K1, _K8, "pkm")]
+    adagrad = [((method, "Adagrad"), (method, "Adam")) for method in (_K1, _K8)]
+    top = [((_K1, "Adam"), pkm), (msn, pkm), *eight, ((_K8, "Adam"), msn), *by_row, *adagrad, (pkm, drawn)]
+    low = [*eight, *by_row, *adagrad, (pkm, (_K8, "Adagrad")), (msn, pkm), (pkm, drawn)]
+    return {log: {slots: [_better(*pair, log) for pair in (low if slots == SMALL else top)] for slots in sizes}
+            for log, sizes in COMPARED.items()}  # fmt: skip
+
+
+def _better(best: tuple[str, str], worse: tuple[str, str], log: str) -> Ordering:
+    names = arm(*best, log), arm(*worse, log)
+    return Ordering(" above ".join(names), *names, None, "not published", "")

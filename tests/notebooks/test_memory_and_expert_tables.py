@@ -22,13 +22,26 @@ def note():
 
 
 def with_ladder(table):
-    """The runs of `pkm` in the same world, at the best rate of every size: some of them are runs of this sweep, too."""
+    """The runs of `pkm` and `pkm_random` in the same world, at the best rate of every size; some are of this sweep,
+    too. Of `pkm_random` a rate was searched at the sizes compared alone."""
     ladder = pd.read_parquet(RUNS / "memory_slots_ladder.parquet")
-    ladder = ladder[(ladder["architecture"] == "pkm") & ladder["memory_slots"].isin(table["memory_slots"])]
-    loss = ladder.groupby(["memory_slots", "lr_dense"])["logloss"].mean()
-    best = ladder.set_index(["memory_slots", "lr_dense"]).index.isin(loss.groupby("memory_slots").idxmin())
-    ladder = ladder[best].assign(arm="pkm, Adam", lr_bracketed=True)
+    ladder = ladder[ladder["architecture"].isin(["pkm", "pkm_random"])]
+    ladder = ladder[
+        ladder["memory_slots"].isin(table.loc[table["examples"] == ladder["examples"].iloc[0], "memory_slots"])
+    ]
+    cell = ["architecture", "memory_slots"]
+    loss = ladder.groupby([*cell, "lr_dense"])["logloss"].mean()
+    best = ladder.set_index([*cell, "lr_dense"]).index.isin(loss.groupby(cell).idxmin())
+    searched = (ladder["architecture"] == "pkm") | ladder["memory_slots"].isin([hashed.SMALL, hashed.LARGE])
+    ladder = ladder.assign(arm=ladder["architecture"] + ", Adam", lr_bracketed=searched)[best]
     return pd.concat([table, ladder], ignore_index=True).drop_duplicates("run_id")
+
+
+def of_log(table, log):
+    """The rows of one log, arms named without it."""
+    other = [name for name in hashed.LOGS if name and name != log]
+    own = table["arm"].str.endswith(log) & ~table["arm"].str.endswith(tuple(other))
+    return table[own].assign(arm=table.loc[own, "arm"].str.removesuffix(log))
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +49,13 @@ def slots():
     return with_ladder(pd.read_parquet(RUNS / "memory_slots_hashed.parquet"))
 
 
-def judged_lines(rows, orderings):
+def judged_lines(rows, orderings, log=""):
     """A line for every ordering of which there are runs; five paired seeds make a verdict."""
     for found in judge(rows, as_option(orderings)):
         if found.interval is not None:
             low, high = (1e3 * bound for bound in found.interval)
             verdict = found.outcome if found.pairs >= 5 else f"{found.pairs} seeds, no verdict"
-            names = f"{found.ordering.better} above {found.ordering.worse}"
+            names = " above ".join(arm.removesuffix(log) for arm in (found.ordering.better, found.ordering.worse))
             yield f"| {names} | {1e3 * found.difference:.2f} [{low:.2f}, {high:.2f}] | {verdict} |"
 
 
@@ -55,17 +68,19 @@ def slots_table(table):
     return lines
 
 
-def verdicts_table(table):
+def verdicts_table(table, log):
     lines = ["| slots | | difference x 1,000 | |", "|---|---|---|---|"]
-    for count, orderings in hashed.orderings().items():
-        lines += [f"| {count:,} {line}" for line in judged_lines(table[table["memory_slots"] == count], orderings)]
+    for count, orderings in hashed.orderings()[log].items():
+        rows = table[table["memory_slots"] == count]
+        lines += [f"| {count:,} {line}" for line in judged_lines(rows, orderings, log)]
     return lines
 
 
-def test_the_note_on_hash_tables_says_what_its_runs_say(note, slots):
+@pytest.mark.parametrize("log", [log for log in hashed.RATES if log != hashed.LONGER])
+def test_the_note_on_hash_tables_says_what_its_runs_say(note, slots, log):
     assert (slots["status"] == "done").all()
-    assert "\n".join(slots_table(slots)) in note
-    assert "\n".join(verdicts_table(slots)) in note
+    assert "\n".join(slots_table(of_log(slots, log))) in note
+    assert "\n".join(verdicts_table(slots, log)) in note
 
 
 def mean(table, arm, slots, column="logloss"):
@@ -103,22 +118,32 @@ def test_what_the_note_on_hash_tables_says_in_words(note, slots):
 
 def test_rates_are_the_best_of_the_search(slots):
     searched = pd.read_parquet(RUNS / "memory_slots_hashed_rates.parquet")
-    best = searched.loc[searched.groupby(["arm", "memory_slots"])["logloss"].idxmin()].set_index(
-        ["arm", "memory_slots"]
-    )
-    trials = searched.groupby(["arm", "memory_slots"])["lr_dense"].agg(["min", "max"])
-    for (method, update), rates in hashed.RATES.items():
-        for count, rate in rates.items():
-            cell = hashed.arm(method, update), count
-            if cell in best.index:
-                assert rate == best.loc[cell, "lr_dense"], cell
-                inside = trials.loc[cell, "min"] < rate < trials.loc[cell, "max"]
-                assert inside or count not in (hashed.SMALL, hashed.LARGE), cell
+    cell = ["arm", "memory_slots"]
+    best = searched.loc[searched.groupby(cell)["logloss"].idxmin()].set_index(cell)
+    trials = searched.groupby(cell)["lr_dense"].agg(["min", "max"])
+    for log, cells in hashed.RATES.items():
+        for (method, update), rates in cells.items():
+            for count, rate in rates.items():
+                at = hashed.arm(method, update, log), count
+                if not ((slots["arm"] == at[0]) & (slots["memory_slots"] == count)).any():
+                    continue  # planned, not run
+                if at in best.index:
+                    assert rate == best.loc[at, "lr_dense"], at
+                    inside = trials.loc[at, "min"] < rate < trials.loc[at, "max"]
+                    assert inside or count not in hashed.COMPARED[log], at
+                else:
+                    assert count not in hashed.COMPARED[log] or at[0] == "pkm, Adam", at
 
 
-def counted_table(slots, rows, seed=0):
+def world_of(log):
+    overrides = load("memory_slots_ladder").config().data.overrides.to_dict()
+    changes = {key.removeprefix("data.overrides."): value for key, value in hashed.LOGS[log].items() if "data" in key}
+    return preset("memory", **overrides | changes)
+
+
+def counted_table(slots, rows, log="", seed=0):
     """Logloss of a table that counts the labels of the pairs that a uniform hash sends to each slot, beta prior 1."""
-    config = preset("memory", **load("memory_slots_ladder").config().data.overrides.to_dict())
+    config = world_of(log)
     rng, ranks = np.random.default_rng(seed), np.arange(config.pair_items + 1)
     share = np.append(-np.diff(config.missed_mass(ranks)).repeat(4 * config.clusters) / (4 * config.clusters), 0)
     share[-1] = config.fresh_share()
@@ -135,6 +160,37 @@ def test_a_table_that_learns_does_what_one_that_counts_does(slots):
     own = slots[(slots["arm"] == "hash table, K = 1, Adagrad") & (slots["memory_slots"] == 2**16)]
     assert own["logloss"].mean() == pytest.approx(counted_table(2**16, 2e6), abs=1.5e-3)
     assert mean(slots, "hash table, K = 1, Adagrad", 2**8) < counted_table(2**8, 2e6)
+
+
+def best_store(log, slots):
+    """Logloss of a store of so many pairs, the most frequent ones, that knows their signs and nothing else."""
+    config = world_of(log)
+    p, missed = 1 / (1 + np.exp(-(config.c_m**0.5))), config.missed_mass(slots / (4 * config.clusters))
+    known = -(p * np.log(p) + (1 - p) * np.log1p(-p))
+    return float(known + (np.log(2) - known) * missed)
+
+
+def test_where_all_pairs_are_alike(note, slots):
+    text, alike = " ".join(note.split()), of_log(slots, hashed.ALIKE)
+    store = [best_store(hashed.ALIKE, n) for n in (2**12, 2**14)]
+    assert f"A perfect store ends at {store[0]:.4f} and {store[1]:.4f}".replace("0.", ".") in text
+    told = [counted_table(n, 1e6, hashed.ALIKE) for n in (2**12, 2**14)]
+    assert f"one that counts clicks behind a uniform hash at {told[0]:.4f} and {told[1]:.4f}".replace("0.", ".") in text
+    one, eight = "hash table, K = 1", "hash table, K = 8"
+    gains = [mean(alike, f"{k}, Adam", 2**14) - mean(alike, f"{k}, Adam by row", 2**14) for k in (one, "pkm")]
+    assert "gains {:.4f} and {:.4f}".format(*gains).replace("0.", ".") in text
+    scarce = mean(alike, f"{one}, Adagrad", 2**12) - mean(alike, "pkm, Adam", 2**12)
+    frequent = mean(slots, f"{eight}, Adagrad", 2**12) - mean(slots, "pkm, Adam", 2**12)
+    assert f"ahead of the best hash by {scarce:.4f}, where it is by {frequent:.4f}".replace("0.", ".") in text
+    assert mean(alike, "pkm, Adam", 2**12) < store[0]
+    assert f"{mean(alike, 'MSN, Adam', 2**14) - store[1]:.4f}"[1:] + " above all pairs known" in text
+    used = [100 * mean(alike, f"{k}, Adagrad", 2**14, "memory_usage") for k in (one, eight)]
+    assert f"{used[0]:.0f} % of the slots, eight hashes {used[1]:.0f} %" in text
+    tried = pd.read_parquet(RUNS / "memory_slots_hashed_rates.parquet")
+    for log, words in ((hashed.FEW, "after 2.5e5 rows"), (hashed.MANY, "after 2e6")):
+        ends = of_log(tried, log).set_index("arm")["logloss"]
+        ends = f"{ends['pkm, Adam']:.3f} against {ends[f'{one}, Adam']:.3f}".replace("0.", ".")
+        assert f"{words} `pkm` is at {ends}" in text
 
 
 def experts_table(table):
