@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from recscale.scaling.laws.commands import BOOTSTRAP, CLUSTER, SEED, leave, read_and_tell, show, table_command
+from recscale.scaling.laws.commands import BOOTSTRAP, CLUSTER, SEED, WHERE, leave, read_and_tell, show, table_command
+from recscale.scaling.laws.tables.conditions import rows_where
 
 from .approaches import approaches, as_grid
 
@@ -19,12 +20,17 @@ from .approaches import approaches, as_grid
     click.option("--budget", default="flops_target", show_default=True, help="Column of planned compute; groups runs."),
     click.option("--target", default="logloss", show_default=True, help="Metric column; lower is better."),
     CLUSTER,
+    WHERE,
     BOOTSTRAP,
     SEED,
 )
-def isoflop(table: Path, as_json: bool, **options: Any) -> None:
-    """Exponents a and b of N_opt and D_opt in compute from TABLE: envelope, isoFLOP minima, parametric fit."""
-    found, groups, remarks = approaches(read_and_tell(table), **options)
+def isoflop(table: Path, where: str | None, as_json: bool, **options: Any) -> None:
+    """Exponents a and b of N_opt and D_opt in compute from TABLE: envelope, isoFLOP minima, parametric fit.
+
+    One architecture's: --where keeps it, of a table of several.
+    """
+    runs = read_and_tell(table)
+    found, groups, remarks = approaches(runs if where is None else runs[rows_where(runs, where)], **options)
     show(as_grid(found, remarks))
     told = {"approaches": found, "isoflop": groups, "remarks": remarks} if as_json else None
     leave(granted=any(f.a is not None for f in found), told=told)

@@ -68,6 +68,10 @@ def test_the_command_prints_one_table(table, tmp_path):
     assert done.exit_code == 0, done.output
     told = json.loads(done.output.splitlines()[-1])
     assert [f["name"][0] for f in told["approaches"]] == ["1", "2", "2", "3"] and len(told["isoflop"]["groups"]) == 9
+    both = pd.concat([table.assign(architecture="a"), table.assign(architecture="b", logloss=table.logloss * 2)])
+    both.to_parquet(tmp_path / "runs.parquet")
+    one = CliRunner().invoke(isoflop, [str(tmp_path), "--bootstrap", "50", "--json", "--where", "architecture == 'a'"])
+    assert json.loads(one.output.splitlines()[-1]) == told
     table[table.dense_params < 1e8].drop(columns="flops_target").to_parquet(tmp_path / "runs.parquet")
     refused = CliRunner().invoke(isoflop, [str(tmp_path), "--bootstrap", "0"])
     assert refused.exit_code == 3 and "refused" in refused.output
