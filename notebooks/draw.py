@@ -19,7 +19,7 @@ import pandas as pd
 
 from recscale.scaling.bench import law_calibration
 from recscale.scaling.records.number_text import amount
-from recscale.scaling.report import expert_activity, figures, frame, panel, truth, verdict, views
+from recscale.scaling.report import expert_activity, figures, frame, panel, study_figures, truth, verdict, views
 from recscale.scaling.report.wording import architecture_words
 
 RUNS = Path(__file__).parent / "runs"
@@ -76,6 +76,13 @@ def draw_mixers_by_rows() -> None:
     frame.save(figure, RUNS / "mixers_by_rows.png")
 
 
+def draw_isoflop(architecture: str) -> None:
+    """One mixer's groups of equal compute, and the best size of each."""
+    table = pd.read_parquet(RUNS / "mixers_by_rows_isoflop.parquet")
+    figure = study_figures.isoflop_figure(table[table["architecture"] == architecture])
+    figures.save(figure, RUNS / f"mixers_by_rows_isoflop_{architecture}.png")
+
+
 def draw_mixers_by_size() -> None:
     """DCNv2 beside the quickstart's RankMixer, as its own figure has that beside the MLP."""
     table = pd.concat([pd.read_parquet(RUNS / f"{name}.parquet") for name in ("quickstart", "mixers_by_size")])
@@ -110,6 +117,8 @@ FIGURES = {name: partial(draw_ladder, name) for name in LADDERS} | {
     "quickstart": draw_quickstart,
     "law_calibration": draw_law_calibration,
     "mixers_by_rows": draw_mixers_by_rows,
+    "mixers_by_rows_isoflop_dlrm_mlp": partial(draw_isoflop, "dlrm_mlp"),
+    "mixers_by_rows_isoflop_rankmixer": partial(draw_isoflop, "rankmixer"),
     "mixers_by_size": draw_mixers_by_size,
 }
 
