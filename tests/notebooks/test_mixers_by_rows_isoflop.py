@@ -104,3 +104,22 @@ def test_what_the_note_says_of_the_groups(groups, joint):
         assert 0.81 < min(shares) and max(shares) < 1.02
     assert found["rankmixer"].parabola.interval[1] < found["dlrm_mlp"].parabola.interval[0]
     assert found["rankmixer"].akima.interval[1] > found["dlrm_mlp"].akima.interval[0]
+
+
+def test_how_far_the_rule_is_from_the_best_rate(groups):
+    """Over the searched shapes: the best rate over that by rule, and the excess at the rule's over the lowest."""
+    tried = pd.read_parquet(RUNS / "mixers_by_rows_isoflop_rates.parquet")
+    assert (tried["status"] == "done").all()
+    sizes = groups.groupby(["architecture", "dense_params"])["match_id"].first()
+    factors, costs = [], []
+    for (name, budget, params), trials in tried.groupby(["architecture", "flops_target", "dense_params"]):
+        size, first, last = sizes[name, params], *mixers_by_rows_isoflop.GROUPS[budget][:2]
+        points = [one for one in mixers_by_rows_isoflop.group(budget, first, last) if one["architecture"] == name]
+        (rule,) = [one["training.lr"] for one in points if one["note.match_id"] == size]
+        excess = trials.set_index("lr_dense")["logloss"] - trials["asymptote"].iloc[0]
+        factors.append(excess.idxmin() / rule)
+        costs.append(excess[rule] / excess.min() - 1)
+        assert trials["lr_bracketed"].all()
+    away = sorted(round(max(factor, 1 / factor)) for factor in factors)
+    assert (len(away), away.count(1), away.count(2), away.count(4)) == (34, 23, 10, 1)
+    assert [f"{cost:.2f}" for cost in sorted(costs)[-2:]] == ["0.08", "0.34"]
