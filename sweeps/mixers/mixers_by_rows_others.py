@@ -37,8 +37,8 @@ def get_config() -> ConfigDict:
 
 
 def get_sweep() -> Sweep:
-    compared = product(chain(*(_shapes(size) for size in COMPARED)), seeds(5))
-    between = chain(*(_shapes(size) for size in RANKS if size not in COMPARED))
+    compared = product(chain(*(shapes(size) for size in COMPARED)), seeds(5))
+    between = chain(*(shapes(size) for size in RANKS if size not in COMPARED))
     return chain(compared, product([point for point in between if point["note.arm"] in FITTED], seeds(2)))
 
 
@@ -50,7 +50,7 @@ def get_report() -> dict:
     return {"form": "power", "axes": {"N": "dense_params"}, "target": "excess_logloss"}
 
 
-def _shapes(size: str) -> Sweep:
+def shapes(size: str) -> Sweep:
     """Everybody at one size, with the rate the search begins at."""
     points = [point | {"training.lr": CENTRE * point["training.lr"]} for point in quickstart.shapes(size)]
     mixer = points[0]

@@ -14,9 +14,8 @@ from recscale.scaling.laws.forecasting.forecast_command import forecast
 from recscale.scaling.laws.isoflop.allocation import per_unit_of, splits
 from recscale.scaling.laws.judgement.specification import FORMS
 from recscale.scaling.records.number_text import amount
-from recscale.scaling.report.orderings import Ordering, as_option, judge
 from recscale.sweeps import quickstart
-from recscale.sweeps.mixers import mixers_by_rows, mixers_by_rows_check, mixers_by_rows_others, mixers_by_rows_rates
+from recscale.sweeps.mixers import mixers_by_rows, mixers_by_rows_check, mixers_by_rows_rates
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "notebooks" / "runs"
@@ -206,48 +205,3 @@ def test_what_the_page_says_of_its_outcome():
     widths = [(by[name, "joint, E free"]["high"] - by[name, "joint, E free"]["low"]) / left[name] for name in WORDS]
     assert [round(width, -1 if width > 99 else 0) for width in widths] == [120, 9]
     assert (check["entropy_floor"] - check["asymptote"]).round(6).unique() == 0.00008
-
-
-# Beside the two, by the arm of their runs.
-ARMS = WORDS | {
-    "tokenmixer_large": "TokenMixer-Large",
-    "dcnv2": "DCNv2",
-    "wukong": "Wukong",
-    "hiformer": "HiFormer",
-    "rankmixer_1_2": "RankMixer 1:2",
-    "rankmixer_1_4": "RankMixer 1:4",
-}
-
-
-def matrix_lines():
-    """By size: mean excess over the asymptote times 1,000 of five seeds with 2.5e5 rows, and who is below whom."""
-    table = pd.read_parquet(RUNS / "mixers_by_rows_others.parquet")
-    lines = ["| size | | excess | " + " | ".join(ARMS.values()) + " |", "|---" * (3 + len(ARMS)) + "|"]
-    words = {"held": "yes", "failed": "no", "inside noise": "open", "not judged": "-"}
-    for size in mixers_by_rows_others.COMPARED:
-        runs = table[table["match_id"] == size]
-        excess = 1e3 * (runs["logloss"] - runs["asymptote"]).groupby(runs["arm"]).mean()
-        assert (runs.groupby("arm")["seed"].nunique() == 5).all()
-        for arm in (arm for arm in ARMS if arm in excess):
-            rivals = [Ordering("", arm, other, None, "", "") for other in excess.index if other != arm]
-            found = {one.ordering.worse: words[one.outcome] for one in judge(runs, as_option(rivals))}
-            cells = [found.get(other, "") for other in ARMS]
-            lines.append(f"| {size} | {ARMS[arm]} | {excess[arm]:.2f} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def test_what_the_note_says_of_experts_and_of_those_that_hardly_start():
-    table = pd.read_parquet(RUNS / "mixers_by_rows_others.parquet")
-    assert len(table) == len(mixers_by_rows_others.get_sweep()) and table["lr_bracketed"].all()
-    runs = table[table["match_id"].isin(mixers_by_rows_others.COMPARED)]
-    losses = runs.assign(excess=1e3 * (runs["logloss"] - runs["asymptote"]))
-    excess = losses.groupby(["arm", "match_id"])["excess"].agg(["mean", "std"])
-    means, spread = excess["mean"].unstack(), excess["std"].unstack().loc[["wukong", "hiformer"]]
-    assert [round(value, 1) for value in (spread.min().min(), spread.max().max())] == [1.7, 5.3]
-    assert means.loc["hiformer"].between(22, 26).all() and means.loc["wukong"].idxmin() == "1.15e5"
-    shares = means.loc[["rankmixer_1_2", "rankmixer_1_4"], "1.15e5"] / means.loc["rankmixer", "1.15e5"]
-    assert shares.round(2).tolist() == [1.37, 1.49]
-
-
-def test_the_note_quotes_the_verdicts():
-    assert "\n".join(matrix_lines()) in (RUNS / "README.md").read_text(encoding="utf-8")
