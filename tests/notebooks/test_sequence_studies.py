@@ -1,13 +1,15 @@
 """Notes of LONGER's start and of the tournament quote the runs that are committed beside them, every figure of them."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from recscale.scaling.data.known_truth import preset
 from recscale.scaling.records.number_text import value_text
 from recscale.scaling.report.orderings import Ordering, as_option, judge
-from recscale.sweeps.sequences import longer_start, tournament
+from recscale.sweeps.sequences import length_ladder, longer_start, tournament, tournament_categories
 
 RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 # A tenth of the rows of these runs, and of the length ladder's million.
@@ -116,9 +118,9 @@ WORDS = {"longer": "LONGER", "sasrec": "SASRec", "din": "DIN", "hyformer": "HyFo
 WORDS |= {"stca": "STCA", "hstu": "HSTU", "target_attention": "target attention"}
 
 
-def tournament_runs():
+def tournament_runs(table="tournament"):
     """The runs of every length, each named in words; every one finished, at one rate, five seeds."""
-    runs = pd.read_parquet(RUNS / "tournament.parquet")
+    runs = pd.read_parquet(RUNS / f"{table}.parquet")
     assert (runs["status"] == "done").all()
     own = runs.groupby(["history_length", "arm"])
     assert (own["seed"].nunique() == 5).all() and (own["lr_dense"].nunique() == 1).all() and (own.size() == 5).all()
@@ -207,3 +209,48 @@ def test_the_tournaments_rates_are_the_best_of_those_searched():
         best = rows["lr_dense"][rows["logloss"].idxmin()]
         assert (own["lr_dense"] == best).all() and rows["lr_dense"].min() < best < rows["lr_dense"].max()
         assert (own["lr_trials"] == len(rows)).all() and own["lr_bracketed"].all()
+
+
+def test_the_note_of_the_world_with_categories_quotes_its_runs(text):
+    ((length, runs),) = tournament_runs("tournament_categories").items()
+    world = preset("long", **length_ladder.WORLD | tournament_categories.WORLD)
+    assert length == tournament_categories.LENGTH and runs["lr_bracketed"].all()
+    assert len(runs) == 5 * len(tournament_categories.NAMES)
+    assert "\n".join(tournament_table(runs)) in text
+    text = " ".join(text.split())
+    order = runs.groupby("arm")["recovered_L"].mean().sort_values(ascending=False)
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in order.items())
+    assert f"Recovered: {shares}." in text
+    held, failed, open_ = outcomes(runs, "LONGER")
+    assert len(held) == 4 and not failed and not open_
+    assert f"HSTU by {saved(runs, 'HSTU', 'LONGER')[1]}." in text
+    assert all(round(1e3 * saved(runs, name, "LONGER")[0].difference, -1) == 70 for name in ("DIN", "target attention"))
+    assert saved(runs, "DIN", "target attention")[0].outcome == "inside noise"
+    # What all 64 events say of L, and what their sum says that leaves out which of them count.
+    visible = (world.c_l - world.missing_history(length)) / (world.c_l - world.missing_history(world.history_max))
+    blind = visible / world.match_groups
+    assert f"{100 * visible:.0f} % is all that 64 events say" in text and f"comes to {100 * blind:.0f} %." in text
+    own = runs.groupby("arm")["recovered_L"].agg(["min", "max"])
+    assert (own["max"][["SASRec", "HSTU", "LONGER"]] < blind).all()
+    assert (own["min"][["DIN", "target attention"]] > blind).all()
+    start = runs.groupby("arm")["examples_to_start"]
+    assert f"the last after {start.max()['LONGER'] / 1e3:.0f},000 of 240,000 rows" in text
+    single = tournament_runs()[length].groupby("arm")["examples_to_start"].median()
+    medians = [rows["DIN"] / 1e3 for rows in (start.median(), single)]
+    assert f"after {medians[0]:.0f},000 rows where it came after {medians[1]:.0f},000" in text
+
+
+def test_the_rates_of_the_world_with_categories_are_the_best_of_those_searched(text):
+    search, runs = (pd.read_parquet(RUNS / f"tournament_categories{end}.parquet") for end in ("_rates", ""))
+    categories = search["preset_changes"].map(json.loads).map(lambda changes: changes["match_groups"])
+    worlds = (tournament_categories.LOOK, tournament_categories.CATEGORIES)
+    look, search = (search[categories == groups] for groups in worlds)
+    assert not set(search["data_seed"]) & set(runs["data_seed"]) and (search["status"] == "done").all()
+    for name, rows in search.groupby("architecture"):
+        own, best = runs[runs["architecture"] == name], rows["lr_dense"][rows["logloss"].idxmin()]
+        assert (own["lr_dense"] == best).all() and rows["lr_dense"].min() < best < rows["lr_dense"].max()
+        assert (own["lr_trials"] == len(rows)).all()
+    assert set(look["architecture"]) == set(tournament_categories.NAMES[:3]) and len(look) == 9
+    start = look["examples_to_start"].dropna()
+    assert set(look.loc[start.index, "architecture"]) == {"din+rankmixer"} and len(start) == 2
+    assert f"after {start.unique().item() / 1e3:.0f},000 rows at two of three" in " ".join(text.split())

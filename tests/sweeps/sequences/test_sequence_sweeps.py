@@ -16,7 +16,7 @@ from recscale.scaling.data.known_truth.laws import predict
 from recscale.sweeps import axis, by_history_length, product
 from recscale.sweeps.engine.loading import load
 from recscale.sweeps.engine.plan import make_plan
-from recscale.sweeps.sequences import longer_start, tournament
+from recscale.sweeps.sequences import longer_start, tournament, tournament_categories
 
 
 def planned(name, keep=lambda point: True):
@@ -82,6 +82,14 @@ def test_the_tournaments_encoders_have_one_backbone_and_equal_flops():
     assert len(rows) == 8 and max(cost) < 1.3 * min(cost)
     backbones = [row["config"]["model"]["backbone"] for row in rows if "backbone" in row["config"]["model"]]
     assert len(backbones) == 6 and all(backbone == backbones[0] for backbone in backbones)
+
+
+def test_the_encoders_have_equal_flops_in_a_world_with_categories_too():
+    rows = planned("tournament_categories")
+    cost = [row["predicted"]["train_flops"] for row in rows]
+    assert len(rows) == len(tournament_categories.NAMES) and max(cost) < 1.3 * min(cost)
+    assert len({str(row["config"]["model"]["backbone"]) for row in rows}) == 1
+    assert all(row["config"]["data"]["overrides"]["match_groups"] == 2 for row in rows)
 
 
 @pytest.mark.slow
