@@ -1,12 +1,12 @@
 """DCNv2 and TokenMixer-Large at the quickstart's seven sizes and 1.25e6 rows: partners of its RankMixer and its MLP.
 
-Same log, rows and seeds, one cross layer or block each, as in `mixers_by_rows_others`. The rate of every shape is the
-best of three on another stream of the log, found first. With the quickstart's runs this is a table of four
-architectures, so each pair can be asked which needs fewer parameters for the same loss.
+Same log, rows and seeds (five at 2.4e4 parameters too), one cross layer or block each, as in `mixers_by_rows_others`.
+The rate of every shape is the best of three or more on another stream of the log, found first. With the quickstart's
+runs this is a table of four architectures, so each pair can be asked which needs fewer parameters for the same loss.
 
     recscale sweep mixers_by_size --out runs/mixers_by_size --no-report
 
-Run so far: DCNv2 at the seven sizes, and the eighth. What it says: `notebooks/runs/README.md`.
+What it says: `notebooks/runs/README.md`.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +18,9 @@ from recscale.sweeps.mixers.mixers_by_rows_others import MODELS, RANKS
 CENTRES = {"dcnv2": (7e-3, 0.2), "tokenmixer_large": (2e-2, 0.4)}
 # Where the best of a first three, or of those that followed, was at an end: tried again around it.
 MOVED = {("dcnv2", "2.7e3"): 5.6e-2, ("dcnv2", "1.1e4"): 2.6e-3}
+
+# The quickstart's, and five at one size more, where `mixers_by_size_seeds` has the pair's.
+SEEDS = {size: count for size, (_, _, count) in quickstart.LADDER.items()} | {"2.4e4": 5}
 
 # One size more, of one seed: two decades of sizes.
 LARGER = "2.7e5"
@@ -33,8 +36,7 @@ def get_config() -> ConfigDict:
 
 
 def get_sweep() -> Sweep:
-    ladder = quickstart.LADDER
-    own = [product(noted(_shapes(size), match_id=size), seeds(ladder[size][2])) for size in ladder]
+    own = [product(noted(_shapes(size), match_id=size), seeds(count)) for size, count in SEEDS.items()]
     larger = [{"architecture": name, **model} for name, model in LARGER_MODELS.items()]
     return chain(*own, product(noted(larger, match_id=LARGER), seeds(1)))
 

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recscale.scaling.laws import compare
+from recscale.scaling.laws import compare, fit
 from recscale.scaling.laws.comparing.equal_loss import equal_loss
 from recscale.scaling.records.number_text import value_text
 from recscale.scaling.report.views import make_views
 from recscale.sweeps import quickstart
-from recscale.sweeps.mixers import mixers_by_rows_others, mixers_by_size
+from recscale.sweeps.mixers import mixers_by_rows_others, mixers_by_size, mixers_by_size_seeds
 
 RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 WORDS = {"rankmixer": "RankMixer", "dlrm_mlp": "DLRM-MLP", "dcnv2": "DCNv2", "tokenmixer_large": "TokenMixer-Large"}
@@ -90,11 +90,12 @@ def told(value, interval):
 
 def test_the_tables_hold_runs_of_the_sweeps(runs, note):
     many, few = runs.values()
-    assert (many["lr_trials"] == quickstart.TRIALS).all()
-    own = many[many["sweep"] == "mixers_by_size"]
-    points = mixers_by_size.get_sweep()
-    planned = [point for point in points if point["architecture"] != "tokenmixer_large"]
-    assert len(own) == len(planned)
+    searched = many["lr_trials"].groupby(many["architecture"]).unique()
+    assert (searched.drop("tokenmixer_large").map(list) == [[quickstart.TRIALS]] * 3).all()
+    searched = many.query("architecture == 'tokenmixer_large'").groupby("match_id")["lr_trials"].unique()
+    assert searched.pop("1.1e4") == [3] and (searched.map(list) == [[5]] * 6).all()
+    for sweep in (mixers_by_size, mixers_by_size_seeds):
+        assert (many["sweep"] == sweep.__name__.rsplit(".", 1)[-1]).sum() == len(sweep.get_sweep())
     assert len(few) == sum(point["note.arm"] in WORDS for point in mixers_by_rows_others.get_sweep())
     largest = many[many["match_id"] == "1.15e5"].groupby("architecture")["excess_logloss"].mean()
     assert largest["dcnv2"] < largest["rankmixer"] / 5
@@ -115,3 +116,15 @@ def test_the_tables_hold_runs_of_the_sweeps(runs, note):
 def test_the_note_quotes_laws_and_verdicts(runs, note, rows):
     assert "\n".join(law_lines(runs[rows])) in note
     assert "\n".join(pair_lines(runs[rows])) in note
+
+
+@pytest.mark.slow
+def test_tokenmixer_large_is_level_with_the_mlp_with_more_rows(runs, note):
+    own = runs[1_250_000][runs[1_250_000]["architecture"] == "tokenmixer_large"]
+    law = fit(own, "power", {"N": "dense_params"}, "excess_logloss", bootstrap=300)
+    low, high = law.intervals["alpha"]
+    assert law.granted and f"{law.params['alpha']:.3f} [{low:.3f}, {high:.3f}]".replace("0.", ".") in note
+    fitted = sorted(own["dense_params"].unique())[:-1]
+    assert np.log10(fitted[-1] / fitted[0]) == pytest.approx(1.495, abs=5e-4)
+    largest = runs[1_250_000].query("match_id == '1.15e5'").groupby("architecture")["excess_logloss"].mean()
+    assert largest["tokenmixer_large"] / largest["dlrm_mlp"] == pytest.approx(1.07, abs=5e-3)
