@@ -10,9 +10,11 @@ many rows a run was first 2 % below the base rate's logloss, null where it never
     recscale sweep tournament --out runs/tournament --no-report
 
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
-all eight at 16 and 64 events, three at 256 (a search tried STCA there too, and it did not start). Add to it, then
-`recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/README.md`.
+all eight at 16 and 64 events, six at 256 (a search tried the other two there as well, and neither started). Add to it,
+then `recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/README.md`.
 """
+
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -47,12 +49,14 @@ BEST = {
     "hstu+rankmixer": 4e-3,
     "target_attention+rankmixer": 4e-3,
 }
+# The share of each encoder that was best in the search of "equal total"; one that is not here is tried at all `SHARES`.
+SHARE: dict[str, float] = {}
 # Protocol -> length -> names.
 STAGES = {
     "equal FLOPs": {
         16: [*NAMES],
         64: [*NAMES],
-        256: ["longer+rankmixer", "din+rankmixer", "target_attention+rankmixer"],
+        256: [name for name in NAMES if name not in ("hyformer", "stca+rankmixer")],
     }
 }
 
@@ -68,8 +72,8 @@ def get_rates() -> dict:
 def get_sweep() -> Sweep:
     return chain(*(
         product(
-            model(protocol, name),
-            by_history_length([length], training__lr=RATE if length == FIRST else BEST[name]),
+            model(protocol, name, [SHARE[name]] if name in SHARE else SHARES),
+            by_history_length([length], training__lr=centre(protocol, name, length)),
             seeds(5),
         )
         for protocol, stages in STAGES.items()
@@ -78,8 +82,13 @@ def get_sweep() -> Sweep:
     ))  # fmt: skip
 
 
-def model(protocol: str, name: str) -> Sweep:
-    """One architecture in one of the protocols, an encoder of "equal total" at every share."""
+def centre(protocol: str, name: str, length: int) -> float:
+    """The middle of the search for a rate: one for all at first, then what was best there."""
+    return RATE if protocol == "equal FLOPs" and length == FIRST else BEST[name]
+
+
+def model(protocol: str, name: str, shares: Sequence[float] = SHARES) -> Sweep:
+    """One architecture in one of the protocols, an encoder of "equal total" at each of the shares."""
     if protocol == "equal FLOPs":
         return noted([{"architecture": name} | (longer_start.BEHIND if "+" in name else {}) | NAMES[name]], arm=name)
     if "+" not in name:
@@ -90,7 +99,7 @@ def model(protocol: str, name: str) -> Sweep:
     return chain(*(
         noted(by_dense_params([SIZE], architecture=name, **own, **{"size.encoder_share": share}),
               arm=f"{name}, total, {share:g}")
-        for share in SHARES
+        for share in shares
     ))  # fmt: skip
 
 
