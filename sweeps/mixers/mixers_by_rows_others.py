@@ -3,7 +3,7 @@
 One block or layer each, as there. DCNv2 is a cross layer alone, of a rank that grows. RankMixers of two and four
 experts have one active at a token: `active_params` are those of the dense one of that size, `dense_params` more. The
 rate of every shape is the best of three or more on another stream of the log, found first. Five seeds at three sizes,
-and two of four architectures at the sizes between.
+and two of four architectures at the sizes between. A second Wukong, of wide tokens, came later, at one size.
 
     recscale sweep mixers_by_rows_others --out runs/mixers_by_rows_others --no-report
 """
@@ -24,6 +24,9 @@ MODELS = {
     "wukong": {"model.layers": 1},
     "hiformer": {"model.layers": 1},
 }
+# A Wukong of wide tokens, the best of the shapes of `mixers_by_rows_shapes`, and where its search begins.
+WIDE = {"2.4e4": {"width": 64, "fm_tokens": 4, "linear_tokens": 4, "rank": 4, "hidden": 21, "layers": 1}}
+WIDE_CENTRE = 2e-2
 EXPERTS = (2, 4)
 SPARSE = {"model.lam0": 1e-4, "model.lam_rate": 1.02}
 # Where the search begins: the rate near 2.5e3 parameters, and the power of size it falls with.
@@ -66,4 +69,7 @@ def shapes(size: str) -> Sweep:
     arms |= {name: model | {"size.dense_params": float(size)} for name, model in MODELS.items()}
     for name, (rate, power) in CENTRES.items():
         arms[name] |= {"architecture": name, "training.lr": float(f"{rate * (float(size) / 2500) ** -power:.2g}")}
+    if size in WIDE:
+        wide = {f"model.{name}": value for name, value in WIDE[size].items()}
+        arms["wukong_wide"] = {"architecture": "wukong", "training.lr": WIDE_CENTRE, **wide}
     return chain(*(noted([point], arm=name, match_id=size) for name, point in arms.items()))

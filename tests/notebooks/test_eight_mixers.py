@@ -1,4 +1,4 @@
-"""The study of eight mixers at equal size: the note says what the committed runs hold."""
+"""The study of eight mixers at equal size: the note says what the committed runs hold, with few rows and with more."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 from recscale.scaling.report import truth
 from recscale.scaling.report.estimands import perfect_learner
 from recscale.scaling.report.orderings import Ordering, as_option, judge
-from recscale.sweeps.mixers import mixers_by_rows_others, mixers_by_rows_shapes
+from recscale.sweeps.mixers import mixers_by_rows_others, mixers_by_rows_shapes, mixers_by_size_others
 
 RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 ARMS = {
@@ -18,6 +18,7 @@ ARMS = {
     "tokenmixer_large": "TokenMixer-Large",
     "dcnv2": "DCNv2",
     "wukong": "Wukong",
+    "wukong_wide": "Wukong, wide",
     "hiformer": "HiFormer",
     "rankmixer_1_2": "RankMixer 1:2",
     "rankmixer_1_4": "RankMixer 1:4",
@@ -25,6 +26,7 @@ ARMS = {
 # By rows: the tables that hold the runs, and the sizes where everybody is compared.
 TABLES = {
     250_000: (("mixers_by_rows_others",), mixers_by_rows_others.COMPARED),
+    1_250_000: (("quickstart", "mixers_by_size", "mixers_by_size_others"), mixers_by_rows_others.COMPARED),
 }
 
 
@@ -110,3 +112,13 @@ def test_what_the_note_says_of_other_shapes():
     assert told.to_dict() == expected
     (edge,) = best.loc[~best["lr_bracketed"].astype(bool)].to_dict("records")
     assert (edge["model.norm_place"], edge["model.width"]) == ("pre", 32)
+
+
+def test_what_the_note_says_of_more_rows():
+    few, many = means(250_000), means(1_250_000)
+    assert len(pd.read_parquet(RUNS / "mixers_by_size_others.parquet")) == sum(
+        (point["note.arm"], point["note.match_id"]) != ("rankmixer_1_4", "2.4e4")
+        for point in mixers_by_size_others.get_sweep()
+    )
+    shares = [table.loc["rankmixer_1_2", "2.4e4"] / table.loc["rankmixer", "2.4e4"] for table in (few, many)]
+    assert [round(share, 2) for share in shares] == [1.24, 1.58]
