@@ -53,7 +53,8 @@ def draw_law_calibration() -> None:
 
 def draw_mixers_by_rows() -> None:
     """Excess of either mixer against its size, a guide for every number of rows; what was forecast, and what came."""
-    runs, check = (pd.read_parquet(RUNS / f"mixers_by_rows{which}.parquet") for which in ("", "_check"))
+    runs, most, check = (pd.read_parquet(RUNS / f"mixers_by_rows{which}.parquet") for which in ("", "_most", "_check"))
+    runs = pd.concat([runs, most], ignore_index=True)
     told = [row for row in json.loads((RUNS / "forecast.json").read_text()) if row["by"] == "joint"]
     with frame.style():
         figure, axes = frame.panels(len(told), "report", None)
@@ -62,13 +63,14 @@ def draw_mixers_by_rows() -> None:
             excess = own["logloss"] - own["asymptote"]
             for rows in sorted(own["examples"].unique()):
                 cells = excess.groupby(own["dense_params"].where(own["examples"] == rows)).mean()
-                colour = GUIDES(math.log10(rows / 5e4) / 2)
+                colour = GUIDES(math.log10(rows / 5e4) / 2.3)
                 ax.plot(cells.index, cells, "o-", color=colour, lw=0.8, label=f"{amount(rows)} rows")
-            (ran,) = check[check["architecture"] == row["architecture"]].to_dict("records")
+            ran = check[check["architecture"] == row["architecture"]]
             ends = [[row["predicted"] - row["wide_low"]], [row["wide_high"] - row["predicted"]]]
-            name, size = f"forecast, {amount(ran['examples'])} rows", ran["dense_params"]
+            name, size = f"forecast, {amount(ran['examples'].iloc[0])} rows", ran["dense_params"].iloc[0]
             ax.errorbar(size, row["predicted"], ends, fmt="D", mfc="white", color="black", capsize=4, label=name)
-            ax.plot(size, ran["logloss"] - ran["asymptote"], "*", ms=12, color="#D55E00", label="measured")
+            excess = ran["logloss"] - ran["asymptote"]
+            ax.plot(ran["dense_params"], excess, "*", ms=12, color="#D55E00", label="measured")
             title = architecture_words(row["architecture"])
             ax.set(title=title, yscale="log", ylabel="excess logloss over the asymptote")
             panel.axis_in_words(ax, "dense_params")
