@@ -1,6 +1,6 @@
 """The rates of `memory_slots_hashed`: every arm at three or more, one seed, on another stream of the log.
 
-Where the best was the lowest or highest of three, the next one is there as well.
+Where the best was the lowest or highest of three, the next one is there as well; not of `pkm` with 8e6 rows.
 
     recscale sweep memory_slots_hashed_rates --out runs/memory_slots_hashed_rates --no-report
 """

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from recscale.scaling.data.known_truth import preset
+from recscale.scaling.laws import fit
 from recscale.scaling.report.expert_activity import by_token
 from recscale.scaling.report.orderings import as_option, judge
 from recscale.sweeps.engine.loading import load
@@ -76,11 +77,29 @@ def verdicts_table(table, log):
     return lines
 
 
-@pytest.mark.parametrize("log", [log for log in hashed.RATES if log != hashed.LONGER])
+@pytest.mark.parametrize("log", hashed.RATES)
 def test_the_note_on_hash_tables_says_what_its_runs_say(note, slots, log):
     assert (slots["status"] == "done").all()
     assert "\n".join(slots_table(of_log(slots, log))) in note
     assert "\n".join(verdicts_table(slots, log)) in note
+    if log != hashed.ALIKE:
+        assert "\n".join(laws_table(of_log(slots, log))) in note
+
+
+def laws_table(table):
+    """What is granted of power laws with a floor, and over the exact asymptote, for arms of four sizes or more."""
+    lines = ["| arm | sizes | floor | exponent | exponent over the asymptote |", "|---|---|---|---|---|"]
+    for arm, rows in table.groupby("arm"):
+        sizes = rows["memory_slots"].nunique()
+        if sizes > 3:
+            rows = rows.assign(architecture=arm, excess=rows["logloss"] - rows["asymptote"])
+            free = fit(rows, "power_offset", "memory_slots", "logloss", bootstrap=0)
+            given = fit(rows, "power", "memory_slots", "excess", bootstrap=0)
+            cells = [free.params["E"], free.params["alpha"], given.params["alpha"]]
+            lines.append(
+                f"| {arm} | {sizes} | " + " | ".join("refused" if x is None else f"{x:.3f}"[1:] for x in cells) + " |"
+            )
+    return lines
 
 
 def mean(table, arm, slots, column="logloss"):
@@ -96,6 +115,7 @@ def test_what_the_note_on_hash_tables_says_in_words(note, slots):
 
     by_row = [gap("Adam by row", "Adam", k) for k in (one, eight, "pkm")]
     assert f"a row's own updates costs {by_row[0]} (K = 1), {by_row[1]} (K = 8) and {by_row[2]} (`pkm`)" in text
+    assert f"at 2^12 slots it gains {gap('Adam', 'Adam by row', one, 2**12)} with one row" in text
     adagrad = [gap("Adam", "Adagrad", k, n) for n in (2**16, 2**12) for k in (one, eight)]
     assert "gains {} and {} on the hash tables, and {} and {} at 2^12 slots".format(*adagrad) in text
     assert min(mean(slots, f"{k}, Adagrad", 2**12) - mean(slots, pkm, 2**12) for k in (one, eight)) > 0.0109
@@ -104,10 +124,20 @@ def test_what_the_note_on_hash_tables_says_in_words(note, slots):
     for k in (one, eight):
         ahead = [mean(slots, pkm, n) - mean(slots, f"{k}, Adagrad", n) for n in (2**8, 2**10, 2**14, 2**16)]
         assert max(ahead[:2]) < -0.03 and (ahead[2] > 0) == (k == eight) and ahead[3] > 0.01
-    msn = mean(slots, "MSN, Adam", 2**16)
-    above = [f"{mean(slots, arm, 2**16) - msn:.4f}"[1:] for arm in (pkm, f"{eight}, Adam")]
-    assert f"above `pkm` by {above[0]} and above eight hashed rows by Adam by {above[1]}" in text
-    assert slots[slots["memory_slots"] == 2**16].groupby("arm")["logloss"].mean().idxmin() == "MSN, Adam"
+    ahead = [f"{mean(slots, arm, n) - mean(slots, 'MSN, Adam', n):.4f}"[1:]
+             for arm, n in ((pkm, 2**16), (pkm, 2**12), (f"{eight}, Adam", 2**16))]  # fmt: skip
+    assert "above `pkm` by {} at 2^16 slots and by {} at 2^12".format(*ahead) in text
+    assert f"above eight hashed rows by Adam by {ahead[2]} at 2^16" in text
+    own = of_log(slots, "")
+    best = own.groupby(["memory_slots", "arm"])["logloss"].mean().groupby("memory_slots").idxmin()
+    assert {arm for _, arm in best} == {"MSN, Adam"} and len(best) == 5
+    below = [n for n in best.index if mean(slots, "MSN, Adam", n) < best_store("", n)]
+    assert below == [2**8, 2**10, 2**12] and "as it is at 2^8 and 2^10" in text
+    flops = [mean(slots, arm, 2**16, "train_flops_per_row") for arm in (pkm, f"{one}, Adam", "MSN, Adam")]
+    assert "`pkm` and MSN train with {:,.0f} FLOPs a row, one hashed row with {:,.0f}".format(*flops) in text
+    assert flops[0] == flops[2]
+    for n in (2**10, 2**12, 2**14, 2**16):
+        assert mean(slots, "pkm_random, Adam", n) > max(mean(slots, f"{eight}, {u}", n) for u in ("Adam", "Adagrad"))
     read = [100 * mean(slots, arm, 2**16, "memory_usage") for arm in ("MSN, Adam", pkm)]
     assert f"{read[0]:.0f} % against {read[1]:.0f} %" in text
     for n in (2**8, 2**10):
@@ -125,14 +155,15 @@ def test_rates_are_the_best_of_the_search(slots):
         for (method, update), rates in cells.items():
             for count, rate in rates.items():
                 at = hashed.arm(method, update, log), count
-                if not ((slots["arm"] == at[0]) & (slots["memory_slots"] == count)).any():
+                own = slots[(slots["arm"] == at[0]) & (slots["memory_slots"] == count)]
+                if own.empty:
                     continue  # planned, not run
                 if at in best.index:
                     assert rate == best.loc[at, "lr_dense"], at
                     inside = trials.loc[at, "min"] < rate < trials.loc[at, "max"]
-                    assert inside or count not in hashed.COMPARED[log], at
+                    assert inside or not own["lr_bracketed"].any(), at
                 else:
-                    assert count not in hashed.COMPARED[log] or at[0] == "pkm, Adam", at
+                    assert not own["lr_bracketed"].any() or at[0] == "pkm, Adam", at
 
 
 def world_of(log):
@@ -191,6 +222,28 @@ def test_where_all_pairs_are_alike(note, slots):
         ends = of_log(tried, log).set_index("arm")["logloss"]
         ends = f"{ends['pkm, Adam']:.3f} against {ends[f'{one}, Adam']:.3f}".replace("0.", ".")
         assert f"{words} `pkm` is at {ends}" in text
+
+
+def test_with_four_times_the_rows(note, slots):
+    text, more = " ".join(note.split()), of_log(slots, hashed.LONGER)
+    one, eight, pkm = "hash table, K = 1, Adagrad", "hash table, K = 8, Adagrad", "pkm, Adam"
+    gains = [mean(slots, arm, 2**16) - mean(more, arm, 2**16) for arm in (pkm, one, eight)]
+    assert "`pkm` gains {:.4f}, one hashed row {:.4f} and eight {:.4f}".format(*gains).replace("0.", ".") in text
+    lag = [mean(rows, pkm, 2**16) - mean(rows, arm, 2**16) for rows in (more, slots) for arm in (one, eight)]
+    lags = "ends {:.4f} behind one and {:.4f} behind eight, where it was {:.4f} and {:.4f} behind"
+    assert lags.format(*lag).replace("0.", ".") in text
+    slopes = []
+    for rows in (more, slots):
+        excess = [mean(rows, pkm, n) - best_store("", np.inf) for n in (2**12, 2**14, 2**16)]
+        slopes += list(-np.diff(np.log(excess)) / np.log(4))
+    assert "is {:.3f} and {:.3f}, with 2e6 rows {:.3f} and {:.3f}".format(*slopes).replace("0.", ".") in text
+    assert abs(mean(more, pkm, 2**14) - mean(more, eight, 2**14)) < 0.002
+    msn = mean(more, "MSN, Adam", 2**16)
+    ends = mean(more, eight, 2**16) - msn, msn - best_store("", 2**16)
+    assert "{:.4f} ahead of eight hashed rows, {:.4f} behind a perfect store".format(*ends).replace("0.", ".") in text
+    used = [100 * mean(rows, pkm, 2**16, "memory_usage") for rows in (slots, more)]
+    assert "from {:.0f} % to {:.0f} %".format(*used) in text
+    assert mean(more, one, 2**16) == pytest.approx(counted_table(2**16, 8e6), abs=5e-4)
 
 
 def experts_table(table):
