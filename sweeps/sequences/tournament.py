@@ -10,8 +10,8 @@ many rows a run was first 2 % below the base rate's logloss, null where it never
     recscale sweep tournament --out runs/tournament --no-report
 
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
-all eight at 16 and 64 events, six at 256 (a search tried the other two there as well, and neither started). Add to it,
-then `recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/README.md`.
+all eight at 16, 64 and 256 events with equal FLOPs. The search began with five rates for STCA at 256. Add to it, then
+`recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/README.md`.
 """
 
 from collections.abc import Sequence
@@ -52,13 +52,7 @@ BEST = {
 # The share of each encoder that was best in the search of "equal total"; one that is not here is tried at all `SHARES`.
 SHARE: dict[str, float] = {}
 # Protocol -> length -> names.
-STAGES = {
-    "equal FLOPs": {
-        16: [*NAMES],
-        64: [*NAMES],
-        256: [name for name in NAMES if name not in ("hyformer", "stca+rankmixer")],
-    }
-}
+STAGES = {"equal FLOPs": {16: [*NAMES], 64: [*NAMES], 256: [*NAMES]}}
 
 
 def get_config() -> ConfigDict:
