@@ -110,13 +110,12 @@ class LemurConfig(ContentEncoderOptions, HistoryOptions, StackOptions):
                 f"encode_fraction and backward_fraction are {self.encode_fraction} and {self.backward_fraction}, "
                 "expected 0 <= backward_fraction <= encode_fraction <= 1"
             )
-        if self.reader_layers < 0:
-            raise ValueError(f"reader_layers is {self.reader_layers}, expected 0 (no reader) or more")
+        for name, off in (("reader_layers", "no reader"), ("sqdc_weight", "no SQDC loss")):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} is {value:g}, expected 0 ({off}) or more")
         require_sizes(reader_hidden=self.reader_hidden, snapshot_rows=self.snapshot_rows)
         if not self.reader_layers:
             refuse_unused(self, "there is no reader; set reader_layers", reader_hidden=self.reader_hidden)
-        if self.sqdc_weight < 0:
-            raise ValueError(f"sqdc_weight is {self.sqdc_weight:g}, expected 0 (no SQDC loss) or more")
         if not self.sqdc_weight:
             reason = "there is no SQDC loss; set sqdc_weight"
             refuse_unused(self, reason, sqdc_scale=self.sqdc_scale, sqdc_reduce=self.sqdc_reduce)
