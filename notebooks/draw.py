@@ -1,4 +1,4 @@
-"""Draws the figures of the README and of notebooks/runs/README.md from the committed tables, into notebooks/runs.
+"""Draws the figures of the README and of the notes in notebooks/runs from the committed tables, into notebooks/runs.
 
     python notebooks/draw.py                 all of them
     python notebooks/draw.py mixer_ladder    one

@@ -9,7 +9,7 @@ Rates were found on another stream of the log (`quickstart_rates`), three trials
 
 Measured 2026-11-29 on 2 cores of an AMD EPYC shared with other work, jax 0.10.2: 46 runs in 344 s. Excess over the
 asymptote falls as N^-.493 [.447, .569] (RankMixer) and N^-.57 [.42, .72] (MLP); RankMixer needs .60 [.49, .69] of the
-MLP's parameters for the same loss. What it says and what it does not: notebooks/runs/README.md.
+MLP's parameters for the same loss. What it says and what it does not: notebooks/runs/quickstart.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,8 @@
     recscale sweep quickstart_designed --out runs/quickstart_designed --no-report
 
 Twenty-five runs at thirteen sizes inside the ladder, and four beyond it that ask whether the law goes on: it does not
-(notebooks/runs/README.md). Shapes are those of eight tokens nearest to the sizes it names. Rates lie between those of
-the neighbours, beyond the ladder on a line through them in logarithms, and were not searched.
+(notebooks/runs/quickstart.md). Shapes are those of eight tokens nearest to the sizes it names. Rates lie between those
+of the neighbours, beyond the ladder on a line through them in logarithms, and were not searched.
 """
 
 from ml_collections import ConfigDict

@@ -21,11 +21,11 @@ def test_its_code_runs(capsys):
     assert last < first and shape == "(8, 32, 64)"
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "notebooks/runs/README.md", "notebooks/runs/pods.md", "tests/tables/README.md"]
-)
-def test_links_lead_somewhere(page):
-    path = ROOT / page
+PAGES = [ROOT / "README.md", ROOT / "tests" / "tables" / "README.md", *(ROOT / "notebooks" / "runs").glob("*.md")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
     links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", path.read_text(encoding="utf-8"))
     assert not [link for link in links if not (path.parent / link).exists()]
 

@@ -11,7 +11,7 @@ stream of the log (`mdl_rates`).
 
     recscale sweep mdl_shared_fraction --out runs/mdl_shared_fraction
 
-What its runs say: `notebooks/runs/README.md`.
+What its runs say: `notebooks/runs/domains.md`.
 """
 
 from ml_collections import ConfigDict

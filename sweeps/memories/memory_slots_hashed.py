@@ -21,7 +21,7 @@ about 40 min. MSN is the best at every size. At 2^16 slots one hashed row is abo
 worse at 2^16, and Adagrad is the best on hash tables. Where all pairs are alike, counting a row's own updates gains
 nothing, and `pkm` is ahead of hashes at 2^12 slots by .046. With 8e6 rows `pkm` is .0017 behind one hashed row.
 No law with a floor is granted. Not run: `pkm` by Adam by row below 2^16 slots, with 8e6 rows what the note lists. Why:
-`notebooks/runs/README.md`.
+`notebooks/runs/memories.md`.
 """
 
 from recscale.scaling.report.orderings import Ordering

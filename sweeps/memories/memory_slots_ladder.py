@@ -19,7 +19,7 @@ loss: pairs are Zipf-distributed, so rare slots stay empty long before 2^16 of t
 Measured 2026-11-22 on 1 shared core of an AMD EPYC, jax 0.10.2: 135 runs, in stages (`plan --extend`), about 55 min.
 Mean logloss of three seeds at the best rate, from 2^8 slots to 2^16: `pkm` .5063 to .4262, `pkm_random` .5498 to .4296,
 `pkm_hashed` .5541 to .4502, where a perfect store has .5251 to .3893. With E free no exponent is granted; with the
-exact asymptote given `pkm` falls with .162, a perfect store with .34. Why: notebooks/runs/README.md.
+exact asymptote given `pkm` falls with .162, a perfect store with .34. Why: notebooks/runs/memories.md.
 """
 
 from ml_collections import ConfigDict

@@ -13,7 +13,7 @@ rates bracketed by three trials on another stream, five where the best of three 
     recscale sweep expert_activity --out runs/expert_activity
     recscale collect runs/expert_activity --experts expert_activity.parquet
 
-Run 2026-11-30, all of it, about 6 min. What it says: `notebooks/runs/README.md`.
+Run 2026-11-30, all of it, about 6 min. What it says: `notebooks/runs/mixers.md`.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ DCNv2's cross layer has the width of the inputs and stays the same at all sizes:
 Measured 2026-11-22 on 1 core of an AMD EPYC, jax 0.10.2: 300 runs, 37 min. Excess logloss over the entropy floor, times
 1,000, mean of three seeds at the best rate, from the smallest size to the largest: RankMixer 8.58 to 3.64,
 TokenMixer-Large 7.91 to 3.70, DLRM-MLP 7.23 to 4.30, DCNv2 5.74 to 4.88. What it says and what it does not:
-notebooks/runs/README.md.
+notebooks/runs/mixers.md.
 """
 
 from ml_collections import ConfigDict

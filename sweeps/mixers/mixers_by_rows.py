@@ -8,7 +8,7 @@ the rows between, below or above.
 
     recscale sweep mixers_by_rows --out runs/mixers_by_rows --no-report
 
-What it says and what it does not: notebooks/runs/README.md.
+What it says and what it does not: notebooks/runs/mixers.md.
 """
 
 from ml_collections import ConfigDict

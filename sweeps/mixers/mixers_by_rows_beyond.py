@@ -6,7 +6,7 @@ best of three or more on another stream of the log, found first.
 
     recscale sweep mixers_by_rows_beyond --out runs/mixers_by_rows_beyond --no-report
 
-What it says and what it does not: notebooks/runs/README.md.
+What it says and what it does not: notebooks/runs/mixers.md.
 """
 
 from ml_collections import ConfigDict

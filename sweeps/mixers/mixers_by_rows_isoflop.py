@@ -7,7 +7,7 @@ budget more, at rates by that rule alone: `mixers_by_rows_isoflop_largest`.
     recscale sweep mixers_by_rows_isoflop --out runs/mixers_by_rows_isoflop --no-report
     recscale isoflop runs/mixers_by_rows_isoflop --where "architecture == 'rankmixer'"
 
-What it says and what it does not: notebooks/runs/README.md.
+What it says and what it does not: notebooks/runs/mixers.md.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ the quickstart's times the powers of the rows of `mixers_by_rows`.
 
     recscale sweep mixers_by_rows_most --out runs/mixers_by_rows_most --no-report
 
-What it says and what it does not: notebooks/runs/README.md.
+What it says and what it does not: notebooks/runs/mixers.md.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ Of HiFormer also two layers, its default, since the last layer computes the task
 
     recscale sweep mixers_by_rows_shapes --out runs/mixers_by_rows_shapes --no-report
 
-What it says: notebooks/runs/README.md.
+What it says: notebooks/runs/mixers.md.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ runs this is a table of four architectures, so each pair can be asked which need
 
     recscale sweep mixers_by_size --out runs/mixers_by_size --no-report
 
-What it says: `notebooks/runs/README.md`.
+What it says: `notebooks/runs/mixers.md`.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     recscale sweep mixers_by_size_seeds --out runs/mixers_by_size_seeds --no-report
 
-What they say: notebooks/runs/README.md.
+What they say: notebooks/runs/mixers.md.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 `recscale bench budgets` trains every arm on randomised trials of which all counterfactuals are known, at three
 curvatures of the truth: at 0 the predictor is well specified, and no gain is to be expected. Regret stands for the
 expected outcome. Of arXiv 2302.04477, whose estimator is reconstructed ("nes"), no figure is published. What the study
-says: `notebooks/runs/README.md`.
+says: `notebooks/runs/domains.md`.
 
     recscale paper budgets
 """

@@ -2,7 +2,7 @@
 
 On an imported log of ratings, MovieLens-100K for one, by the paper's metrics (`recscale bench cold-start-log`), a
 linear sequential tower in place of SASRec; without one by the exact excess loss of items with fewer than 10 positives
-(`recscale bench cold-start`). What the studies say: `notebooks/runs/README.md`.
+(`recscale bench cold-start`). What the studies say: `notebooks/runs/domains.md`.
 
     recscale paper promo [--data LOG]
 """

@@ -9,7 +9,7 @@ length, the same rows and steps, and 8 candidates per request, so that what is d
 Measured 2026-11-28 on 2 shared cores of an Intel Xeon (Sapphire Rapids), jax 0.10.2: 72 runs in 24 programs, about 100
 core-minutes. Mean logloss of three seeds, from 16 events to 512: HyFormer .6126 to .5690, DIN .6124 to .5704, MixFormer
 .6136 to .5812, LONGER .6151 to .6783 (it is slow to start beyond 64 events), where the best possible is .6104 to .5658.
-Fitted with E free: HyFormer .287 [.230, .345], DIN .32 [.21, .44]. More: notebooks/runs/README.md.
+Fitted with E free: HyFormer .287 [.230, .345], DIN .32 [.21, .44]. More: notebooks/runs/sequences.md.
 For other rates, add them to `RATES` and extend the plan.
 """
 

@@ -7,7 +7,7 @@ over a logging interval (a fortieth of the rows), null where it never was; runs 
 
     recscale sweep longer_start --out runs/longer_start
 
-Run so far are the arms in `AT`. What they say: `notebooks/runs/README.md`. For more add them to it, then
+Run so far are the arms in `AT`. What they say: `notebooks/runs/sequences.md`. For more add them to it, then
 `recscale plan longer_start --out runs/longer_start --extend`.
 """
 

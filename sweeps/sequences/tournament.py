@@ -11,7 +11,7 @@ many rows a run was first 2 % below the base rate's logloss, null where it never
 
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
 all eight at 16, 64 and 256 events with equal FLOPs. The search began with five rates for STCA at 256. Add to it, then
-`recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/README.md`.
+`recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/sequences.md`.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ another stream of this log.
     recscale sweep tournament_categories --out runs/tournament_categories --no-report
 
 Two categories were chosen after a look at eight (`LOOK`: the first three of `NAMES`, three rates, one seed), where in
-as many rows only DIN was below the base rate, in the last tenth. The runs' note: `notebooks/runs/README.md`.
+as many rows only DIN was below the base rate, in the last tenth. The runs' note: `notebooks/runs/sequences.md`.
 """
 
 from ml_collections import ConfigDict

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 from PIL import Image
 
 from recscale.scaling.laws import fit
 from recscale.scaling.report import captions, figures, frame, truth, views
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-RUNS = FOLDER / "runs"
 # Of a ladder, the heading of its section in the notes.
 HEADINGS = {
     "mixer_ladder": "## The mixer ladder",
@@ -58,7 +58,7 @@ def test_a_figure_says_what_is_granted(ladder):
 
 def test_the_notes_quote_granted_numbers_only(ladder):
     _, heading, view = ladder
-    text = (RUNS / "README.md").read_text(encoding="utf-8")
+    text = notes()
     section = " ".join(text[text.index(heading) :].split("\n## ")[0].split())
     granted = {q.text() for series in view.series for q in series.quantities() if q.value is not None}
     for series in view.series:
@@ -73,7 +73,7 @@ def test_the_notes_quote_granted_numbers_only(ladder):
 def test_the_designed_runs_narrow_the_exponent_as_the_notes_say():
     tables = [pd.read_parquet(RUNS / f"{name}.parquet") for name in ("quickstart", "quickstart_designed")]
     runs = pd.concat(tables).query("architecture == 'rankmixer'")
-    text = " ".join((RUNS / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join(notes().split())
     for most, words in ((1.2e5, "half-width of **.015**"), (np.inf, "the half-width is .024")):
         law = fit(runs[runs["dense_params"] < most], "power", "dense_params", "excess_logloss", bootstrap=0)
         low, high = law.intervals["alpha"]

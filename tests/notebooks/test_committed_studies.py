@@ -1,14 +1,11 @@
 """Notes of the committed studies of cold items and budgets quote the rows that are committed beside them."""
 
-from pathlib import Path
-
 import pandas as pd
+from committed_runs import RUNS, notes
 
 from recscale.scaling.acceptance import budgets, cold_start, cold_start_log
 from recscale.scaling.report.orderings import as_option, judge
 from recscale.sweeps.papers import promo
-
-RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 
 
 def saved(row, digits=2):
@@ -59,7 +56,7 @@ def budgets_table():
 
 
 def test_notes_quote_the_committed_rows():
-    text = (RUNS / "README.md").read_text(encoding="utf-8")
+    text = notes()
     assert "\n".join(cold_start_table()) in text
     assert "\n".join(ranks_table()) in text
     assert "\n".join(budgets_table()) in text
@@ -82,7 +79,7 @@ def test_readme_quotes_the_committed_runs_on_movielens():
 
 
 def test_the_note_on_movielens_says_what_is_held_and_by_how_much():
-    text = " ".join((RUNS / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join(notes().split())
     runs, orderings = promo.get_orderings(pd.read_parquet(RUNS / "cold_start_movielens.parquet"))
     found = {one.ordering.id: one for one in judge(runs, as_option(orderings)) if one.outcome == "held"}
     assert set(found) == {f"base.{metric}" for metric in cold_start_log.METRICS}

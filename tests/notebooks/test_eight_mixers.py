@@ -1,17 +1,15 @@
 """The study of eight mixers at equal size: the note says what the committed runs hold, with few rows and with more."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 
 from recscale.scaling.report import truth
 from recscale.scaling.report.estimands import perfect_learner
 from recscale.scaling.report.orderings import Ordering, as_option, judge
 from recscale.sweeps.mixers import mixers_by_rows_others, mixers_by_rows_shapes, mixers_by_size_others
 
-RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 ARMS = {
     "rankmixer": "RankMixer",
     "dlrm_mlp": "DLRM-MLP",
@@ -68,7 +66,7 @@ def matrix_lines(rows):
 
 @pytest.mark.parametrize("rows", TABLES)
 def test_the_note_quotes_the_verdicts(rows):
-    assert "\n".join(matrix_lines(rows)) in (RUNS / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(matrix_lines(rows)) in notes()
 
 
 def test_what_the_note_says_of_experts_and_of_those_that_hardly_start():

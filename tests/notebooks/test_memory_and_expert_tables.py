@@ -1,10 +1,9 @@
 """The notes on hash tables and on experts quote the rows that are committed beside them."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 
 from recscale.scaling.data.known_truth import preset
 from recscale.scaling.laws import fit
@@ -14,12 +13,10 @@ from recscale.sweeps.engine.loading import load
 from recscale.sweeps.memories import memory_slots_hashed as hashed
 from recscale.sweeps.mixers import expert_activity
 
-RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
-
 
 @pytest.fixture(scope="module")
 def note():
-    return (RUNS / "README.md").read_text(encoding="utf-8")
+    return notes()
 
 
 def with_ladder(table):

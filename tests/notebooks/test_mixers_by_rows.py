@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from committed_runs import RUNS, notes
 
 from recscale.scaling.laws import fit
 from recscale.scaling.laws.forecasting.forecast_command import forecast
@@ -19,7 +20,6 @@ from recscale.sweeps import quickstart
 from recscale.sweeps.mixers import mixers_by_rows, mixers_by_rows_check, mixers_by_rows_most, mixers_by_rows_rates
 
 ROOT = Path(__file__).parents[2]
-RUNS = ROOT / "notebooks" / "runs"
 WORDS = {"rankmixer": "RankMixer", "dlrm_mlp": "DLRM-MLP"}
 FORECASTS = json.loads((RUNS / "forecast.json").read_text(encoding="utf-8"))
 
@@ -208,13 +208,13 @@ def law_lines():
 
 @pytest.mark.slow
 def test_the_note_quotes_the_laws_of_the_table():
-    note = (RUNS / "README.md").read_text(encoding="utf-8")
+    note = notes()
     for lines in law_lines():
         assert lines in note
 
 
 def test_the_note_quotes_the_runs():
-    assert "\n".join(excess_lines()) in (RUNS / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(excess_lines()) in notes()
 
 
 def test_the_orderings_that_the_note_names():

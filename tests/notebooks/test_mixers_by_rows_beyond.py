@@ -1,16 +1,14 @@
 """All sizes of RankMixer and the MLP with 1.25e6 rows: the note says what the committed runs hold."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 
 from recscale.scaling.records.number_text import value_text
 from recscale.scaling.report.views import make_views
 from recscale.sweeps.mixers import mixers_by_rows_beyond
 
-RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 WORDS = {"rankmixer": "RankMixer", "dlrm_mlp": "DLRM-MLP"}
 TABLES = ("quickstart", "mixers_by_size", "mixers_by_rows_beyond")
 
@@ -55,7 +53,7 @@ def law_lines(runs):
 
 
 def test_the_note_quotes_the_sizes_and_their_law(runs):
-    note = (RUNS / "README.md").read_text(encoding="utf-8")
+    note = notes()
     assert "\n".join(excess_lines(runs)) in note
     assert "\n".join(law_lines(runs)) in note
 

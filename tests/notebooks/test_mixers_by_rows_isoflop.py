@@ -1,9 +1,8 @@
 """The groups of equal compute of the study over sizes and rows: the note says what the committed runs hold."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 
 from recscale.scaling.laws import fit
 from recscale.scaling.laws.isoflop.allocation import per_unit_of, splits
@@ -13,7 +12,6 @@ from recscale.scaling.records.number_text import amount
 from recscale.sweeps import quickstart
 from recscale.sweeps.mixers import mixers_by_rows_isoflop, mixers_by_rows_isoflop_largest
 
-RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 WORDS = {"rankmixer": "RankMixer", "dlrm_mlp": "DLRM-MLP"}
 
 
@@ -85,7 +83,7 @@ def test_the_table_holds_the_runs_of_both_files(groups):
 
 @pytest.mark.slow
 def test_the_note_quotes_the_groups(groups, joint):
-    note = (RUNS / "README.md").read_text(encoding="utf-8")
+    note = notes()
     assert "\n".join(group_lines(groups, joint)) in note
     assert "\n".join(approach_lines(groups, joint)) in note
 

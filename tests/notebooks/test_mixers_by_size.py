@@ -1,11 +1,11 @@
 """The study of partners of the quickstart's pair: the note says what the committed runs hold."""
 
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 
 from recscale.scaling.laws import compare, fit
 from recscale.scaling.laws.comparing.equal_loss import equal_loss
@@ -14,7 +14,6 @@ from recscale.scaling.report.views import make_views
 from recscale.sweeps import quickstart
 from recscale.sweeps.mixers import mixers_by_rows_others, mixers_by_size, mixers_by_size_seeds
 
-RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 WORDS = {"rankmixer": "RankMixer", "dlrm_mlp": "DLRM-MLP", "dcnv2": "DCNv2", "tokenmixer_large": "TokenMixer-Large"}
 # By rows: the tables that hold runs at the sizes of the quickstart.
 TABLES = {1_250_000: ("quickstart", "mixers_by_size"), 250_000: ("mixers_by_rows_others",)}
@@ -34,7 +33,7 @@ def runs():
 
 @pytest.fixture(scope="module")
 def note():
-    return (RUNS / "README.md").read_text(encoding="utf-8")
+    return notes()
 
 
 def excess_lines(runs):

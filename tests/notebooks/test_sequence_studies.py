@@ -1,24 +1,23 @@
 """Notes of LONGER's start and of the tournament quote the runs that are committed beside them, every figure of them."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 
 from recscale.scaling.data.known_truth import preset
 from recscale.scaling.records.number_text import value_text
 from recscale.scaling.report.orderings import Ordering, as_option, judge
 from recscale.sweeps.sequences import length_ladder, longer_start, tournament, tournament_categories
 
-RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 # A tenth of the rows of these runs, and of the length ladder's million.
 TENTHS = (12_000, 100_000)
 
 
 @pytest.fixture(scope="module")
 def text():
-    return (RUNS / "README.md").read_text(encoding="utf-8")
+    return notes()
 
 
 def starts(rows):

@@ -1,11 +1,10 @@
 """The ladders of interaction backbones: what a fit needs of them, planned without training anything; and whether the
 note beside the committed table says what the table holds."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 
 from recscale.sweeps.engine.loading import load
 from recscale.sweeps.engine.plan import make_plan
@@ -45,7 +44,6 @@ def test_a_ladder_has_what_a_fit_needs(name):
         assert all(later <= 1.05 * earlier for earlier, later in zip(centres, centres[1:], strict=False))
 
 
-RUNS = Path(__file__).parents[2] / "notebooks" / "runs"
 NOTED = {"rankmixer": "RankMixer", "tokenmixer_large": "TokenMixer-Large", "dlrm_mlp": "DLRM-MLP", "dcnv2": "DCNv2"}
 
 
@@ -63,8 +61,8 @@ def excess():
 
 
 def test_the_note_of_the_mixer_ladder_says_what_its_table_holds(excess):
-    text = (RUNS / "README.md").read_text()
-    section = text[text.index("## The mixer ladder") : text.index("## The length ladder")]
+    text = notes()
+    section = text.split("## The mixer ladder")[1].split("\n## ")[0]
     for name, start in NOTED.items():
         (line,) = [line for line in section.splitlines() if line.startswith(f"| {start} ")]
         noted = [float(cell) for cell in line.split("|")[2:-1]]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from committed_runs import RUNS, notes
 
 from recscale.scaling import cli
 from recscale.scaling.laws.planning.foresee import foreseen
@@ -17,7 +18,6 @@ from recscale.sweeps.engine.plan import make_plan
 from recscale.sweeps.engine.tables import planned_table
 
 ROOT = Path(__file__).parents[2]
-RUNS = ROOT / "notebooks" / "runs"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_the_readme_says_what_the_committed_table_says(verdict):
 
 
 def test_the_note_says_what_the_committed_tables_say(verdict):
-    section = (RUNS / "README.md").read_text(encoding="utf-8").split("## The quickstart")[1].split("## ")[0]
+    section = notes().split("## The quickstart")[1].split("## ")[0]
     note = " ".join(section.split())
     shares = [share.value for share in verdict.share.shares]
     assert f"needs {shares[0]:.2f}, {shares[1]:.2f} and {shares[2]:.2f} of".replace("0.", ".") in note
@@ -85,7 +85,7 @@ def test_the_note_says_what_the_committed_tables_say(verdict):
 
 @pytest.mark.parametrize("world", [0, *(pytest.param(world, marks=pytest.mark.slow) for world in (1, 2))])
 def test_the_note_says_what_came_of_worlds_that_nothing_was_tuned_on(world):
-    section = (RUNS / "README.md").read_text(encoding="utf-8").split("## The quickstart")[1].split("## ")[0]
+    section = notes().split("## The quickstart")[1].split("## ")[0]
     groups = list(pd.read_parquet(RUNS / "quickstart_worlds.parquet").groupby("preset_changes"))
     assert len(groups) == 3
     name, runs = groups[world]

@@ -1,12 +1,12 @@
 """The sweep files of the memory family load and plan: what they hold fixed, and what they vary."""
 
 import itertools
-from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 from flax import nnx
 from scipy.stats import binom, poisson
 
@@ -106,12 +106,9 @@ def test_hash_tables_stand_beside_memories_in_one_world():
         assert row["counts"]["active_params"] < 1_000 and row["counts"]["memory_params"] == 16 * 2**12
 
 
-RUNS = Path(__file__).parents[3] / "notebooks" / "runs"
-
-
 def noted(start):
     """Figures of the line of the run tables' note that begins so, one per size, nothing where none was run."""
-    (line,) = [line for line in (RUNS / "README.md").read_text().splitlines() if line.startswith(f"| {start}")]
+    (line,) = [line for line in notes().splitlines() if line.startswith(f"| {start}")]
     return np.asarray([float(cell) if cell.strip() else np.nan for cell in line.split("|")[2:-1]])
 
 

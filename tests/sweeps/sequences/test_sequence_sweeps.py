@@ -2,11 +2,11 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from committed_runs import RUNS, notes
 
 from recscale import models
 from recscale.scaling.data import make_source
@@ -126,7 +126,6 @@ def test_history_length_reaches_the_model(length):
     assert rows[0]["counts"] == dataclasses.asdict(models.count("longer+rankmixer", source.schema)) | rows[0]["counts"]
 
 
-RUNS = Path(__file__).parents[3] / "notebooks" / "runs"
 NOTED = {
     "din+rankmixer": "DIN + RankMixer",
     "hyformer": "HyFormer",
@@ -137,7 +136,7 @@ NOTED = {
 
 def test_the_note_of_the_length_ladder_says_what_its_table_holds():
     table = pd.read_parquet(RUNS / "length_ladder.parquet")
-    text = (RUNS / "README.md").read_text(encoding="utf-8")
+    text = notes()
     section = text[text.index("## The length ladder") : text.index("## LONGER's start")]
 
     def noted(start):
