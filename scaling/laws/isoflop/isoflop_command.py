@@ -30,7 +30,12 @@ def isoflop(table: Path, where: str | None, as_json: bool, **options: Any) -> No
     One architecture's: --where keeps it, of a table of several.
     """
     runs = read_and_tell(table)
-    found, groups, remarks = approaches(runs if where is None else runs[rows_where(runs, where)], **options)
+    runs = runs if where is None else runs[rows_where(runs, where)]
+    found, groups, remarks = approaches(runs, **options)
+    names = sorted(map(str, runs["architecture"].dropna().unique())) if "architecture" in runs else []
+    if len(names) > 1:
+        keep = f"--where \"architecture == '{names[0]}'\""
+        remarks = [*remarks, f"groups mix runs of {', '.join(names)}; keep one of them, e.g. {keep}"]
     show(as_grid(found, remarks))
     told = {"approaches": found, "isoflop": groups, "remarks": remarks} if as_json else None
     leave(granted=any(f.a is not None for f in found), told=told)

@@ -71,7 +71,9 @@ def test_the_command_prints_one_table(table, tmp_path):
     both = pd.concat([table.assign(architecture="a"), table.assign(architecture="b", logloss=table.logloss * 2)])
     both.to_parquet(tmp_path / "runs.parquet")
     one = CliRunner().invoke(isoflop, [str(tmp_path), "--bootstrap", "50", "--json", "--where", "architecture == 'a'"])
-    assert json.loads(one.output.splitlines()[-1]) == told
+    assert json.loads(one.output.splitlines()[-1]) == told and "mix runs" not in one.output
+    mixed = CliRunner().invoke(isoflop, [str(tmp_path), "--bootstrap", "0"])
+    assert "mix runs of a, b; keep one of them" in " ".join(mixed.output.split())
     table[table.dense_params < 1e8].drop(columns="flops_target").to_parquet(tmp_path / "runs.parquet")
     refused = CliRunner().invoke(isoflop, [str(tmp_path), "--bootstrap", "0"])
     assert refused.exit_code == 3 and "refused" in refused.output
