@@ -10,8 +10,9 @@ many rows a run was first 2 % below the base rate's logloss, null where it never
     recscale sweep tournament --out runs/tournament --no-report
 
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
-all eight at 16, 64 and 256 events with equal FLOPs. The search began with five rates for STCA at 256. Add to it, then
-`recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/sequences.md`.
+all eight at 16, 64 and 256 events with equal FLOPs (where the search began with five rates for STCA at 256), and at 64
+with equal total, every encoder at the best of all `SHARES`. Add to it, then `recscale sweep tournament --out
+runs/tournament --extend`. The runs' note: `notebooks/runs/sequences.md`.
 """
 
 from collections.abc import Sequence
@@ -50,9 +51,16 @@ BEST = {
     "target_attention+rankmixer": 4e-3,
 }
 # The share of each encoder that was best in the search of "equal total"; one that is not here is tried at all `SHARES`.
-SHARE: dict[str, float] = {}
+SHARE = {
+    "longer+rankmixer": 0.2,
+    "sasrec+rankmixer": 0.4,
+    "din+rankmixer": 0.2,
+    "stca+rankmixer": 0.8,
+    "hstu+rankmixer": 0.4,
+    "target_attention+rankmixer": 0.6,
+}
 # Protocol -> length -> names.
-STAGES = {"equal FLOPs": {16: [*NAMES], 64: [*NAMES], 256: [*NAMES]}}
+STAGES = {"equal FLOPs": {16: [*NAMES], 64: [*NAMES], 256: [*NAMES]}, "equal total": {64: [*NAMES]}}
 
 
 def get_config() -> ConfigDict:

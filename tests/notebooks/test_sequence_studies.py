@@ -123,13 +123,14 @@ def tournament_runs(table="tournament"):
     assert (runs["status"] == "done").all()
     own = runs.groupby(["history_length", "arm"])
     assert (own["seed"].nunique() == 5).all() and (own["lr_dense"].nunique() == 1).all() and (own.size() == 5).all()
-    runs["arm"] = runs["arm"].str.removesuffix("+rankmixer").map(WORDS)
+    runs["arm"] = runs["arm"].str.split(",").str[0].str.removesuffix("+rankmixer").map(WORDS)
     return dict(list(runs.groupby("history_length")))
 
 
-def tournament_table(runs):
-    """Best first: each beside LONGER, and beside the next below it."""
-    headings = ["", "best rate", "training FLOPs a row, 1e5", "below the base rate after", "logloss"]
+def tournament_table(runs, *, shares=False):
+    """Best first: each beside LONGER, and beside the next below it; where they differ, with the shares of encoders."""
+    headings = ["", *(["encoder"] if shares else []), "best rate", "training FLOPs a row, 1e5"]
+    headings += ["below the base rate after", "logloss"]
     headings += ["saves on LONGER", "saves on the next"]
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     order = runs.groupby("arm")["logloss"].mean().sort_values().index
@@ -138,7 +139,9 @@ def tournament_table(runs):
         rate = f"{rows['lr_dense'].iloc[0]:g}" + ("" if rows["lr_bracketed"].all() else ", at the edge")
         flops = (rows["train_flops"] / rows["examples_seen"]).iloc[0] / 1e5
         gains = ["" if name == other or other is None else verdict(runs, name, other) for other in ("LONGER", below)]
-        lines.append("| " + " | ".join([name, rate, f"{flops:.1f}", starts(rows), loss(rows), *gains]) + " |")
+        share = (rows["encoder_params"] / rows["dense_params"]).iloc[0]
+        encoder = [] if not shares else [""] if pd.isna(share) else [f"{share:.2f}"]
+        lines.append("| " + " | ".join([name, *encoder, rate, f"{flops:.1f}", starts(rows), loss(rows), *gains]) + " |")
     return lines
 
 
@@ -217,6 +220,52 @@ def test_the_tournaments_rates_are_the_best_of_those_searched():
         best = rows["lr_dense"][rows["logloss"].idxmin()]
         assert (own["lr_dense"] == best).all() and rows["lr_dense"].min() < best < rows["lr_dense"].max()
         assert (own["lr_trials"] == len(rows)).all() and own["lr_bracketed"].all()
+
+
+def test_the_note_of_equal_total_size_quotes_its_runs(text):
+    ((length, runs),) = tournament_runs("tournament_total").items()
+    assert [length] == list(tournament.STAGES["equal total"]) and set(runs["arm"]) == set(WORDS.values())
+    assert "\n".join(tournament_table(runs, shares=True)) in text
+    off = runs["dense_params"] / tournament.SIZE - 1
+    assert f"within {100 * off.abs().max():.1f} % of 4e4" in text
+    text = " ".join(text.split())
+    last = outcomes(runs, "LONGER")
+    assert last == [set(WORDS.values()) - {"LONGER"}, set(), set()]
+    assert runs.loc[runs["arm"] == "LONGER", "examples_to_start"].isna().sum() == 1
+    cost = runs.groupby("arm")["train_flops"].first()
+    first = ("HyFormer", "HSTU", "SASRec")
+    assert cost["LONGER"] < cost[[*first]].min() / 2 and cost.idxmax() == "DIN"
+    gains = [saved(runs, name, "DIN") for name in first]
+    assert all(found.outcome == "held" for found, _ in gains)
+    assert f"above DIN by {gains[0][1]}, {gains[1][1]} and {gains[2][1]}, and not told apart" in text
+    alike = {*first, "target attention"}
+    assert all(alike - {name} == outcomes(runs, name, alike)[2] for name in alike)
+    equal = tournament_runs()[length]
+    assert equal.groupby("arm")["logloss"].mean().idxmax() == "HyFormer"
+    sizes = equal.groupby("arm")["dense_params"].first()
+    assert f"with {sizes['HyFormer']:,} parameters" in text and f"there with {sizes['DIN']:,}," in text
+    means = [rows.groupby("arm")["logloss"].mean()["DIN"] for rows in (runs, equal)]
+    assert f"({means[0]:.4f} for {means[1]:.4f})".replace("0.", ".") in text
+    backbones = [(rows["dense_params"] - rows["encoder_params"])[rows["arm"] == "DIN"].max() for rows in (runs, equal)]
+    assert backbones[0] < backbones[1]
+    search = pd.read_parquet(RUNS / "tournament_total_rates.parquet").query("architecture == 'din+rankmixer'")
+    best = search.groupby("match_id")["logloss"].min()
+    deviation = runs.loc[runs["arm"] == "DIN", "logloss"].std()
+    said = f"within {best.max() - best.min():.4f} of each other, its seeds deviate by {deviation:.4f}"
+    assert said.replace("0.", ".") in text
+
+
+def test_the_rates_and_shares_of_equal_total_size_are_the_best_of_those_searched():
+    search, runs = (pd.read_parquet(RUNS / f"tournament_total{end}.parquet") for end in ("_rates", ""))
+    assert (search["status"] == "done").all() and not set(search["data_seed"]) & set(runs["data_seed"])
+    for name, rows in search.groupby("architecture"):
+        best = rows.loc[rows["logloss"].idxmin()]
+        own = runs[runs["architecture"] == name]
+        assert (own["lr_dense"] == best["lr_dense"]).all() and (own["dense_params"] == best["dense_params"]).all()
+        tried = rows.loc[rows["match_id"] == best["match_id"], "lr_dense"]
+        assert (own["lr_bracketed"] == (tried.min() < best["lr_dense"] < tried.max())).all()
+        assert (own["lr_trials"] == len(tried)).all()
+        assert "+" not in name or own["arm"].iloc[0].endswith(f", {tournament.SHARE[name]:g}")
 
 
 def test_the_note_of_the_world_with_categories_quotes_its_runs(text):
