@@ -34,10 +34,7 @@ ARMS = {
     "heads of width 8": {"head_dim": 8},
     "norm on attention": {"output_norm": True},
 }
-AT = {
-    128: [name for name in ARMS if name not in ("one inner head", "heads of width 8")],
-    512: ["newest row, 8 queries"],
-}
+AT = {128: [*ARMS], 512: ["newest row, 8 queries"]}
 
 # What the runs recommend.
 RECOMMENDED = SETTINGS["longer+rankmixer"] | {"model.encoder.readout": "globals_newest", "model.encoder.queries": 8}

@@ -107,6 +107,11 @@ def test_what_the_note_of_longers_start_claims(text):
     assert found.outcome == small.outcome == norm.outcome == "inside noise"
     assert f"A norm on what attention adds saves {normed}, inside noise" in text
     assert start["norm on attention", 128, 1.5e-3].isna().sum() == 1
+    heads = [saved(at_best, name, "LONGER") for name in ("one inner head", "heads of width 8")]
+    assert all(found.outcome == "inside noise" for found, _ in heads)
+    assert f"in place of four, {heads[0][1]}, and heads of width 8 in place of 32, {heads[1][1]}: one and two" in text
+    never = start.isna().groupby(["arm", "history_length", "lr_dense"]).sum()
+    assert never["one inner head", 128, 1.5e-3] == 1 and never["heads of width 8", 128, 1.5e-3] == 2
     assert (early["newest row", 128] == 5).all() and (early["small InnerTrans", 128] == 2).all()
     assert start["8 queries", 128, 1.5e-3].isna().sum() == 1
     assert not (start <= TENTHS[0]).any() and TENTHS[0] // runs["batch_rows"].unique().item() + 1 == 47
