@@ -9,6 +9,9 @@ many rows a run was first 2 % below the base rate's logloss, null where it never
 
     recscale sweep tournament --out runs/tournament --no-report
 
+Readers are compared at one length at a time. There is no figure along it: position tables grow with the length, by more
+than a tenth of a small encoder.
+
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
 all eight at 16, 64 and 256 events with equal FLOPs (where the search began with five rates for STCA at 256), and at 64
 with equal total, every encoder at the best of all `SHARES`. Add to it, then `recscale sweep tournament --out
@@ -20,7 +23,6 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from recscale.sweeps import Sweep, by_dense_params, by_history_length, chain, noted, product, seeds
-from recscale.sweeps.base import power_law
 from recscale.sweeps.sequences import length_ladder, longer_start
 
 SIZE = 4e4
@@ -103,7 +105,3 @@ def model(protocol: str, name: str, shares: Sequence[float] = SHARES) -> Sweep:
               arm=f"{name}, total, {share:g}")
         for share in shares
     ))  # fmt: skip
-
-
-def get_report() -> dict:
-    return power_law("history_length", hold_out=False)

@@ -17,7 +17,6 @@ as many rows only DIN was below the base rate, in the last tenth. The runs' note
 from ml_collections import ConfigDict
 
 from recscale.sweeps import Sweep, axis, by_history_length, chain, noted, product, seeds
-from recscale.sweeps.base import power_law
 from recscale.sweeps.sequences import length_ladder, longer_start, tournament
 
 LENGTH, CATEGORIES, LOOK, EXAMPLES = 64, 2, 8, 240_000
@@ -51,7 +50,3 @@ def model(name: str) -> Sweep:
     """One of the encoders in front of the tournament's RankMixer."""
     settings = tournament.NAMES[name] | SIZES.get(name, {})
     return noted([{"architecture": name} | longer_start.BEHIND | settings], arm=name)
-
-
-def get_report() -> dict:
-    return power_law("history_length", hold_out=False)
