@@ -15,13 +15,13 @@ touched from the start, and no address can serve the frequent ones first.
 
     recscale sweep memory_slots_hashed --out runs/memory_slots_hashed --no-report
 
-Measured 2026-11-30 on one shared core of an AMD EPYC, jax 0.10.2, a part of it: 218 runs in stages (`plan --extend`),
-about 40 min. MSN is the best at every size. At 2^16 slots one hashed row is above `pkm` by .0079 [.0071, .0088], MSN by
-.0156 [.0149, .0163]; at 2^12 `pkm` is above eight hashed rows by .0110 [.0091, .0130]. Counting a row's own updates is
-worse at 2^16, and Adagrad is the best on hash tables. Where all pairs are alike, counting a row's own updates gains
-nothing, and `pkm` is ahead of hashes at 2^12 slots by .046. With 8e6 rows `pkm` is .0017 behind one hashed row.
-No law with a floor is granted. Not run: `pkm` by Adam by row below 2^16 slots, with 8e6 rows what the note lists. Why:
-`notebooks/runs/memories.md`.
+Measured 2026-11-30 on one shared core of an AMD EPYC, then of an Intel Xeon, jax 0.10.2, a part of it: 218 runs in
+stages (`plan --extend`), about 40 min. MSN is the best at every size. At 2^16 slots one hashed row is above `pkm` by
+.0079 [.0071, .0088], MSN by .0156 [.0149, .0163]; at 2^12 `pkm` is above eight hashed rows by .0110 [.0091, .0130].
+Counting a row's own updates is worse at 2^16, and Adagrad is the best on hash tables. Where all pairs are alike,
+counting a row's own updates gains nothing, and `pkm` is ahead of hashes at 2^12 slots by .046. With 8e6 rows `pkm` is
+.0017 behind one hashed row. No law with a floor is granted. Not run: `pkm` by Adam by row below 2^16 slots, with 8e6
+rows what the note lists. Why: `notebooks/runs/memories.md`.
 """
 
 from recscale.scaling.report.orderings import Ordering
