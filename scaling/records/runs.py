@@ -272,6 +272,7 @@ def run_row(record: dict[str, Any]) -> dict[str, Any]:
         "lr_rule": record.get("lr_rule", "fixed"),
         "lr_bracketed": record.get("lr_bracketed"),
         "lr_trials": record.get("lr_trials"),
+        "lr_first_trials": record.get("lr_first_trials"),
         "batch_rows": work.get("batch_rows"),
         "optimizer": training.get("optimizer"),
         "schedule": training.get("schedule"),

@@ -118,7 +118,7 @@ def seeds(count: int) -> Sweep:
 
 
 # What a point may note about its runs besides their configuration, and in which column of the run table it ends.
-NOTES = ("match_id", "arm", "lr_rule", "lr_trials", "lr_bracketed")
+NOTES = ("match_id", "arm", "lr_rule", "lr_trials", "lr_first_trials", "lr_bracketed")
 _NOTE = "note."
 
 
@@ -126,7 +126,8 @@ def noted(points: Sequence[Mapping[str, Any]], **notes: Any) -> Sweep:
     """Points with notes: recorded with their runs, columns of the run table, no part of what is trained.
 
     match_id: equal for shapes of two architectures that are compared with each other; arm: what the run is called in a
-    comparison of variants; lr_rule, lr_trials, lr_bracketed: how the rate was found, if it was elsewhere.
+    comparison of variants; lr_rule, lr_trials, lr_first_trials, lr_bracketed: how the rate was found, if it was
+    elsewhere.
 
     Raises:
         ValueError: a note that no run table has a column for.
@@ -143,12 +144,12 @@ def split_notes(point: Mapping[str, Any]) -> tuple[Point, dict[str, Any]]:
     return {key: value for key, value in point.items() if not key.startswith(_NOTE)}, notes
 
 
-# Of a search for rates: how far apart they are.
-RATE_FACTOR = 2.0
+# Of a search for rates: how many of a shape, and how far apart they are.
+RATE_TRIALS, RATE_FACTOR = 3, 2.0
 
 
 def rate_search(
-    points: Sequence[Mapping[str, Any]], trials: int = 3, factor: float = RATE_FACTOR, log_seed: int = 1
+    points: Sequence[Mapping[str, Any]], trials: int = RATE_TRIALS, factor: float = RATE_FACTOR, log_seed: int = 1
 ) -> Sweep:
     """A search for the learning rate of every shape, on a split of its own, with the same trials for all.
 

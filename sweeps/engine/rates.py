@@ -12,7 +12,7 @@ import pandas as pd
 from recscale.scaling.records.advice import advised
 from recscale.scaling.records.runs import FINISHED, has_records, run_table
 
-from .combinators import RATE_FACTOR, Sweep, noted, rate_search, rounded_rate, searched_name
+from .combinators import RATE_FACTOR, RATE_TRIALS, Sweep, noted, rate_search, rounded_rate, searched_name
 from .loading import SweepFile
 
 # The folder of the search inside that of the sweep: a plan, runs and a run table of its own.
@@ -47,7 +47,7 @@ def points_of(loaded: SweepFile, out: Path, *, search: bool) -> Sweep:
         raise ValueError(
             f"{loaded.path} trains at rates that are not found yet: {command} finds them first, in {folder}"
         )
-    return at_found_rates(loaded.points(), table)
+    return at_found_rates(loaded.points(), table, **options)
 
 
 def points_beyond(loaded: SweepFile, folder: Path) -> Sweep:
@@ -92,25 +92,29 @@ def _best(tried: pd.DataFrame) -> tuple[pd.Series, float | None]:
     return rates, float(rates.to_numpy()[loss.fillna(math.inf).argmin()]) if loss.notna().any() else None
 
 
-def at_found_rates(points: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> Sweep:
+def at_found_rates(
+    points: Sequence[Mapping[str, Any]], table: pd.DataFrame, *, trials: int = RATE_TRIALS, **_: Any
+) -> Sweep:
     """Every point at its best rate, with notes that say how it was found.
 
     Args:
         table: run table of `rate_search(points)` and what followed it. Best is the lowest logloss; a diverged rate is
             never best.
+        trials: of a shape in `rate_search(points)`, alike for all; `table` has more where the search went on.
 
     Raises:
         ValueError: a point of which no trial was finished, named by its settings.
     """
-    trials = dict(list(table.groupby("match_id")))
+    tried = dict(list(table.groupby("match_id")))
     found: Sweep = []
     for point in points:
-        rates, best = _best(trials.get(searched_name(point), table.iloc[:0]))
+        rates, best = _best(tried.get(searched_name(point), table.iloc[:0]))
         if best is None:
             raise ValueError(f"no rate of the search was trained to its end for {dict(point)}; give it another centre")
         notes = {
             "lr_rule": "best on another stream",
             "lr_trials": len(rates),
+            "lr_first_trials": trials,
             "lr_bracketed": bool(rates.min() < best < rates.max()),
         }
         found += noted([dict(point) | {"training.lr": best}], **notes)

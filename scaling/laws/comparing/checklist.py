@@ -108,9 +108,11 @@ def missing(items: list[Item]) -> list[str]:
 
 
 def _learning_rate(sides: list[tuple[str, pd.DataFrame]]) -> Item:
+    """Trials are equal where every search began with as many. Where the best of them was the lowest or highest a search
+    goes on by one rule for all, or its optimum would not be interior: those further trials are told, not compared."""
     text = "interior learning-rate optimum per size for both, with equal trials"
     details, states = [], []
-    trials = []
+    trials, first = [], []
     for name, rows in sides:
         bracketed = rows.get("lr_bracketed")
         if bracketed is None or bracketed.isna().any():
@@ -121,10 +123,14 @@ def _learning_rate(sides: list[tuple[str, pd.DataFrame]]) -> Item:
         states.append(open_runs == 0)
         details.append(f"{name}: {open_runs} of {len(rows)} runs not bracketed")
         trials.append(_distinct(rows, "lr_trials"))
+        first.append(_distinct(rows, "lr_first_trials"))
     if None in states:
         return Item("learning_rate", text, None, "; ".join(details), True)
-    equal = len(trials) == 2 and trials[0] == trials[1] and bool(trials[0])
+    compared = first if all(first) else trials
+    equal = len(compared) == 2 and compared[0] == compared[1] and bool(compared[0])
     details.append(f"trials {trials[0]} and {trials[1]}" if all(trials) else "lr_trials not recorded")
+    if all(first):
+        details.append(f"at first {first[0]} and {first[1]}")
     return Item("learning_rate", text, (all(states) and equal) if all(trials) else None, "; ".join(details), True)
 
 

@@ -23,7 +23,7 @@ NUMBERS = (
     "encoder_params", "position_params", "backbone_params", "memory_params", "memory_slots", "history_length",
     "active_fraction", "expert_granularity", "saturated_experts", "train_flops", "train_flops_per_row",
     "forward_flops_per_row", "flops_target", "params_target", "examples", "unique_examples", "epochs", "base_rate",
-    "hash_collision_share",
+    "hash_collision_share", "lr_first_trials",
     "lr_dense", "lr_embedding", "lr_trials", "batch_rows", "warmup_examples", "logloss", "ne", "auc", "gauc",
     "calibration", "metric_window_rows", "metric_se", "excess_logloss", "entropy_floor", "asymptote", "wall_s",
     "step_ms", "rows_per_s", "mfu", "input_wait_share", "examples_seen", "replicas", "device_hours", "peak_host_bytes",

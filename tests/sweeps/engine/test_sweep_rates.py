@@ -63,6 +63,8 @@ def test_a_search_goes_on_beyond_an_edge_up_to_four_rates_and_not_elsewhere():
     assert not beyond_edges(first, table)
     found = at_found_rates(POINTS, table)
     assert [p["note.lr_bracketed"] for p in found] == [True, True, False, False] and found[2]["note.lr_trials"] == 7
+    assert {p["note.lr_first_trials"] for p in found} == {3}
+    assert at_found_rates(POINTS, table, trials=4, factor=2.0)[0]["note.lr_first_trials"] == 4
 
 
 SWEEP = """
@@ -97,6 +99,7 @@ def test_a_sweep_searches_its_rates_then_judges_its_orderings(call, tmp_path):
     rates, table = collect(out / "rates"), collect(out)
     assert len(rates) == table.groupby("arm")["lr_trials"].first().sum() and set(table["arm"]) == {"wide", "narrow"}
     assert set(rates["data_seed"]) == {1} and set(table["data_seed"]) == {0}
+    assert (table["lr_first_trials"] == 3).all()
     tried = table.groupby("arm")[["lr_trials", "lr_bracketed"]].first()
     assert tried["lr_bracketed"].all() and tried["lr_trials"].to_dict() == {"wide": 3, "narrow": 5}
     best = rates.loc[rates.groupby("group_id")["logloss"].idxmin()].set_index("shape_id")["lr_dense"]

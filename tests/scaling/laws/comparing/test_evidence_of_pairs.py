@@ -103,6 +103,10 @@ LADDER = runs(sizes=(1.0, 5.0, 10.0, 50.0, 100.0), lr_bracketed=True, lr_trials=
         ({"lr_trials": lambda t: np.where(t.architecture == "a", 4, 3)}, False),
         ({"lr_trials": lambda t: np.where(t.index == 0, np.nan, 3)}, None),
         ({"lr_trials": np.nan}, None),
+        ({"lr_trials": lambda t: np.where(t.architecture == "a", 5, 3), "lr_first_trials": 3}, True),
+        ({"lr_first_trials": lambda t: np.where(t.architecture == "a", 5, 3)}, False),
+        ({"lr_trials": 5, "lr_first_trials": lambda t: np.where(t.architecture == "a", 5, np.nan)}, True),
+        ({"lr_first_trials": 3, "lr_bracketed": lambda t: t.index > 0}, False),
     ],
 )
 def test_rates_are_bracketed_in_as_many_trials(changes, ticked):
