@@ -11,6 +11,9 @@ from recscale.sweeps.engine.combinators import split_notes
 from recscale.sweeps.engine.loading import installed, load
 from recscale.sweeps.engine.plan import lay, make_plan
 
+# These read a log that has to be on disk.
+WITHOUT_A_LOG = {"movielens", "movielens_length", "own_log"}
+
 
 @pytest.mark.parametrize("name", sorted(installed()))
 def test_no_setting_is_out_of_its_range(name):
@@ -24,9 +27,8 @@ def test_no_setting_is_out_of_its_range(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(installed()) - {"movielens", "own_log"}))
+@pytest.mark.parametrize("name", sorted(set(installed()) - WITHOUT_A_LOG))
 def test_every_shape_can_be_traced(name):
-    """`movielens` and `own_log` need a log on disk."""
     loaded = load(name)
     points = loaded.points()
     first = [point for point in points if point.get("seed", points[0].get("seed")) == points[0].get("seed")]
@@ -42,7 +44,6 @@ SETS = {
 }
 # Its question is what the same parameters buy: slots, or a wider network without any.
 SPENT_DIFFERENTLY = {"memory_slots_controls"}
-WITHOUT_A_LOG = {"movielens", "movielens_length", "own_log"}
 
 
 def ladders(loaded, axis):
