@@ -13,8 +13,8 @@ Readers are compared at one length at a time. There is no figure along it: posit
 than a tenth of a small encoder.
 
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
-all eight at 16, 64 and 256 events with equal FLOPs (where the search began with five rates for STCA at 256), and at 64
-with equal total, every encoder at the best of all `SHARES`. Add to it, then `recscale sweep tournament --out
+all eight at 16, 64, 128 and 256 events with equal FLOPs (where the search began with five rates for STCA at 256), and
+at 64 with equal total, every encoder at the best of all `SHARES`. Add to it, then `recscale sweep tournament --out
 runs/tournament --extend`. The runs' note: `notebooks/runs/sequences.md`.
 """
 
@@ -40,7 +40,15 @@ NAMES = {
     "hstu+rankmixer": {"model.encoder.width": 14},
     "target_attention+rankmixer": {"model.encoder.width": 112},
 }
-# The middle of the searches at 64 events, which came first, and of those at other lengths: what was best at 64.
+# LONGER by the paper's share of queries, with what this package assumes where the paper is silent, and by the merge of
+# four events to a token of `NAMES` or of eight to an equally wide one; both within 30 % of the training FLOPs there.
+PUBLISHED = {
+    "published LONGER, merge 4": length_ladder.SETTINGS["longer+rankmixer"],
+    "published LONGER, merge 8": length_ladder.SETTINGS["longer+rankmixer"]
+    | {"model.encoder.merge": 8, "model.encoder.event_width": 4},
+}
+# The middle of the searches at 64 events, which came first, and of those at other lengths: what was best at 64, or
+# where that was not best at 256 events either, a rate between them at 128 and that of 256 at 512.
 RATE, FIRST = 2e-3, 64
 BEST = {
     "longer+rankmixer": 2e-3,
@@ -52,6 +60,11 @@ BEST = {
     "hstu+rankmixer": 4e-3,
     "target_attention+rankmixer": 4e-3,
 }
+LOWERED = ("sasrec+rankmixer", "hyformer", "mixformer", "stca+rankmixer", "hstu+rankmixer")
+LOWER = {
+    128: dict(zip(LOWERED, (2e-3, 2e-3, 4e-3, 1e-3, 2e-3), strict=True)),
+    512: dict(zip(LOWERED, (2e-3, 1e-3, 2e-3, 5e-4, 1e-3), strict=True)),
+}
 # The share of each encoder that was best in the search of "equal total"; one that is not here is tried at all `SHARES`.
 SHARE = {
     "longer+rankmixer": 0.2,
@@ -62,7 +75,7 @@ SHARE = {
     "target_attention+rankmixer": 0.6,
 }
 # Protocol -> length -> names.
-STAGES = {"equal FLOPs": {16: [*NAMES], 64: [*NAMES], 256: [*NAMES]}, "equal total": {64: [*NAMES]}}
+STAGES = {"equal FLOPs": {length: [*NAMES] for length in (16, 64, 128, 256)}, "equal total": {64: [*NAMES]}}
 
 
 def get_config() -> ConfigDict:
@@ -87,12 +100,16 @@ def get_sweep() -> Sweep:
 
 
 def centre(protocol: str, name: str, length: int) -> float:
-    """The middle of the search for a rate: one for all at first, then what was best there."""
-    return RATE if protocol == "equal FLOPs" and length == FIRST else BEST[name]
+    """The middle of the search for a rate: one for all at first, then what was best there or nearby."""
+    if protocol == "equal FLOPs" and length == FIRST:
+        return RATE
+    return LOWER.get(length, {}).get(name, BEST[name])
 
 
 def model(protocol: str, name: str, shares: Sequence[float] = SHARES) -> Sweep:
     """One architecture in one of the protocols, an encoder of "equal total" at each of the shares."""
+    if name in PUBLISHED:
+        return noted([{"architecture": "longer+rankmixer"} | longer_start.BEHIND | PUBLISHED[name]], arm=name)
     if protocol == "equal FLOPs":
         return noted([{"architecture": name} | (longer_start.BEHIND if "+" in name else {}) | NAMES[name]], arm=name)
     if "+" not in name:

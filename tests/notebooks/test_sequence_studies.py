@@ -1,6 +1,8 @@
 """Notes of LONGER's start and of the tournament quote the runs that are committed beside them, every figure of them."""
 
+import itertools
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -155,11 +157,56 @@ def verdict(runs, better, worse):
     return f"**{text}**" if found.outcome in ("held", "failed") else text
 
 
+def own_rows(runs, name):
+    return runs[runs["arm"] == name]
+
+
+def median_start(rows):
+    """Of an arm's five seeds, infinite where the third never starts."""
+    return rows["examples_to_start"].astype(float).fillna(math.inf).median()
+
+
+def start_of_five(runs, name):
+    """Median [first, last] of the seeds, in thousands of rows; a dash where a run never started."""
+    values = sorted(own_rows(runs, name)["examples_to_start"].astype(float).fillna(math.inf) / 1e3)
+    first, middle, last = ("–" if math.isinf(value) else f"{value:.0f}" for value in (values[0], values[2], values[4]))
+    return f"{middle} [{first}, {last}]"
+
+
+def rate_and_flops(runs, name):
+    rows = own_rows(runs, name)
+    rate = f"{rows['lr_dense'].iloc[0]:g}" + ("" if rows["lr_bracketed"].all() else ", at the edge")
+    return f"{rate}; {(rows['train_flops'] / rows['examples_seen']).iloc[0] / 1e5:.1f}"
+
+
+# What a table of the note has in its cells, by its first heading.
+CELLS = {
+    "logloss": lambda runs, name: loss(own_rows(runs, name)),
+    "saves on LONGER": lambda runs, name: "" if name == "LONGER" else verdict(runs, name, "LONGER"),
+    "start": start_of_five,
+    "best rate; FLOPs a row": rate_and_flops,
+}
+
+
+def tournament_matrix(lengths, what):
+    """Architectures by lengths, the best mean loss over the lengths of all eight first."""
+    every = [runs for runs in lengths.values() if runs["arm"].nunique() == len(WORDS)]
+    order = pd.concat(every).groupby("arm")["logloss"].mean().sort_values().index
+    lines = [f"| {what}, at | " + " | ".join(map(str, lengths)) + " |", "|---" * (1 + len(lengths)) + "|"]
+    for name in order if what != "saves on LONGER" else order.drop("LONGER"):
+        cells = [CELLS[what](runs, name) if name in set(runs["arm"]) else "not run" for runs in lengths.values()]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return lines
+
+
 def test_the_note_of_the_tournament_quotes_its_runs(text):
     lengths = tournament_runs()
-    assert set(lengths) == set(tournament.STAGES["equal FLOPs"])
-    for runs in lengths.values():
-        assert runs["lr_bracketed"].all() and "\n".join(tournament_table(runs)) in text
+    assert {length: len(set(runs["arm"])) for length, runs in lengths.items()} == {
+        length: len(names) for length, names in tournament.STAGES["equal FLOPs"].items()
+    }
+    assert all(runs["lr_bracketed"].all() for runs in lengths.values())
+    for what in CELLS:
+        assert "\n".join(tournament_matrix(lengths, what)) in text
 
 
 def outcomes(runs, better, others=None):
@@ -169,45 +216,63 @@ def outcomes(runs, better, others=None):
     return [{name for name in names if found[name] == outcome} for outcome in ("held", "failed", "inside noise")]
 
 
+EVERY = set(WORDS.values())
+LATE = {"HSTU", "STCA", "MixFormer", "HyFormer"}
+# Length -> those above LONGER, and those below.
+BESIDE_LONGER = {
+    16: (EVERY - {"LONGER", "HyFormer"}, set()),
+    64: ({"DIN", "HSTU", "SASRec", "target attention", "STCA"}, set()),
+    128: ({"DIN"}, {"HyFormer"}),
+    256: ({"DIN"}, LATE),
+}
+# Length -> those inside noise of DIN; all others are below it.
+BESIDE_DIN = {16: {"SASRec", "HSTU"}, 64: {"target attention"}, 128: set(), 256: set()}
+
+
+def in_words(values):
+    *first, last = values
+    return f"{', '.join(first)} and {last}"
+
+
 def test_what_the_note_of_the_tournament_claims(text):
     lengths = tournament_runs()
-    short, runs, long = (lengths[length] for length in (16, 64, 256))
     text = " ".join(text.split())
-    baselines = {"DIN", "HSTU", "SASRec", "target attention", "STCA"}
-    late = {"HSTU", "MixFormer", "HyFormer", "STCA"}
-    assert outcomes(short, "LONGER") == [baselines | {"MixFormer"}, set(), {"HyFormer"}]
-    assert outcomes(runs, "LONGER") == [baselines, set(), {"MixFormer", "HyFormer"}]
-    assert outcomes(long, "LONGER") == [{"DIN"}, late, {"SASRec", "target attention"}]
-    assert f"where it saves {saved(long, 'LONGER', 'HSTU')[1]} with" in text
-    started = long.groupby("arm")["examples_to_start"].count()
-    assert started["HSTU"] == 1 and started[sorted(late)].sum() == 2 and (started.drop(late) == 5).all()
-    assert outcomes(short, "DIN")[1:] == [set(WORDS.values()) - {"DIN", "SASRec", "HSTU"}, {"SASRec", "HSTU"}]
-    assert outcomes(long, "DIN") == [set(), set(long["arm"]) - {"DIN"}, set()]
-    assert outcomes(runs, "DIN")[1:] == [set(WORDS.values()) - {"DIN", "target attention"}, {"target attention"}]
-    gains = [saved(rows, "DIN", "target attention")[1] for rows in (short, runs, long)]
-    assert f"on target attention it saves {gains[0]}, {gains[1]} and {gains[2]}." in text
-    for rows in lengths.values():
-        assert rows.groupby("arm")["logloss"].mean().idxmin() == "DIN"
-        rate = rows.groupby("arm")["lr_dense"].first()
-        assert rate["DIN"] == 8 * rate["LONGER"]
-    cost = [rows.groupby("arm")["train_flops"].first() for rows in (short, long)]
-    assert cost[1]["DIN"] / cost[1]["LONGER"] == pytest.approx(1.5, abs=0.05)
-    assert cost[1]["LONGER"] < cost[1]["HSTU"] / 2
-    assert f"at 16 up to {cost[0].max() / cost[0].min():.1f} times each other" in text
-    start = runs.groupby("arm")["examples_to_start"].agg(["min", "median", "max"])
-    assert start["max"]["DIN"] < 18_500 and start["max"]["target attention"] < 28_500
-    assert start["min"]["HyFormer"] > 64_000
-    assert (start["median"][["HSTU", "STCA", "MixFormer"]] > start["median"]["LONGER"]).all()
-    later = long.groupby("arm")["examples_to_start"].median()
-    for name in ("DIN", "target attention", "SASRec", "LONGER"):
-        assert f"from {start['median'][name] / 1e3:.0f},000 to {later[name] / 1e3:.0f},000" in text
-        assert (later[name] > start["median"][name]) == (name != "LONGER")
-    own = [rows[rows["arm"] == "LONGER"].sort_values("seed")["examples_to_start"] for rows in (runs, long)]
-    assert (own[1].to_numpy() > own[0].to_numpy()).sum() == 2
-    means = [rows.groupby("arm")["logloss"].mean() for rows in (runs, long)]
-    assert (means[1] > means[0][means[1].index] - 0.001).all(), "none gains by the longer history"
-    assert (start["median"] > short.groupby("arm")["examples_to_start"].median()).all()
-    assert (runs.groupby("arm")["logloss"].mean() < short.groupby("arm")["logloss"].mean()).sum() == 6
+    assert {length: tuple(outcomes(runs, "LONGER")[:2]) for length, runs in lengths.items()} == BESIDE_LONGER
+    beside = {length: (set(), EVERY - {"DIN"} - alike, alike) for length, alike in BESIDE_DIN.items()}
+    assert {length: tuple(outcomes(runs, "DIN")) for length, runs in lengths.items()} == beside
+    assert f"above HSTU by {saved(lengths[256], 'LONGER', 'HSTU')[1]} with" in text
+    gains = in_words(saved(runs, "DIN", "target attention")[1] for runs in lengths.values())
+    assert f"On target attention it saves {gains} from" in text
+    cost = {length: runs.groupby("arm")["train_flops"].first() for length, runs in lengths.items()}
+    assert cost[256]["LONGER"] < cost[256]["HSTU"] / 2
+    apart = {length: f"{flops.max() / flops.min():.1f}" for length, flops in cost.items()}
+    assert f"at 16 up to {apart[16]} times each other, at 256 up to {apart[256]}." in text
+    rates = pd.DataFrame({length: runs.groupby("arm")["lr_dense"].first() for length, runs in lengths.items()}).T
+    assert {*(rates["DIN"] / rates["LONGER"])} == {4, 8}
+
+
+def test_what_the_note_says_of_starts_and_losses_over_the_lengths(text):
+    lengths = tournament_runs()
+    text = " ".join(text.split())
+    start = pd.DataFrame({length: {name: median_start(own_rows(runs, name)) for name in EVERY}
+                          for length, runs in lengths.items()})  # fmt: skip
+    for shorter, longer in itertools.pairwise(lengths):
+        later = (start[longer] > start[shorter]) | (start[longer] == math.inf)
+        assert later.drop("LONGER").all()
+    own = [f"{start.loc['LONGER', length] / 1e3:.0f},000" for length in (64, 128, 256)]
+    assert f"LONGER's goes from {own[0]} rows at 64 events to {in_words(own[1:])}" in text
+    late = lengths[256][lengths[256]["arm"].isin(LATE)]["examples_to_start"]
+    assert len(late) == 20 and late.count() == 2 and late.min() > 1e5
+    loss = pd.DataFrame({length: runs.groupby("arm")["logloss"].mean() for length, runs in lengths.items()})
+    best = {length: set(rows.index) for length, rows in loss.groupby(loss.idxmin(axis=1))}
+    assert best[16] == {"MixFormer", "HyFormer"} and best[64] == {"target attention", "SASRec", "HSTU", "STCA"}
+    assert "DIN" in best[128]
+    spread = f"{loss.loc['LONGER'].max() - loss.loc['LONGER'].min():.4f}".lstrip("0")
+    assert f"LONGER's stays within {spread} over all lengths" in text
+    at_64 = lengths[64].groupby("arm")["examples_to_start"].agg(["min", "median", "max"])
+    assert at_64["max"]["DIN"] < 18_500 and at_64["max"]["target attention"] < 28_500
+    assert at_64["min"]["HyFormer"] > 64_000
+    assert (at_64["median"][["HSTU", "STCA", "MixFormer"]] > at_64["median"]["LONGER"]).all()
 
 
 def test_the_tournaments_rates_are_the_best_of_those_searched():
