@@ -8,7 +8,7 @@ with it: those that three trials of these shapes with 2.5e5 rows say are best, t
 
 from ml_collections import ConfigDict
 
-from recscale.sweeps import Sweep, noted, quickstart
+from recscale.sweeps import Sweep, noted, product, quickstart, seeds
 from recscale.sweeps.mixers.mixers_by_rows import with_rows
 
 ROWS = 4_000_000
@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
 
 def get_sweep() -> Sweep:
     points = noted(shapes(RATES), match_id=SIZE)
-    return with_rows(points, ROWS, SEARCHED_ROWS, "vertex of three at 2.5e5 rows, times a power of the rows")
+    ruled = with_rows(points, ROWS, SEARCHED_ROWS, "vertex of three at 2.5e5 rows, times a power of the rows")
+    return product(ruled, seeds(2))
 
 
 def shapes(rates: dict[str, float]) -> Sweep:
