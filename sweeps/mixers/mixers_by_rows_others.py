@@ -70,6 +70,11 @@ def shapes(size: str) -> Sweep:
     for name, (rate, power) in CENTRES.items():
         arms[name] |= {"architecture": name, "training.lr": float(f"{rate * (float(size) / 2500) ** -power:.2g}")}
     if size in WIDE:
-        wide = {f"model.{name}": value for name, value in WIDE[size].items()}
-        arms["wukong_wide"] = {"architecture": "wukong", "training.lr": WIDE_CENTRE, **wide}
+        arms["wukong_wide"] = wide(WIDE[size])
     return chain(*(noted([point], arm=name, match_id=size) for name, point in arms.items()))
+
+
+def wide(shape: dict[str, int]) -> dict:
+    """A Wukong of wide tokens, with the rate the search begins at."""
+    options = {f"model.{name}": value for name, value in shape.items()}
+    return {"architecture": "wukong", "training.lr": WIDE_CENTRE, **options}
