@@ -13,9 +13,9 @@ Readers are compared at one length at a time. There is no figure along it: posit
 than a tenth of a small encoder.
 
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
-all eight at 16 to 256 events with equal FLOPs (where the search began with five rates for STCA at 256), and at 64 with
-equal total, every encoder at the best of all `SHARES`. Add to it, then `recscale sweep tournament --out runs/tournament
---extend`. The runs' note: `notebooks/runs/sequences.md`.
+with equal FLOPs all eight at 16 to 256 events (where the search began with five rates for STCA at 256) and `STARTED` at
+512, and at 64 with equal total, every encoder at the best of all `SHARES`. Add to it, then `recscale sweep tournament
+--out runs/tournament --extend`. The runs' note: `notebooks/runs/sequences.md`.
 """
 
 from collections.abc import Sequence
@@ -74,8 +74,13 @@ SHARE = {
     "hstu+rankmixer": 0.4,
     "target_attention+rankmixer": 0.6,
 }
+# Those whose seeds still start at 256 events.
+STARTED = ["longer+rankmixer", "din+rankmixer", "target_attention+rankmixer", "sasrec+rankmixer"]
 # Protocol -> length -> names.
-STAGES = {"equal FLOPs": {length: [*NAMES] for length in (16, 32, 64, 128, 256)}, "equal total": {64: [*NAMES]}}
+STAGES = {
+    "equal FLOPs": {length: [*NAMES] for length in (16, 32, 64, 128, 256)} | {512: STARTED},
+    "equal total": {64: [*NAMES]},
+}
 
 
 def get_config() -> ConfigDict:

@@ -225,9 +225,17 @@ BESIDE_LONGER = {
     64: ({"DIN", "HSTU", "SASRec", "target attention", "STCA"}, set()),
     128: ({"DIN"}, {"HyFormer"}),
     256: ({"DIN"}, LATE),
+    512: (set(), set()),
 }
 # Length -> those inside noise of DIN; all others are below it.
-BESIDE_DIN = {16: {"SASRec", "HSTU"}, 32: {"SASRec", "HSTU"}, 64: {"target attention"}, 128: set(), 256: set()}
+BESIDE_DIN = {
+    16: {"SASRec", "HSTU"},
+    32: {"SASRec", "HSTU"},
+    64: {"target attention"},
+    128: set(),
+    256: set(),
+    512: {"LONGER", "SASRec", "target attention"},
+}
 
 
 def in_words(values):
@@ -239,15 +247,20 @@ def test_what_the_note_of_the_tournament_claims(text):
     lengths = tournament_runs()
     text = " ".join(text.split())
     assert {length: tuple(outcomes(runs, "LONGER")[:2]) for length, runs in lengths.items()} == BESIDE_LONGER
-    beside = {length: (set(), EVERY - {"DIN"} - alike, alike) for length, alike in BESIDE_DIN.items()}
-    assert {length: tuple(outcomes(runs, "DIN")) for length, runs in lengths.items()} == beside
+    for length, runs in lengths.items():
+        alike = BESIDE_DIN[length]
+        assert outcomes(runs, "DIN") == [set(), set(runs["arm"]) - {"DIN"} - alike, alike]
     assert f"above HSTU by {saved(lengths[256], 'LONGER', 'HSTU')[1]} with" in text
-    gains = in_words(saved(runs, "DIN", "target attention")[1] for runs in lengths.values())
-    assert f"On target attention it saves {gains} from" in text
+    assert all(runs.groupby("arm")["logloss"].mean().idxmin() == "DIN" for runs in lengths.values())
+    *gains, last = (saved(runs, "DIN", "target attention")[1] for runs in lengths.values())
+    own = own_rows(lengths[512], "DIN")["logloss"]
+    ends = f"{own.min():.4f} and {own.max():.4f}".replace("0.", ".")
+    assert f"On target attention it saves {in_words(gains)} from 16 to 256" in text
+    assert f"At 512 nothing is shown: {last}, its own seeds lie between {ends}." in text
     cost = {length: runs.groupby("arm")["train_flops"].first() for length, runs in lengths.items()}
     assert cost[256]["LONGER"] < cost[256]["HSTU"] / 2
     apart = {length: f"{flops.max() / flops.min():.1f}" for length, flops in cost.items()}
-    assert f"at 16 up to {apart[16]} times each other, at 256 up to {apart[256]}." in text
+    assert f"at 16 up to {apart[16]} times each other, at 256 up to {apart[256]}, at 512 up to {apart[512]}." in text
     rates = pd.DataFrame({length: runs.groupby("arm")["lr_dense"].first() for length, runs in lengths.items()}).T
     assert {*(rates["DIN"] / rates["LONGER"])} == {4, 8}
 
@@ -257,10 +270,17 @@ def test_what_the_note_says_of_starts_and_losses_over_the_lengths(text):
     text = " ".join(text.split())
     start = pd.DataFrame({length: {name: median_start(own_rows(runs, name)) for name in EVERY}
                           for length, runs in lengths.items()})  # fmt: skip
-    for shorter, longer in itertools.pairwise(list(lengths)[1:]):
+    for shorter, longer in itertools.pairwise((32, 64, 128, 256)):
         later = (start[longer] > start[shorter]) | (start[longer] == math.inf)
         assert later.drop("LONGER").all()
-    own = [f"{start.loc['LONGER', length] / 1e3:.0f},000" for length in (64, 128, 256)]
+    own = [f"{start.loc['LONGER', length] / 1e3:.0f},000" for length in (64, 128, 256, 512)]
+    longest = {name: f"{value / 1e3:.0f},000" for name, value in start[512].dropna().items()}
+    said = f"At 512 DIN's is {longest['DIN']} and target attention's {longest['target attention']}, two seeds"
+    assert said in text and f"SASRec's stays at {longest['SASRec']}, but" in text
+    assert own_rows(lengths[512], "target attention")["examples_to_start"].isna().sum() == 2
+    assert start[512]["SASRec"] == start[256]["SASRec"]
+    ends = own_rows(lengths[512], "SASRec")["logloss"].agg(["min", "max"])
+    assert f"seeds end at {ends['min']:.4f} to {ends['max']:.4f}.".replace("0.", ".") in text
     assert f"LONGER's goes from {own[0]} rows at 64 events to {in_words(own[1:])}" in text
     late = lengths[256][lengths[256]["arm"].isin(LATE)]["examples_to_start"]
     assert len(late) == 20 and late.count() == 2 and late.min() > 1e5
@@ -280,9 +300,9 @@ def test_the_tournaments_rates_are_the_best_of_those_searched():
     assert (search["status"] == "done").all() and set(search["seed"]) == {0}
     assert not set(search["data_seed"]) & set(runs["data_seed"])
     started = search.groupby(["history_length", "architecture"])["examples_to_start"].count()
-    assert set(started.index[started == 0]) == {
-        (256, name) for name in ("hstu+rankmixer", "mixformer", "hyformer", "stca+rankmixer")
-    }
+    late = ("hstu+rankmixer", "mixformer", "hyformer", "stca+rankmixer")
+    never = {(256, name) for name in late} | {(512, "target_attention+rankmixer")}
+    assert set(started.index[started == 0]) == never
     tried = search[search["history_length"] == 256].groupby("architecture").size()
     assert tried["stca+rankmixer"] == 7 and (tried[["hstu+rankmixer", "hyformer", "mixformer"]] == 5).all()
     for (name, length), rows in search.groupby(["architecture", "history_length"]):
@@ -328,14 +348,15 @@ def test_the_note_of_equal_total_size_quotes_its_runs(text):
 def test_the_rates_and_shares_of_equal_total_size_are_the_best_of_those_searched():
     search, runs = (pd.read_parquet(RUNS / f"tournament_total{end}.parquet") for end in ("_rates", ""))
     assert (search["status"] == "done").all() and not set(search["data_seed"]) & set(runs["data_seed"])
-    for name, rows in search.groupby("architecture"):
+    for (name, length), rows in search.groupby(["architecture", "history_length"]):
         best = rows.loc[rows["logloss"].idxmin()]
-        own = runs[runs["architecture"] == name]
+        own = runs[(runs["architecture"] == name) & (runs["history_length"] == length)]
         assert (own["lr_dense"] == best["lr_dense"]).all() and (own["dense_params"] == best["dense_params"]).all()
         tried = rows.loc[rows["match_id"] == best["match_id"], "lr_dense"]
         assert (own["lr_bracketed"] == (tried.min() < best["lr_dense"] < tried.max())).all()
         assert (own["lr_trials"] == len(tried)).all()
         assert "+" not in name or own["arm"].iloc[0].endswith(f", {tournament.SHARE[name]:g}")
+        assert length == tournament.FIRST or rows["match_id"].nunique() == 1
 
 
 def test_the_note_of_the_world_with_categories_quotes_its_runs(text):
