@@ -14,8 +14,8 @@ than a tenth of a small encoder.
 
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
 with equal FLOPs all eight at 16 to 256 events (where the search began with five rates for STCA at 256) and `STARTED` at
-512, and at 64 with equal total, every encoder at the best of all `SHARES`. Add to it, then `recscale sweep tournament
---out runs/tournament --extend`. The runs' note: `notebooks/runs/sequences.md`.
+512, and LONGER as `PUBLISHED` at 64; with equal total all at 64, every encoder at the best of all `SHARES`. Add to it,
+then `recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/sequences.md`.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ SHARE = {
 STARTED = ["longer+rankmixer", "din+rankmixer", "target_attention+rankmixer", "sasrec+rankmixer"]
 # Protocol -> length -> names.
 STAGES = {
-    "equal FLOPs": {length: [*NAMES] for length in (16, 32, 64, 128, 256)} | {512: STARTED},
+    "equal FLOPs": {length: [*NAMES] for length in (16, 32, 128, 256)} | {64: [*NAMES, *PUBLISHED], 512: STARTED},
     "equal total": {64: [*NAMES]},
 }
 

@@ -202,7 +202,7 @@ def tournament_matrix(lengths, what):
 def test_the_note_of_the_tournament_quotes_its_runs(text):
     lengths = tournament_runs()
     assert {length: len(set(runs["arm"])) for length, runs in lengths.items()} == {
-        length: len(names) for length, names in tournament.STAGES["equal FLOPs"].items()
+        length: len(set(names) & set(tournament.NAMES)) for length, names in tournament.STAGES["equal FLOPs"].items()
     }
     assert all(runs["lr_bracketed"].all() for runs in lengths.values())
     for what in CELLS:
@@ -310,6 +310,40 @@ def test_the_tournaments_rates_are_the_best_of_those_searched():
         best = rows["lr_dense"][rows["logloss"].idxmin()]
         assert (own["lr_dense"] == best).all() and rows["lr_dense"].min() < best < rows["lr_dense"].max()
         assert (own["lr_trials"] == len(rows)).all() and own["lr_bracketed"].all()
+
+
+def with_published():
+    """The runs at the length of `tournament.PUBLISHED`, those two arms among them."""
+    own = pd.read_parquet(RUNS / "tournament_published.parquet")
+    assert (own["status"] == "done").all() and own["lr_bracketed"].all() and set(own["arm"]) == {*tournament.PUBLISHED}
+    assert (own.groupby("arm")["seed"].nunique() == 5).all() and len(own) == 10
+    (length,) = set(own["history_length"])
+    assert set(tournament.PUBLISHED) < set(tournament.STAGES["equal FLOPs"][length])
+    return pd.concat([tournament_runs()[length], own], ignore_index=True)
+
+
+def published_table():
+    runs = with_published()
+    return tournament_table(runs[runs["arm"].isin(["LONGER", *tournament.PUBLISHED])])
+
+
+def test_the_note_of_longer_as_published_quotes_its_runs(text):
+    runs, (four, eight) = with_published(), tournament.PUBLISHED
+    assert "\n".join(published_table()) in text
+    text = " ".join(text.split())
+    assert outcomes(runs, eight, EVERY) == [EVERY, set(), set()]
+    assert outcomes(runs, four, EVERY) == [EVERY - {"HyFormer"}, set(), {"HyFormer"}]
+    assert own_rows(runs, eight)["examples_to_start"].isna().sum() == 1
+    gains = {name: [saved(runs, name, other)[1] for other in (four, eight)] for name in ("DIN", "SASRec")}
+    assert f"DIN saves {in_words(gains['DIN'])} on them, SASRec {in_words(gains['SASRec'])}." in text
+    assert f"it saves {saved(runs, 'LONGER', four)[1]} on the published one" in text
+    search = pd.read_parquet(RUNS / "tournament_published_rates.parquet")
+    assert (search["status"] == "done").all() and not set(search["data_seed"]) & set(runs["data_seed"])
+    for arm, merge in zip((four, eight), (4, 8), strict=True):
+        rows, own = search[search["model.encoder.merge"] == merge], own_rows(runs, arm)
+        best = rows["lr_dense"][rows["logloss"].idxmin()]
+        assert (own["lr_dense"] == best).all() and rows["lr_dense"].min() < best < rows["lr_dense"].max()
+        assert (own["lr_trials"] == len(rows)).all()
 
 
 def test_the_note_of_equal_total_size_quotes_its_runs(text):
