@@ -11,6 +11,7 @@ from recscale.scaling.laws.commands import (
     AXES,
     BOOTSTRAP,
     CLUSTER,
+    KNOWN,
     TARGET,
     WHERE,
     leave,
@@ -40,6 +41,7 @@ from .beside import as_grid, beside
     CLUSTER,
     WHERE,
     BOOTSTRAP,
+    *KNOWN,
     table=click.argument("law_id", required=False),
 )
 def published(
@@ -79,5 +81,6 @@ def published(
             _, found = beside(law_id, own, metric=metric or own.rows.target, axes=stated, convention=convention or None)
         except (Refused, catalogue.OverlayRefused) as refusal:
             return refuse(refusal, as_json)
-        show(as_grid(law.label, found, [own.headline(), *([law.caution] if law.caution else [])]))
+        given = [f"given: {name} {told}" for name, told in own.given.items()]
+        show(as_grid(law.label, found, [own.headline(), *given, *([law.caution] if law.caution else [])]))
         leave(granted=any(f.fitted is not None for f in found), told={"beside": found} if as_json else None)

@@ -82,6 +82,10 @@ def test_published_laws_are_listed_shown_and_beside_a_fit(tmp_path):
     alpha, beta = told["beside"]
     assert alpha["name"] == "alpha" and alpha["published_interval"][0] < 0.35 < alpha["published_interval"][1]
     assert "the fitted one inside the published one's interval" in alpha["verdict"]
+    known = ["--fix", "E=1.9", "--bound", "alpha=0,1", "--prior", "beta=normal,.366,.01"]
+    done, told = run(published, "chinchilla_epoch", tmp_path / "lm.csv", *axes, *same, *known)
+    assert "given: E fixed at 1.9" in done.output and "given: beta normal prior 0.366, sd 0.01" in done.output
+    assert told["beside"][0]["fitted"] != alpha["fitted"]
     done, told = run(published, "chinchilla_epoch", tmp_path / "lm.csv", *axes)
     assert done.exit_code == 3 and "metric: published" in told["refused"] and "convention" in told["refused"]
 
