@@ -58,7 +58,9 @@ def test_committed_outputs_show_the_committed_table():
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == "quickstart" else pytest.mark.slow) for name in NAMES]
 )
-def test_a_notebook_runs_and_says_what_is_committed(name):
+def test_a_notebook_runs_and_says_what_is_committed(name, monkeypatch):
+    # The last digits of fits are those of optimised programs, and a gate may hang on them.
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
     path = FOLDER / f"{name}.ipynb"
     committed, fresh = nbformat.read(path, as_version=4), load_execute().execute(path)
     for old, new in zip(code_cells(committed), code_cells(fresh), strict=True):
