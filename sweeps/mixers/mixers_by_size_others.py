@@ -18,7 +18,7 @@ CENTRES = {
     "wukong": {"6.4e3": 1.4e-2},
     "wukong_wide": {"2.4e4": 2e-2, "1.15e5": 2e-2},
     "hiformer": {"6.4e3": 7e-3, "2.4e4": 5e-3},
-    "rankmixer_1_2": {"6.4e3": 1.1e-2, "2.4e4": 1.3e-2},
+    "rankmixer_1_2": {"6.4e3": 1.1e-2, "2.4e4": 1.3e-2, "1.15e5": 4e-3},
     "rankmixer_1_4": {"6.4e3": 5.5e-3, "2.4e4": 6.5e-3},
 }
 # The Wukong of wide tokens that is as large as the others at the third size; with 2.5e5 rows there is none.

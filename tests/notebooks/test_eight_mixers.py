@@ -118,9 +118,11 @@ def test_what_the_note_says_of_more_rows():
     experts = ["rankmixer_1_2", "rankmixer_1_4"]
     shares = [(table.loc[experts, "2.4e4"] / table.loc["rankmixer", "2.4e4"]).round(2) for table in (few, many)]
     assert [share.tolist() for share in shares] == [[1.24, 1.26], [1.58, 1.57]]
+    shares = [table.loc["rankmixer_1_2", "1.15e5"] / table.loc["rankmixer", "1.15e5"] for table in (many, few)]
+    assert [round(share, 2) for share in shares] == [1.68, 1.37]
     wide = many.loc["wukong_wide"].round(2)
-    four = many.loc[["rankmixer", "dlrm_mlp", "tokenmixer_large", "dcnv2"], "1.15e5"]
-    assert (wide["2.4e4"], wide["1.15e5"]) == (1.85, 1.88) and (four < wide["1.15e5"]).all()
+    others = many.loc[["rankmixer", "dlrm_mlp", "tokenmixer_large", "dcnv2", "rankmixer_1_2"], "1.15e5"]
+    assert (wide["2.4e4"], wide["1.15e5"]) == (1.85, 1.88) and (others < wide["1.15e5"]).all()
     points = {(point["note.arm"], point["note.match_id"]): point for point in mixers_by_size_others.get_sweep()}
     sizes = [points["wukong_wide", size] for size in ("2.4e4", "1.15e5")]
     shapes = [[point[f"model.{name}"] for name in ("fm_tokens", "rank", "hidden")] for point in sizes]
