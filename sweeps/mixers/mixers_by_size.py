@@ -28,6 +28,7 @@ LARGER_MODELS = {
     "rankmixer": {"model.layers": 1, "model.tokens": 8, "model.width": 168, "model.hidden": 84, "training.lr": 2.4e-3},
     "dlrm_mlp": {"model.widths": (1101,), "training.lr": 2.4e-3},
     "dcnv2": {"model.cross_layers": 1, "model.widths": (), "model.rank": 547, "training.lr": 1.3e-3},
+    "tokenmixer_large": MODELS["tokenmixer_large"] | {"size.dense_params": float(LARGER), "training.lr": 6e-3},
 }
 
 
