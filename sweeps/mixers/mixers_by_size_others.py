@@ -17,7 +17,7 @@ from recscale.sweeps.mixers.mixers_by_rows_others import COMPARED, shapes, wide
 CENTRES = {
     "wukong": {"6.4e3": 1.4e-2},
     "wukong_wide": {"2.4e4": 2e-2, "1.15e5": 2e-2},
-    "hiformer": {"6.4e3": 7e-3, "2.4e4": 5e-3},
+    "hiformer": {"6.4e3": 7e-3, "2.4e4": 5e-3, "1.15e5": 5e-3},
     "rankmixer_1_2": {"6.4e3": 1.1e-2, "2.4e4": 1.3e-2, "1.15e5": 4e-3},
     "rankmixer_1_4": {"6.4e3": 5.5e-3, "2.4e4": 6.5e-3},
 }

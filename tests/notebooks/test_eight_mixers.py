@@ -120,6 +120,10 @@ def test_what_the_note_says_of_more_rows():
     assert [share.tolist() for share in shares] == [[1.24, 1.26], [1.58, 1.57]]
     shares = [table.loc["rankmixer_1_2", "1.15e5"] / table.loc["rankmixer", "1.15e5"] for table in (many, few)]
     assert [round(share, 2) for share in shares] == [1.68, 1.37]
+    late = compared(1_250_000).query("arm == 'hiformer' and match_id == '1.15e5'")
+    assert late["excess"].agg(["min", "max"]).round(2).tolist() == [4.39, 5.25] and len(late) == 5
+    before = compared(250_000).query("arm == 'hiformer' and match_id == '1.15e5'")
+    assert before["lr_dense"].iloc[0] / late["lr_dense"].iloc[0] == 4 and many["1.15e5"].idxmax() == "hiformer"
     wide = many.loc["wukong_wide"].round(2)
     others = many.loc[["rankmixer", "dlrm_mlp", "tokenmixer_large", "dcnv2", "rankmixer_1_2"], "1.15e5"]
     assert (wide["2.4e4"], wide["1.15e5"]) == (1.85, 1.88) and (others < wide["1.15e5"]).all()
