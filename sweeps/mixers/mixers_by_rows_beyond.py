@@ -1,8 +1,8 @@
 """RankMixer and the MLP below and above the quickstart's sizes, with its 1.25e6 rows: more than two decades of sizes.
 
-The largest are the shapes of `mixers_by_rows_check`. A RankMixer of eight tokens has 2.3e3 parameters and more on this
-log, so that the small one has four: it is another shape, and no part of a law of the others. The rate of each is the
-best of three or more on another stream of the log, found first.
+The large ones are the shapes of `mixers_by_rows_check`, and a RankMixer of twice that size. A RankMixer of eight
+tokens has 2.3e3 parameters and more on this log, so that the small one has four: it is another shape, and no part of
+a law of the others. The rate of each is the best of three or more on another stream of the log, found first.
 
     recscale sweep mixers_by_rows_beyond --out runs/mixers_by_rows_beyond --no-report
 
@@ -21,6 +21,8 @@ SMALL = {
     "dlrm_mlp": {"model.widths": (4,), "training.lr": 2e-2},
 }
 CENTRES = {"rankmixer": 1.8e-3, "dlrm_mlp": 2e-3}
+LARGEST = "9.9e5"
+LARGEST_MODEL = {"model.layers": 1, "model.tokens": 8, "model.width": 336, "model.hidden": 168, "training.lr": 2.4e-3}
 
 
 def get_config() -> ConfigDict:
@@ -31,7 +33,8 @@ def get_sweep() -> Sweep:
     """Five seeds of the small ones, whose seeds differ most, and one of the large ones."""
     small = noted([{"architecture": name, **model} for name, model in SMALL.items()], match_id=SMALLER)
     large = noted(mixers_by_rows_check.shapes(CENTRES), match_id=mixers_by_rows_check.SIZE)
-    return chain(product(small, seeds(5)), product(large, seeds(1)))
+    largest = noted([{"architecture": "rankmixer", **LARGEST_MODEL}], match_id=LARGEST)
+    return chain(product(small, seeds(5)), product(large + largest, seeds(1)))
 
 
 def get_rates() -> dict:
