@@ -29,7 +29,7 @@ def runs():
         table = pd.concat([pd.read_parquet(RUNS / f"{name}.parquet") for name in names])
         table = table[table["architecture"].isin(WORDS) & table["arm"].fillna(table["architecture"]).isin(WORDS)]
         assert table["run_id"].is_unique and (table["status"] == "done").all() and table["lr_bracketed"].all()
-        table = table.assign(excess_logloss=table["logloss"] - table["asymptote"], lr_first_trials=quickstart.TRIALS)
+        table = table.assign(excess_logloss=table["logloss"] - table["asymptote"])
         found[rows] = table.reset_index(drop=True)
     return found
 

@@ -123,15 +123,20 @@ def _learning_rate(sides: list[tuple[str, pd.DataFrame]]) -> Item:
         states.append(open_runs == 0)
         details.append(f"{name}: {open_runs} of {len(rows)} runs not bracketed")
         trials.append(_distinct(rows, "lr_trials"))
-        first.append(_distinct(rows, "lr_first_trials"))
+        first.append(_distinct(rows.assign(begun=_begun(rows)), "begun"))
     if None in states:
         return Item("learning_rate", text, None, "; ".join(details), True)
-    compared = first if all(first) else trials
-    equal = len(compared) == 2 and compared[0] == compared[1] and bool(compared[0])
+    equal = len(first) == 2 and first[0] == first[1] and bool(first[0])
     details.append(f"trials {trials[0]} and {trials[1]}" if all(trials) else "lr_trials not recorded")
-    if all(first):
+    if all(first) and first != trials:
         details.append(f"at first {first[0]} and {first[1]}")
     return Item("learning_rate", text, (all(states) and equal) if all(trials) else None, "; ".join(details), True)
+
+
+def _begun(rows: pd.DataFrame) -> pd.Series | None:
+    """Trials that a search began with; where that is not recorded, all it had."""
+    trials, first = rows.get("lr_trials"), rows.get("lr_first_trials")
+    return trials if trials is None or first is None else first.where(first.notna(), trials)
 
 
 def _sizes(sides: list[tuple[str, pd.DataFrame]], axis: str) -> Item:
@@ -207,4 +212,5 @@ def _distinct(rows: pd.DataFrame, column: str) -> list[str]:
     """Sorted distinct values as text; empty when the column is missing or has gaps."""
     if column not in rows.columns or rows[column].isna().any():
         return []
-    return sorted({str(value) for value in rows[column]})
+    values = (int(v) if isinstance(v, float) and v.is_integer() else v for v in rows[column])
+    return sorted({str(value) for value in values})

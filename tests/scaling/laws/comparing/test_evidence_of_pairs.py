@@ -106,6 +106,8 @@ LADDER = runs(sizes=(1.0, 5.0, 10.0, 50.0, 100.0), lr_bracketed=True, lr_trials=
         ({"lr_trials": lambda t: np.where(t.architecture == "a", 5, 3), "lr_first_trials": 3}, True),
         ({"lr_first_trials": lambda t: np.where(t.architecture == "a", 5, 3)}, False),
         ({"lr_trials": 5, "lr_first_trials": lambda t: np.where(t.architecture == "a", 5, np.nan)}, True),
+        ({"lr_trials": 5, "lr_first_trials": lambda t: np.where(t.architecture == "a", 3, np.nan)}, False),
+        ({"lr_trials": 3 + 2 * (LADDER.index % 2), "lr_first_trials": np.where(LADDER.index % 2, 3, np.nan)}, True),
         ({"lr_first_trials": 3, "lr_bracketed": lambda t: t.index > 0}, False),
     ],
 )
