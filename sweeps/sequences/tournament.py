@@ -14,8 +14,9 @@ than a tenth of a small encoder.
 
 The whole study is both protocols with all of `NAMES` at every length of `length_ladder`; `STAGES` lists what was run:
 with equal FLOPs all eight at 16 to 256 events (where the search began with five rates for STCA at 256) and `STARTED` at
-512, and LONGER as `PUBLISHED` at 64; with equal total all at 64, every encoder at the best of all `SHARES`. Add to it,
-then `recscale sweep tournament --out runs/tournament --extend`. The runs' note: `notebooks/runs/sequences.md`.
+512, and LONGER as `PUBLISHED` at 64; with equal total all at 64, every encoder at the best of all `SHARES`, and five at
+16 with the same shares. Add to it, then `recscale sweep tournament --out runs/tournament --extend`. The runs' note:
+`notebooks/runs/sequences.md`.
 """
 
 from collections.abc import Sequence
@@ -79,7 +80,10 @@ STARTED = ["longer+rankmixer", "din+rankmixer", "target_attention+rankmixer", "s
 # Protocol -> length -> names.
 STAGES = {
     "equal FLOPs": {length: [*NAMES] for length in (16, 32, 128, 256)} | {64: [*NAMES, *PUBLISHED], 512: STARTED},
-    "equal total": {64: [*NAMES]},
+    "equal total": {
+        16: ["longer+rankmixer", "din+rankmixer", "sasrec+rankmixer", "hyformer", "hstu+rankmixer"],
+        64: [*NAMES],
+    },
 }
 
 

@@ -347,12 +347,16 @@ def test_the_note_of_longer_as_published_quotes_its_runs(text):
 
 
 def test_the_note_of_equal_total_size_quotes_its_runs(text):
-    ((length, runs),) = tournament_runs("tournament_total").items()
-    assert [length] == list(tournament.STAGES["equal total"]) and set(runs["arm"]) == set(WORDS.values())
-    assert "\n".join(tournament_table(runs, shares=True)) in text
-    off = runs["dense_params"] / tournament.SIZE - 1
-    assert f"within {100 * off.abs().max():.1f} % of 4e4" in text
-    text = " ".join(text.split())
+    lengths = tournament_runs("tournament_total")
+    assert {length: runs["arm"].nunique() for length, runs in lengths.items()} == {
+        length: len(names) for length, names in tournament.STAGES["equal total"].items()
+    }
+    for runs in lengths.values():
+        assert runs["lr_bracketed"].all() and "\n".join(tournament_table(runs, shares=True)) in text
+    off = max((runs["dense_params"] / tournament.SIZE - 1).abs().max() for runs in lengths.values())
+    assert f"within {100 * off:.1f} % of 4e4" in text
+    length = tournament.FIRST
+    text, runs = " ".join(text.split()), lengths[length]
     last = outcomes(runs, "LONGER")
     assert last == [set(WORDS.values()) - {"LONGER"}, set(), set()]
     assert runs.loc[runs["arm"] == "LONGER", "examples_to_start"].isna().sum() == 1
@@ -372,11 +376,25 @@ def test_the_note_of_equal_total_size_quotes_its_runs(text):
     assert f"({means[0]:.4f} for {means[1]:.4f})".replace("0.", ".") in text
     backbones = [(rows["dense_params"] - rows["encoder_params"])[rows["arm"] == "DIN"].max() for rows in (runs, equal)]
     assert backbones[0] < backbones[1]
-    search = pd.read_parquet(RUNS / "tournament_total_rates.parquet").query("architecture == 'din+rankmixer'")
+    search = pd.read_parquet(RUNS / "tournament_total_rates.parquet").query(
+        "architecture == 'din+rankmixer' and history_length == @length"
+    )
     best = search.groupby("match_id")["logloss"].min()
     deviation = runs.loc[runs["arm"] == "DIN", "logloss"].std()
     said = f"within {best.max() - best.min():.4f} of each other, its seeds deviate by {deviation:.4f}"
     assert said.replace("0.", ".") in text
+
+
+def test_the_note_of_equal_total_size_at_16_events_says_what_its_runs_say(text):
+    runs, text = tournament_runs("tournament_total")[16], " ".join(text.split())
+    first = {"HSTU", "HyFormer"}
+    assert outcomes(runs, "LONGER") == [set(runs["arm"]) - {"LONGER"}, set(), set()]
+    assert own_rows(runs, "LONGER")["examples_to_start"].isna().sum() == 1
+    for name in first:
+        assert outcomes(runs, name) == [set(), {"DIN", "SASRec", "LONGER"}, first - {name}]
+    gains = in_words(saved(runs, "HSTU", name)[1] for name in ("DIN", "SASRec"))
+    assert f"above DIN and SASRec here**, HSTU by {gains}, and not told apart" in text
+    assert runs.groupby("arm")["train_flops"].first().idxmax() == "DIN"
 
 
 def test_the_rates_and_shares_of_equal_total_size_are_the_best_of_those_searched():
