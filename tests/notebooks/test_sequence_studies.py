@@ -310,6 +310,7 @@ def test_the_tournaments_rates_are_the_best_of_those_searched():
         best = rows["lr_dense"][rows["logloss"].idxmin()]
         assert (own["lr_dense"] == best).all() and rows["lr_dense"].min() < best < rows["lr_dense"].max()
         assert (own["lr_trials"] == len(rows)).all() and own["lr_bracketed"].all()
+        assert (own["lr_first_trials"] == (5 if (name, length) == ("stca+rankmixer", 256) else 3)).all()
 
 
 def with_published():
