@@ -106,10 +106,9 @@ def runs(method: str, update: str, slots: int, log: str = "") -> Sweep:
     """Seeds of one arm at one size, at its rate there."""
     compared, rate = slots in COMPARED[log], RATES[log][method, update][slots]
     searched = compared and (method, log) != ("MSN", LONGER)  # there the rate is that of 2e6 rows, as between the sizes
-    inside = searched and (method, log) != ("pkm", LONGER)  # there the best was the highest of three
     rule = "best on another stream" if searched else "of fewer rows" if log == LONGER else "of another size"
     points = product([model(method, update, slots, log) | {"training.lr": rate}], seeds(5 if compared else 2))
-    return noted(points, arm=arm(method, update, log), lr_rule=rule, lr_bracketed=inside)
+    return noted(points, arm=arm(method, update, log), lr_rule=rule, lr_bracketed=searched)
 
 
 def model(method: str, update: str, slots: int, log: str = "") -> dict:

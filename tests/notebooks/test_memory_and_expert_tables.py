@@ -241,6 +241,10 @@ def test_with_four_times_the_rows(note, slots):
     used = [100 * mean(rows, pkm, 2**16, "memory_usage") for rows in (slots, more)]
     assert "from {:.0f} % to {:.0f} %".format(*used) in text
     assert mean(more, one, 2**16) == pytest.approx(counted_table(2**16, 8e6), abs=5e-4)
+    tried = of_log(pd.read_parquet(RUNS / "memory_slots_hashed_rates.parquet"), hashed.LONGER)
+    losses = tried[tried["arm"] == pkm].set_index("lr_dense")["logloss"].sort_index()
+    behind = (losses - losses.min()).iloc[losses.argmin() - 1 :: 2].iloc[:2]
+    assert "by {:.4f} from the next below and {:.4f} from that above".format(*behind).replace("0.", ".") in text
 
 
 def experts_table(table):
