@@ -113,6 +113,7 @@ def train(shape: str, rows: int, folder: Path, stopwatch: Stopwatch) -> dict[str
     from recscale.scaling.training import RunSpec, get_config, train_group
 
     architecture, model, seeds = SHAPES[shape]
+    interval = min(ROWS // 40, rows // 4)  # the quickstart's, but several events in a shorter run
     runs = []
     for seed in range(seeds):
         config = get_config(architecture, "known_truth")
@@ -120,7 +121,7 @@ def train(shape: str, rows: int, folder: Path, stopwatch: Stopwatch) -> dict[str
         with config.unlocked():
             config.data.overrides.update(WORLD)
         config.model.update(model)
-        config.training.update({"requests": BATCH, "examples": rows, "lr": 5e-3, "log_every_examples": ROWS // 40})
+        config.training.update({"requests": BATCH, "examples": rows, "lr": 5e-3, "log_every_examples": interval})
         runs.append(RunSpec(config, folder / f"{shape}{seed}"))
     events: list[tuple[int, float]] = []
 
