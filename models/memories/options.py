@@ -109,10 +109,10 @@ class MemoryOptions(Options):
         for name, value in (("value_init_std", self.value_init_std), ("theta_noise", self.theta_noise)):
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}, expected 0 or more")
-        if self.memory_topk > self.sub_keys:
+        if self.memory_topk > self.virtual_sub_keys:
             raise ValueError(
-                f"memory_topk is {self.memory_topk}, but memory_slots={self.memory_slots} has only n = {self.sub_keys} "
-                "sub-keys per axis; lower it or add slots"
+                f"memory_topk is {self.memory_topk}, but memory_slots={self.memory_slots} has only n = "
+                f"{self.virtual_sub_keys} sub-keys per axis; lower it or add slots"
             )
         if self.theta == "left_nxn" and self.freeze_base_keys:
             raise ValueError("theta='left_nxn' with freeze_base_keys never moves a key that was not read; train keys")

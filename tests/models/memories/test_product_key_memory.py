@@ -265,6 +265,13 @@ def test_an_expansion_of_one_is_a_bag_and_a_projection():
     np.testing.assert_allclose(run(memory, x).y, memory.out(run(bag, x).y), rtol=1e-5, atol=1e-6)
 
 
+def test_an_expansion_has_as_many_sub_keys_as_its_virtual_slots():
+    assert MemoryOptions(memory_slots=25, memory_topk=10, value_op="expansion", expansion=4).virtual_sub_keys == 10
+    for topk, value_op in ((11, "expansion"), (6, "bag")):
+        with pytest.raises(ValueError, match=f"n = {topk - 1} sub-keys per axis"):
+            MemoryOptions(memory_slots=25, memory_topk=topk, value_op=value_op)
+
+
 @pytest.mark.slow
 def test_grouped_expansion_projects_each_group_apart():
     memory, x = layer(value_op="expansion", expansion=4, memory_topk=6), normal(T, B, D)
@@ -463,7 +470,8 @@ def test_usage_nulls_hold_under_uniform_routing():
 
 @pytest.mark.slow
 def test_layer_can_be_built_from_explicit_sizes():
-    memory = ProductKeyMemory(T, D, MemoryOptions(memory_slots=49, read_weights="sigmoid"), rngs=nnx.Rngs(0))
+    options = MemoryOptions(memory_slots=49, memory_topk=7, read_weights="sigmoid")
+    memory = ProductKeyMemory(T, D, options, rngs=nnx.Rngs(0))
     assert run(memory, normal(T, B, D)).y.shape == (T, B, D)
     with pytest.raises(ValueError, match="value_op='bag'"):
         layer(value_op="swilu")(normal(T, B, D), gate=normal(T, B, D), gate_fn="tanh")
