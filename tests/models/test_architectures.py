@@ -90,7 +90,18 @@ def reads(name):
     return {"clicks", "buys"} if name == "hyformer" else {"clicks"} if reads_history(name) else set()
 
 
+@pytest.fixture
+def optimised():
+    """Programs as users compile them, which most tests do not need."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.mark.thorough
+@pytest.mark.usefixtures("optimised")
 def test_compiled_programs_give_the_same(case):
     arguments = case.params, floats(case.inputs), case.inputs, case.labels
     found = jax.jit(jax.value_and_grad(case.loss_of, argnums=(0, 1)))(*arguments)
@@ -138,8 +149,11 @@ def test_bfloat16_stays_close_and_keeps_float32_outside(name, case):
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), case.params)
     (_, low), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
     full = case.forward(case.params, case.inputs)
+    # What rounding the parameters alone costs: a norm over few numbers may make much of it.
+    rounded = case.forward(jax.tree.map(lambda x: np.asarray(jnp.bfloat16(x), x.dtype), case.params), case.inputs)
+    room = max(0.05 * np.abs(full).max() + 0.01, 2 * np.abs(rounded - full).max())
     assert low.dtype == jnp.float32
-    assert float(np.abs(low - full).max()) < 0.05 * float(np.abs(full).max()) + 0.01
+    assert float(np.abs(low - full).max()) < room
     for leaf in jax.tree.leaves(gradient):
         assert leaf.dtype == jnp.float32 and jnp.isfinite(leaf).all()
 
