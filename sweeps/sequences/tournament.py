@@ -62,7 +62,7 @@ BEST = {
     "target_attention+rankmixer": 4e-3,
 }
 LOWERED = ("sasrec+rankmixer", "hyformer", "mixformer", "stca+rankmixer", "hstu+rankmixer")
-LOWER = {
+LOWER: dict[int, dict[str, float]] = {
     128: dict(zip(LOWERED, (2e-3, 2e-3, 4e-3, 1e-3, 2e-3), strict=True)),
     512: dict(zip(LOWERED, (2e-3, 1e-3, 2e-3, 5e-4, 1e-3), strict=True)),
 }
